@@ -1,0 +1,1 @@
+"""What the service knows, without IO: submissions, identity, ledger entries, events, errors, ports."""

@@ -1,0 +1,78 @@
+"""What can go wrong, as types. The shim turns them into HTTP statuses, the worker into reason codes.
+
+::
+
+    IngestError
+    |-- InvalidSubmission      the submission itself is wrong: 400, or a dead letter with `reason`
+    |-- Unavailable            a dependency is away: 503, or the worker waits; never a dead letter
+    |   |-- StoreUnavailable
+    |   `-- BrokerUnavailable
+    `-- ConfigurationError     settings or topology are wrong: say what to change and stop
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+MAX_FIELD_ERRORS = 100
+
+
+class Reason(StrEnum):
+    """Why a submission stands in `ingest.dead`; also the `reason` of `submission.rejected`."""
+
+    MALFORMED = "malformed"
+    """Not JSON, not UTF-8, or not an object."""
+    INVALID = "invalid"
+    """JSON, but a field is missing or wrong."""
+    TOO_LARGE = "too_large"
+    UNSUPPORTED_CONTENT_TYPE = "unsupported_content_type"
+    BAD_ROUTING_KEY = "bad_routing_key"
+    MISSING_MESSAGE_ID = "missing_message_id"
+    UNKNOWN_CUSTOMER = "unknown_customer"
+    USER_MISMATCH = "user_mismatch"
+    """The broker-checked `user_id` is neither the customer nor the service."""
+    FORGED_ADMISSION = "forged_admission"
+    """Claims to be admitted already, but does not come from the shim."""
+    KEY_CONFLICT = "key_conflict"
+    """Same key, other body, and the customer is `strict`."""
+    QUOTA_EXHAUSTED = "quota_exhausted"
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One thing wrong with one field; `error` is a sentence that starts with the field's path."""
+
+    field: str
+    error: str
+
+
+class IngestError(Exception):
+    """The root of every error this package raises on purpose."""
+
+
+class InvalidSubmission(IngestError):
+    """A submission that cannot be accepted as it is.
+
+    `errors` holds at most `MAX_FIELD_ERRORS` field errors, in the order of the body; it may be empty.
+    """
+
+    def __init__(self, reason: Reason, message: str, errors: tuple[FieldError, ...] = ()) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.errors = errors[:MAX_FIELD_ERRORS]
+
+
+class Unavailable(IngestError):
+    """A dependency cannot be reached or does not answer in time; trying again later is right."""
+
+
+class StoreUnavailable(Unavailable):
+    """The store cannot be reached, refuses writes or does not answer in time."""
+
+
+class BrokerUnavailable(Unavailable):
+    """The broker cannot be reached, is blocked, or does not answer in time. Nothing was sent."""
+
+
+class ConfigurationError(IngestError):
+    """Settings, topology or permissions are wrong; the message says what to change."""

@@ -1,0 +1,125 @@
+"""The outcomes, as CloudEvents 1.0 in structured JSON (https://cloudevents.io), one AMQP message each.
+
+Event ids are deterministic: what at-least-once delivery repeats carries the same `id` and can be dropped.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from ingest.domain.errors import InvalidSubmission
+from ingest.domain.messages import CLOUDEVENTS, Message
+from ingest.domain.submissions import Submission, Task
+from ingest.domain.topology import EVENTS
+
+SOURCE = "/asg/ingest"
+TASK_ACCEPTED = "io.asgrefinery.task.accepted"
+BATCH_ACCEPTED = "io.asgrefinery.batch.accepted"
+DUPLICATE = "io.asgrefinery.submission.duplicate"
+REJECTED = "io.asgrefinery.submission.rejected"
+
+_encode = msgspec.json.encode
+
+
+def rfc3339(milliseconds: int) -> str:
+    """A Unix time in milliseconds as the contract writes times: `2026-04-09T12:00:00Z`, whole seconds, UTC."""
+    return datetime.fromtimestamp(milliseconds // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def task_accepted(task: Task, cust_id: str, created_at: str, batch: tuple[str, int] | None = None) -> Message:
+    """The per-task message, which is its acceptance event; `batch` is (batch_id, index) for an item of one.
+
+    The body is put together from JSON that is canonical already: parsing it again would be most of the cost.
+    Ids, customer ids and times need no escaping.
+    """
+    webhook = "webhook" if task.has_callback else "none"
+    place = b"" if batch is None else b'"batch_id":"%b","batch_index":%d,' % (batch[0].encode(), batch[1])
+    task_id = task.task_id.encode()
+    time = created_at.encode()
+    body = (
+        b'{"specversion":"1.0","id":"%b:accepted","source":"/asg/ingest","type":"io.asgrefinery.task.accepted",'
+        b'"subject":"%b","time":"%b","datacontenttype":"application/json",'
+        b'"data":{"task_id":"%b","cust_id":"%b","created_at":"%b",%b%b}'
+        % (task_id, task_id, time, task_id, cust_id.encode(), time, place, bytes(task.body)[1:])
+    )
+    return Message(
+        exchange=EVENTS,
+        routing_key=f"task.accepted.{task.type}.{webhook}",
+        body=body,
+        message_id=f"{task.task_id}:accepted",
+        content_type=CLOUDEVENTS,
+    )
+
+
+def batch_accepted(submission: Submission, created_at: str, replayed: Sequence[str]) -> Message:
+    """Out once all task events of the batch are out; `replayed` are the task ids that had been accepted before."""
+    with_callback = any(task.has_callback for task in submission.tasks)
+    data = {
+        "batch_id": submission.id,
+        "cust_id": submission.cust_id,
+        "created_at": created_at,
+        "task_count": len(submission.tasks),
+        "task_ids": [task.task_id for task in submission.tasks],
+        "replayed_task_ids": list(replayed),
+    }
+    key = f"batch.accepted.{'webhook' if with_callback else 'none'}"
+    return _event(BATCH_ACCEPTED, f"{submission.id}:accepted", submission.id, created_at, data, key, with_callback)
+
+
+def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str, *, mismatch: bool) -> Message:
+    """A direct submission was suppressed; `created_at` is the original's."""
+    kind = "batch_id" if submission_id.startswith("bat_") else "task_id"
+    data: dict[str, Any] = {kind: submission_id, "cust_id": cust_id, "created_at": created_at, "message_id": message_id}
+    data["payload_mismatch"] = mismatch
+    event_id = f"{submission_id}:duplicate:{_digest(cust_id, message_id)}"
+    return _event(DUPLICATE, event_id, submission_id, created_at, data, "submission.duplicate", False)
+
+
+def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission) -> Message:
+    """A direct submission was refused; the submission itself stands in `ingest.dead`."""
+    data = {
+        "cust_id": cust_id,
+        "message_id": message_id,
+        "reason": error.reason,
+        "error": error.message,
+        "errors": error.errors,
+    }
+    event_id = f"rejected:{_digest(cust_id, message_id)}"
+    return _event(REJECTED, event_id, cust_id, now, data, "submission.rejected", False)
+
+
+def _digest(cust_id: str, message_id: str) -> str:
+    """A name for a message that fits everywhere: message ids may be 255 bytes of anything."""
+    return hashlib.sha256(f"{cust_id}:{message_id}".encode()).hexdigest()[:32]
+
+
+def _event(
+    type_: str,
+    event_id: str,
+    subject: str,
+    time: str,
+    data: dict[str, Any],
+    routing_key: str,
+    mandatory: bool,
+) -> Message:
+    event = {
+        "specversion": "1.0",
+        "id": event_id,
+        "source": SOURCE,
+        "type": type_,
+        "subject": subject,
+        "time": time,
+        "datacontenttype": "application/json",
+        "data": data,
+    }
+    return Message(
+        exchange=EVENTS,
+        routing_key=routing_key,
+        body=_encode(event),
+        message_id=event_id,
+        content_type=CLOUDEVENTS,
+        mandatory=mandatory,
+    )

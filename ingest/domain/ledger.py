@@ -1,0 +1,112 @@
+"""The ledger: one entry a task or batch, under its id. Because ids are computed, the id *is* the key."""
+
+from enum import StrEnum
+
+import msgspec
+
+from ingest.domain.customers import retention_of
+from ingest.domain.identity import fingerprint
+from ingest.domain.submissions import Submission
+
+
+class Phase(StrEnum):
+    """How far a submission has come; it never goes back."""
+
+    CLAIMED = "claimed"
+    """Somebody is submitting it; `owner` until `lease`."""
+    QUEUED = "queued"
+    """The broker has confirmed it; its client was, or may be, answered 2xx."""
+    ACCEPTED = "accepted"
+    """All its events are out."""
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True):
+    """A ledger entry.
+
+    `created_at` and `lease` are Unix times in milliseconds; `lease` 0 means nobody holds it. `retention` is
+    the time to live in seconds, written with every change. `generation` is the store's version of the entry
+    (0: not stored yet). `charged` says that the quota was charged although the entry is not yet queued.
+    `origin` tells a repeat of the same attempt from another submission: the AMQP message_id of a direct one, the
+    batch's id for an item of a batch, else empty.
+    A batch has `task_count`, and in `own_ids` the ids of the items that are not `item_id(batch_id, index)`.
+    """
+
+    id: str
+    cust_id: str
+    created_at: int
+    fingerprint: bytes
+    retention: int
+    phase: Phase = Phase.CLAIMED
+    owner: str = ""
+    lease: int = 0
+    charged: bool = False
+    origin: str = ""
+    task_count: int = 0
+    own_ids: dict[int, str] = {}
+    generation: int = 0
+
+    @property
+    def landed(self) -> bool:
+        """Whether the submission is safe with the broker, or further."""
+        return self.phase is not Phase.CLAIMED
+
+
+class Step(StrEnum):
+    """A change of one entry. All but ACCEPT happen only if the stored generation is still `entry.generation`."""
+
+    TAKE_OVER = "take_over"
+    """Claim anew what a dead owner left: write `owner`, `lease`, `origin`."""
+    QUEUE = "queue"
+    """Phase queued, no lease, charged."""
+    RELEASE = "release"
+    """Give the claim back so that a retry resumes at once: no lease, `charged` as given."""
+    FORGET = "forget"
+    """Delete the entry."""
+    ACCEPT = "accept"
+    """Write the whole entry as accepted, whatever is stored: this also heals a store that lost data."""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """A step for the entry as it was last seen; what is written is taken from `entry`."""
+
+    step: Step
+    entry: Entry
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """`count` new tasks for a customer in a month (`YYYY-MM`, UTC), allowed while used + count <= `limit`."""
+
+    cust_id: str
+    month: str
+    count: int
+    limit: int
+
+
+def head_entry(submission: Submission, created_at: int, retention: int) -> Entry:
+    """The entry of the task or batch itself; `retention` is the customer's, in seconds."""
+    is_batch = submission.kind == "batch"
+    return Entry(
+        id=submission.id,
+        cust_id=submission.cust_id,
+        created_at=created_at,
+        fingerprint=submission.fingerprint,
+        retention=retention_of(retention, keyed=submission.key is not None),
+        task_count=len(submission.tasks) if is_batch else 0,
+        own_ids={i: task.task_id for i, task in enumerate(submission.tasks) if task.keyed} if is_batch else {},
+    )
+
+
+def item_entries(batch: Submission, created_at: int, retention: int) -> list[Entry]:
+    """The entries of a batch's tasks, one a distinct id, in order. A task without a key lives as its batch does."""
+    keyless = retention_of(retention, keyed=batch.key is not None)
+    return [
+        Entry(
+            id=task.task_id,
+            cust_id=batch.cust_id,
+            created_at=created_at,
+            fingerprint=fingerprint(task.body),
+            retention=retention if task.keyed else keyless,
+            origin=batch.id,
+        )
+        for task in {task.task_id: task for task in reversed(batch.tasks)}.values()
+    ][::-1]

@@ -1,0 +1,124 @@
+"""A submission: one validated task or batch with its ids, made from a body in JSON."""
+
+from collections.abc import Set as AbstractSet
+from typing import Any, cast
+
+import msgspec
+
+from ingest.domain import identity
+from ingest.domain.errors import FieldError, InvalidSubmission, Reason
+from ingest.domain.identity import Kind
+from ingest.domain.validation import BatchBody, TaskBody, validate_batch, validate_task
+
+DEFAULT_THRESHOLD = 3
+MAX_BODY = 8 * 1024 * 1024
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+_decode = msgspec.json.Decoder().decode
+
+
+class Task(msgspec.Struct, frozen=True, gc=False):
+    """One task. `body` is its canonical JSON (sorted keys, defaults filled in, key left out), an object."""
+
+    task_id: str
+    type: str
+    has_callback: bool
+    keyed: bool
+    body: msgspec.Raw
+
+
+class Submission(msgspec.Struct, frozen=True, gc=False):
+    """A task or a batch as one customer submits it. A single task is `tasks` of length 1 with its own id.
+
+    `tasks` has one entry an item, in order; items of a batch that share a key share the task_id.
+    """
+
+    kind: Kind
+    id: str
+    cust_id: str
+    key: str | None
+    fingerprint: bytes
+    tasks: tuple[Task, ...]
+
+
+def decode_json(body: bytes) -> Any:
+    """Decode JSON (RFC 8259: UTF-8, no NaN, no lone surrogates); of equal names in an object the last counts.
+
+    Raises:
+        InvalidSubmission: MALFORMED, with what is wrong and where.
+    """
+    try:
+        return _decode(body)
+    except RecursionError:
+        raise InvalidSubmission(Reason.MALFORMED, "body is nested too deeply") from None
+    except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
+        raise InvalidSubmission(Reason.MALFORMED, _what_is_malformed(body, error)) from None
+
+
+def _what_is_malformed(body: bytes, error: ValueError) -> str:
+    try:
+        body.decode()
+    except UnicodeDecodeError as undecodable:
+        return f"body is not UTF-8 (byte {undecodable.start})"
+    if not body.strip():
+        return "body is empty, it must be a JSON object"
+    return f"body is not JSON: {str(error).removeprefix('JSON is malformed: ')}"
+
+
+def task_submission(
+    data: object, cust_id: str, webhooks: AbstractSet[str], fallback_key: str | None = None
+) -> Submission:
+    """Validate a decoded task body and give it its identity.
+
+    `fallback_key` is the key where the body has none. Raises InvalidSubmission.
+    """
+    body = validate_task(data)
+    _check_callbacks([("callback_url", body)], webhooks)
+    key = body.get("idempotency_key", fallback_key)
+    task_id = identity.fresh_id("task") if key is None else identity.keyed_id("task", cust_id, key)
+    canonical, has_callback = _canonical(body, None)
+    task = Task(task_id, body["type"], has_callback, key is not None, msgspec.Raw(canonical))
+    return Submission("task", task_id, cust_id, key, identity.fingerprint(canonical), (task,))
+
+
+def batch_submission(
+    data: object, cust_id: str, webhooks: AbstractSet[str], fallback_key: str | None = None
+) -> Submission:
+    """Validate a decoded batch body and give it and its items their identity. Raises InvalidSubmission."""
+    body = validate_batch(data)
+    items = body["tasks"]
+    named = [(f"tasks[{index}].callback_url", item) for index, item in enumerate(items) if "callback_url" in item]
+    _check_callbacks([("callback_url", body), *named], webhooks)
+    key = body.get("idempotency_key", fallback_key)
+    batch_id = identity.fresh_id("batch") if key is None else identity.keyed_id("batch", cust_id, key)
+    shared = body.get("callback_url")
+    tasks: list[Task] = []
+    digest = []
+    for index, item in enumerate(items):
+        own = item.get("idempotency_key")
+        task_id = identity.item_id(batch_id, index) if own is None else identity.keyed_id("task", cust_id, own)
+        canonical, has_callback = _canonical(item, shared)
+        tasks.append(Task(task_id, item["type"], has_callback, own is not None, msgspec.Raw(canonical)))
+        digest.append(canonical)
+        if own is not None:
+            digest.append(own.encode())
+    return Submission("batch", batch_id, cust_id, key, identity.fingerprint(b"\n".join(digest)), tuple(tasks))
+
+
+def _canonical(item: TaskBody, shared_callback: str | None) -> tuple[bytes, bool]:
+    """The item's canonical JSON and whether it has a callback_url."""
+    plain = cast("dict[str, Any]", {"consensus_threshold": DEFAULT_THRESHOLD, **item})
+    plain.pop("idempotency_key", None)
+    if shared_callback is not None:
+        plain.setdefault("callback_url", shared_callback)
+    return _encode(plain), "callback_url" in plain
+
+
+def _check_callbacks(holders: list[tuple[str, TaskBody | BatchBody]], webhooks: AbstractSet[str]) -> None:
+    errors = [
+        FieldError(field, f"{field} is not one of your registered webhook URLs")
+        for field, holder in holders
+        if "callback_url" in holder and holder["callback_url"] not in webhooks
+    ]
+    if errors:
+        raise InvalidSubmission(Reason.INVALID, errors[0].error, tuple(errors))

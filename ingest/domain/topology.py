@@ -1,0 +1,49 @@
+"""The AMQP topology, as frozen data. What exists on a broker is made from it, checked against it, exported from it."""
+
+import msgspec
+
+SUBMISSIONS = "asg.submissions"
+EVENTS = "asg.events"
+DEAD = "asg.dead"
+
+INGEST_TASKS = "ingest.tasks"
+INGEST_BATCHES = "ingest.batches"
+CONSENSUS_TASKS = "consensus.tasks"
+WEBHOOK_DISPATCH = "webhook.dispatch"
+INGEST_DEAD = "ingest.dead"
+
+DELIVERY_LIMIT = 5
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """A quorum queue bound to one topic exchange. `delivery_limit` None: the broker's default."""
+
+    name: str
+    exchange: str
+    binding: str
+    delivery_limit: int | None = None
+    dead_letter_exchange: str | None = None
+
+
+EXCHANGES = (SUBMISSIONS, EVENTS, DEAD)
+
+QUEUES = (
+    Queue(INGEST_TASKS, SUBMISSIONS, "task.submitted.*", DELIVERY_LIMIT, DEAD),
+    Queue(INGEST_BATCHES, SUBMISSIONS, "batch.submitted.*", DELIVERY_LIMIT, DEAD),
+    Queue(CONSENSUS_TASKS, EVENTS, "task.accepted.#"),
+    Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook"),
+    Queue(INGEST_DEAD, DEAD, "#"),
+)
+
+
+def matches(binding: str, routing_key: str) -> bool:
+    """Whether a topic binding matches a routing key (AMQP 0-9-1: `*` is one word, `#` any number of words)."""
+    return _match(binding.split("."), routing_key.split("."))
+
+
+def _match(pattern: list[str], words: list[str]) -> bool:
+    if not pattern:
+        return not words
+    if pattern[0] == "#":
+        return any(_match(pattern[1:], words[start:]) for start in range(len(words) + 1))
+    return bool(words) and pattern[0] in ("*", words[0]) and _match(pattern[1:], words[1:])

@@ -1,0 +1,192 @@
+"""The rules of one task's and one batch's body, and how a broken rule is said.
+
+The models are pydantic `TypedDict`s: validated data stays plain dicts, which is what is stored and sent.
+Types are strict as JSON has them: "3" is no integer, true is no integer, null is no string.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, NotRequired, cast
+
+from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
+from typing_extensions import TypedDict
+
+from ingest.domain.errors import MAX_FIELD_ERRORS, FieldError, InvalidSubmission, Reason
+
+MAX_BATCH = 1_000
+MAX_URL = 2_048
+MAX_DEPTH = 32
+_TOO_MANY = 5_000
+
+_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]\\\x00-\x20\x7f]+)"
+_PORT = r"(?::(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
+_URL_PATTERN = rf"^(?i:https)://{_HOST}{_PORT}(?:[/?#][^\s\x00-\x20\x7f]*)?$"
+_KEY_PATTERN = r"^[^\p{C}\p{Zl}\p{Zp}]*$"
+
+
+def _two_distinct(options: list[str]) -> list[str]:
+    if len(set(options)) < 2:
+        raise PydanticCustomError("options_distinct", "must have at least 2 distinct entries")
+    return options
+
+
+def _nested_at_most(depth: int) -> Any:
+    def check(value: dict[str, Any]) -> dict[str, Any]:
+        # `question` and `options` are checked already; only further keys can nest.
+        if len(value) > 2 and _deeper_than(value, depth):
+            raise PydanticCustomError("too_deep", "is nested too deeply (at most {depth} levels)", {"depth": depth})
+        return value
+
+    return AfterValidator(check)
+
+
+def _deeper_than(value: object, depth: int) -> bool:
+    if isinstance(value, dict):
+        return depth == 0 or any(_deeper_than(child, depth - 1) for child in value.values())
+    if isinstance(value, list):
+        return depth == 0 or any(_deeper_than(child, depth - 1) for child in value)
+    return False
+
+
+TaskType = Literal["image_classification", "text_classification", "sentiment", "moderation"]
+HttpsUrl = Annotated[
+    str,
+    Field(description="An https URL with a host and without credentials.", json_schema_extra={"format": "uri"}),
+    StringConstraints(pattern=_URL_PATTERN, max_length=MAX_URL),
+]
+CallbackUrl = Annotated[str, Field(description="One of the customer's registered webhook URLs, exactly.")]
+IdempotencyKey = Annotated[
+    str,
+    Field(description="Client-supplied, printable characters; repeats return the same id."),
+    StringConstraints(min_length=1, max_length=255, pattern=_KEY_PATTERN),
+]
+NonBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+
+
+class LabelSpec(TypedDict):
+    """What to ask and the answers to choose from; further keys pass through."""
+
+    __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
+
+    question: NonBlank
+    options: Annotated[list[NonBlank], Field(min_length=2), AfterValidator(_two_distinct)]
+
+
+class TaskBody(TypedDict):
+    """The body of `POST /v1/tasks`, and of one item of a batch."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    type: TaskType
+    data_url: HttpsUrl
+    label_spec: Annotated[LabelSpec, _nested_at_most(MAX_DEPTH)]
+    consensus_threshold: NotRequired[Annotated[int, Field(ge=2, le=10, description="Default 3.")]]
+    callback_url: NotRequired[CallbackUrl]
+    idempotency_key: NotRequired[IdempotencyKey]
+
+
+class BatchBody(TypedDict):
+    """The body of `POST /v1/tasks/batch`. A top-level `callback_url` is for each task without one."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
+
+    tasks: Annotated[list[TaskBody], Field(min_length=1, max_length=MAX_BATCH)]
+    callback_url: NotRequired[CallbackUrl]
+    idempotency_key: NotRequired[IdempotencyKey]
+
+
+TASK: Final = TypeAdapter[TaskBody](TaskBody)
+BATCH: Final = TypeAdapter[BatchBody](BatchBody)
+KEY: Final = TypeAdapter[str](IdempotencyKey)
+
+
+def validate_task(data: object) -> TaskBody:
+    """The task, if `data` (decoded JSON) is one; raises InvalidSubmission with every field error."""
+    try:
+        return cast("TaskBody", TASK.validator.validate_python(data))
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def validate_batch(data: object) -> BatchBody:
+    """The batch, if `data` (decoded JSON) is one; raises InvalidSubmission with every field error."""
+    try:
+        return cast("BatchBody", BATCH.validator.validate_python(data))
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def validate_key(key: str, source: str) -> str:
+    """The idempotency key, if it is one; `source` names where it came from in the error."""
+    try:
+        return KEY.validate_python(key)
+    except ValidationError as error:
+        sentence = _sentence(source, error.errors()[0])
+        raise InvalidSubmission(Reason.INVALID, sentence, (FieldError(source, sentence),)) from None
+
+
+def _invalid(error: ValidationError) -> InvalidSubmission:
+    count = error.error_count()
+    if count > _TOO_MANY:
+        # An 8 MiB body can hold a million wrong fields; listing them would hold everybody else up.
+        return InvalidSubmission(Reason.INVALID, f"body has {count} errors, too many to list")
+    errors = []
+    for detail in error.errors(include_url=False, include_input=False)[:MAX_FIELD_ERRORS]:
+        field = _path(detail["loc"])
+        errors.append(FieldError(field, _sentence(field, detail)))
+    return InvalidSubmission(Reason.INVALID, errors[0].error, tuple(errors))
+
+
+def _path(location: tuple[str | int, ...]) -> str:
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        else:
+            path += f".{part}" if path else part
+    # A field's name comes from the client; what is echoed is capped.
+    return path[:200]
+
+
+_EXPECTED: Mapping[str, str] = {
+    "dict_type": "must be an object",
+    "string_type": "must be a string",
+    "list_type": "must be an array",
+    "int_type": "must be an integer",
+    "missing": "is required",
+    "extra_forbidden": "is not a known field",
+    "string_too_long": "must be at most {max_length} characters",
+    "greater_than_equal": "must be between 2 and 10",
+    "less_than_equal": "must be between 2 and 10",
+    "literal_error": "must be one of image_classification, text_classification, sentiment, moderation",
+    "int_from_float": "must be an integer",
+    "recursion_loop": "is nested too deeply",
+}
+
+
+def _sentence(field: str, detail: ErrorDetails) -> str:
+    rule = _FIELD_RULES.get((field.rpartition(".")[2].partition("[")[0], detail["type"]))
+    if rule is None:
+        rule = _EXPECTED.get(detail["type"]) or detail["msg"]
+    context = detail.get("ctx") or {}
+    return f"{field or 'body'} {rule.format(**context) if detail['type'] in _EXPECTED else rule}"
+
+
+_KEY_RULE = "must be 1 to 255 printable characters"
+# Where the field says more than the kind of error does.
+_FIELD_RULES: Mapping[tuple[str, str], str] = {
+    ("data_url", "string_pattern_mismatch"): "must be an https URL",
+    ("question", "string_too_short"): "must not be empty",
+    ("question", "string_pattern_mismatch"): "must not be empty",
+    ("options", "string_too_short"): "must not be empty",
+    ("options", "string_pattern_mismatch"): "must not be empty",
+    ("options", "too_short"): "must have at least 2 entries",
+    ("tasks", "too_short"): "must have at least 1 task",
+    ("tasks", "too_long"): f"must have at most {MAX_BATCH} tasks",
+    ("idempotency_key", "string_too_short"): _KEY_RULE,
+    ("idempotency_key", "string_too_long"): _KEY_RULE,
+    ("idempotency_key", "string_pattern_mismatch"): _KEY_RULE,
+    ("Idempotency-Key", "string_too_short"): _KEY_RULE,
+    ("Idempotency-Key", "string_too_long"): _KEY_RULE,
+    ("Idempotency-Key", "string_pattern_mismatch"): _KEY_RULE,
+}
