@@ -1,0 +1,199 @@
+"""The store on one SQLite file: the default of `ingest dev`, and what the contract tests run on everywhere.
+
+Every call is one transaction for its whole list. Other processes may use the same file: a change takes the write
+lock first (BEGIN IMMEDIATE), so that read-then-write inside it is atomic. WAL with synchronous=FULL: what a call
+has returned survives a power cut.
+
+Entries and customers are JSON, so that `sqlite3 FILE` shows them. An entry is stored with the time of its end;
+from then on it reads as absent, and claims clear such leftovers away, a bounded number each.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Self
+
+import msgspec
+
+from ingest.domain.customers import ApiKey, Customer
+from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
+from ingest.store.sqlite_file import SqliteFile
+
+_MIGRATIONS: Final = (
+    (
+        "CREATE TABLE ledger (id TEXT PRIMARY KEY, expires INTEGER NOT NULL, entry TEXT NOT NULL)",
+        "CREATE INDEX ledger_expires ON ledger (expires)",
+        "CREATE TABLE quota (cust_id TEXT, month TEXT, used INTEGER NOT NULL, PRIMARY KEY (cust_id, month))",
+        "CREATE TABLE customer (cust_id TEXT PRIMARY KEY, customer TEXT NOT NULL)",
+        """CREATE TABLE api_key (key_id TEXT PRIMARY KEY, cust_id TEXT NOT NULL,
+             key_hash BLOB NOT NULL UNIQUE, created_at INTEGER NOT NULL, revoked INTEGER NOT NULL)""",
+        "CREATE INDEX api_key_customer ON api_key (cust_id)",
+    ),
+)
+
+_encode = msgspec.json.encode
+_entry = msgspec.json.Decoder(Entry).decode
+_customer = msgspec.json.Decoder(Customer).decode
+
+
+class SqliteStore:
+    """`domain.ports.Store` on a file. Open it with `open`."""
+
+    def __init__(self, file: SqliteFile, clock: Callable[[], float]) -> None:
+        self._file = file
+        self._clock = clock
+
+    @classmethod
+    async def open(cls, path: Path | str, *, clock: Callable[[], float] = time.time) -> Self:
+        """Open the file; create it and its directory where there is none; bring its schema up to date.
+
+        Args:
+            path: the database file.
+            clock: Unix time in seconds; decides what has expired.
+
+        Raises:
+            ConfigurationError: the directory cannot be made, or a newer version has written the file.
+            StoreUnavailable: the file cannot be opened, is locked or is no database.
+        """
+        file = SqliteFile(Path(path), _MIGRATIONS)
+        try:
+            await file.connect()
+        except BaseException:
+            await file.close()
+            raise
+        return cls(file, clock)
+
+    # Ledger
+
+    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+        now = self._now()
+        return await self._file.change(lambda db: _claim(db, entries, now)) if entries else []
+
+    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        now = self._now()
+        return await self._file.look(lambda db: [_stored(db, id_, now) for id_ in ids]) if ids else []
+
+    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
+        now = self._now()
+        return await self._file.change(lambda db: [_apply(db, c, now) for c in changes]) if changes else []
+
+    # Quotas
+
+    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+        return await self._file.change(lambda db: [_charge(db, c) for c in charges]) if charges else []
+
+    async def refund(self, charges: Sequence[Charge]) -> None:
+        sql = "UPDATE quota SET used = max(0, used - ?) WHERE cust_id = ? AND month = ?"
+        rows = [(charge.count, charge.cust_id, charge.month) for charge in charges]
+        if rows:
+            await self._file.change(lambda db: db.executemany(sql, rows))
+
+    async def used(self, cust_id: str, month: str) -> int:
+        sql = "SELECT used FROM quota WHERE cust_id = ? AND month = ?"
+        row = await self._file.look(lambda db: db.execute(sql, (cust_id, month)).fetchone())
+        return int(row[0]) if row else 0
+
+    # Registry
+
+    async def customer(self, cust_id: str) -> Customer | None:
+        sql = "SELECT customer FROM customer WHERE cust_id = ?"
+        row = await self._file.look(lambda db: db.execute(sql, (cust_id,)).fetchone())
+        return _customer(row[0]) if row else None
+
+    async def customer_by_key(self, key_hash: bytes) -> Customer | None:
+        sql = "SELECT customer FROM api_key JOIN customer USING (cust_id) WHERE key_hash = ? AND NOT revoked"
+        row = await self._file.look(lambda db: db.execute(sql, (key_hash,)).fetchone())
+        return _customer(row[0]) if row else None
+
+    async def customers(self) -> list[Customer]:
+        sql = "SELECT customer FROM customer ORDER BY cust_id"
+        return [_customer(row[0]) for row in await self._file.look(lambda db: db.execute(sql).fetchall())]
+
+    async def save_customer(self, customer: Customer) -> None:
+        sql = "INSERT OR REPLACE INTO customer VALUES (?, ?)"
+        row = (customer.cust_id, _encode(customer).decode())
+        await self._file.change(lambda db: db.execute(sql, row))
+
+    async def keys(self, cust_id: str) -> list[ApiKey]:
+        sql = """SELECT key_id, cust_id, key_hash, created_at, revoked FROM api_key
+                 WHERE cust_id = ? ORDER BY created_at, key_id"""
+        rows = await self._file.look(lambda db: db.execute(sql, (cust_id,)).fetchall())
+        return [
+            ApiKey(key_id=key_id, cust_id=cust, key_hash=key_hash, created_at=created, revoked=bool(revoked))
+            for key_id, cust, key_hash, created, revoked in rows
+        ]
+
+    async def save_key(self, key: ApiKey) -> None:
+        sql = "INSERT OR REPLACE INTO api_key VALUES (?, ?, ?, ?, ?)"
+        row = (key.key_id, key.cust_id, key.key_hash, key.created_at, key.revoked)
+        await self._file.change(lambda db: db.execute(sql, row))
+
+    async def revoke_key(self, key_id: str) -> bool:
+        sql = "UPDATE api_key SET revoked = 1 WHERE key_id = ?"
+        return await self._file.change(lambda db: db.execute(sql, (key_id,)).rowcount == 1)
+
+    # Store
+
+    async def ready(self) -> None:
+        """Raises StoreUnavailable unless the write lock can be had."""
+        await self._file.change(lambda _: None)
+
+    async def close(self) -> None:
+        """Finish what is under way and close the file; twice is fine. Later calls raise StoreUnavailable."""
+        await self._file.close()
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _stored(db: sqlite3.Connection, id_: str, now: int) -> Entry | None:
+    row = db.execute("SELECT entry FROM ledger WHERE id = ? AND expires > ?", (id_, now)).fetchone()
+    return _entry(row[0]) if row else None
+
+
+def _write(db: sqlite3.Connection, entry: Entry, now: int) -> Entry:
+    row = (entry.id, now + entry.retention * 1000, _encode(entry).decode())
+    db.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?, ?)", row)
+    return entry
+
+
+def _claim(db: sqlite3.Connection, entries: Sequence[Entry], now: int) -> list[Entry]:
+    # Two out for each one in: leftovers cannot pile up, and no call pays for many.
+    sql = "DELETE FROM ledger WHERE rowid IN (SELECT rowid FROM ledger WHERE expires <= ? LIMIT ?)"
+    db.execute(sql, (now, 2 * len(entries)))
+    return [
+        _stored(db, entry.id, now) or _write(db, msgspec.structs.replace(entry, generation=1), now) for entry in entries
+    ]
+
+
+def _apply(db: sqlite3.Connection, change: Change, now: int) -> Entry | None:
+    stored = _stored(db, change.entry.id, now)
+    if change.step is not Step.ACCEPT and (stored is None or stored.generation != change.entry.generation):
+        return None
+    if change.step is Step.FORGET:
+        db.execute("DELETE FROM ledger WHERE id = ?", (change.entry.id,))
+        return stored
+    generation = stored.generation + 1 if stored else 1
+    return _write(db, _after(change, generation), now)
+
+
+def _after(change: Change, generation: int) -> Entry:
+    """The entry as the step leaves it: as the caller gave it, with what the step says."""
+    entry = msgspec.structs.replace(change.entry, generation=generation)
+    match change.step:
+        case Step.QUEUE:
+            return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0, charged=True)
+        case Step.ACCEPT:
+            return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
+        case Step.RELEASE:
+            return msgspec.structs.replace(entry, lease=0)
+        case _:
+            return entry
+
+
+def _charge(db: sqlite3.Connection, charge: Charge) -> bool:
+    db.execute("INSERT OR IGNORE INTO quota VALUES (?, ?, 0)", (charge.cust_id, charge.month))
+    sql = "UPDATE quota SET used = used + ? WHERE cust_id = ? AND month = ? AND used + ? <= ?"
+    row = (charge.count, charge.cust_id, charge.month, charge.count, charge.limit)
+    return db.execute(sql, row).rowcount == 1

@@ -1,0 +1,125 @@
+"""One SQLite file behind one connection, which one thread owns: the mechanics under `store.sqlite`."""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, Literal, TypeVar
+
+from ingest.domain.errors import ConfigurationError, StoreUnavailable
+
+BUSY: Final = 5.0
+"""Seconds to wait for another process's transaction."""
+
+T = TypeVar("T")
+Work = Callable[[sqlite3.Connection], T]
+
+
+class SqliteFile:
+    """Runs work on the file, one transaction each.
+
+    Args:
+        path: the database file; it and its directory are created where there is none.
+        migrations: statements by schema version; those at index n lead from `user_version` n to n + 1.
+    """
+
+    def __init__(self, path: Path, migrations: Sequence[Sequence[str]]) -> None:
+        self._path = path
+        self._migrations = migrations
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-store")
+        self._connection: sqlite3.Connection | None = None
+
+    async def connect(self) -> None:
+        """Open the file and bring its schema up to date. Raises StoreUnavailable, ConfigurationError."""
+        await self._on_thread(self._connect)
+
+    async def change(self, work: Work[T]) -> T:
+        """Do work under the write lock, all or nothing; durable on return. Raises StoreUnavailable."""
+        return await self._on_thread(lambda: _transaction(self._opened(), work, "IMMEDIATE"))
+
+    async def look(self, work: Work[T]) -> T:
+        """Do work that only reads, on one snapshot. Raises StoreUnavailable."""
+        return await self._on_thread(lambda: _transaction(self._opened(), work, "DEFERRED"))
+
+    async def close(self) -> None:
+        """Finish what is under way and close; twice is fine. Later work raises StoreUnavailable."""
+        try:
+            await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
+        except RuntimeError:
+            return  # closed before
+        self._thread.shutdown(wait=False)
+
+    async def _on_thread(self, job: Callable[[], T]) -> T:
+        def guarded() -> T:
+            try:
+                return job()
+            except sqlite3.Error as error:
+                raise StoreUnavailable(f"SQLite store {self._path}: {error}") from error
+
+        try:
+            pending = asyncio.get_running_loop().run_in_executor(self._thread, guarded)
+        except RuntimeError as error:  # the thread has ended
+            raise StoreUnavailable(f"SQLite store {self._path} is closed") from error
+        return await pending
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise StoreUnavailable(f"SQLite store {self._path} is closed")
+        return self._connection
+
+    def _connect(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"cannot make the directory of {self._path}: {error}") from error
+        # Autocommit, so that this module alone begins and ends transactions.
+        db = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)
+        self._connection = db
+        _use_wal(db)
+        db.execute("PRAGMA synchronous = FULL")
+        _transaction(db, self._migrate, "IMMEDIATE")
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        newest = len(self._migrations)
+        if version > newest:
+            raise ConfigurationError(
+                f"{self._path} has schema {version}, this program knows up to {newest}: "
+                "upgrade it, or set INGEST_STORE_URL to another file"
+            )
+        for statements in self._migrations[version:]:
+            for statement in statements:
+                db.execute(statement)
+        db.execute(f"PRAGMA user_version = {newest}")
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _use_wal(db: sqlite3.Connection) -> None:
+    # When several processes open a new file at once, SQLite does not wait for the lock on this statement.
+    deadline = time.monotonic() + BUSY
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _transaction(db: sqlite3.Connection, work: Work[T], kind: Literal["IMMEDIATE", "DEFERRED"]) -> T:
+    db.execute(f"BEGIN {kind}")
+    try:
+        result = work(db)
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    return result
