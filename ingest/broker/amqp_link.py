@@ -1,0 +1,75 @@
+"""A supervised connection: made, used until it is lost, made again with backoff, until it is closed."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from ingest.broker.amqp_wire import Wire
+from ingest.domain.errors import BrokerUnavailable
+
+_FIRST_PAUSE: Final = 0.1
+_LONGEST_PAUSE: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+class Link:
+    """Base of publisher and consumer: `_open` sets a fresh wire up, `_lost` cleans up after one.
+
+    Args:
+        connect: makes a wire, not yet connected.
+        what: what it is for, in logs.
+    """
+
+    def __init__(self, connect: Callable[[], Wire], what: str) -> None:
+        self._new_wire = connect
+        self._what = what
+        self._why = "not connected yet"
+        self._closed = False
+        self._first_try = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect; go on trying in the background where that fails. Returns after the first try."""
+        self._task = asyncio.create_task(self._supervise(), name=self._what)
+        await self._first_try.wait()
+
+    async def close(self) -> None:
+        """Close the connection; twice is fine."""
+        self._closed = True
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    async def _open(self, wire: Wire) -> asyncio.Future[None]:
+        """Set up channels. Returns what is done once they are of no more use. Raises BrokerUnavailable."""
+        raise NotImplementedError
+
+    def _lost(self) -> None:
+        """The wire is gone."""
+        raise NotImplementedError
+
+    async def _supervise(self) -> None:
+        pause = _FIRST_PAUSE
+        while True:
+            wire = self._new_wire()
+            try:
+                await wire.connect()
+                end = await self._open(wire)
+                self._first_try.set()
+                pause = _FIRST_PAUSE
+                await asyncio.wait([end])
+                self._why = "connection lost" if end.cancelled() else f"connection lost: {end.exception()}"
+                _log.warning("broker connection lost, connecting again", purpose=self._what, broker=str(wire))
+            except BrokerUnavailable as error:
+                self._why = str(error)
+                _log.warning("broker unavailable, trying again", purpose=self._what, error=str(error), seconds=pause)
+            finally:
+                self._lost()
+                self._first_try.set()
+                await wire.close()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            pause = min(pause * 2, _LONGEST_PAUSE)

@@ -1,0 +1,186 @@
+"""Consuming from RabbitMQ: deliveries as lists, acknowledgements as one buffer."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import aiormq
+
+from ingest.broker import amqp_frames as frames
+from ingest.broker.amqp_link import Link
+from ingest.broker.amqp_wire import CONNECT_TIMEOUT, ContentAssembler, Wire
+from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.messages import Delivery
+
+
+class RabbitConsumer(Link):
+    """`domain.ports.Consumer` on one connection and one channel.
+
+    Args:
+        connect: makes a wire, not yet connected.
+        queue: what to consume.
+        prefetch: most deliveries unacknowledged at a time.
+    """
+
+    def __init__(self, connect: Callable[[], Wire], queue: str, prefetch: int) -> None:
+        super().__init__(connect, f"consume {queue}")
+        self._queue = queue
+        self._prefetch = prefetch
+        self._stopping = False
+        self._channel: _ConsumeChannel | None = None
+        self._buffer: list[Delivery] = []
+        self._arrived = asyncio.Event()
+
+    async def receive(self) -> list[Delivery]:
+        while not self._buffer:
+            if self._stopping:
+                return []
+            self._arrived.clear()
+            await self._arrived.wait()
+        taken, self._buffer = self._buffer, []
+        return taken
+
+    def alive(self, delivery: Delivery) -> bool:
+        return delivery.token[0] is self._channel
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        if self._channel is not None:
+            self._channel.ack(self._tags(deliveries))
+
+    async def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        if self._channel is not None:
+            self._channel.reject(self._tags(deliveries), requeue=True)
+
+    async def discard(self, deliveries: Sequence[Delivery]) -> None:
+        if self._channel is not None:
+            self._channel.reject(self._tags(deliveries), requeue=False)
+
+    async def stop(self) -> None:
+        # What has been delivered is still handed out: giving it back would count as a failed delivery.
+        channel = self._channel
+        if channel is not None and not self._stopping:
+            await channel.cancel()
+        self._stopping = True
+        self._arrived.set()
+
+    async def close(self) -> None:
+        self._stopping = True
+        self._arrived.set()
+        await super().close()
+
+    async def _open(self, wire: Wire) -> asyncio.Future[None]:
+        channel = await wire.channel(confirms=False)
+        lane = _ConsumeChannel(wire, channel, self._queue, self._deliver)
+        wire.lanes[channel.number] = lane
+        if not self._stopping:
+            self._channel = lane
+            await lane.consume(self._prefetch)
+        return lane.end
+
+    def _lost(self) -> None:
+        self._channel = None
+        self._buffer = []
+
+    def _deliver(self, delivery: Delivery) -> None:
+        self._buffer.append(delivery)
+        self._arrived.set()
+
+    def _tags(self, deliveries: Sequence[Delivery]) -> list[int]:
+        return [delivery.token[1] for delivery in deliveries if delivery.token[0] is self._channel]
+
+
+class _ConsumeChannel:
+    """One channel that consumes. `end` is done once nothing more will come."""
+
+    def __init__(
+        self, wire: Wire, channel: aiormq.abc.AbstractChannel, queue: str, deliver: Callable[[Delivery], None]
+    ) -> None:
+        self._wire = wire
+        self._channel = channel
+        self._queue = queue
+        self._deliver = deliver
+        self._tag = f"ingest.{queue}"
+        self._unacked: dict[int, None] = {}  # ordered: delivery tags only grow
+        self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        channel.closing.add_done_callback(lambda _: self._finish())
+        self._contents = ContentAssembler(self._delivered)
+        self.header = self._contents.header
+        self.body = self._contents.body
+
+    async def consume(self, prefetch: int) -> None:
+        """QoS first, or the queue comes all at once. Raises BrokerUnavailable."""
+        try:
+            await self._channel.basic_qos(prefetch_count=prefetch, timeout=CONNECT_TIMEOUT)
+            await self._channel.basic_consume(
+                self._queue, _no_callback, consumer_tag=self._tag, timeout=CONNECT_TIMEOUT
+            )
+        except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
+            raise BrokerUnavailable(
+                f"cannot consume {self._queue} from {self._wire}: {error or 'no answer'}"
+            ) from error
+
+    async def cancel(self) -> None:
+        """Ask for no more; returns when none will come, or the connection is gone."""
+        try:
+            await self._channel.basic_cancel(self._tag, timeout=CONNECT_TIMEOUT)
+        except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError):
+            self._wire.abort()
+
+    def ack(self, tags: list[int]) -> None:
+        """One multiple ack for what is oldest without a gap, single ones for the rest, in one buffer."""
+        for tag in tags:
+            self._unacked.pop(tag, None)
+        oldest = next(iter(self._unacked), None)
+        number = self._channel.number
+        prefix = max((tag for tag in tags if oldest is None or tag < oldest), default=None)
+        out = [frames.ack(number, prefix, multiple=True)] if prefix is not None else []
+        if prefix is None or len(tags) > 1:
+            out += [frames.ack(number, tag, multiple=False) for tag in tags if prefix is None or tag > prefix]
+        self._write(out)
+
+    def reject(self, tags: list[int], *, requeue: bool) -> None:
+        for tag in tags:
+            self._unacked.pop(tag, None)
+        self._write(frames.reject(self._channel.number, tag, requeue=requeue) for tag in tags)
+
+    def method(self, method: int, data: bytes, start: int) -> bool:
+        if method == frames.DELIVER:
+            self._contents.begin(frames.read_deliver(data, start))
+            return True
+        if method == frames.CONSUMER_CANCEL:
+            self._finish()  # the queue was deleted or its leader moved away; aiormq answers
+        return False
+
+    def _delivered(self, arguments: tuple[int, bool, str], properties: dict[str, Any], body: bytes) -> None:
+        tag, redelivered, routing_key = arguments
+        self._unacked[tag] = None
+        get = properties.get
+        headers = get("headers") or {}
+        count = headers.get("x-delivery-count", 0)
+        self._deliver(
+            Delivery(
+                body=body,
+                queue=self._queue,
+                routing_key=routing_key,
+                message_id=get("message_id"),
+                content_type=get("content_type"),
+                user_id=get("user_id"),
+                type=get("type"),
+                headers=headers,
+                redelivered=redelivered,
+                deliveries=count if isinstance(count, int) else 0,
+                token=(self, tag),
+            )
+        )
+
+    def _write(self, out: Iterable[bytes]) -> None:
+        if not self._wire.closed:
+            self._wire.write(b"".join(out))
+
+    def _finish(self) -> None:
+        if not self.end.done():
+            self.end.set_result(None)
+
+
+async def _no_callback(_: object) -> None:
+    """Deliveries take the fast lane; aiormq only wants something to register."""
