@@ -1,0 +1,130 @@
+"""What a delivery is: work that the shim admitted, a direct submission to admit, or a refusal."""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+
+from ingest.admission import Request
+from ingest.domain import admitted as admitted_
+from ingest.domain.admitted import Admitted
+from ingest.domain.customers import Customer, is_cust_id
+from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.identity import Kind
+from ingest.domain.messages import JSON, Delivery
+from ingest.domain.ports import Registry
+from ingest.domain.submissions import MAX_BODY, batch_submission, decode_json, task_submission
+from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.validation import validate_key
+from ingest.worker.refusals import Refusal
+
+CUSTOMER_CACHE: Final = 2.0
+"""Seconds for which a customer's settings may be stale."""
+_MAX_CUSTOMERS: Final = 10_000
+_KINDS: Final[dict[str, Kind]] = {INGEST_TASKS: "task", INGEST_BATCHES: "batch"}
+
+
+class Sorted(msgspec.Struct, eq=False):
+    """Deliveries, sorted by what is to be done about them."""
+
+    admitted: list[tuple[Delivery, Admitted]] = msgspec.field(default_factory=list)
+    direct: list[tuple[Delivery, Request]] = msgspec.field(default_factory=list)
+    refused: list[Refusal] = msgspec.field(default_factory=list)
+
+
+class Intake:
+    """Sorts deliveries.
+
+    Args:
+        registry: who the customers are.
+        trusted_users: AMQP users of the service itself. Only their word counts for "admitted already", and they may
+            submit for any customer (an operator who redrives a dead letter does).
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, registry: Registry, trusted_users: frozenset[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._registry = registry
+        self._trusted = trusted_users
+        self._clock = clock
+        self._customers: dict[str, tuple[float, Customer | None]] = {}
+
+    async def sort(self, deliveries: Sequence[Delivery]) -> Sorted:
+        """Raises StoreUnavailable."""
+        out = Sorted()
+        for delivery in deliveries:
+            cust_id = ""
+            try:
+                kind, cust_id = _address(delivery)
+                if delivery.type == admitted_.TYPE:
+                    out.admitted.append((delivery, self._admitted(delivery, cust_id)))
+                else:
+                    out.direct.append((delivery, await self._direct(delivery, kind, cust_id)))
+            except InvalidSubmission as error:
+                out.refused.append(Refusal(delivery, error, cust_id))
+        return out
+
+    def _admitted(self, delivery: Delivery, cust_id: str) -> Admitted:
+        if delivery.user_id is None or delivery.user_id not in self._trusted:
+            raise InvalidSubmission(
+                Reason.FORGED_ADMISSION,
+                f"type {admitted_.TYPE} is for the service's own users only: leave the `type` property out",
+            )
+        admitted = admitted_.from_body(delivery.body)
+        if admitted.submission.cust_id != cust_id:
+            raise InvalidSubmission(Reason.FORGED_ADMISSION, "the body is of another customer than the routing key")
+        return admitted
+
+    async def _direct(self, delivery: Delivery, kind: Kind, cust_id: str) -> Request:
+        if delivery.user_id not in (None, cust_id) and delivery.user_id not in self._trusted:
+            raise InvalidSubmission(Reason.USER_MISMATCH, f"the AMQP user must be {cust_id}, as in the routing key")
+        message_id = delivery.message_id
+        if not message_id:
+            raise InvalidSubmission(
+                Reason.MISSING_MESSAGE_ID, "property message_id is required: it is what makes a retry safe"
+            )
+        _check_content(delivery)
+        customer = await self._customer(cust_id)
+        if customer is None:
+            raise InvalidSubmission(Reason.UNKNOWN_CUSTOMER, f"customer {cust_id} does not exist")
+        key = validate_key(message_id, "message_id")
+        make = task_submission if kind == "task" else batch_submission
+        submission = make(decode_json(delivery.body), cust_id, customer.webhooks, key)
+        return Request(submission, customer, origin=message_id)
+
+    async def _customer(self, cust_id: str) -> Customer | None:
+        now = self._clock()
+        known = self._customers.get(cust_id)
+        if known is not None and known[0] > now:
+            return known[1]
+        customer = await self._registry.customer(cust_id)
+        if len(self._customers) >= _MAX_CUSTOMERS:
+            self._customers.clear()
+        self._customers[cust_id] = (now + CUSTOMER_CACHE, customer)
+        return customer
+
+
+def _address(delivery: Delivery) -> tuple[Kind, str]:
+    """What the routing key says: `task.submitted.<cust_id>` or `batch.submitted.<cust_id>`."""
+    kind = _KINDS[delivery.queue]
+    prefix = f"{kind}.submitted."
+    cust_id = delivery.routing_key.removeprefix(prefix)
+    if not delivery.routing_key.startswith(prefix) or not is_cust_id(cust_id):
+        raise InvalidSubmission(
+            Reason.BAD_ROUTING_KEY, f"the routing key must be {prefix}<cust_id>, with 1 to 64 letters, digits, _ or -"
+        )
+    return kind, cust_id
+
+
+def _check_content(delivery: Delivery) -> None:
+    content_type = (delivery.content_type or JSON).partition(";")[0].strip().lower()
+    if content_type != JSON:
+        raise InvalidSubmission(
+            Reason.UNSUPPORTED_CONTENT_TYPE, f"property content_type must be {JSON}, it is {content_type[:100]}"
+        )
+    if len(delivery.body) > MAX_BODY:
+        raise InvalidSubmission(
+            Reason.TOO_LARGE, f"the body has {len(delivery.body):,} bytes, at most {MAX_BODY:,} are allowed"
+        )
