@@ -17,8 +17,9 @@ from typing import Final, Self
 import msgspec
 
 from ingest.domain.customers import ApiKey, Customer
+from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
-from ingest.store.sqlite_file import SqliteFile
+from ingest.sqlite_file import SqliteFile
 
 _MIGRATIONS: Final = (
     (
@@ -56,7 +57,7 @@ class SqliteStore:
             ConfigurationError: the directory cannot be made, or a newer version has written the file.
             StoreUnavailable: the file cannot be opened, is locked or is no database.
         """
-        file = SqliteFile(Path(path), _MIGRATIONS)
+        file = SqliteFile(Path(path), _MIGRATIONS, StoreUnavailable)
         try:
             await file.connect()
         except BaseException:

@@ -1,4 +1,4 @@
-"""One SQLite file behind one connection, which one thread owns: the mechanics under `store.sqlite`."""
+"""One SQLite file behind one connection, which one thread owns: the mechanics under the store and the broker."""
 
 import asyncio
 import sqlite3
@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, Literal, TypeVar
 
-from ingest.domain.errors import ConfigurationError, StoreUnavailable
+from ingest.domain.errors import ConfigurationError, Unavailable
 
 BUSY: Final = 5.0
 """Seconds to wait for another process's transaction."""
@@ -23,24 +23,26 @@ class SqliteFile:
     Args:
         path: the database file; it and its directory are created where there is none.
         migrations: statements by schema version; those at index n lead from `user_version` n to n + 1.
+        error: what to raise when the file is of no use at the moment.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[Sequence[str]]) -> None:
+    def __init__(self, path: Path, migrations: Sequence[Sequence[str]], error: type[Unavailable]) -> None:
+        self._error = error
         self._path = path
         self._migrations = migrations
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite-store")
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sqlite")
         self._connection: sqlite3.Connection | None = None
 
     async def connect(self) -> None:
-        """Open the file and bring its schema up to date. Raises StoreUnavailable, ConfigurationError."""
+        """Open the file and bring its schema up to date. Raises `error`, ConfigurationError."""
         await self._on_thread(self._connect)
 
     async def change(self, work: Work[T]) -> T:
-        """Do work under the write lock, all or nothing; durable on return. Raises StoreUnavailable."""
+        """Do work under the write lock, all or nothing; durable on return. Raises `error`."""
         return await self._on_thread(lambda: _transaction(self._opened(), work, "IMMEDIATE"))
 
     async def look(self, work: Work[T]) -> T:
-        """Do work that only reads, on one snapshot. Raises StoreUnavailable."""
+        """Do work that only reads, on one snapshot. Raises `error`."""
         return await self._on_thread(lambda: _transaction(self._opened(), work, "DEFERRED"))
 
     async def close(self) -> None:
@@ -56,17 +58,17 @@ class SqliteFile:
             try:
                 return job()
             except sqlite3.Error as error:
-                raise StoreUnavailable(f"SQLite store {self._path}: {error}") from error
+                raise self._error(f"SQLite file {self._path}: {error}") from error
 
         try:
             pending = asyncio.get_running_loop().run_in_executor(self._thread, guarded)
         except RuntimeError as error:  # the thread has ended
-            raise StoreUnavailable(f"SQLite store {self._path} is closed") from error
+            raise self._error(f"SQLite file {self._path} is closed") from error
         return await pending
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            raise StoreUnavailable(f"SQLite store {self._path} is closed")
+            raise self._error(f"SQLite file {self._path} is closed")
         return self._connection
 
     def _connect(self) -> None:
@@ -86,8 +88,7 @@ class SqliteFile:
         newest = len(self._migrations)
         if version > newest:
             raise ConfigurationError(
-                f"{self._path} has schema {version}, this program knows up to {newest}: "
-                "upgrade it, or set INGEST_STORE_URL to another file"
+                f"{self._path} has schema {version}, this program knows up to {newest}: upgrade it, or use another file"
             )
         for statements in self._migrations[version:]:
             for statement in statements:

@@ -1,0 +1,102 @@
+"""The embedded queues in SQL. A delivered message is marked, so that a crash counts as a failed delivery."""
+
+import sqlite3
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from ingest.domain import topology
+from ingest.domain.messages import Message
+
+MIGRATIONS: Final = (
+    (
+        """CREATE TABLE message (id INTEGER PRIMARY KEY AUTOINCREMENT, queue TEXT NOT NULL, routing_key TEXT NOT NULL,
+             body BLOB NOT NULL, message_id TEXT NOT NULL, content_type TEXT NOT NULL, type TEXT NOT NULL,
+             user TEXT NOT NULL, headers TEXT NOT NULL, count INTEGER NOT NULL DEFAULT 0,
+             delivered INTEGER NOT NULL DEFAULT 0)""",
+        "CREATE INDEX message_next ON message (queue, delivered, id)",
+    ),
+)
+_QUEUES: Final = {queue.name: queue for queue in topology.QUEUES}
+
+Row = tuple[str, str, bytes, str, str, str, str, str]
+Taken = tuple[int, str, bytes, str, str, str, str, str, int]
+
+
+@lru_cache(maxsize=4096)
+def routes(exchange: str, routing_key: str) -> tuple[str, ...]:
+    """The queues that a message goes to."""
+    return tuple(
+        queue.name
+        for queue in topology.QUEUES
+        if queue.exchange == exchange and topology.matches(queue.binding, routing_key)
+    )
+
+
+def row(queue: str, message: Message, user: str) -> Row:
+    """A message as it is stored in one queue."""
+    headers = msgspec.json.encode(message.headers).decode()
+    return (
+        queue,
+        message.routing_key,
+        message.body,
+        message.message_id,
+        message.content_type,
+        message.type,
+        user,
+        headers,
+    )
+
+
+def insert(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
+    """Append to the queues."""
+    sql = """INSERT INTO message (queue, routing_key, body, message_id, content_type, type, user, headers)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+    db.executemany(sql, rows)
+
+
+def take(db: sqlite3.Connection, queue: str, room: int) -> list[Taken]:
+    """The oldest messages that nobody has, at most `room`; they are marked as delivered."""
+    sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, count FROM message
+             WHERE queue = ? AND delivered = 0 ORDER BY id LIMIT ?"""
+    taken: list[Taken] = db.execute(sql, (queue, room)).fetchall()
+    db.executemany("UPDATE message SET delivered = 1 WHERE id = ?", [(each[0],) for each in taken])
+    return taken
+
+
+def delete(db: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """They are done."""
+    db.executemany("DELETE FROM message WHERE id = ?", [(id_,) for id_ in ids])
+
+
+def give_back(db: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """A delivery failed: once more, or a dead letter where the limit is reached."""
+    for id_ in ids:
+        sql = "UPDATE message SET delivered = 0, count = count + 1 WHERE id = ? RETURNING queue, count"
+        for queue, count in db.execute(sql, (id_,)).fetchall():
+            limit = _QUEUES[queue].delivery_limit
+            if limit is not None and count > limit:
+                bury(db, [id_], "delivery_limit")
+
+
+def bury(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> None:
+    """Dead-letter as RabbitMQ does; without a dead-letter exchange the message is gone."""
+    sql = """SELECT queue, routing_key, body, message_id, content_type, type, user, headers FROM message WHERE id = ?"""
+    for id_ in ids:
+        for queue, routing_key, body, message_id, content_type, type_, user, headers in db.execute(
+            sql, (id_,)
+        ).fetchall():
+            exchange = _QUEUES[queue].dead_letter_exchange
+            death = {"x-first-death-queue": queue, "x-first-death-reason": reason}
+            marked = msgspec.json.encode(death | msgspec.json.decode(headers)).decode()
+            targets = routes(exchange, routing_key) if exchange else ()
+            insert(db, [(to, routing_key, body, message_id, content_type, type_, user, marked) for to in targets])
+    delete(db, ids)
+
+
+def recover(db: sqlite3.Connection) -> None:
+    """At start: what was delivered and never acknowledged comes again."""
+    ids = [id_ for (id_,) in db.execute("SELECT id FROM message WHERE delivered = 1 ORDER BY id").fetchall()]
+    give_back(db, ids)

@@ -1,0 +1,343 @@
+"""The store on an Aerospike cluster.
+
+Sets as the design names them: `ledger` (key: id), `quota` (key: customer and month), `customer`, `api_key`. Lists
+travel in one `batch_write`. Nothing is read before it is written: claims are CREATE_ONLY, changes check the
+generation, charges carry a filter expression. What timed out in doubt is read back and compared.
+"""
+
+import asyncio
+import hmac
+import random
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final, Self
+
+import aerospike
+import msgspec
+from aerospike_helpers import expressions as exp
+from aerospike_helpers.batch import records as batch
+from aerospike_helpers.operations import operations
+
+from ingest.domain.customers import DAY, ApiKey, Customer, key_id_of
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
+from ingest.store import aerospike_client as client_
+from ingest.store.aerospike_client import AerospikeClient, parse_url
+
+DEFAULT_TIMEOUT: Final = 3.0
+_QUOTA_TTL: Final = 100 * DAY
+_ROUNDS: Final = 5
+_CREATE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE}
+_REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
+_SAME_GENERATION: Final = {"gen": aerospike.POLICY_GEN_EQ}
+_FOREVER: Final = {"ttl": aerospike.TTL_NEVER_EXPIRE}
+
+
+class AerospikeStore:
+    """`domain.ports.Store` on a cluster. Open it with `open`."""
+
+    def __init__(self, client: AerospikeClient) -> None:
+        self._client = client
+        self._namespace = client.namespace
+
+    @classmethod
+    async def open(cls, url: str, *, call_timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """Connect.
+
+        Args:
+            url: see `aerospike_client.parse_url`.
+            call_timeout: seconds for one call to the cluster.
+
+        Raises:
+            ConfigurationError: the URL is wrong.
+            StoreUnavailable: the cluster cannot be reached or refuses the credentials.
+        """
+        client = AerospikeClient(parse_url(url), call_timeout)
+        try:
+            await client.connect()
+        except BaseException:
+            await client.close()
+            raise
+        return cls(client)
+
+    # Ledger
+
+    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+        stored: dict[str, Entry] = {}
+        missing = {entry.id: entry for entry in reversed(entries)}  # of equal ids the first
+        for _ in range(_ROUNDS):
+            stored |= await self._create(list(missing.values()))
+            missing = {id_: entry for id_, entry in missing.items() if id_ not in stored}
+            if not missing:
+                return [stored[entry.id] for entry in entries]
+        raise StoreUnavailable(f"{len(missing)} ledger entries vanish as soon as they are there")
+
+    async def _create(self, entries: list[Entry]) -> dict[str, Entry]:
+        """What is stored of each id after an attempt to create it; without those that vanished meanwhile."""
+        records = [
+            batch.Write(self._ledger(entry.id), _write_all(entry), policy={**_CREATE, "ttl": entry.retention})
+            for entry in entries
+        ]
+        await self._client.write(records)
+        stored = {}
+        doubtful = []
+        for entry, record in zip(entries, records, strict=True):
+            if record.result == client_.OK:
+                stored[entry.id] = msgspec.structs.replace(entry, generation=record.record[1]["gen"])
+            else:
+                doubtful.append((entry.id, record.result))
+        found = await self.read([id_ for id_, _ in doubtful]) if doubtful else []
+        for (id_, code), existing in zip(doubtful, found, strict=True):
+            if existing is not None:
+                stored[id_] = existing
+            elif code != client_.EXISTS:
+                raise self._client.unavailable(code, "claim failed")
+        return stored
+
+    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        found = await self._client.read([self._ledger(id_) for id_ in ids])
+        return [_entry(id_, *record) if record else None for id_, record in zip(ids, found, strict=True)]
+
+    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
+        records = [self._change(change) for change in changes]
+        await self._client.write(records)
+        after: list[Entry | None] = []
+        doubtful = []
+        for index, (change, record) in enumerate(zip(changes, records, strict=True)):
+            after.append(None)
+            if record.result == client_.OK:
+                forgotten = change.step is Step.FORGET
+                generation = change.entry.generation if forgotten else record.record[1]["gen"]
+                after[index] = _after(change, generation)
+            elif record.result not in (client_.GENERATION, client_.NOT_FOUND):
+                doubtful.append(index)
+        if doubtful:
+            found = await self.read([changes[index].entry.id for index in doubtful])
+            for index, existing in zip(doubtful, found, strict=True):
+                after[index] = self._read_back(changes[index], existing, records[index].result)
+        return after
+
+    def _read_back(self, change: Change, existing: Entry | None, code: int) -> Entry | None:
+        """Whether a change whose outcome is in doubt has happened. Raises StoreUnavailable where it has not."""
+        if change.step is Step.FORGET and existing is None:
+            return change.entry
+        if existing is not None and existing == _after(change, existing.generation):
+            return existing
+        if change.step is not Step.ACCEPT and (existing is None or existing.generation != change.entry.generation):
+            return None
+        raise self._client.unavailable(code, f"{change.step} failed")
+
+    def _change(self, change: Change) -> Any:
+        entry = change.entry
+        key = self._ledger(entry.id)
+        if change.step is Step.ACCEPT:
+            accepted = _write_all(_after(change, 0))
+            return batch.Write(key, accepted, policy={**_REPLACE, "ttl": entry.retention})
+        if change.step is Step.FORGET:
+            return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
+        policy = {**_SAME_GENERATION, "ttl": entry.retention}
+        return batch.Write(key, _write_step(change), meta={"gen": entry.generation}, policy=policy)
+
+    # Quotas
+
+    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+        granted: dict[int, bool] = {}
+        try:
+            for round_ in range(_ROUNDS):
+                open_ = [index for index in range(len(charges)) if index not in granted]
+                if not open_:
+                    break
+                if round_:
+                    await asyncio.sleep(random.uniform(0.5, 1.5) * 0.01 * 2**round_)  # noqa: S311 - jitter
+                granted |= await self._charge(charges, open_)
+            else:
+                if len(granted) < len(charges):
+                    raise StoreUnavailable("a quota record is too busy")
+        except StoreUnavailable:
+            await self.refund([charge for index, charge in enumerate(charges) if granted.get(index)])
+            raise
+        return [granted[index] for index in range(len(charges))]
+
+    async def _charge(self, charges: Sequence[Charge], open_: Sequence[int]) -> dict[int, bool]:
+        """Grants by index; without those whose record was busy."""
+        granted = {}
+        records = {}
+        for index in open_:
+            charge = charges[index]
+            # The filter is not asked where there is no record yet.
+            if charge.count > charge.limit:
+                granted[index] = False
+            else:
+                policy = {"expressions": _at_most("used", charge.limit - charge.count), "ttl": _QUOTA_TTL}
+                ops = [operations.increment("used", charge.count)]
+                records[index] = batch.Write(self._quota(charge), ops, policy=policy)
+        await self._client.write(list(records.values()))
+        for index, record in records.items():
+            if record.result == client_.OK or record.in_doubt:
+                granted[index] = True
+            elif record.result == client_.FILTERED_OUT:
+                granted[index] = False
+            elif record.result != client_.KEY_BUSY:
+                raise self._client.unavailable(record.result, "charge failed")
+        return granted
+
+    async def refund(self, charges: Sequence[Charge]) -> None:
+        records = [
+            batch.Write(
+                self._quota(charge),
+                [operations.increment("used", -charge.count)],
+                policy={"expressions": _at_least("used", charge.count), "ttl": _QUOTA_TTL},
+            )
+            for charge in charges
+        ]
+        await self._client.write(records)
+        for record in records:
+            if record.result not in (client_.OK, client_.FILTERED_OUT) and not record.in_doubt:
+                raise self._client.unavailable(record.result, "refund failed")
+
+    async def used(self, cust_id: str, month: str) -> int:
+        found = await self._client.read([(self._namespace, "quota", f"{cust_id}:{month}")])
+        return int(found[0][1]["used"]) if found[0] else 0
+
+    # Registry
+
+    async def customer(self, cust_id: str) -> Customer | None:
+        found = await self._client.read([(self._namespace, "customer", cust_id)])
+        return msgspec.convert(found[0][1], Customer) if found[0] else None
+
+    async def customer_by_key(self, key_hash: bytes) -> Customer | None:
+        found = await self._client.read([(self._namespace, "api_key", key_id_of(key_hash))])
+        if not found[0]:
+            return None
+        key = _api_key(found[0][1])
+        if key.revoked or not hmac.compare_digest(key.key_hash, key_hash):
+            return None
+        return await self.customer(key.cust_id)
+
+    async def customers(self) -> list[Customer]:
+        found = [msgspec.convert(bins, Customer) for bins in await self._scan("customer")]
+        return sorted(found, key=lambda customer: customer.cust_id)
+
+    async def save_customer(self, customer: Customer) -> None:
+        bins = {name: value for name, value in msgspec.to_builtins(customer).items() if value is not None}
+        await self._save("customer", customer.cust_id, bins)
+
+    async def keys(self, cust_id: str) -> list[ApiKey]:
+        found = [_api_key(bins) for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
+        return sorted(found, key=lambda key: (key.created_at, key.key_id))
+
+    async def save_key(self, key: ApiKey) -> None:
+        await self._save("api_key", key.key_id, msgspec.structs.asdict(key))
+
+    async def revoke_key(self, key_id: str) -> bool:
+        record = batch.Write(
+            (self._namespace, "api_key", key_id),
+            [operations.write("revoked", True)],
+            policy={"exists": aerospike.POLICY_EXISTS_UPDATE, **_FOREVER},
+        )
+        await self._client.write([record])
+        if record.result not in (client_.OK, client_.NOT_FOUND):
+            raise self._client.unavailable(record.result, "revoke failed")
+        return bool(record.result == client_.OK)
+
+    # Store
+
+    async def ready(self) -> None:
+        """Raises StoreUnavailable unless a write with a time to live is taken."""
+        record = batch.Write((self._namespace, "ready", "ready"), [operations.write("ready", 1)], policy={"ttl": 60})
+        await self._client.write([record])
+        if record.result not in (client_.OK, client_.KEY_BUSY):
+            raise self._client.unavailable(record.result, "cannot write")
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def _save(self, set_: str, key: str, bins: dict[str, Any]) -> None:
+        ops = [operations.write(name, value) for name, value in bins.items()]
+        record = batch.Write((self._namespace, set_, key), ops, policy={**_REPLACE, **_FOREVER})
+        await self._client.write([record])
+        if record.result != client_.OK:
+            raise self._client.unavailable(record.result, f"cannot save {set_} {key}")
+
+    async def _scan(self, set_: str) -> list[dict[str, Any]]:
+        records = await self._client.call(lambda client: client.query(self._namespace, set_).results())
+        return [bins for _, _, bins in records]
+
+    def _ledger(self, id_: str) -> tuple[str, str, str]:
+        return (self._namespace, "ledger", id_)
+
+    def _quota(self, charge: Charge) -> tuple[str, str, str]:
+        return (self._namespace, "quota", f"{charge.cust_id}:{charge.month}")
+
+
+def _write(name: str, value: object) -> dict[str, Any]:
+    # What operations.write builds, without its checks: these are most of what a claim does in Python.
+    return {"op": aerospike.OPERATOR_WRITE, "bin": name, "val": value}
+
+
+def _write_all(entry: Entry) -> list[dict[str, Any]]:
+    ops = [
+        _write("cust_id", entry.cust_id),
+        _write("created_at", entry.created_at),
+        _write("fingerprint", entry.fingerprint),
+        _write("retention", entry.retention),
+        _write("phase", entry.phase.value),
+        _write("owner", entry.owner),
+        _write("lease", entry.lease),
+        _write("charged", entry.charged),
+        _write("origin", entry.origin),
+    ]
+    if entry.task_count:
+        ops += [_write("task_count", entry.task_count), _write("own_ids", entry.own_ids)]
+    return ops
+
+
+def _write_step(change: Change) -> list[dict[str, Any]]:
+    entry = change.entry
+    if change.step is Step.TAKE_OVER:
+        return [_write("owner", entry.owner), _write("lease", entry.lease), _write("origin", entry.origin)]
+    if change.step is Step.QUEUE:
+        return [_write("phase", Phase.QUEUED.value), _write("lease", 0), _write("charged", True)]
+    return [_write("lease", 0), _write("charged", entry.charged)]
+
+
+def _after(change: Change, generation: int) -> Entry:
+    """The entry as the step leaves it."""
+    entry = msgspec.structs.replace(change.entry, generation=generation)
+    if change.step is Step.QUEUE:
+        return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0, charged=True)
+    if change.step is Step.ACCEPT:
+        return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
+    return msgspec.structs.replace(entry, lease=0) if change.step is Step.RELEASE else entry
+
+
+def _entry(id_: str, generation: int, bins: dict[str, Any]) -> Entry:
+    return Entry(
+        id=id_,
+        cust_id=bins["cust_id"],
+        created_at=bins["created_at"],
+        fingerprint=bytes(bins["fingerprint"]),
+        retention=bins["retention"],
+        phase=Phase(bins["phase"]),
+        owner=bins["owner"],
+        lease=bins["lease"],
+        charged=bool(bins["charged"]),
+        origin=bins["origin"],
+        task_count=bins.get("task_count", 0),
+        own_ids=bins.get("own_ids", {}),
+        generation=generation,
+    )
+
+
+def _api_key(bins: dict[str, Any]) -> ApiKey:
+    return ApiKey(**{**bins, "key_hash": bytes(bins["key_hash"]), "revoked": bool(bins["revoked"])})
+
+
+@lru_cache(maxsize=4096)
+def _at_most(name: str, value: int) -> Any:
+    return exp.LE(exp.IntBin(name), value).compile()
+
+
+@lru_cache(maxsize=4096)
+def _at_least(name: str, value: int) -> Any:
+    return exp.GE(exp.IntBin(name), value).compile()

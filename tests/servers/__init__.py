@@ -1,0 +1,7 @@
+"""Private servers for tests and benchmarks: on free ports, in temporary directories, stopped when done."""
+
+from tests.servers.aerospike import AerospikeServer
+from tests.servers.process import Unavailable
+from tests.servers.rabbitmq import RabbitServer
+
+__all__ = ["AerospikeServer", "RabbitServer", "Unavailable"]

@@ -1,0 +1,132 @@
+"""A private Aerospike server: a URL given, else Docker, else `asd` on PATH."""
+
+import os
+import shutil
+from typing import Any
+
+import aerospike
+
+from tests.servers.process import PrivateServer, Unavailable, docker_answers, free_ports, wait_until
+
+IMAGE = "aerospike/aerospike-server:8.1.0.1"
+_CONFIG = """
+service {{
+    cluster-name tests
+    proto-fd-max 4096
+    work-directory {directory}/work
+    pidfile {directory}/asd.pid
+}}
+mod-lua {{
+    user-path {directory}/work/lua
+}}
+logging {{
+    file {directory}/asd.log {{
+        context any info
+    }}
+}}
+network {{
+    service {{
+        address 127.0.0.1
+        port {service}
+    }}
+    fabric {{
+        address 127.0.0.1
+        port {fabric}
+    }}
+    heartbeat {{
+        mode mesh
+        address 127.0.0.1
+        port {heartbeat}
+        interval 150
+        timeout 10
+    }}
+    admin {{
+        address 127.0.0.1
+        port {admin}
+    }}
+}}
+namespace test {{
+    replication-factor 1
+    nsup-period 10
+    index-stage-size 128M
+    sindex-stage-size 128M
+    storage-engine memory {{
+        data-size {size}
+    }}
+}}
+"""
+
+
+class AerospikeServer:
+    """One node with a namespace `test` in memory: what it holds is gone when it is killed. Raises Unavailable."""
+
+    def __init__(self, size: str = "1G") -> None:
+        self._container: Any = None
+        self._process: PrivateServer | None = None
+        if url := os.environ.get("INGEST_TEST_AEROSPIKE_URL"):
+            self.url, self.origin = url, "INGEST_TEST_AEROSPIKE_URL"
+        elif docker_answers():
+            self._start_container()
+        elif shutil.which("asd"):
+            self._prepare(size)
+            self.start()
+        else:
+            raise Unavailable("no Docker engine answers and no asd is on PATH")
+
+    def start(self) -> None:
+        """Start it, again after `kill`."""
+        assert self._process is not None
+        self._process.launch(["asd", "--config-file", str(self._process.directory / "aerospike.conf"), "--foreground"])
+        wait_until(self._writes, "asd")
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+
+    def pause(self) -> None:
+        assert self._process is not None
+        self._process.pause()
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.resume()
+
+    @property
+    def controllable(self) -> bool:
+        """Whether it can be killed and paused: a private process."""
+        return self._process is not None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+        if self._container is not None:
+            self._container.stop()
+
+    def _prepare(self, size: str) -> None:
+        self._process = process = PrivateServer("aerospike")
+        (process.directory / "work/smd").mkdir(parents=True)
+        (process.directory / "work/lua").mkdir()
+        service, fabric, heartbeat, admin = free_ports(4)
+        self._address = ("127.0.0.1", service)
+        self.url, self.origin = f"aerospike://127.0.0.1:{service}/test", "asd on PATH"
+        text = _CONFIG.format(
+            directory=process.directory, service=service, fabric=fabric, heartbeat=heartbeat, admin=admin, size=size
+        )
+        (process.directory / "aerospike.conf").write_text(text)
+
+    def _start_container(self) -> None:
+        from testcontainers.core.container import DockerContainer
+
+        self._container = DockerContainer(IMAGE).with_env("NSUP_PERIOD", "10").with_exposed_ports(3000)
+        self._container.start()
+        self._address = (self._container.get_container_host_ip(), int(self._container.get_exposed_port(3000)))
+        self.url, self.origin = f"aerospike://{self._address[0]}:{self._address[1]}/test", "Docker"
+        wait_until(self._writes, "Aerospike in Docker")
+
+    def _writes(self) -> None:
+        client = aerospike.client({"hosts": [self._address], "use_services_alternate": self._container is not None})
+        try:
+            client.connect()
+            client.put(("test", "ready", "ready"), {"ready": 1}, meta={"ttl": 60})
+        finally:
+            client.close()

@@ -1,0 +1,133 @@
+"""A private RabbitMQ node: a URL given, else Docker, else `rabbitmq-server` on PATH, run as the current user."""
+
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from tests.servers.process import PrivateServer, Unavailable, docker_answers, free_ports, wait_until
+
+IMAGE = "rabbitmq:3.13-management"
+_SBIN = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
+
+
+class RabbitServer:
+    """One node with the management plugin. Raises Unavailable.
+
+    `url` is its default virtual host; `new_vhost` makes one that nobody else uses.
+    """
+
+    def __init__(self) -> None:
+        self._container: Any = None
+        self._process: PrivateServer | None = None
+        if url := os.environ.get("INGEST_TEST_RABBITMQ_URL"):
+            self.url, self.origin = url, "INGEST_TEST_RABBITMQ_URL"
+            self.management_url = os.environ.get("INGEST_TEST_RABBITMQ_MANAGEMENT_URL", "http://127.0.0.1:15672")
+        elif docker_answers():
+            self._start_container()
+        elif shutil.which("rabbitmq-server"):
+            self._prepare()
+            self.start()
+        else:
+            raise Unavailable("no Docker engine answers and no rabbitmq-server is on PATH")
+
+    def start(self) -> None:
+        """Start it, again after `kill`, with the data it has."""
+        assert self._process is not None
+        self._process.launch([_program()], self._env)
+        wait_until(self._answers, "rabbitmq-server")
+
+    def kill(self) -> None:
+        assert self._process is not None
+        self._process.kill()
+
+    def pause(self) -> None:
+        assert self._process is not None
+        self._process.pause()
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.resume()
+
+    @property
+    def controllable(self) -> bool:
+        """Whether it can be killed and paused: a private process."""
+        return self._process is not None
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.stop()
+        if self._container is not None:
+            self._container.stop()
+
+    def new_vhost(self) -> str:
+        """The URL of a new, empty virtual host."""
+        name = f"t{uuid.uuid4().hex[:12]}"
+        self.api("PUT", f"vhosts/{name}")
+        self.api("PUT", f"permissions/{name}/{self._user[0]}", {"configure": ".*", "write": ".*", "read": ".*"})
+        return f"{self.url.rstrip('/')}/{name}"
+
+    def drop_vhost(self, url: str) -> None:
+        self.api("DELETE", f"vhosts/{urlsplit(url).path[1:]}")
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """Call the management API."""
+        response = httpx.request(method, f"{self.management_url}/api/{path}", json=body, auth=self._user, timeout=30)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    @property
+    def _user(self) -> tuple[str, str]:
+        parts = urlsplit(self.url)
+        return parts.username or "guest", parts.password or "guest"
+
+    def _prepare(self) -> None:
+        self._process = process = PrivateServer("rabbitmq")
+        amqp, management, distribution, mapper = free_ports(4)
+        home = process.directory
+        self.url, self.origin = f"amqp://guest:guest@127.0.0.1:{amqp}", "rabbitmq-server on PATH"
+        self.management_url = f"http://127.0.0.1:{management}"
+        (home / "rabbitmq.conf").write_text(
+            f"listeners.tcp.1 = 127.0.0.1:{amqp}\n"
+            f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
+            "disk_free_limit.absolute = 50MB\n"
+        )
+        (home / "plugins").write_text("[rabbitmq_management].")
+        self._env = {
+            "HOME": str(home),
+            "RABBITMQ_NODENAME": f"t{uuid.uuid4().hex[:8]}@localhost",
+            "RABBITMQ_NODE_PORT": str(amqp),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(home / "log"),
+            "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
+            "RABBITMQ_PID_FILE": str(home / "pid"),
+            # A port mapper of its own, which ends with the session.
+            "ERL_EPMD_PORT": str(mapper),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+
+    def _start_container(self) -> None:
+        from testcontainers.core.container import DockerContainer
+
+        self._container = DockerContainer(IMAGE).with_exposed_ports(5672, 15672)
+        self._container.start()
+        host = self._container.get_container_host_ip()
+        self.url = f"amqp://guest:guest@{host}:{self._container.get_exposed_port(5672)}"
+        self.management_url = f"http://{host}:{self._container.get_exposed_port(15672)}"
+        self.origin = "Docker"
+        wait_until(self._answers, "RabbitMQ in Docker", 120)
+
+    def _answers(self) -> bool:
+        return bool(self.api("GET", "aliveness-test/%2F")["status"] == "ok")
+
+
+def _program() -> str:
+    # Debian's /usr/sbin/rabbitmq-server switches users; the script behind it does not.
+    behind = sorted(Path("/").glob(_SBIN))
+    return str(behind[-1] if behind else shutil.which("rabbitmq-server"))
