@@ -42,7 +42,7 @@ class AerospikeStore:
 
     @classmethod
     async def open(cls, url: str, *, call_timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """Connect.
+        """Nothing connects before the first call, which raises StoreUnavailable while the cluster is away.
 
         Args:
             url: see `aerospike_client.parse_url`.
@@ -50,15 +50,8 @@ class AerospikeStore:
 
         Raises:
             ConfigurationError: the URL is wrong.
-            StoreUnavailable: the cluster cannot be reached or refuses the credentials.
         """
-        client = AerospikeClient(parse_url(url), call_timeout)
-        try:
-            await client.connect()
-        except BaseException:
-            await client.close()
-            raise
-        return cls(client)
+        return cls(AerospikeClient(parse_url(url), call_timeout))
 
     # Ledger
 

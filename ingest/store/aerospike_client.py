@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -27,6 +28,7 @@ FILTERED_OUT: Final = 27
 _CHUNK: Final = 1000
 """Records in one call: some 10 ms of work for the client."""
 _THREADS: Final = 4
+_CONNECT_PAUSE: Final = 1.0
 _URL: Final = re.compile(
     r"aerospike://(?:(?P<user>[^:@/]*):(?P<password>[^@/]*)@)?(?P<hosts>[^/?@]+)/(?P<namespace>[^/?]+)(?:\?(?P<query>.*))?"
 )
@@ -83,13 +85,31 @@ class AerospikeClient:
         self._address = address
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aerospike")
         self._client = aerospike.client(_config(address, timeout))
-
-    async def connect(self) -> None:
-        """Raises StoreUnavailable."""
-        await self.call(lambda client: client.connect())
+        self._connecting = asyncio.Lock()
+        self._connected = False
+        self._failed = (0.0, "")
 
     async def call(self, job: Callable[[Any], T]) -> T:
-        """Run a job with the client. Whatever the client raises becomes StoreUnavailable."""
+        """Run a job with the client, connected. Whatever the client raises becomes StoreUnavailable."""
+        if not self._connected:
+            await self._connect()
+        return await self._run(job)
+
+    async def _connect(self) -> None:
+        """The client connects once and then keeps track of the cluster by itself."""
+        async with self._connecting:
+            if self._connected:
+                return
+            if time.monotonic() - self._failed[0] < _CONNECT_PAUSE:
+                raise StoreUnavailable(self._failed[1])
+            try:
+                await self._run(lambda client: client.connect())
+            except StoreUnavailable as error:
+                self._failed = (time.monotonic(), str(error))
+                raise
+            self._connected = True
+
+    async def _run(self, job: Callable[[Any], T]) -> T:
         try:
             pending = asyncio.get_running_loop().run_in_executor(self._threads, job, self._client)
         except RuntimeError as error:  # the threads have ended
@@ -131,8 +151,9 @@ class AerospikeClient:
 
     async def close(self) -> None:
         """Twice is fine."""
+        self._connected = True  # not once more
         try:
-            await self.call(lambda client: client.close())
+            await self._run(lambda client: client.close())
         except StoreUnavailable:
             return
         self._threads.shutdown(wait=False)

@@ -142,6 +142,7 @@ class Cohorts:
         except StoreUnavailable as error:
             _log.warning("store unavailable, submissions wait", error=str(error), submissions=len(works))
             return list(works)
+        _log.debug("accepted", ids=[each.entries[0].id for each in works if each.entries])
         return []
 
     async def _give_back(self, works: Sequence[Work]) -> None:

@@ -1,0 +1,206 @@
+"""The one place that picks RabbitMQ or embedded, Aerospike or SQLite, and wires what runs."""
+
+import asyncio
+import random
+import signal
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import structlog
+import uvloop
+
+from ingest.admission import Admission
+from ingest.broker.embedded import EmbeddedBroker
+from ingest.broker.rabbitmq import RabbitBroker
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.domain.ports import Broker, Store
+from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from ingest.settings import Settings
+from ingest.shim import Server, Shim
+from ingest.store.aerospike import AerospikeStore
+from ingest.store.sqlite import SqliteStore
+from ingest.worker import Worker
+
+_FIRST_PAUSE: Final = 0.5
+_LONGEST_PAUSE: Final = 10.0
+
+_log = structlog.get_logger(__name__)
+
+
+async def open_store(settings: Settings) -> Store:
+    """The store that the URL names. Raises ConfigurationError, StoreUnavailable."""
+    scheme, _, rest = settings.store.partition("://")
+    if scheme == "aerospike":
+        return await AerospikeStore.open(settings.store, call_timeout=settings.store_timeout)
+    if scheme == "sqlite":
+        return await SqliteStore.open(_file(rest, "INGEST_STORE_URL"))
+    raise ConfigurationError("INGEST_STORE_URL must begin with aerospike:// or sqlite:///")
+
+
+async def open_broker(settings: Settings, purpose: str = "ingest") -> RabbitBroker | EmbeddedBroker:
+    """The broker that the URL names. Raises ConfigurationError, BrokerUnavailable."""
+    scheme, _, rest = settings.broker.partition("://")
+    if scheme in ("amqp", "amqps"):
+        return RabbitBroker(
+            settings.broker,
+            heartbeat=settings.heartbeat,
+            confirm_timeout=settings.confirm_timeout,
+            name=purpose,
+            ssl_context=_ssl_context(settings) if scheme == "amqps" else None,
+        )
+    if scheme == "sqlite":
+        return await EmbeddedBroker.open(_file(rest, "INGEST_BROKER_URL"))
+    raise ConfigurationError("INGEST_BROKER_URL must begin with amqp://, amqps:// or sqlite:///")
+
+
+def need_rabbitmq(settings: Settings, command: str) -> None:
+    """Raises ConfigurationError where several processes would have to share the embedded queue."""
+    if settings.broker.startswith("sqlite:"):
+        raise ConfigurationError(
+            f"`ingest {command}` needs RabbitMQ: set INGEST_BROKER_URL=amqp://…, or use `ingest dev`, which has both "
+            "sides of the embedded queue in one process"
+        )
+
+
+async def shim(settings: Settings, listener: socket.socket, stop: asyncio.Event) -> None:
+    """Serve HTTP until `stop`."""
+    async with _adapters(settings, "ingest serve") as (broker, store):
+        await _serve(settings, broker, store, listener, stop)
+
+
+async def worker(settings: Settings, stop: asyncio.Event) -> None:
+    """Consume until `stop`."""
+    async with _adapters(settings, "ingest work") as (broker, store):
+        await _work(settings, broker, store, stop)
+
+
+async def both(
+    settings: Settings, listener: socket.socket, stop: asyncio.Event, prepare: Callable[[Store], Awaitable[None]]
+) -> None:
+    """Shim and worker in one process; the worker stops last, so that it sees what the shim has taken."""
+    async with _adapters(settings, "ingest dev") as (broker, store):
+        await prepare(store)
+        served = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_work(settings, broker, store, served))
+            await _serve(settings, broker, store, listener, stop)
+            served.set()
+
+
+def run(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
+    """Run until SIGTERM or SIGINT, then let it finish within `deadline` seconds. Returns the exit code."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_until_signal(main, deadline))
+
+
+async def _until_signal(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    running = asyncio.ensure_future(main(stop))
+    stopping = asyncio.ensure_future(stop.wait())
+    await asyncio.wait([running, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    done, _ = await asyncio.wait([running], timeout=deadline)
+    if not done:
+        _log.error("could not finish in time, what is left comes again", seconds=deadline)
+        running.cancel()
+        await asyncio.wait([running], timeout=5)
+        return 1
+    try:
+        running.result()
+    except* ConfigurationError as group:
+        raise group.exceptions[0] from None
+    return 0
+
+
+@asynccontextmanager
+async def _adapters(settings: Settings, purpose: str) -> AsyncIterator[tuple[RabbitBroker | EmbeddedBroker, Store]]:
+    async with AsyncExitStack() as stack:
+        broker = await open_broker(settings, purpose)
+        stack.push_async_callback(broker.close)
+        store = await open_store(settings)
+        stack.push_async_callback(store.close)
+        async with asyncio.TaskGroup() as group:
+            declaring = group.create_task(_declare(broker))
+            yield broker, store
+            declaring.cancel()
+
+
+async def _declare(broker: Broker) -> None:
+    """Make the topology exist, as soon as the broker is there."""
+    pause = _FIRST_PAUSE
+    while True:
+        try:
+            await broker.declare()
+        except BrokerUnavailable as error:
+            _log.warning("topology not declared yet", error=str(error), seconds=pause)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+            pause = min(pause * 2, _LONGEST_PAUSE)
+        else:
+            return
+
+
+async def _serve(
+    settings: Settings, broker: Broker, store: Store, listener: socket.socket, stop: asyncio.Event
+) -> None:
+    publisher = await broker.publisher()
+    admission = Admission(store, lease=settings.lease)
+    app = Shim(store=store, publisher=publisher, admission=admission, deadline=settings.request_deadline)
+    server = Server(app, settings.shutdown_deadline)
+
+    async def stop_in_time() -> None:
+        await stop.wait()
+        server.should_exit = True
+
+    _log.info("serving", port=listener.getsockname()[1])
+    stopper = asyncio.create_task(stop_in_time())
+    try:
+        await server.serve(sockets=[listener])
+        await app.drain()
+    finally:
+        stopper.cancel()
+        await publisher.close()
+
+
+async def _work(settings: Settings, broker: RabbitBroker | EmbeddedBroker, store: Store, stop: asyncio.Event) -> None:
+    own = frozenset({broker.user} if broker.user else ())
+    working = Worker(
+        store=store,
+        broker=broker,
+        admission=Admission(store, lease=settings.lease),
+        trusted_users=settings.trusted_users or own,
+        prefetch={INGEST_TASKS: settings.prefetch, INGEST_BATCHES: settings.prefetch_batches},
+    )
+
+    async def stop_in_time() -> None:
+        await stop.wait()
+        working.stop()
+
+    stopper = asyncio.create_task(stop_in_time())
+    try:
+        await working.run()
+    finally:
+        stopper.cancel()
+
+
+def _file(rest: str, variable: str) -> Path:
+    """`sqlite:///relative/file` or `sqlite:////absolute/file`, as SQLAlchemy has it."""
+    if not rest.startswith("/") or len(rest) < 2:
+        raise ConfigurationError(f"{variable} must look like sqlite:///FILE (with four slashes for an absolute path)")
+    return Path(rest[1:])
+
+
+def _ssl_context(settings: Settings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.broker_cafile)
+        if settings.broker_certfile:
+            context.load_cert_chain(settings.broker_certfile, settings.broker_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"INGEST_BROKER_CAFILE, _CERTFILE or _KEYFILE cannot be used: {error}") from error
+    return context

@@ -1,0 +1,95 @@
+"""Settings from `INGEST_*` environment variables, validated once."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from ingest.domain.errors import ConfigurationError
+
+
+class Settings(BaseSettings):
+    """Every setting, with its default. A field `x_y` is the variable `INGEST_X_Y`."""
+
+    model_config = SettingsConfigDict(env_prefix="INGEST_", frozen=True, extra="ignore")
+
+    data_dir: Path = Field(Path(".ingest"), description="where the embedded queue and store keep their files")
+    broker_url: SecretStr = Field(
+        SecretStr(""),
+        description="amqp[s]://user:password@host:5672,host2:5672/vhost, or sqlite:///FILE; default: in the data dir",
+    )
+    store_url: SecretStr = Field(
+        SecretStr(""),
+        description="aerospike://user:password@host:3000,host2:3000/namespace, or sqlite:///FILE; default: in the "
+        "data dir",
+    )
+    broker_cafile: Path | None = Field(None, description="CA certificates (PEM) for amqps; default: the system's")
+    broker_certfile: Path | None = Field(None, description="client certificate (PEM) for amqps")
+    broker_keyfile: Path | None = Field(None, description="its private key (PEM)")
+    management_url: SecretStr = Field(
+        SecretStr(""), description="RabbitMQ management API, http[s]://user:password@host:15672, for policies"
+    )
+    trusted_users: frozenset[str] = Field(
+        frozenset(), description="AMQP users of the service itself, a JSON list; default: the broker URL's user"
+    )
+    heartbeat: int = Field(10, ge=1, le=60, description="AMQP heartbeat, seconds")
+    confirm_timeout: float = Field(5.0, gt=0, le=60, description="wait for a publisher confirm, seconds")
+    store_timeout: float = Field(3.0, gt=0, le=60, description="wait for one call to the store, seconds")
+    lease: float = Field(30.0, ge=15, le=600, description="hold a claim, seconds")
+    request_deadline: float = Field(10.0, gt=0, le=60, description="answer an HTTP request, seconds")
+    shutdown_deadline: float = Field(25.0, gt=0, le=600, description="finish what is in flight at a stop, seconds")
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8080, ge=0, le=65535, description="port to listen on")
+    workers: int = Field(1, ge=1, le=256, description="HTTP processes of `serve`")
+    processes: int = Field(1, ge=1, le=256, description="consumer processes of `work`")
+    prefetch: int = Field(500, ge=1, le=65535, description="single submissions in flight, per process")
+    prefetch_batches: int = Field(4, ge=1, le=1000, description="batches in flight, per process")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error")
+    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal")
+
+    @model_validator(mode="after")
+    def _check_lease(self) -> Self:
+        # Whoever admits must be done, or have given up, well before the lease ends.
+        if self.lease < self.request_deadline + self.confirm_timeout:
+            raise ValueError("INGEST_LEASE must be at least INGEST_REQUEST_DEADLINE plus INGEST_CONFIRM_TIMEOUT")
+        return self
+
+    @property
+    def broker(self) -> str:
+        """The broker's URL, password included."""
+        return self.broker_url.get_secret_value() or f"sqlite:///{self.data_dir}/queue.db"
+
+    @property
+    def store(self) -> str:
+        """The store's URL, password included."""
+        return self.store_url.get_secret_value() or f"sqlite:///{self.data_dir}/store.db"
+
+
+def load(**overrides: object) -> Settings:
+    """Settings from the environment; overrides that are not None come first.
+
+    Raises:
+        ConfigurationError: names the variable and what is wrong with it.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = f"INGEST_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
+        raise ConfigurationError(f"{name}{first['msg']}") from None
+
+
+def described() -> list[tuple[str, str, str]]:
+    """(variable, default, description) of each setting."""
+    return [
+        (f"INGEST_{name.upper()}", _default(field.default), field.description or "")
+        for name, field in Settings.model_fields.items()
+    ]
+
+
+def _default(value: object) -> str:
+    if value is None or isinstance(value, (SecretStr, frozenset)):
+        return ""
+    return str(value)

@@ -1,0 +1,19 @@
+"""HTTP in: authenticate, validate, admit, publish with a confirm, answer.
+
+- ``app``        the ASGI application: hot paths first, the rest through Starlette.
+- ``submit``     the two POSTs.
+- ``cohort``     what many requests share: one admission, one publish, one ledger write.
+- ``coalescer``  gathers what waits into cohorts, without timers.
+- ``auth``       API key to customer, with a short cache.
+- ``wire``       reading bodies and sending JSON in plain ASGI.
+- ``problems``   every error an HTTP client can meet.
+- ``lookups``    GET by id, health, documents.
+- ``openapi``    the API as an OpenAPI document.
+- ``server``     uvicorn, without its signal handlers.
+"""
+
+from ingest.shim.app import Shim
+from ingest.shim.openapi import openapi_document
+from ingest.shim.server import Server
+
+__all__ = ["Server", "Shim", "openapi_document"]

@@ -1,0 +1,111 @@
+"""The ASGI application: the two POSTs in plain ASGI, everything else through Starlette."""
+
+import structlog
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ingest.admission import Admission
+from ingest.domain.identity import Kind
+from ingest.domain.ports import Publisher, Store
+from ingest.shim.auth import Auth
+from ingest.shim.lookups import Lookups
+from ingest.shim.problems import Header, Problem, internal
+from ingest.shim.submit import Answer, Submitter
+from ingest.shim.wire import ClientGone, Receive, Scope, Send, read_json_body, request_id, send_json
+
+REQUEST_DEADLINE = 10.0
+_SUBMISSIONS: dict[str, Kind] = {"/v1/tasks": "task", "/v1/tasks/batch": "batch"}
+
+_log = structlog.get_logger(__name__)
+
+
+class Shim:
+    """The ASGI application.
+
+    Args:
+        store: ledger, quotas and customers.
+        publisher: to the ingest queues.
+        admission: on the same store.
+        deadline: seconds for one submission.
+    """
+
+    def __init__(
+        self, *, store: Store, publisher: Publisher, admission: Admission, deadline: float = REQUEST_DEADLINE
+    ) -> None:
+        self._auth = Auth(store)
+        self._submitter = Submitter(admission, publisher, deadline)
+        self._others = Starlette(
+            routes=Lookups(store, publisher, self._auth).routes(),
+            exception_handlers={
+                Problem: _show_problem,
+                HTTPException: _show_http_error,
+                Exception: _show_defect,
+            },
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._others(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        tag = (b"x-request-id", request_id(headers))
+        kind = _SUBMISSIONS.get(scope["path"])
+        try:
+            if kind is None:
+                await self._others(scope, receive, _tagged(send, tag))
+                return
+            status, body, extra = await self._submit(kind, scope, headers, receive)
+        except Problem as problem:
+            status, body, extra = problem.status, problem.body(), list(problem.headers)
+        except ClientGone:
+            return
+        except Exception:  # noqa: BLE001 - a defect of ours must not show its inside
+            _log.exception("request failed", path=scope["path"], request_id=tag[1].decode())
+            if kind is None:
+                return  # Starlette has answered
+            status, body, extra = 500, internal().body(), []
+        extra.append(tag)
+        await send_json(send, status, body, extra)
+
+    async def drain(self) -> None:
+        """Wait for submissions that are under way."""
+        await self._submitter.drain()
+
+    async def _submit(self, kind: Kind, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Answer:
+        if scope["method"] != "POST":
+            raise Problem(405, f"{scope['method']} is not allowed here", ((b"allow", b"POST"),))
+        customer = await self._auth.customer(headers.get(b"authorization"))
+        body = await read_json_body(headers, receive)
+        return await self._submitter.submit(kind, body, headers, customer)
+
+
+def _tagged(send: Send, tag: Header) -> Send:
+    """Adds the request id to whatever Starlette answers."""
+
+    async def tagged(message: Scope) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], tag]
+        await send(message)
+
+    return tagged
+
+
+async def _show_problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)  # noqa: S101 - registered for it alone
+    headers = {name.decode(): value.decode() for name, value in error.headers}
+    return Response(error.body(), error.status, headers, media_type="application/json")
+
+
+async def _show_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it alone
+    what = {
+        404: f"there is nothing at {request.url.path}",
+        405: f"{request.method} is not allowed here",
+    }.get(error.status_code, error.detail)
+    return Response(Problem(error.status_code, what).body(), error.status_code, error.headers, "application/json")
+
+
+async def _show_defect(_: Request, __: Exception) -> Response:
+    return Response(internal().body(), 500, media_type="application/json")

@@ -1,0 +1,119 @@
+"""GET: what a client needs after a crash of its own, health, and the API's documents."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from swagger_ui_bundle import swagger_ui_path
+
+from ingest.domain import events
+from ingest.domain.errors import StoreUnavailable, Unavailable
+from ingest.domain.identity import Kind, is_id
+from ingest.domain.ledger import Entry
+from ingest.domain.ports import Publisher, Store
+from ingest.shim.auth import Auth
+from ingest.shim.openapi import openapi_document
+from ingest.shim.problems import Problem, store_away
+from ingest.shim.submit import task_ids
+
+_READY_WITHIN: Final = 2.0
+_PAGE: Final = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Submitting tasks</title>
+<link rel="stylesheet" href="/docs/assets/swagger-ui.css"></head>
+<body><div id="swagger-ui"></div><script src="/docs/assets/swagger-ui-bundle.js"></script>
+<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui"})</script></body></html>
+"""
+
+
+class Lookups:
+    """Serves the routes that only read.
+
+    Args:
+        store: ledger.
+        publisher: asked by `/readyz`.
+        auth: API keys.
+    """
+
+    def __init__(self, store: Store, publisher: Publisher, auth: Auth) -> None:
+        self._store = store
+        self._publisher = publisher
+        self._auth = auth
+
+    def routes(self) -> list[Route | Mount]:
+        return [
+            Route("/v1/tasks/batch/{id}", self.batch, methods=["GET"]),
+            Route("/v1/tasks/{id}", self.task, methods=["GET"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/docs", self.docs, methods=["GET"]),
+            Mount("/docs/assets", StaticFiles(directory=swagger_ui_path)),
+        ]
+
+    async def task(self, request: Request) -> Response:
+        entry = await self._landed("task", request)
+        return _json({"task_id": entry.id, "status": "pending", "created_at": events.rfc3339(entry.created_at)})
+
+    async def batch(self, request: Request) -> Response:
+        entry = await self._landed("batch", request)
+        return _json(
+            {
+                "batch_id": entry.id,
+                "task_count": entry.task_count,
+                "status": "accepted",
+                "created_at": events.rfc3339(entry.created_at),
+                "task_ids": task_ids(entry),
+            }
+        )
+
+    async def healthz(self, _: Request) -> Response:
+        """The process answers."""
+        return _json({"status": "ok"})
+
+    async def readyz(self, _: Request) -> Response:
+        """Broker and store can take a submission."""
+        broker, store = await asyncio.gather(_state(self._publisher.ready), _state(self._store.ready))
+        if broker == store == "ok":
+            return _json({"status": "ok", "broker": broker, "store": store})
+        return _json({"error": "not ready", "broker": broker, "store": store}, 503, {"Retry-After": "1"})
+
+    async def openapi(self, _: Request) -> Response:
+        return _json(openapi_document())
+
+    async def docs(self, _: Request) -> Response:
+        return HTMLResponse(_PAGE)
+
+    async def _landed(self, kind: Kind, request: Request) -> Entry:
+        """The caller's own entry, if its submission was answered 2xx. Raises Problem."""
+        authorization = request.headers.get("authorization")
+        customer = await self._auth.customer(authorization.encode("latin-1") if authorization else None)
+        id_ = request.path_params["id"]
+        entry = None
+        if is_id(kind, id_):
+            try:
+                entry = (await self._store.read([id_]))[0]
+            except StoreUnavailable:
+                raise store_away() from None
+        if entry is None or not entry.landed or entry.cust_id != customer.cust_id:
+            raise Problem(404, f"no {kind} with this id was submitted, or it is no longer remembered")
+        return entry
+
+
+async def _state(ready: Callable[[], Awaitable[None]]) -> str:
+    try:
+        async with asyncio.timeout(_READY_WITHIN):
+            await ready()
+    except Unavailable:
+        return "unavailable"
+    except TimeoutError:
+        return "does not answer"
+    return "ok"
+
+
+def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")

@@ -1,0 +1,160 @@
+"""`POST /v1/tasks` and `POST /v1/tasks/batch`: from a body to the contract's answer."""
+
+import asyncio
+from email.utils import formatdate
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+import structlog
+
+from ingest.admission import Admission, Decision, Request, Verdict
+from ingest.domain import events, identity
+from ingest.domain.customers import Customer
+from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.identity import Kind
+from ingest.domain.ledger import Entry
+from ingest.domain.ports import Publisher
+from ingest.domain.submissions import Submission, batch_submission, decode_json, task_submission
+from ingest.domain.validation import validate_key
+from ingest.shim.coalescer import Coalescer, Full
+from ingest.shim.cohort import Cohorts
+from ingest.shim.problems import Header, Problem, busy, conflict, invalid, overloaded, quota_exhausted, too_slow
+
+_BUSY_FOR: Final = 2.0
+_BUSY_PAUSES: Final = (0.01, 0.2)
+"""Seconds for which to wait for another request with the same key; first and longest pause in between."""
+
+_log = structlog.get_logger(__name__)
+_encode = msgspec.json.encode
+_rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
+
+Answer = tuple[int, bytes, list[Header]]
+
+
+class Submitter:
+    """Answers submissions.
+
+    Args:
+        admission: claims and charges.
+        publisher: to the ingest queues.
+        deadline: seconds for one request.
+    """
+
+    def __init__(self, admission: Admission, publisher: Publisher, deadline: float) -> None:
+        cohorts = Cohorts(admission, publisher)
+        self._deadline = deadline
+        # Apart, so that a single task never waits behind batches of a thousand.
+        self._coalescers: dict[Kind, Coalescer[Request, Decision | Problem]] = {
+            "task": Coalescer(cohorts.run, size=512, slots=2, waiting=20_000),
+            "batch": Coalescer(cohorts.run, size=4, slots=2, waiting=64),
+        }
+
+    async def submit(self, kind: Kind, body: bytes, headers: dict[bytes, bytes], customer: Customer) -> Answer:
+        """Status, body and headers of the answer. Raises Problem."""
+        try:
+            request = Request(_parse(kind, body, headers.get(b"idempotency-key"), customer), customer)
+        except InvalidSubmission as error:
+            raise invalid(error) from None
+        try:
+            async with asyncio.timeout(self._deadline):
+                decision = await self._decide(request)
+        except TimeoutError:
+            raise too_slow() from None
+        return _answer(decision, _wants_representation(headers))
+
+    async def drain(self) -> None:
+        """Wait for what is under way."""
+        for coalescer in self._coalescers.values():
+            await coalescer.drain()
+
+    async def _decide(self, request: Request) -> Decision:
+        """The final decision: ADMITTED and confirmed, or REPLAY. Raises Problem for every other."""
+        coalescer = self._coalescers[request.submission.kind]
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + _BUSY_FOR
+        pause = _BUSY_PAUSES[0]
+        while True:
+            try:
+                decision = await coalescer.submit(request)
+            except Full:
+                raise overloaded() from None
+            if isinstance(decision, Problem):
+                raise decision
+            if decision.verdict is Verdict.QUOTA_EXHAUSTED:
+                raise quota_exhausted()
+            if decision.verdict is not Verdict.BUSY:
+                return decision
+            if loop.time() + pause > give_up:
+                raise busy()
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, _BUSY_PAUSES[1])
+
+
+def _parse(kind: Kind, body: bytes, key_header: bytes | None, customer: Customer) -> Submission:
+    """Raises InvalidSubmission."""
+    data = decode_json(body)
+    key = None
+    if key_header is not None:
+        # HTTP field values are bytes; clients send UTF-8, as in the body.
+        key = validate_key(key_header.decode("utf-8", "backslashreplace"), "Idempotency-Key")
+    make = task_submission if kind == "task" else batch_submission
+    submission = make(data, customer.cust_id, customer.webhooks, key)
+    if key is not None and submission.key != key:
+        raise InvalidSubmission(Reason.INVALID, "idempotency_key and the Idempotency-Key header must be equal")
+    return submission
+
+
+def _wants_representation(headers: dict[bytes, bytes]) -> bool:
+    return b"return=representation" in headers.get(b"prefer", b"").lower().replace(b" ", b"")
+
+
+def _answer(decision: Decision, represent: bool) -> Answer:
+    entry = decision.entry
+    replay = decision.verdict is Verdict.REPLAY
+    headers: list[Header] = []
+    if replay:
+        headers.append((b"idempotent-replayed", b"true"))
+        if decision.mismatch:
+            _log.warning("key used again with another body", cust_id=entry.cust_id, id=entry.id)
+            if decision.request.customer.strict:
+                raise conflict()
+            headers.append((b"idempotency-payload-mismatch", b"true"))
+    if decision.request.submission.key is not None:
+        headers.append((b"idempotency-key-expires", _http_date(entry.created_at // 1000 + entry.retention)))
+    status = 200 if replay else 202
+    if decision.request.submission.kind == "task":
+        return status, task_body(entry, replay), headers
+    if represent:
+        headers.append((b"preference-applied", b"return=representation"))
+    return status, batch_body(entry, replay, represent), headers
+
+
+def task_body(entry: Entry, replay: bool) -> bytes:
+    """The contract's success body of a task."""
+    return b'{"task_id":"%b","status":"pending","created_at":"%b"%b}' % (
+        entry.id.encode(),
+        _rfc3339(entry.created_at // 1000 * 1000).encode(),
+        b',"idempotent":true' if replay else b"",
+    )
+
+
+def batch_body(entry: Entry, replay: bool, represent: bool) -> bytes:
+    """The contract's success body of a batch; with `represent` also the task ids, in order."""
+    body: dict[str, object] = {"batch_id": entry.id, "task_count": entry.task_count, "status": "accepted"}
+    if represent:
+        body["task_ids"] = task_ids(entry)
+    if replay:
+        body["idempotent"] = True
+    return _encode(body)
+
+
+def task_ids(batch: Entry) -> list[str]:
+    """The ids of a batch's tasks, in order: computed, but for those with keys of their own."""
+    own = batch.own_ids
+    return [own.get(index) or identity.item_id(batch.id, index) for index in range(batch.task_count)]
+
+
+@lru_cache(maxsize=1024)
+def _http_date(seconds: int) -> bytes:
+    return formatdate(seconds, usegmt=True).encode()

@@ -1,0 +1,72 @@
+"""Reading bodies and sending JSON in plain ASGI: the few bytes that every request of the hot path costs."""
+
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+from ingest.domain.submissions import MAX_BODY
+from ingest.shim.problems import Header, not_json_type, too_large
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+_JSON: Final[Header] = (b"content-type", b"application/json")
+_MAX_REQUEST_ID: Final = 200
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its request was complete."""
+
+
+def request_id(headers: dict[bytes, bytes]) -> bytes:
+    """The client's `X-Request-Id` where it is printable and short, else a fresh one."""
+    given = headers.get(b"x-request-id")
+    if given and len(given) <= _MAX_REQUEST_ID and all(32 < byte < 127 for byte in given):
+        return given
+    return os.urandom(8).hex().encode()
+
+
+async def read_json_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    """The whole body. Raises Problem (413, 415) or ClientGone."""
+    content_type, _, parameters = headers.get(b"content-type", b"").partition(b";")
+    charset = parameters.strip().lower().replace(b'"', b"")
+    if content_type.strip().lower() != b"application/json" or charset not in (b"", b"charset=utf-8"):
+        raise not_json_type()
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise not_json_type()
+    length = headers.get(b"content-length", b"0")
+    if not length.isdigit() or int(length) > MAX_BODY:
+        raise too_large()
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if message["type"] == "http.request" and not message.get("more_body"):
+        if len(body) > MAX_BODY:
+            raise too_large()
+        return body
+    return await _read_on(message, receive)
+
+
+async def _read_on(message: MutableMapping[str, Any], receive: Receive) -> bytes:
+    parts = []
+    size = 0
+    while True:
+        if message["type"] != "http.request":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > MAX_BODY:
+            raise too_large()
+        parts.append(part)
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: list[Header]) -> None:
+    """Send a whole response."""
+    length = b"%d" % len(body)
+    await send(
+        {"type": "http.response.start", "status": status, "headers": [_JSON, (b"content-length", length), *headers]}
+    )
+    await send({"type": "http.response.body", "body": body})
