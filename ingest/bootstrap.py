@@ -114,9 +114,16 @@ async def _until_signal(main: Callable[[asyncio.Event], Awaitable[None]], deadli
         return 1
     try:
         running.result()
-    except* ConfigurationError as group:
-        raise group.exceptions[0] from None
+    except BaseExceptionGroup as group:
+        raise _first(group) from group
     return 0
+
+
+def _first(error: BaseException) -> BaseException:
+    """What task groups have wrapped."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 @asynccontextmanager

@@ -98,6 +98,7 @@ class BatchBody(TypedDict):
 TASK: Final = TypeAdapter[TaskBody](TaskBody)
 BATCH: Final = TypeAdapter[BatchBody](BatchBody)
 KEY: Final = TypeAdapter[str](IdempotencyKey)
+_HTTPS_URL: Final = TypeAdapter[str](HttpsUrl)
 
 
 def validate_task(data: object) -> TaskBody:
@@ -190,3 +191,12 @@ _FIELD_RULES: Mapping[tuple[str, str], str] = {
     ("Idempotency-Key", "string_too_long"): _KEY_RULE,
     ("Idempotency-Key", "string_pattern_mismatch"): _KEY_RULE,
 }
+
+
+def is_https_url(url: str) -> bool:
+    """Whether it could be a `data_url`; the same rule holds for webhooks."""
+    try:
+        _HTTPS_URL.validate_python(url)
+    except ValidationError:
+        return False
+    return True

@@ -1,0 +1,68 @@
+"""The command line: `ingest`."""
+
+import sys
+
+import typer
+
+from ingest import __version__, settings
+from ingest.cli import customers, documents, run, topology
+from ingest.domain.errors import ConfigurationError, IngestError
+from ingest.logs import redact
+
+EXIT_UNAVAILABLE = 1
+EXIT_USAGE = 2
+
+
+def _help() -> str:
+    rows = "\n\n".join(
+        f"{name}{f' [{default}]' if default else ''}: {text}" for name, default, text in settings.described()
+    )
+    return f"""Ingestion of human-labelling tasks: HTTP and AMQP in, acceptance events out.
+
+    Start with `ingest dev`: everything in one process, no servers needed.
+
+    Settings (environment variables, [default]):
+
+{rows}
+"""
+
+
+app = typer.Typer(
+    name="ingest",
+    help=_help(),
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command()(run.dev)
+app.command()(run.serve)
+app.command()(run.work)
+app.add_typer(topology.app, name="topology")
+app.add_typer(customers.customer, name="customer")
+app.add_typer(customers.key, name="key")
+app.add_typer(customers.webhook, name="webhook")
+app.command()(documents.openapi)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print it.")) -> None:
+    """Options of all commands."""
+
+
+def main() -> None:
+    """Run the command line; errors that a person can mend are one line, without a traceback.
+
+    Exit codes: 0 fine, 1 a dependency is away or a check found something, 2 wrong usage or configuration.
+    """
+    try:
+        app()
+    except IngestError as error:
+        typer.echo(f"ingest: {redact(str(error))}", err=True)
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_UNAVAILABLE)

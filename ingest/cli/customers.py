@@ -1,0 +1,235 @@
+"""`ingest customer`, `ingest key`, `ingest webhook`: who may submit."""
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+import typer
+
+from ingest import bootstrap, settings
+from ingest.domain.customers import (
+    ApiKey,
+    Customer,
+    hash_api_key,
+    is_cust_id,
+    key_id_of,
+    new_api_key,
+)
+from ingest.domain.errors import ConfigurationError
+from ingest.domain.ports import Store
+from ingest.domain.validation import is_https_url
+
+customer = typer.Typer(help="Customers: quota, retention, strictness.", no_args_is_help=True)
+key = typer.Typer(help="API keys. Only their hashes are stored.", no_args_is_help=True)
+webhook = typer.Typer(help="Webhook URLs that may be a callback_url.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Cust = Annotated[str, typer.Argument(metavar="CUST", help="The customer's id: 1 to 64 letters, digits, _ or -.")]
+Quota = Annotated[
+    str | None, typer.Option(metavar="N", help="New tasks a calendar month (UTC), or `unlimited`.", show_default=False)
+]
+Retention = Annotated[
+    str | None, typer.Option(metavar="TIME", help="How long a key is remembered: 90s, 12h, 7d.", show_default=False)
+]
+Strict = Annotated[
+    bool | None,
+    typer.Option("--strict/--no-strict", help="Refuse another body under a used key (422) instead of a replay."),
+]
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_MAX_RETENTION: Final = 3650 * 86_400
+T = TypeVar("T")
+
+
+@customer.command("add")
+def customer_add(
+    cust: Cust, quota: Quota = None, retention: Retention = None, strict: Strict = None, json: Json = False
+) -> None:
+    """Add a customer. Example: ingest customer add acme --quota 100000 --retention 30d"""
+    if not is_cust_id(cust):
+        raise ConfigurationError(f"{cust!r} is no customer id: 1 to 64 letters, digits, _ or -")
+
+    async def add(store: Store) -> Customer:
+        if await store.customer(cust) is not None:
+            raise ConfigurationError(f"customer {cust} exists already: `ingest customer set {cust} …` changes it")
+        added = _changed(Customer(cust_id=cust), quota, retention, strict)
+        await store.save_customer(added)
+        return added
+
+    _show(_with_store(add), json)
+
+
+@customer.command("set")
+def customer_set(
+    cust: Cust, quota: Quota = None, retention: Retention = None, strict: Strict = None, json: Json = False
+) -> None:
+    """Change a customer; what is not given stays. Example: ingest customer set acme --quota unlimited"""
+
+    async def change(store: Store) -> Customer:
+        changed = _changed(await _existing(store, cust), quota, retention, strict)
+        await store.save_customer(changed)
+        return changed
+
+    _show(_with_store(change), json)
+
+
+@customer.command("list")
+def customer_list(json: Json = False) -> None:
+    """List all customers."""
+    found = _with_store(lambda store: store.customers())
+    if json:
+        _print_json([_described(each) for each in found])
+        return
+    for each in found:
+        typer.echo("  ".join(f"{name}={value}" for name, value in _described(each).items() if name != "webhooks"))
+
+
+@customer.command("show")
+def customer_show(cust: Cust, json: Json = False) -> None:
+    """Show one customer, its use of the quota this month and its keys."""
+
+    async def look(store: Store) -> dict[str, Any]:
+        found = await _existing(store, cust)
+        month = time.strftime("%Y-%m", time.gmtime())
+        keys = [
+            {"key_id": each.key_id, "created_at": each.created_at, "revoked": each.revoked}
+            for each in await store.keys(cust)
+        ]
+        return _described(found) | {"used_this_month": await store.used(cust, month), "keys": keys}
+
+    _show_fields(_with_store(look), json)
+
+
+@key.command("create")
+def key_create(cust: Cust, json: Json = False) -> None:
+    """Create an API key and print it; it cannot be shown again."""
+
+    async def create(store: Store) -> dict[str, str]:
+        await _existing(store, cust)
+        api_key = new_api_key()
+        return {"key_id": await save_key(store, cust, api_key), "api_key": api_key}
+
+    _show_fields(_with_store(create), json)
+
+
+@key.command("revoke")
+def key_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None:
+    """Revoke a key; shims notice within 2 seconds."""
+
+    async def revoke(store: Store) -> None:
+        if not await store.revoke_key(key_id):
+            raise ConfigurationError(f"there is no key {key_id}: `ingest customer show CUST` lists them")
+
+    _with_store(revoke)
+    typer.echo(f"revoked {key_id}")
+
+
+@webhook.command("add")
+def webhook_add(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")], json: Json = False) -> None:
+    """Register a webhook URL; callback_url is compared with it exactly."""
+    check_webhook(url)
+    _show(_change_webhooks(cust, lambda webhooks: webhooks | {url}), json)
+
+
+@webhook.command("remove")
+def webhook_remove(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")], json: Json = False) -> None:
+    """Remove a webhook URL; tasks accepted before keep theirs."""
+    _show(_change_webhooks(cust, lambda webhooks: webhooks - {url}), json)
+
+
+def check_webhook(url: str) -> None:
+    """Raises ConfigurationError."""
+    if not is_https_url(url):
+        raise ConfigurationError(f"{url!r} cannot be a webhook: it must be an https URL without credentials")
+
+
+async def save_key(store: Store, cust: str, api_key: str) -> str:
+    """Store a key's hash; returns its public name."""
+    key_hash = hash_api_key(api_key)
+    key_id = key_id_of(key_hash)
+    await store.save_key(ApiKey(key_id=key_id, cust_id=cust, key_hash=key_hash, created_at=int(time.time() * 1000)))
+    return key_id
+
+
+def _change_webhooks(cust: str, change: Callable[[frozenset[str]], frozenset[str]]) -> Customer:
+    async def apply(store: Store) -> Customer:
+        found = await _existing(store, cust)
+        changed = msgspec.structs.replace(found, webhooks=change(found.webhooks))
+        await store.save_customer(changed)
+        return changed
+
+    return _with_store(apply)
+
+
+def _with_store(job: Callable[[Store], Awaitable[T]]) -> T:
+    async def work() -> T:
+        store = await bootstrap.open_store(settings.load())
+        try:
+            return await job(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(work())
+
+
+async def _existing(store: Store, cust: str) -> Customer:
+    found = await store.customer(cust)
+    if found is None:
+        raise ConfigurationError(f"there is no customer {cust}: `ingest customer add {cust}` makes one")
+    return found
+
+
+def _changed(before: Customer, quota: str | None, retention: str | None, strict: bool | None) -> Customer:
+    changes: dict[str, Any] = {}
+    if quota is not None:
+        changes["monthly_quota"] = None if quota == "unlimited" else _number(quota)
+    if retention is not None:
+        changes["retention"] = _seconds(retention)
+    if strict is not None:
+        changes["strict"] = strict
+    return msgspec.structs.replace(before, **changes)
+
+
+def _number(text: str) -> int:
+    if not re.fullmatch(r"\d{1,15}", text):
+        raise ConfigurationError(f"--quota must be a number of tasks or `unlimited`, it is {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 1 <= seconds <= _MAX_RETENTION:
+        raise ConfigurationError(f"--retention must be a time such as 90s, 12h or 7d, at most 3650d; it is {text!r}")
+    return seconds
+
+
+def _described(each: Customer) -> dict[str, Any]:
+    quota = "unlimited" if each.monthly_quota is None else each.monthly_quota
+    return {
+        "cust_id": each.cust_id,
+        "monthly_quota": quota,
+        "retention": each.retention,
+        "strict": each.strict,
+        "webhooks": sorted(each.webhooks),
+    }
+
+
+def _show(each: Customer, json: bool) -> None:
+    _show_fields(_described(each), json)
+
+
+def _show_fields(fields: dict[str, Any], json: bool) -> None:
+    if json:
+        _print_json(fields)
+        return
+    for name, value in fields.items():
+        for line in value if isinstance(value, list) else [value]:
+            typer.echo(f"{name}: {line}")
+
+
+def _print_json(data: Any) -> None:
+    typer.echo(msgspec.json.encode(data).decode())
