@@ -1,0 +1,46 @@
+"""Submit labelling tasks to the ASG gateway.
+
+>>> from asg_gateway import ASGGatewayClient
+>>> client = ASGGatewayClient(api_key)                                     # doctest: +SKIP
+>>> client.submit_task(task_type="sentiment", data_url=..., label_spec=...)  # doctest: +SKIP
+"""
+
+from asg_gateway._async_client import AsyncASGGatewayClient
+from asg_gateway._client import ASGGatewayClient
+from asg_gateway._errors import (
+    APIError,
+    ASGGatewayError,
+    AuthenticationError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    PartialBatchError,
+    QuotaExhaustedError,
+    RateLimitedError,
+    ServerError,
+    TransportError,
+)
+from asg_gateway._results import BatchResult, TaskResult
+from asg_gateway._tasks import LabelSpec, Task
+from asg_gateway._version import __version__
+
+__all__ = [
+    "APIError",
+    "ASGGatewayClient",
+    "ASGGatewayError",
+    "AsyncASGGatewayClient",
+    "AuthenticationError",
+    "BatchResult",
+    "ConflictError",
+    "InvalidRequestError",
+    "LabelSpec",
+    "NotFoundError",
+    "PartialBatchError",
+    "QuotaExhaustedError",
+    "RateLimitedError",
+    "ServerError",
+    "Task",
+    "TaskResult",
+    "TransportError",
+    "__version__",
+]

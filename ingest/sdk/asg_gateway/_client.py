@@ -1,0 +1,124 @@
+"""The blocking client."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from asg_gateway import _protocol as protocol
+from asg_gateway._errors import ASGGatewayError, PartialBatchError
+from asg_gateway._results import BatchResult, TaskResult, joined
+from asg_gateway._tasks import new_key
+
+
+class ASGGatewayClient:
+    """Submits tasks; safe to share between threads.
+
+    Connection errors, 408, 409, 429 and 5xx are retried, with backoff and as `Retry-After` asks. That is safe: every
+    submission carries an idempotency key, made once a call where none is given.
+
+    Args:
+        api_key: as issued.
+        base_url: of the gateway.
+        timeout: seconds for one attempt.
+        max_retries: attempts after the first.
+        deadline: seconds for a call with all its retries.
+        transport: httpx transport, e.g. for a proxy.
+        sleep: waits between attempts.
+
+    Raises:
+        ValueError: `api_key` or `base_url` cannot be right.
+    """
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        base_url: str = protocol.BASE_URL,
+        timeout: float = protocol.TIMEOUT,
+        max_retries: int = protocol.MAX_RETRIES,
+        deadline: float = protocol.DEADLINE,
+        transport: httpx.BaseTransport | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._http = httpx.Client(**protocol.client_options(api_key, base_url, timeout), transport=transport)
+        self._max_retries = max_retries
+        self._deadline = deadline
+        self._sleep = sleep
+
+    def submit_task(
+        self,
+        *,
+        task_type: str,
+        data_url: str,
+        label_spec: Mapping[str, Any],
+        consensus_threshold: int | None = None,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> TaskResult:
+        """Submit one task. Raises ASGGatewayError, or ValueError for what JSON cannot hold."""
+        call = protocol.task_call(task_type, data_url, label_spec, consensus_threshold, callback_url, idempotency_key)
+        return protocol.task_result(self._send(call))
+
+    def submit_batch(
+        self,
+        tasks: Sequence[Mapping[str, Any]],
+        *,
+        callback_url: str | None = None,
+        idempotency_key: str | None = None,
+    ) -> BatchResult:
+        """Submit tasks, all or none; above 1,000 tasks or 8 MiB in parts, each all or none.
+
+        Raises:
+            PartialBatchError: some parts were accepted and one was not.
+            ASGGatewayError: nothing was accepted.
+            ValueError: a task holds what JSON cannot.
+        """
+        key = new_key() if idempotency_key is None else idempotency_key
+        accepted: tuple[BatchResult, ...] = ()
+        for call in protocol.batch_calls(tasks, callback_url, key):
+            try:
+                accepted += (protocol.batch_result(self._send(call)),)
+            except ASGGatewayError as error:
+                if not accepted:
+                    raise
+                raise PartialBatchError(accepted, key) from error
+        return accepted[0] if len(accepted) == 1 else joined(accepted)
+
+    def get_task(self, task_id: str) -> TaskResult:
+        """Look a task up by id. Raises NotFoundError where it was not accepted."""
+        return protocol.task_result(self._send(protocol.lookup_call("task", task_id)))
+
+    def get_batch(self, batch_id: str) -> BatchResult:
+        """Look a batch up by id. Raises NotFoundError where it was not accepted."""
+        return protocol.batch_result(self._send(protocol.lookup_call("batch", batch_id)))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(base_url={str(self._http.base_url)!r})"
+
+    def _send(self, call: protocol.Call) -> httpx.Response:
+        attempts = protocol.Attempts(self._max_retries, self._deadline)
+        while True:
+            try:
+                response = self._http.request(call.method, call.path, content=call.content, headers=list(call.headers))
+            except httpx.TransportError as error:
+                pause: float | None = attempts.failed(error)
+            else:
+                pause = attempts.answered(response)
+            if pause is None:
+                return response
+            self._sleep(pause)

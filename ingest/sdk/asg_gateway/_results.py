@@ -1,0 +1,98 @@
+"""What a submission returns: frozen, and readable like the contract's JSON."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class _Readable(Mapping[str, Any]):
+    """Reads like a dict of the JSON keys."""
+
+    def _json(self) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def __getitem__(self, key: str) -> Any:
+        return self._json()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._json())
+
+    def __len__(self) -> int:
+        return len(self._json())
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value!r}" for name, value in self._json().items())
+        return f"{type(self).__name__}({fields})"
+
+
+@dataclass(frozen=True, repr=False)
+class TaskResult(_Readable):
+    """A task that was accepted, now or before.
+
+    Attributes:
+        task_id: its id; the same for every repeat of the call with the same key.
+        status: `pending`.
+        created_at: when it was first accepted, RFC 3339.
+        idempotent: it had been accepted before.
+        payload_mismatch: that was with another body; the original stands.
+        request_id: names the request in the gateway's log.
+    """
+
+    task_id: str
+    status: str
+    created_at: str
+    idempotent: bool = False
+    payload_mismatch: bool = False
+    request_id: str | None = field(default=None, compare=False)
+
+    def _json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"task_id": self.task_id, "status": self.status, "created_at": self.created_at}
+        return data | ({"idempotent": True} if self.idempotent else {})
+
+
+@dataclass(frozen=True, repr=False)
+class BatchResult(_Readable):
+    """A batch that was accepted, now or before.
+
+    Attributes:
+        batch_id: its id; of a split batch the first part's.
+        task_count: tasks in all parts.
+        status: `accepted`.
+        task_ids: in the order of the tasks.
+        idempotent: all of it had been accepted before.
+        payload_mismatch: that was with another body; the original stands.
+        request_id: names the request in the gateway's log.
+        parts: the results of the single requests, where the batch was too large for one.
+    """
+
+    batch_id: str
+    task_count: int
+    status: str
+    task_ids: tuple[str, ...] = ()
+    idempotent: bool = False
+    payload_mismatch: bool = False
+    request_id: str | None = field(default=None, compare=False)
+    parts: tuple["BatchResult", ...] = ()
+
+    @property
+    def batch_ids(self) -> tuple[str, ...]:
+        """One id a part."""
+        return tuple(part.batch_id for part in self.parts) or (self.batch_id,)
+
+    def _json(self) -> dict[str, Any]:
+        data: dict[str, Any] = {"batch_id": self.batch_id, "task_count": self.task_count, "status": self.status}
+        return data | ({"idempotent": True} if self.idempotent else {})
+
+
+def joined(parts: tuple[BatchResult, ...]) -> BatchResult:
+    """The result of a split batch."""
+    return BatchResult(
+        batch_id=parts[0].batch_id,
+        task_count=sum(part.task_count for part in parts),
+        status=parts[0].status,
+        task_ids=tuple(task_id for part in parts for task_id in part.task_ids),
+        idempotent=all(part.idempotent for part in parts),
+        payload_mismatch=any(part.payload_mismatch for part in parts),
+        request_id=parts[-1].request_id,
+        parts=parts,
+    )
