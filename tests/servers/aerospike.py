@@ -127,6 +127,6 @@ class AerospikeServer:
         client = aerospike.client({"hosts": [self._address], "use_services_alternate": self._container is not None})
         try:
             client.connect()
-            client.put(("test", "ready", "ready"), {"ready": 1}, meta={"ttl": 60})
+            client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": 60})
         finally:
             client.close()
