@@ -13,6 +13,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _JSON: Final[Header] = (b"content-type", b"application/json")
 _MAX_REQUEST_ID: Final = 200
+_DISCARD: Final = 8 * MAX_BODY
 
 
 class ClientGone(Exception):
@@ -37,6 +38,8 @@ async def read_json_body(headers: dict[bytes, bytes], receive: Receive) -> bytes
         raise not_json_type()
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or int(length) > MAX_BODY:
+        if b"expect" not in headers:  # else the client waits for our word, and hears it
+            await _discard(0, receive)
         raise too_large()
     message = await receive()
     body: bytes = message.get("body", b"")
@@ -56,11 +59,19 @@ async def _read_on(message: MutableMapping[str, Any], receive: Receive) -> bytes
         part = message.get("body", b"")
         size += len(part)
         if size > MAX_BODY:
+            await _discard(size, receive, message)
             raise too_large()
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)
         message = await receive()
+
+
+async def _discard(size: int, receive: Receive, message: MutableMapping[str, Any] | None = None) -> None:
+    """Read what is too large to its end, within reason: a client that is still sending would not see the answer."""
+    while size < _DISCARD and (message is None or message.get("more_body")):
+        message = await receive()
+        size += len(message.get("body", b""))
 
 
 async def send_json(send: Send, status: int, body: bytes, headers: list[Header]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import uuid
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,14 @@ class RabbitServer:
 
     def drop_vhost(self, url: str) -> None:
         self.api("DELETE", f"vhosts/{urlsplit(url).path[1:]}")
+
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl against it."""
+        command = [str(Path(_program()).with_name("rabbitmqctl")), *arguments]
+        done = subprocess.run(
+            command, env={**os.environ, **self._env}, capture_output=True, text=True, timeout=60, check=True
+        )
+        return done.stdout
 
     def api(self, method: str, path: str, body: object = None) -> Any:
         """Call the management API."""

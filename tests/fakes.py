@@ -1,0 +1,35 @@
+"""Fakes of the ports, for what real servers cannot be made to do on demand."""
+
+from collections.abc import Sequence
+
+from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.messages import Message, PublishOutcome
+
+
+class ScriptedPublisher:
+    """Answers every publish with `outcome`; remembers what was published."""
+
+    def __init__(self, outcome: PublishOutcome = PublishOutcome.CONFIRMED) -> None:
+        self.outcome = outcome
+        self.sent: list[Message] = []
+
+    async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
+        self.sent += messages
+        return [self.outcome] * len(messages)
+
+    async def ready(self) -> None:
+        if self.outcome is not PublishOutcome.CONFIRMED:
+            raise BrokerUnavailable("scripted")
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class Clock:
+    """Unix time in seconds, moved by hand."""
+
+    def __init__(self, now: float = 1_775_000_000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now

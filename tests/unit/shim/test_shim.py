@@ -1,0 +1,325 @@
+"""The shim over a real socket, on SQLite and the embedded queue: every answer of the contract."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ingest.admission import Admission
+from ingest.broker.embedded import EmbeddedBroker
+from ingest.domain import topology
+from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
+from ingest.domain.messages import PublishOutcome
+from ingest.domain.ports import Publisher
+from ingest.shim import Server, Shim
+from ingest.shim.server import listen
+from ingest.store.sqlite import SqliteStore
+from tests.fakes import ScriptedPublisher
+
+TASK: dict[str, Any] = {
+    "type": "sentiment",
+    "data_url": "https://a.example/x",
+    "label_spec": {"question": "q?", "options": ["a", "b"]},
+}
+HOOK = "https://a.example/hook"
+
+
+class House:
+    """A running shim; `client` speaks to it as the customer `c`."""
+
+    def __init__(self, store: SqliteStore, broker: EmbeddedBroker, publisher: Publisher) -> None:
+        self.store = store
+        self.broker = broker
+        self.port = 0
+        self.client: httpx.AsyncClient
+        self._app = Shim(store=store, publisher=publisher, admission=Admission(store))
+        self._server = Server(self._app, 5)
+
+    async def __aenter__(self) -> "House":
+        listener = listen("127.0.0.1", 0)
+        self.port = listener.getsockname()[1]
+        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
+        await self.add_customer(Customer(cust_id="c", monthly_quota=2000, webhooks=frozenset({HOOK})), "key")
+        self.client = self.client_of("key")
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.client.aclose()
+        self._server.should_exit = True
+        await self._task
+
+    async def add_customer(self, customer: Customer, api_key: str) -> None:
+        await self.store.save_customer(customer)
+        hashed = hash_api_key(api_key)
+        key = ApiKey(key_id=key_id_of(hashed), cust_id=customer.cust_id, key_hash=hashed, created_at=1)
+        await self.store.save_key(key)
+
+    def client_of(self, api_key: str) -> httpx.AsyncClient:
+        headers = {"Authorization": f"Bearer {api_key}"}
+        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
+
+    async def raw(self, request: bytes) -> bytes:
+        """Bytes in, bytes out, until the server closes."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(request)
+        try:
+            return await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[tuple[SqliteStore, EmbeddedBroker]]:
+    store = await SqliteStore.open(tmp_path / "store.db")
+    broker = await EmbeddedBroker.open(tmp_path / "queue.db")
+    yield store, broker
+    await store.close()
+    await broker.close()
+
+
+@pytest.fixture
+async def house(parts: tuple[SqliteStore, EmbeddedBroker]) -> AsyncIterator[House]:
+    store, broker = parts
+    async with House(store, broker, await broker.publisher()) as running:
+        yield running
+
+
+async def test_a_task_and_its_replay(house: House) -> None:
+    """202, then 200 with the original's time; no other keys than the contract's; facts in headers."""
+    first = await house.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
+    assert first.status_code == 202
+    assert list(first.json()) == ["task_id", "status", "created_at"]
+    assert first.json()["status"] == "pending"
+    assert "GMT" in first.headers["Idempotency-Key-Expires"]
+    assert "Idempotent-Replayed" not in first.headers
+    again = await house.client.post("/v1/tasks", json=TASK, headers={"Idempotency-Key": "k"})
+    assert (again.status_code, again.json()) == (200, first.json() | {"idempotent": True})
+    assert again.headers["Idempotent-Replayed"] == "true"
+    assert "Idempotency-Payload-Mismatch" not in again.headers
+    other = await house.client.post("/v1/tasks", json=TASK | {"type": "moderation", "idempotency_key": "k"})
+    assert (other.status_code, other.json()) == (200, again.json())
+    assert other.headers["Idempotency-Payload-Mismatch"] == "true"
+    assert await house.broker.depth(topology.INGEST_TASKS) == 1
+
+
+async def test_without_a_key_each_post_is_a_task(house: House) -> None:
+    """No key, nothing to replay, nothing that expires."""
+    answers = [await house.client.post("/v1/tasks", json=TASK) for _ in range(2)]
+    assert len({answer.json()["task_id"] for answer in answers}) == 2
+    assert "Idempotency-Key-Expires" not in answers[0].headers
+
+
+async def test_a_batch_and_its_replay(house: House) -> None:
+    """The contract's body; task_ids where preferred; taken whole."""
+    body = {"tasks": [TASK, TASK | {"idempotency_key": "own"}], "callback_url": HOOK, "idempotency_key": "b"}
+    first = await house.client.post("/v1/tasks/batch", json=body)
+    assert first.status_code == 202
+    assert list(first.json()) == ["batch_id", "task_count", "status"]
+    prefer = {"Prefer": "return=representation"}
+    again = await house.client.post("/v1/tasks/batch", json=body, headers=prefer)
+    assert again.status_code == 200
+    assert again.headers["Preference-Applied"] == "return=representation"
+    ids = again.json()["task_ids"]
+    assert again.json() == first.json() | {"idempotent": True, "task_ids": ids}
+    single = await house.client.post("/v1/tasks", json=TASK | {"callback_url": HOOK, "idempotency_key": "own"})
+    assert (single.status_code, single.json()["task_id"]) == (200, ids[1])
+    found = await house.client.get(f"/v1/tasks/batch/{first.json()['batch_id']}")
+    assert found.json()["task_ids"] == ids
+
+
+async def test_one_bad_item_and_nothing_happens(house: House) -> None:
+    """400, nothing enqueued, nothing charged, no key burnt."""
+    body = {"tasks": [TASK | {"idempotency_key": "x"}, TASK | {"data_url": "http://a.example"}]}
+    answer = await house.client.post("/v1/tasks/batch", json=body)
+    assert (answer.status_code, answer.json()) == (400, {"error": "tasks[1].data_url must be an https URL"})
+    assert await house.broker.depth(topology.INGEST_BATCHES) == 0
+    assert (await house.client.post("/v1/tasks", json=TASK | {"idempotency_key": "x"})).status_code == 202
+
+
+async def test_quota(house: House) -> None:
+    """403 with the contract's body; a replay is still 200."""
+    await house.add_customer(Customer(cust_id="poor", monthly_quota=1), "poor-key")
+    async with house.client_of("poor-key") as client:
+        assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 202
+        refused = await client.post("/v1/tasks", json=TASK)
+        assert (refused.status_code, refused.json()) == (403, {"error": "quota exhausted"})
+        assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 200
+
+
+async def test_strict_customers_get_422(house: House) -> None:
+    """Another body under a used key."""
+    await house.add_customer(Customer(cust_id="strict", strict=True), "strict-key")
+    async with house.client_of("strict-key") as client:
+        assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 202
+        other = await client.post("/v1/tasks", json=TASK | {"type": "moderation", "idempotency_key": "k"})
+        assert other.status_code == 422
+        assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 200
+
+
+async def test_tenants_stay_apart(house: House) -> None:
+    """The same key of another customer is another task, and lookups do not cross."""
+    await house.add_customer(Customer(cust_id="d"), "d-key")
+    mine = await house.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
+    async with house.client_of("d-key") as client:
+        theirs = await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
+        assert theirs.status_code == 202
+        assert theirs.json()["task_id"] != mine.json()["task_id"]
+        assert (await client.get(f"/v1/tasks/{mine.json()['task_id']}")).status_code == 404
+    found = await house.client.get(f"/v1/tasks/{mine.json()['task_id']}")
+    assert found.json() == mine.json()
+
+
+@pytest.mark.parametrize(
+    ("content", "headers", "status", "error"),
+    [
+        (b"{", {}, 400, "body is not JSON"),
+        (b"\xff", {}, 400, "body is not UTF-8"),
+        (b"", {}, 400, "body is empty"),
+        (b"[]", {}, 400, "body must be"),
+        (b"{}", {"Content-Type": "text/plain"}, 415, "Content-Type must be application/json"),
+        (b"{}", {"Content-Type": "application/json; charset=latin-1"}, 415, "Content-Type must be application/json"),
+        (b"{}", {"Content-Encoding": "gzip"}, 415, "Content-Type must be application/json"),
+        (b"{}", {"Authorization": "Bearer wrong"}, 401, "the API key is unknown or revoked"),
+        (b"{}", {"Authorization": "Basic a2V5"}, 401, "Authorization: Bearer <api_key> is required"),
+        (b"{}", {"Authorization": "Bearer"}, 401, "Authorization: Bearer <api_key> is required"),
+        (b" " * (8 * 1024 * 1024 + 1), {}, 413, "body is too large"),
+        (json.dumps(TASK | {"idempotency_key": "a"}).encode(), {"Idempotency-Key": "b"}, 400, "idempotency_key and"),
+        (json.dumps(TASK).encode(), {"Idempotency-Key": "x" * 256}, 400, "Idempotency-Key must be 1 to 255"),
+    ],
+)
+async def test_refusals(house: House, content: bytes, headers: dict[str, str], status: int, error: str) -> None:
+    """Status, a sentence that says what to change, and the request's id."""
+    given = {"Content-Type": "application/json", "X-Request-Id": "r-1"} | headers
+    answer = await house.client.post("/v1/tasks", content=content, headers=given)
+    assert answer.status_code == status
+    assert answer.json()["error"].startswith(error)
+    assert answer.headers["Content-Type"] == "application/json"
+    assert answer.headers["X-Request-Id"] == "r-1"
+    assert ("WWW-Authenticate" in answer.headers) == (status == 401)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "allow"),
+    [
+        ("GET", "/nowhere", 404, None),
+        ("GET", "/v1/tasks", 405, "POST"),
+        ("PUT", "/v1/tasks/batch", 405, "POST"),
+        ("POST", "/healthz", 405, "GET, HEAD"),
+        ("GET", "/v1/tasks/tsk_nonsense", 404, None),
+        ("GET", "/v1/tasks/batch/%00%ff", 404, None),
+    ],
+)
+async def test_wrong_paths_and_methods(house: House, method: str, path: str, status: int, allow: str | None) -> None:
+    """JSON too, with `Allow`."""
+    answer = await house.client.request(method, path)
+    allowed = answer.headers.get("Allow")
+    assert answer.status_code == status
+    assert (allowed and sorted(allowed.split(", "))) == (allow and sorted(allow.split(", ")))
+    assert answer.json()["error"]
+    assert answer.headers["X-Request-Id"]
+
+
+async def test_too_large_without_a_content_length(house: House) -> None:
+    """Refused while it streams in."""
+
+    async def endless() -> AsyncIterator[bytes]:
+        for _ in range(9 * 16):
+            yield b" " * 65_536
+
+    answer = await house.client.post("/v1/tasks", content=endless(), headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413
+    assert (await house.client.get("/healthz")).status_code == 200
+
+
+async def test_a_client_that_goes_away_half_way(house: House) -> None:
+    """Its half request does no harm."""
+    head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(head + b'Content-Length: 100\r\n\r\n{"type"')
+    await writer.drain()
+    writer.close()
+    assert (await house.client.post("/v1/tasks", json=TASK)).status_code == 202
+
+
+async def test_expect_continue_and_pipelining(house: House) -> None:
+    """As HTTP/1.1 has them."""
+    body = json.dumps(TASK | {"idempotency_key": "p"}).encode()
+    head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n"
+    one = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    expect = head + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+    answers = await house.raw(one + one + expect)
+    assert answers.count(b"HTTP/1.1 202") == 1
+    assert answers.count(b"HTTP/1.1 200") == 2
+    assert b"HTTP/1.1 100" in answers
+
+
+async def test_two_hundred_at_once_with_one_key(house: House) -> None:
+    """One 202, the rest 200, one id, one time, one message."""
+    answers = await asyncio.gather(
+        *[house.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"}) for _ in range(200)]
+    )
+    assert Counter(answer.status_code for answer in answers) == {202: 1, 200: 199}
+    assert len({(answer.json()["task_id"], answer.json()["created_at"]) for answer in answers}) == 1
+    assert await house.broker.depth(topology.INGEST_TASKS) == 1
+
+
+@pytest.mark.parametrize(
+    ("outcome", "charged"),
+    [
+        (PublishOutcome.UNSENT, 0),
+        (PublishOutcome.UNROUTABLE, 0),
+        (PublishOutcome.NACKED, 1),
+        (PublishOutcome.UNKNOWN, 1),
+    ],
+)
+async def test_without_a_confirm_there_is_no_2xx(
+    parts: tuple[SqliteStore, EmbeddedBroker], outcome: PublishOutcome, charged: int
+) -> None:
+    """503 with Retry-After; a retry gets through at once and is charged once in all."""
+    import time
+
+    store, broker = parts
+    publisher = ScriptedPublisher(outcome)
+    month = time.strftime("%Y-%m", time.gmtime())
+    async with House(store, broker, publisher) as house:
+        refused = await house.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+        assert await store.used("c", month) == charged
+        assert (await house.client.get("/readyz")).status_code == 503
+        task_id = json.loads(publisher.sent[0].body)["submission"]["id"]
+        assert (await house.client.get(f"/v1/tasks/{task_id}")).status_code == 404
+        publisher.outcome = PublishOutcome.CONFIRMED
+        again = await house.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
+        assert again.status_code == 202
+        assert await store.used("c", month) == 1
+        assert (await house.client.get(f"/v1/tasks/{task_id}")).status_code == 200
+
+
+async def test_a_store_that_is_away_is_503(house: House) -> None:
+    """Not ready, no submissions, no lookups; the process itself is healthy."""
+    await house.client.post("/v1/tasks", json=TASK)
+    await house.store.close()
+    for method, path in (
+        ("POST", "/v1/tasks"),
+        ("GET", "/v1/tasks/tsk_00000000000000000000000000"),
+        ("GET", "/readyz"),
+    ):
+        answer = await house.client.request(method, path, json=TASK if method == "POST" else None)
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert (await house.client.get("/healthz")).json() == {"status": "ok"}
+
+
+async def test_documents(house: House) -> None:
+    """The OpenAPI document, and a page whose assets come from here."""
+    document = (await house.client.get("/openapi.json")).json()
+    assert document["openapi"].startswith("3.")
+    page = await house.client.get("/docs")
+    assert "https://" not in page.text
+    for asset in ("swagger-ui.css", "swagger-ui-bundle.js"):
+        assert f"/docs/assets/{asset}" in page.text
+        assert (await house.client.get(f"/docs/assets/{asset}")).status_code == 200

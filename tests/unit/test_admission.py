@@ -1,0 +1,230 @@
+"""Admission on a real SQLite ledger: claims, charges, leases, replays; and its laws."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ingest.admission import Admission, Decision, Request, Verdict
+from ingest.domain.customers import Customer
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import Phase
+from ingest.domain.submissions import batch_submission, task_submission
+from ingest.store.sqlite import SqliteStore
+from tests.fakes import Clock
+
+SPEC = {"question": "q?", "options": ["a", "b"]}
+CUSTOMER = Customer(cust_id="c", monthly_quota=10)
+MONTH = "2026-03"
+
+
+def body(**changes: Any) -> dict[str, Any]:
+    return {"type": "sentiment", "data_url": "https://a.example/x", "label_spec": SPEC} | changes
+
+
+def task(key: str | None = None, customer: Customer = CUSTOMER, **changes: Any) -> Request:
+    return Request(task_submission(body(**changes), customer.cust_id, customer.webhooks, key), customer)
+
+
+def batch(*keys: str | None, key: str | None = None, customer: Customer = CUSTOMER) -> Request:
+    items = [body(idempotency_key=item) if item else body() for item in keys]
+    return Request(batch_submission({"tasks": items}, customer.cust_id, customer.webhooks, key), customer)
+
+
+class House:
+    """A store, its clock and an admission."""
+
+    def __init__(self, store: SqliteStore, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self.admission = Admission(store, lease=30, clock=clock)
+
+    async def admit(self, *requests: Request) -> list[Decision]:
+        return await self.admission.admit(requests)
+
+    async def one(self, request: Request) -> Decision:
+        return (await self.admission.admit([request]))[0]
+
+    async def used(self) -> int:
+        return await self.store.used("c", MONTH)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    clock = Clock()
+    store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
+    yield House(store, clock)
+    await store.close()
+
+
+async def test_new_then_replay(house: House) -> None:
+    """The first is admitted and charged; after `queued` the key is a replay of it, not charged."""
+    first = await house.one(task("k"))
+    assert (first.verdict, await house.used()) == (Verdict.ADMITTED, 1)
+    await house.admission.queued([first])
+    house.clock.now += 100
+    again = await house.one(task("k"))
+    assert (again.verdict, again.entry.created_at, again.mismatch) == (Verdict.REPLAY, first.entry.created_at, False)
+    assert await house.used() == 1
+
+
+async def test_another_body_is_a_mismatch(house: House) -> None:
+    """The original stands and the difference is told; defaults spelled out are no difference."""
+    await house.admission.queued([await house.one(task("k"))])
+    assert (await house.one(task("k", data_url="https://b.example"))).mismatch
+    assert not (await house.one(task("k", consensus_threshold=3))).mismatch
+
+
+async def test_two_of_one_key_in_one_list(house: House) -> None:
+    """One is admitted, the other busy; one charge."""
+    verdicts = [decision.verdict for decision in await house.admit(task("k"), task("k"))]
+    assert sorted(verdicts) == [Verdict.ADMITTED, Verdict.BUSY]
+    assert await house.used() == 1
+
+
+async def test_a_live_lease_is_busy_and_a_dead_one_is_taken_over(house: House) -> None:
+    """Whoever crashed delays a retry by the lease, and its charge may count twice, never less."""
+    first = await house.one(task("k"))
+    assert (await house.one(task("k"))).verdict is Verdict.BUSY
+    house.clock.now += 31
+    second = await house.one(task("k"))
+    assert second.verdict is Verdict.ADMITTED
+    assert second.entry.created_at == first.entry.created_at
+    assert await house.used() == 2
+
+
+async def test_release_with_refund_leaves_nothing_behind(house: House) -> None:
+    """After a publish that certainly failed: free at once, and charged anew once."""
+    await house.admission.release([await house.one(task("k"))], refund=True)
+    assert await house.used() == 0
+    assert (await house.one(task("k"))).verdict is Verdict.ADMITTED
+    assert await house.used() == 1
+
+
+async def test_release_in_doubt_keeps_the_charge_for_the_retry(house: House) -> None:
+    """After a publish in doubt: free at once, and the retry is not charged again."""
+    await house.admission.release([await house.one(task("k"))], refund=False)
+    assert (await house.one(task("k"))).verdict is Verdict.ADMITTED
+    assert await house.used() == 1
+
+
+async def test_quota_refuses_and_leaves_no_claim(house: House) -> None:
+    """A refused key is free; a replay with an exhausted quota is still a replay."""
+    await house.admission.queued([await house.one(batch(*[None] * 9, key="b")), await house.one(task("k"))])
+    assert (await house.one(task("new"))).verdict is Verdict.QUOTA_EXHAUSTED
+    assert await house.store.read([task("new").submission.id]) == [None]
+    assert (await house.one(task("k"))).verdict is Verdict.REPLAY
+    assert (await house.one(batch(*[None] * 9, key="b"))).verdict is Verdict.REPLAY
+    assert await house.used() == 10
+
+
+async def test_quota_of_a_list_is_used_up_one_by_one(house: House) -> None:
+    """Twelve singles under a limit of ten: ten are admitted."""
+    decisions = await house.admit(*[task(f"k{i}") for i in range(12)])
+    assert [decision.verdict for decision in decisions].count(Verdict.ADMITTED) == 10
+    assert await house.used() == 10
+
+
+async def test_a_batch_is_charged_for_its_new_tasks_only(house: House) -> None:
+    """An item accepted before is a replay within the batch; two items with one key are one task."""
+    await house.admission.queued([await house.one(task("x"))])
+    decision = await house.one(batch("x", "y", "y", None, key="b"))
+    assert decision.verdict is Verdict.ADMITTED
+    assert decision.replayed == (task("x").submission.id,)
+    assert await house.used() == 3
+
+
+async def test_a_batch_steps_back_where_an_item_is_busy(house: House) -> None:
+    """Nothing charged, nothing held: neither waits for the other."""
+    await house.one(task("x"))
+    assert (await house.one(batch("w", "x", key="b"))).verdict is Verdict.BUSY
+    assert await house.used() == 1
+    assert (await house.one(task("w"))).verdict is Verdict.ADMITTED
+
+
+async def test_a_batch_is_all_or_nothing_for_the_quota(house: House) -> None:
+    """Eleven tasks under a limit of ten: none, and no item keeps a claim."""
+    decision = await house.one(batch(*[f"i{i}" for i in range(11)], key="b"))
+    assert (decision.verdict, await house.used()) == (Verdict.QUOTA_EXHAUSTED, 0)
+    ids = [each.task_id for each in decision.request.submission.tasks]
+    assert await house.store.read([decision.request.submission.id, *ids]) == [None] * 12
+
+
+async def test_accepted_goes_with_a_lost_ledger(house: House) -> None:
+    """Settling writes the whole entry even where the store has lost it."""
+    decision = await house.one(task("k"))
+    house.clock.now += 8 * 86_400
+    await house.admission.accepted(decision.owned)
+    (entry,) = await house.store.read([decision.entry.id])
+    assert entry is not None
+    assert entry.phase is Phase.ACCEPTED
+
+
+class ChargeFails(SqliteStore):
+    """The store goes away between claim and charge."""
+
+    async def charge(self, charges: Any) -> list[bool]:
+        raise StoreUnavailable("away")
+
+
+async def test_an_outage_half_way_gives_the_claims_back(tmp_path: Path) -> None:
+    """The error is told, and a retry need not wait for the lease."""
+    broken = await ChargeFails.open(tmp_path / "s.db")
+    with pytest.raises(StoreUnavailable):
+        await Admission(broken).admit([task("k")])
+    whole = await SqliteStore.open(tmp_path / "s.db")
+    assert (await Admission(whole).admit([task("k")]))[0].verdict is Verdict.ADMITTED
+    await broken.close()
+    await whole.close()
+
+
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "c", "d"]),
+        st.sampled_from(["queue", "refund", "doubt", "crash", "batch"]),
+    ),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(steps)
+@settings(max_examples=60, deadline=None)
+def test_laws_over_any_history(history: list[tuple[str, str]]) -> None:
+    """One identity per key; one landing per key; never under-charged; over-charged only by crashes."""
+
+    async def play() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            clock = Clock()
+            store = await SqliteStore.open(Path(directory) / "s.db", clock=clock)
+            plenty = Customer(cust_id="c", monthly_quota=1_000_000)
+            house = House(store, clock)
+            landed: set[str] = set()
+            crashes = doubts = 0
+            for key, fate in history:
+                clock.now += 40
+                request = batch(key, "z", key=f"B{key}", customer=plenty) if fate == "batch" else task(key, plenty)
+                decision = await house.one(request)
+                wanted = {each.task_id for each in request.submission.tasks}
+                if request.submission.kind == "task":
+                    assert (decision.verdict is Verdict.REPLAY) == (request.submission.id in landed)
+                if decision.verdict is not Verdict.ADMITTED:
+                    continue
+                assert not wanted & landed - set(decision.replayed)
+                if fate in ("queue", "batch"):
+                    await house.admission.queued([decision])
+                    landed |= wanted
+                elif fate == "crash":
+                    crashes += 1
+                else:
+                    doubts += fate == "doubt"
+                    await house.admission.release([decision], refund=fate == "refund")
+            assert len(landed) <= await house.used() <= len(landed) + crashes + doubts
+            await store.close()
+
+    asyncio.run(play())
