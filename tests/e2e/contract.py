@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from typing import Any
 
 TASK_CURL = r"""
 curl -sS -X POST https://api.asgrefinery.io/v1/tasks \
@@ -38,7 +39,7 @@ curl -sS -X POST https://api.asgrefinery.io/v1/tasks/batch \
 ]
 }'
 """
-TASK = {
+TASK: dict[str, Any] = {
     "type": "text_classification",
     "data_url": "https://cdn.example.com/doc.txt",
     "label_spec": {"question": "Document category?", "options": ["invoice", "receipt", "other"]},

@@ -200,7 +200,7 @@ async def test_what_cannot_be_accepted_is_a_dead_letter(deployment: Deployment, 
         ({"routing_key": "task.submitted.ü"}, "bad_routing_key"),
         ({"type": "ingest.admitted.v1", "body": b"junk"}, "malformed"),
     ]
-    good = {
+    good: dict[str, Any] = {
         "exchange": topology.SUBMISSIONS,
         "routing_key": f"task.submitted.{deployment.cust_id}",
         "body": json.dumps(TASK).encode(),
@@ -267,13 +267,13 @@ async def test_the_sdk_against_both_shims(deployment: Deployment, broker: Rabbit
             task_type="sentiment",
             data_url="https://a.example",
             label_spec=TASK["label_spec"],
-            idempotency_key="s",  # type: ignore[arg-type]
+            idempotency_key="s",
         )
         other = await two.submit_task(
             task_type="sentiment",
             data_url="https://b.example",
             label_spec=TASK["label_spec"],
-            idempotency_key="s",  # type: ignore[arg-type]
+            idempotency_key="s",
         )
         assert (other.task_id, other.idempotent, other.payload_mismatch) == (first.task_id, True, True)
         assert await two.get_task(first.task_id) == first

@@ -69,14 +69,14 @@ def test_quota_and_webhooks_are_as_given(dev: Ingest) -> None:
             task_type="sentiment",
             data_url="https://a.example",
             label_spec=TASK["label_spec"],
-            idempotency_key="k",  # type: ignore[arg-type]
+            idempotency_key="k",
         )
         # A replay with an exhausted quota is no refusal.
         replay = client.submit_task(
             task_type="sentiment",
             data_url="https://a.example",
             label_spec=TASK["label_spec"],
-            idempotency_key="k",  # type: ignore[arg-type]
+            idempotency_key="k",
         )
         assert replay.idempotent
         assert replay.task_id == key.task_id

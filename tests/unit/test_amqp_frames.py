@@ -1,5 +1,7 @@
 """Hand-packed frames against pamqp, the oracle."""
 
+from typing import Any
+
 import pamqp.frame
 import pytest
 from hypothesis import given, settings
@@ -12,13 +14,13 @@ from ingest.broker import amqp_frames as frames
 from ingest.domain.messages import Message
 
 short = st.text(max_size=60).filter(lambda text: "\0" not in text)
-headers = st.dictionaries(
+headers: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
     st.text(min_size=1, max_size=20), st.text(max_size=40) | st.integers(0, 2**31 - 1), max_size=4
 )
 
 
 def unmarshal(data: bytes) -> list[object]:
-    out = []
+    out: list[object] = []
     while data:
         used, channel, frame = pamqp.frame.unmarshal(data)
         assert channel == 7
@@ -30,7 +32,7 @@ def unmarshal(data: bytes) -> list[object]:
 @given(short, short, short, headers, st.binary(max_size=3000), st.booleans(), st.integers(1, 2**40))
 @settings(max_examples=200, deadline=None)
 def test_a_publish_is_what_pamqp_reads(
-    key: str, id_: str, type_: str, table: dict[str, str | int], body: bytes, mandatory: bool, sequence: int
+    key: str, id_: str, type_: str, table: dict[str, Any], body: bytes, mandatory: bool, sequence: int
 ) -> None:
     """Method, header and bodies, split over frame_max; all properties, persistent."""
     encoder = frames.PublishEncoder(7, 1000, "the-user")
@@ -54,9 +56,7 @@ def test_a_publish_is_what_pamqp_reads(
 
 @given(short, short, headers, st.integers(0, 255), st.integers(0, 2**40))
 @settings(max_examples=200, deadline=None)
-def test_headers_of_others_are_read(
-    id_: str, reply: str, table: dict[str, str | int], priority: int, size: int
-) -> None:
+def test_headers_of_others_are_read(id_: str, reply: str, table: dict[str, Any], priority: int, size: int) -> None:
     """Properties that pamqp packs, those we do not use in between included."""
     properties = commands.Basic.Properties(
         message_id=id_ or None, reply_to=reply or None, headers=table or None, priority=priority, app_id="x"

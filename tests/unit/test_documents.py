@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from ingest import settings
 from ingest.broker.management import definitions
 from ingest.cli import app
-from ingest.domain.errors import Reason
+from ingest.domain.errors import ConfigurationError, Reason
 from ingest.logs import redact
 from ingest.shim import openapi_document
 
@@ -85,7 +85,7 @@ def test_secrets_are_taken_out_of_logs(text: str, secret: str) -> None:
 )
 def test_wrong_settings_name_the_variable(changes: dict[str, object], message: str) -> None:
     """One sentence, with the variable to change."""
-    with pytest.raises(settings.ConfigurationError, match=message):
+    with pytest.raises(ConfigurationError, match=message):
         settings.load(**changes)
 
 

@@ -95,7 +95,7 @@ def test_what_is_sent() -> None:
 
 def test_one_key_for_all_attempts() -> None:
     """Without a key one is made, once a call."""
-    answers = [
+    answers: list[httpx.Response | Exception] = [
         httpx.ConnectError("refused"),
         httpx.Response(503),
         httpx.Response(200, json=TASK | {"idempotent": True}),

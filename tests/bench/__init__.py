@@ -1,0 +1,1 @@
+"""Side by side with what a good engineer would put together; see `scripts/bench --help`."""
