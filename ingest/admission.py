@@ -173,6 +173,7 @@ class _Attempt:
         self._store = store
         self._now = now
         self._lease_end = now + lease
+        self._month = datetime.fromtimestamp(now / 1000, UTC).strftime("%Y-%m")
         # Unique per request, not only per attempt: of two equal ids in one list just one may win.
         name = uuid.uuid4().hex
         self._candidates = [_Candidate(request, f"{name}.{i}") for i, request in enumerate(requests)]
@@ -265,8 +266,7 @@ class _Attempt:
             return None
         tasks = candidate.owned if candidate.request.submission.kind == "task" else candidate.owned[1:]
         count = sum(not entry.charged for entry in tasks)
-        month = datetime.fromtimestamp(self._now / 1000, UTC).strftime("%Y-%m")
-        return Charge(customer.cust_id, month, count, customer.monthly_quota) if count else None
+        return Charge(customer.cust_id, self._month, count, customer.monthly_quota) if count else None
 
     async def _refuse(self, candidates: list[_Candidate]) -> None:
         """No claim stays behind a refusal; one that was paid for earlier is only let go."""

@@ -20,7 +20,7 @@ class Phase(StrEnum):
     """All its events are out."""
 
 
-class Entry(msgspec.Struct, frozen=True, kw_only=True):
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A ledger entry.
 
     `created_at` and `lease` are Unix times in milliseconds; `lease` 0 means nobody holds it. `retention` is
@@ -63,10 +63,10 @@ class Step(StrEnum):
     FORGET = "forget"
     """Delete the entry."""
     ACCEPT = "accept"
-    """Write the whole entry as accepted, whatever is stored: this also heals a store that lost data."""
+    """Phase accepted, no lease, whatever is stored; the whole entry where the store has lost it."""
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, gc=False):
     """A step for the entry as it was last seen; what is written is taken from `entry`."""
 
     step: Step

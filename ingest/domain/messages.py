@@ -9,7 +9,7 @@ JSON = "application/json"
 CLOUDEVENTS = "application/cloudevents+json"
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A persistent message to publish. `mandatory`: it must reach a queue, else the outcome is UNROUTABLE."""
 
     exchange: str
@@ -41,7 +41,7 @@ class PublishOutcome(StrEnum):
         return self in (PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT)
 
 
-class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A message received and not yet acknowledged. `token` belongs to the adapter that delivered it.
 
     `deliveries` counts earlier attempts where the broker tells it (`x-delivery-count`), else 0.

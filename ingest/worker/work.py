@@ -17,7 +17,7 @@ from ingest.worker.refusals import Refusal, dead_letter
 _rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
 
 
-class Work(msgspec.Struct, eq=False):
+class Work(msgspec.Struct, eq=False, gc=False):
     """`first` are to be confirmed before `last` may be seen; then `entries` are settled, then the delivery is acked.
 
     `decision` only where this very attempt has admitted it.

@@ -17,7 +17,7 @@ from ingest.worker.intake import Intake
 _BUSY_PAUSES: Final = (0.05, 1.0)
 _FAILED_PAUSES: Final = (0.1, 5.0)
 """First and longest pause before another attempt, in seconds."""
-_UNDER_WAY: Final = 2
+_UNDER_WAY: Final = 4
 """Cohorts of one queue under way at once: while one waits for confirms the next is made."""
 
 _log = structlog.get_logger(__name__)
