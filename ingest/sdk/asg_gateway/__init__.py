@@ -18,6 +18,7 @@ from asg_gateway._errors import (
     QuotaExhaustedError,
     RateLimitedError,
     ServerError,
+    TimedOutError,
     TransportError,
 )
 from asg_gateway._results import BatchResult, TaskResult
@@ -41,6 +42,7 @@ __all__ = [
     "ServerError",
     "Task",
     "TaskResult",
+    "TimedOutError",
     "TransportError",
     "__version__",
 ]

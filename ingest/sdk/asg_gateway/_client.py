@@ -8,9 +8,10 @@ from typing import Any, Self
 import httpx
 
 from asg_gateway import _protocol as protocol
-from asg_gateway._errors import ASGGatewayError, PartialBatchError
+from asg_gateway._errors import resumable
 from asg_gateway._results import BatchResult, TaskResult, joined
-from asg_gateway._tasks import new_key
+from asg_gateway._retry import DEADLINE, MAX_RETRIES, TIMEOUT, Attempts, Limits
+from asg_gateway._tasks import key_or_new
 
 
 class ASGGatewayClient:
@@ -21,15 +22,15 @@ class ASGGatewayClient:
 
     Args:
         api_key: as issued.
-        base_url: of the gateway.
-        timeout: seconds for one attempt.
+        base_url: of the gateway. With `http` the key travels unencrypted: for loopback and trusted networks.
+        timeout: seconds to wait for a connection, and for each read and write.
         max_retries: attempts after the first.
-        deadline: seconds for a call with all its retries.
+        deadline: seconds after which no attempt of a request begins; one that runs then gets no more than `timeout`.
         transport: httpx transport, e.g. for a proxy.
         sleep: waits between attempts.
 
     Raises:
-        ValueError: `api_key` or `base_url` cannot be right.
+        ValueError: an argument cannot be right; the message says what it must be.
     """
 
     def __init__(
@@ -37,15 +38,14 @@ class ASGGatewayClient:
         api_key: str,
         *,
         base_url: str = protocol.BASE_URL,
-        timeout: float = protocol.TIMEOUT,
-        max_retries: int = protocol.MAX_RETRIES,
-        deadline: float = protocol.DEADLINE,
+        timeout: float = TIMEOUT,
+        max_retries: int = MAX_RETRIES,
+        deadline: float = DEADLINE,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._http = httpx.Client(**protocol.client_options(api_key, base_url, timeout), transport=transport)
-        self._max_retries = max_retries
-        self._deadline = deadline
+        self._http = httpx.Client(**protocol.client_options(api_key, base_url), transport=transport)
+        self._limits = Limits(timeout, max_retries, deadline)
         self._sleep = sleep
 
     def submit_task(
@@ -58,9 +58,16 @@ class ASGGatewayClient:
         callback_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> TaskResult:
-        """Submit one task. Raises ASGGatewayError, or ValueError for what JSON cannot hold."""
-        call = protocol.task_call(task_type, data_url, label_spec, consensus_threshold, callback_url, idempotency_key)
-        return protocol.task_result(self._send(call))
+        """Submit one task.
+
+        Raises:
+            ASGGatewayError: not accepted, or not known to be; its `idempotency_key` makes a repeat safe.
+            ValueError: the empty key, or a value that JSON cannot hold (TypeError: a type).
+        """
+        key = key_or_new(idempotency_key)
+        call = protocol.task_call(task_type, data_url, label_spec, consensus_threshold, callback_url, key)
+        with resumable(key):
+            return protocol.task_result(self._send(call))
 
     def submit_batch(
         self,
@@ -72,20 +79,17 @@ class ASGGatewayClient:
         """Submit tasks, all or none; above 1,000 tasks or 8 MiB in parts, each all or none.
 
         Raises:
-            PartialBatchError: some parts were accepted and one was not.
-            ASGGatewayError: nothing was accepted.
-            ValueError: a task holds what JSON cannot.
+            PartialBatchError: some parts were accepted and one was not, or is not known to be.
+            ASGGatewayError: not accepted, or not known to be; its `idempotency_key` makes a repeat safe.
+            ValueError: the empty key, a task above 8 MiB, or a value that JSON cannot hold (TypeError: a type).
+                Nothing was sent.
         """
-        key = new_key() if idempotency_key is None else idempotency_key
-        accepted: tuple[BatchResult, ...] = ()
-        for call in protocol.batch_calls(tasks, callback_url, key):
-            try:
-                accepted += (protocol.batch_result(self._send(call)),)
-            except ASGGatewayError as error:
-                if not accepted:
-                    raise
-                raise PartialBatchError(accepted, key) from error
-        return accepted[0] if len(accepted) == 1 else joined(accepted)
+        key = key_or_new(idempotency_key)
+        accepted: list[BatchResult] = []
+        with resumable(key, accepted):
+            for call in protocol.batch_calls(tasks, callback_url, key):
+                accepted.append(protocol.batch_result(self._send(call)))
+        return joined(accepted)
 
     def get_task(self, task_id: str) -> TaskResult:
         """Look a task up by id. Raises NotFoundError where it was not accepted."""
@@ -111,11 +115,13 @@ class ASGGatewayClient:
         return f"{type(self).__name__}(base_url={str(self._http.base_url)!r})"
 
     def _send(self, call: protocol.Call) -> httpx.Response:
-        attempts = protocol.Attempts(self._max_retries, self._deadline)
+        attempts = Attempts(self._limits)
         while True:
             try:
-                response = self._http.request(call.method, call.path, content=call.content, headers=list(call.headers))
-            except httpx.TransportError as error:
+                response = self._http.request(
+                    call.method, call.path, content=call.content, headers=call.headers, timeout=attempts.timeout()
+                )
+            except httpx.RequestError as error:
                 pause: float | None = attempts.failed(error)
             else:
                 pause = attempts.answered(response)

@@ -3,8 +3,9 @@
 ::
 
     ASGGatewayError
-    |-- TransportError          no answer: connection refused, broken, timed out
-    |-- APIError                an answer that is not 2xx
+    |-- TransportError          no answer: connection refused or broken
+    |   `-- TimedOutError         none in time
+    |-- APIError                an answer that is not 2xx, or not the gateway's
     |   |-- InvalidRequestError   400, 405, 413, 415, 422: change the request
     |   |-- AuthenticationError   401: the API key
     |   |-- QuotaExhaustedError   403
@@ -15,20 +16,29 @@
     `-- PartialBatchError       some parts of a split batch were accepted, then one failed
 """
 
-from __future__ import annotations
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from asg_gateway._results import BatchResult
+from asg_gateway._results import BatchResult
 
 
 class ASGGatewayError(Exception):
-    """The root of all errors of this package."""
+    """The root of all errors of this package.
+
+    Attributes:
+        idempotency_key: the key of the submission that failed, given or generated: the same call with this key can
+            never submit twice. None for a look-up.
+    """
+
+    idempotency_key: str | None = None
 
 
 class TransportError(ASGGatewayError):
-    """No answer, after all retries. `__cause__` is httpx's error."""
+    """No answer, after all retries; whether the gateway got the request is not known. `__cause__` is httpx's error."""
+
+
+class TimedOutError(TransportError):
+    """No answer in time."""
 
 
 class APIError(ASGGatewayError):
@@ -39,16 +49,26 @@ class APIError(ASGGatewayError):
         message: what is wrong, as the gateway says it.
         errors: (field, sentence) of each field that is wrong, where there are several.
         request_id: names the request in the gateway's log; None where it did not tell.
+        headers: of the answer, names in lower case.
     """
 
     def __init__(
-        self, status: int, message: str, errors: tuple[tuple[str, str], ...] = (), request_id: str | None = None
+        self,
+        status: int,
+        message: str,
+        errors: tuple[tuple[str, str], ...] = (),
+        request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(f"{status}: {message}")
+        super().__init__(status, message, errors, request_id, headers)  # all of it: errors cross processes by args
         self.status = status
         self.message = message
         self.errors = errors
         self.request_id = request_id
+        self.headers = headers or {}
+
+    def __str__(self) -> str:
+        return f"{self.status}: {self.message}"
 
 
 class InvalidRequestError(APIError):
@@ -90,13 +110,28 @@ class PartialBatchError(ASGGatewayError):
     """
 
     def __init__(self, accepted: tuple[BatchResult, ...], idempotency_key: str) -> None:
-        count = sum(part.task_count for part in accepted)
-        super().__init__(
-            f"the first {count} tasks were accepted, then a part failed; "
-            f"repeat the call with idempotency_key={idempotency_key!r} to resume"
-        )
+        super().__init__(accepted, idempotency_key)
         self.accepted = accepted
         self.idempotency_key = idempotency_key
+
+    def __str__(self) -> str:
+        count = sum(part.task_count for part in self.accepted)
+        return (
+            f"the first {count} tasks were accepted, then a part failed ({self.__cause__}); "
+            f"repeat the call with idempotency_key={self.idempotency_key!r} to resume"
+        )
+
+
+@contextmanager
+def resumable(key: str, accepted: Sequence[BatchResult] = ()) -> Iterator[None]:
+    """Errors of the submission inside tell its key, and which parts of it were accepted before."""
+    try:
+        yield
+    except ASGGatewayError as error:
+        if accepted:
+            raise PartialBatchError(tuple(accepted), key) from error
+        error.idempotency_key = key
+        raise
 
 
 BY_STATUS: dict[int, type[APIError]] = {

@@ -1,28 +1,23 @@
-"""All that needs no IO: requests to make, answers to read, when to try again."""
+"""The HTTP contract without IO: requests to make, answers to read.
 
-import random
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+Keys travel in the body, for tasks and batches alike: a header could not hold every key the gateway takes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 
-from asg_gateway._errors import BY_STATUS, APIError, ServerError, TransportError
+from asg_gateway._errors import BY_STATUS, APIError, ServerError
 from asg_gateway._results import BatchResult, TaskResult
-from asg_gateway._tasks import encode, new_key, part_key, split
+from asg_gateway._tasks import encode, part_key, split
 from asg_gateway._version import __version__
 
 BASE_URL = "https://api.asgrefinery.io"
-TIMEOUT = 30.0
-MAX_RETRIES = 5
-DEADLINE = 120.0
-
-_FIRST_PAUSE = 0.25
-_LONGEST_PAUSE = 8.0
-_RETRIED = frozenset({408, 409, 429, 500, 502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -32,18 +27,17 @@ class Call:
     method: str
     path: str
     content: bytes | None = None
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: dict[str, str] = field(default_factory=dict)
 
 
-def client_options(api_key: str, base_url: str, timeout: float) -> dict[str, Any]:
+def client_options(api_key: str, base_url: str) -> dict[str, Any]:
     """Keyword arguments for httpx's clients. Raises ValueError for a key or URL that cannot be right."""
     if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
         raise ValueError("api_key must be the key as it was issued, without spaces")
-    parts = urlsplit(base_url)
-    if parts.scheme not in ("https", "http") or not parts.hostname:
-        raise ValueError(f"base_url must be like {BASE_URL}, it is {base_url!r}")
+    if not _is_base_url(base_url):
+        raise ValueError(f"base_url must be like {BASE_URL}, without credentials, query or fragment")
     headers = {"Authorization": f"Bearer {api_key}", "User-Agent": f"asg-gateway-python/{__version__}"}
-    return {"base_url": base_url, "timeout": timeout, "headers": headers}
+    return {"base_url": base_url, "headers": headers}
 
 
 def task_call(
@@ -52,29 +46,36 @@ def task_call(
     label_spec: Mapping[str, Any],
     consensus_threshold: int | None,
     callback_url: str | None,
-    idempotency_key: str | None,
+    key: str,
 ) -> Call:
-    """Submit one task."""
+    """Submit one task. Raises ValueError, TypeError for what JSON cannot hold."""
     body = {
         "type": task_type,
         "data_url": data_url,
         "label_spec": label_spec,
         "consensus_threshold": consensus_threshold,
         "callback_url": callback_url,
-        "idempotency_key": new_key() if idempotency_key is None else idempotency_key,
+        "idempotency_key": key,
     }
-    return _post("/v1/tasks", {name: value for name, value in body.items() if value is not None})
+    content = encode({name: value for name, value in body.items() if value is not None})
+    return Call("POST", "/v1/tasks", content, {"Content-Type": "application/json"})
 
 
 def batch_calls(tasks: Sequence[Mapping[str, Any]], callback_url: str | None, key: str) -> list[Call]:
-    """Submit a batch, in as many requests as it takes."""
-    parts = list(split(tasks))
+    """Submit a batch, in as many requests as it takes.
+
+    All of them are made before the first is sent, so that a task that cannot be sent stops the whole batch.
+    Raises ValueError, TypeError for what JSON cannot hold, ValueError for a task that is too large.
+    """
+    parts = split(encode(task) for task in tasks)
+    headers = {"Content-Type": "application/json", "Prefer": "return=representation"}
     calls = []
     for index, part in enumerate(parts):
-        body: dict[str, Any] = {"tasks": part, "idempotency_key": part_key(key, index) if len(parts) > 1 else key}
+        around = {"idempotency_key": part_key(key, index) if len(parts) > 1 else key}
         if callback_url is not None:
-            body["callback_url"] = callback_url
-        calls.append(_post("/v1/tasks/batch", body, ("Prefer", "return=representation")))
+            around["callback_url"] = callback_url
+        content = b'%b,"tasks":[%b]}' % (encode(around)[:-1], b",".join(part))
+        calls.append(Call("POST", "/v1/tasks/batch", content, headers))
     return calls
 
 
@@ -84,79 +85,26 @@ def lookup_call(kind: str, id_: str) -> Call:
 
 
 def task_result(response: httpx.Response) -> TaskResult:
-    data = response.json()
-    return TaskResult(
-        task_id=data["task_id"],
-        status=data["status"],
-        created_at=data["created_at"],
-        idempotent=data.get("idempotent", False),
-        payload_mismatch=_mismatch(response),
-        request_id=response.headers.get("X-Request-Id"),
-    )
+    """Read a 2xx answer. Raises APIError where it is not the gateway's."""
+    data = _json_with(response, "task_id", "status", "created_at")
+    return TaskResult(data["task_id"], data["status"], data["created_at"], **_facts(response, data))
 
 
 def batch_result(response: httpx.Response) -> BatchResult:
-    data = response.json()
+    """Read a 2xx answer. Raises APIError where it is not the gateway's."""
+    data = _json_with(response, "batch_id", "task_count", "status")
     return BatchResult(
-        batch_id=data["batch_id"],
-        task_count=data["task_count"],
-        status=data["status"],
+        data["batch_id"],
+        data["task_count"],
+        data["status"],
         task_ids=tuple(data.get("task_ids", ())),
-        idempotent=data.get("idempotent", False),
-        payload_mismatch=_mismatch(response),
-        request_id=response.headers.get("X-Request-Id"),
+        created_at=data.get("created_at"),
+        **_facts(response, data),
     )
 
 
-class Attempts:
-    """Decides after each attempt of one call: done, again after a pause, or an error.
-
-    Args:
-        max_retries: attempts after the first.
-        deadline: seconds for all of them.
-        clock: monotonic seconds.
-    """
-
-    def __init__(self, max_retries: int, deadline: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._left = max_retries
-        self._clock = clock
-        self._end = clock() + deadline
-        self._pause = _FIRST_PAUSE
-
-    def answered(self, response: httpx.Response) -> float | None:
-        """None: it is an answer. Else seconds to wait. Raises APIError when it is time to give up."""
-        if response.is_success:
-            return None
-        error = _error(response)
-        if response.status_code not in _RETRIED:
-            raise error
-        return self._again(error, _retry_after(response))
-
-    def failed(self, cause: httpx.TransportError) -> float:
-        """Seconds to wait. Raises TransportError when it is time to give up."""
-        error = TransportError(f"no answer from the gateway: {cause or type(cause).__name__}")
-        error.__cause__ = cause
-        return self._again(error, None)
-
-    def _again(self, error: Exception, asked: float | None) -> float:
-        pause = self._pause * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        pause = max(pause, asked or 0.0)
-        if not self._left or self._clock() + pause > self._end:
-            raise error
-        self._left -= 1
-        return pause
-
-
-def _post(path: str, body: dict[str, Any], *headers: tuple[str, str]) -> Call:
-    return Call("POST", path, encode(body), (("Content-Type", "application/json"), *headers))
-
-
-def _mismatch(response: httpx.Response) -> bool:
-    return bool(response.headers.get("Idempotency-Payload-Mismatch") == "true")
-
-
-def _error(response: httpx.Response) -> APIError:
+def api_error(response: httpx.Response) -> APIError:
+    """The error of an answer that is not 2xx, in the gateway's words where they are the gateway's."""
     message, errors = response.reason_phrase or "no reason given", ()
     try:
         data = response.json()
@@ -166,15 +114,44 @@ def _error(response: httpx.Response) -> APIError:
         pass  # not the gateway's own answer: a proxy's, say
     status = response.status_code
     kind = ServerError if status >= 500 else BY_STATUS.get(status, APIError)
-    return kind(status, message, errors, response.headers.get("X-Request-Id"))
+    return kind(status, message, errors, response.headers.get("X-Request-Id"), dict(response.headers))
 
 
-def _retry_after(response: httpx.Response) -> float | None:
-    """RFC 9110, section 10.2.3: seconds or a date."""
-    value = response.headers.get("Retry-After", "")
-    if value.isascii() and value.isdigit():
-        return float(value)
+def http_date(value: str) -> datetime | None:
+    """An HTTP date (RFC 9110, section 5.6.7); None where it is none."""
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+        return parsedate_to_datetime(value)
     except (ValueError, TypeError):
         return None
+
+
+def _is_base_url(value: str) -> bool:
+    try:
+        url = httpx.URL(value)
+    except httpx.InvalidURL:
+        return False
+    # Credentials in the URL would take the place of the API key.
+    extra = url.userinfo or url.query or url.fragment
+    return url.scheme in ("https", "http") and bool(url.host) and not extra
+
+
+def _json_with(response: httpx.Response, *names: str) -> dict[str, Any]:
+    try:
+        data = response.json()
+    except ValueError:
+        data = None
+    if not isinstance(data, dict) or not all(name in data for name in names):
+        message = f"the answer is not the gateway's, it has no {', '.join(names)}; check base_url"
+        raise APIError(response.status_code, message, headers=dict(response.headers))
+    return data
+
+
+def _facts(response: httpx.Response, data: dict[str, Any]) -> dict[str, Any]:
+    """What tasks and batches have in common."""
+    headers = response.headers
+    return {
+        "idempotent": data.get("idempotent", False),
+        "payload_mismatch": headers.get("Idempotency-Payload-Mismatch") == "true",
+        "expires_at": http_date(headers.get("Idempotency-Key-Expires", "")),
+        "request_id": headers.get("X-Request-Id"),
+    }

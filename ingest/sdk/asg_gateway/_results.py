@@ -1,7 +1,8 @@
 """What a submission returns: frozen, and readable like the contract's JSON."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 
@@ -35,6 +36,7 @@ class TaskResult(_Readable):
         created_at: when it was first accepted, RFC 3339.
         idempotent: it had been accepted before.
         payload_mismatch: that was with another body; the original stands.
+        expires_at: until when at least the key is remembered; None for a look-up.
         request_id: names the request in the gateway's log.
     """
 
@@ -43,6 +45,7 @@ class TaskResult(_Readable):
     created_at: str
     idempotent: bool = False
     payload_mismatch: bool = False
+    expires_at: datetime | None = field(default=None, compare=False)
     request_id: str | None = field(default=None, compare=False)
 
     def _json(self) -> dict[str, Any]:
@@ -59,8 +62,10 @@ class BatchResult(_Readable):
         task_count: tasks in all parts.
         status: `accepted`.
         task_ids: in the order of the tasks.
+        created_at: when it was first accepted, RFC 3339; None where it was not looked up.
         idempotent: all of it had been accepted before.
         payload_mismatch: that was with another body; the original stands.
+        expires_at: until when at least the key is remembered; None for a look-up.
         request_id: names the request in the gateway's log.
         parts: the results of the single requests, where the batch was too large for one.
     """
@@ -69,8 +74,10 @@ class BatchResult(_Readable):
     task_count: int
     status: str
     task_ids: tuple[str, ...] = ()
+    created_at: str | None = None
     idempotent: bool = False
     payload_mismatch: bool = False
+    expires_at: datetime | None = field(default=None, compare=False)
     request_id: str | None = field(default=None, compare=False)
     parts: tuple["BatchResult", ...] = ()
 
@@ -84,8 +91,10 @@ class BatchResult(_Readable):
         return data | ({"idempotent": True} if self.idempotent else {})
 
 
-def joined(parts: tuple[BatchResult, ...]) -> BatchResult:
-    """The result of a split batch."""
+def joined(parts: Sequence[BatchResult]) -> BatchResult:
+    """The result of a batch that was sent in these parts, at least one."""
+    if len(parts) == 1:
+        return parts[0]
     return BatchResult(
         batch_id=parts[0].batch_id,
         task_count=sum(part.task_count for part in parts),
@@ -93,6 +102,7 @@ def joined(parts: tuple[BatchResult, ...]) -> BatchResult:
         task_ids=tuple(task_id for part in parts for task_id in part.task_ids),
         idempotent=all(part.idempotent for part in parts),
         payload_mismatch=any(part.payload_mismatch for part in parts),
+        expires_at=min((part.expires_at for part in parts if part.expires_at), default=None),
         request_id=parts[-1].request_id,
-        parts=parts,
+        parts=tuple(parts),
     )

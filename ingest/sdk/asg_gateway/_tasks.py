@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypedDict
 
 MAX_TASKS = 1_000
@@ -38,12 +38,14 @@ class Task(_TaskRequired, total=False):
 
 def encode(body: object) -> bytes:
     """JSON. Raises ValueError for what JSON cannot hold (NaN), TypeError for what is no JSON type."""
-    return json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_as_dict).encode()
 
 
-def new_key() -> str:
-    """A key for a call that was given none, so that its retries are safe."""
-    return str(uuid.uuid4())
+def key_or_new(key: str | None) -> str:
+    """The key that makes the retries of a call safe, made where none is given. Raises ValueError for an empty one."""
+    if key == "":
+        raise ValueError("idempotency_key must be 1 to 255 characters, or None for a new one")
+    return str(uuid.uuid4()) if key is None else key
 
 
 def part_key(key: str, index: int) -> str:
@@ -52,15 +54,26 @@ def part_key(key: str, index: int) -> str:
     return derived if len(derived) <= _MAX_KEY else hashlib.sha256(derived.encode()).hexdigest()
 
 
-def split(tasks: Sequence[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any]]]:
-    """Parts of at most 1,000 tasks and 8 MiB, in order. No tasks: one empty part, for the gateway to refuse."""
-    part: list[Mapping[str, Any]] = []
+def split(tasks: Iterable[bytes]) -> list[list[bytes]]:
+    """Cut encoded tasks into parts of at most 1,000 and 8 MiB, in order.
+
+    No tasks make one empty part, for the gateway to refuse. Raises ValueError for a task that no part can hold.
+    """
+    parts: list[list[bytes]] = [[]]
     size = 0
-    for task in tasks:
-        length = len(encode(task)) + 1
-        if part and (len(part) == MAX_TASKS or size + length > MAX_BYTES - _ROOM):
-            yield part
-            part, size = [], 0
-        part.append(task)
+    for index, task in enumerate(tasks):
+        length = len(task) + 1
+        if length > MAX_BYTES - _ROOM:
+            raise ValueError(f"tasks[{index}] must be smaller: it is {len(task):,} bytes, a request takes 8 MiB")
+        if len(parts[-1]) == MAX_TASKS or size + length > MAX_BYTES - _ROOM:
+            parts.append([])
+            size = 0
+        parts[-1].append(task)
         size += length
-    yield part
+    return parts
+
+
+def _as_dict(value: object) -> object:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON type")
