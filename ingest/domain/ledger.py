@@ -82,6 +82,20 @@ class Charge(msgspec.Struct, frozen=True):
     limit: int
 
 
+def after(change: Change, generation: int) -> Entry:
+    """The entry as the step leaves it (FORGET: as it was)."""
+    entry = msgspec.structs.replace(change.entry, generation=generation)
+    match change.step:
+        case Step.QUEUE:
+            return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0, charged=True)
+        case Step.ACCEPT:
+            return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
+        case Step.RELEASE:
+            return msgspec.structs.replace(entry, lease=0)
+        case _:
+            return entry
+
+
 def head_entry(submission: Submission, created_at: int, retention: int) -> Entry:
     """The entry of the task or batch itself; `retention` is the customer's, in seconds."""
     is_batch = submission.kind == "batch"

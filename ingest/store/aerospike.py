@@ -20,9 +20,10 @@ from aerospike_helpers.operations import operations
 
 from ingest.domain.customers import DAY, ApiKey, Customer, key_id_of
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
+from ingest.domain.ledger import Change, Charge, Entry, Phase, Step, after
 from ingest.store import aerospike_client as client_
 from ingest.store.aerospike_client import AerospikeClient, parse_url
+from ingest.store.aerospike_records import ACCEPTED, read_api_key, read_entry, write_all, write_step
 
 DEFAULT_TIMEOUT: Final = 3.0
 _QUOTA_TTL: Final = 100 * DAY
@@ -69,7 +70,7 @@ class AerospikeStore:
     async def _create(self, entries: list[Entry]) -> dict[str, Entry]:
         """What is stored of each id after an attempt to create it; without those that vanished meanwhile."""
         records = [
-            batch.Write(self._ledger(entry.id), _write_all(entry), policy={**_CREATE, "ttl": entry.retention})
+            batch.Write(self._ledger(entry.id), write_all(entry), policy={**_CREATE, "ttl": entry.retention})
             for entry in entries
         ]
         await self._client.write(records)
@@ -90,7 +91,7 @@ class AerospikeStore:
 
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
         found = await self._client.read([self._ledger(id_) for id_ in ids])
-        return [_entry(id_, *record) if record else None for id_, record in zip(ids, found, strict=True)]
+        return [read_entry(id_, *record) if record else None for id_, record in zip(ids, found, strict=True)]
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         records = [self._change(change) for change in changes]
@@ -103,27 +104,27 @@ class AerospikeStore:
         if lost:
             await self._client.write(list(lost.values()))
             records = [lost.get(index, record) for index, record in enumerate(records)]
-        after: list[Entry | None] = []
+        results: list[Entry | None] = []
         doubtful = []
         for index, (change, record) in enumerate(zip(changes, records, strict=True)):
-            after.append(None)
+            results.append(None)
             if record.result == client_.OK:
                 forgotten = change.step is Step.FORGET
                 generation = change.entry.generation if forgotten else record.record[1]["gen"]
-                after[index] = _after(change, generation)
+                results[index] = after(change, generation)
             elif record.result not in (client_.GENERATION, client_.NOT_FOUND):
                 doubtful.append(index)
         if doubtful:
             found = await self.read([changes[index].entry.id for index in doubtful])
             for index, existing in zip(doubtful, found, strict=True):
-                after[index] = self._read_back(changes[index], existing, records[index].result)
-        return after
+                results[index] = self._read_back(changes[index], existing, records[index].result)
+        return results
 
     def _read_back(self, change: Change, existing: Entry | None, code: int) -> Entry | None:
         """Whether a change whose outcome is in doubt has happened. Raises StoreUnavailable where it has not."""
         if change.step is Step.FORGET and existing is None:
             return change.entry
-        if existing is not None and existing == _after(change, existing.generation):
+        if existing is not None and existing == after(change, existing.generation):
             return existing
         if change.step is not Step.ACCEPT and (existing is None or existing.generation != change.entry.generation):
             return None
@@ -136,16 +137,16 @@ class AerospikeStore:
             # An entry that was seen is most likely still there: two bins instead of all.
             if not entry.generation:
                 return self._heal(entry)
-            return batch.Write(key, [*_ACCEPTED], policy={**_UPDATE, "ttl": entry.retention})
+            return batch.Write(key, [*ACCEPTED], policy={**_UPDATE, "ttl": entry.retention})
         if change.step is Step.FORGET:
             return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
         policy = {**_SAME_GENERATION, "ttl": entry.retention}
-        return batch.Write(key, _write_step(change), meta={"gen": entry.generation}, policy=policy)
+        return batch.Write(key, write_step(change), meta={"gen": entry.generation}, policy=policy)
 
     def _heal(self, entry: Entry) -> Any:
         """Write the whole entry as accepted."""
         accepted = msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
-        return batch.Write(self._ledger(entry.id), _write_all(accepted), policy={**_REPLACE, "ttl": entry.retention})
+        return batch.Write(self._ledger(entry.id), write_all(accepted), policy={**_REPLACE, "ttl": entry.retention})
 
     # Quotas
 
@@ -218,7 +219,7 @@ class AerospikeStore:
         found = await self._client.read([(self._namespace, "api_key", key_id_of(key_hash))])
         if not found[0]:
             return None
-        key = _api_key(found[0][1])
+        key = read_api_key(found[0][1])
         if key.revoked or not hmac.compare_digest(key.key_hash, key_hash):
             return None
         return await self.customer(key.cust_id)
@@ -232,7 +233,7 @@ class AerospikeStore:
         await self._save("customer", customer.cust_id, bins)
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
-        found = [_api_key(bins) for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
+        found = [read_api_key(bins) for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
         return sorted(found, key=lambda key: (key.created_at, key.key_id))
 
     async def save_key(self, key: ApiKey) -> None:
@@ -277,73 +278,6 @@ class AerospikeStore:
 
     def _quota(self, charge: Charge) -> tuple[str, str, str]:
         return (self._namespace, "quota", f"{charge.cust_id}:{charge.month}")
-
-
-def _write(name: str, value: object) -> dict[str, Any]:
-    # What operations.write builds, without its checks: these are most of what a claim does in Python.
-    return {"op": aerospike.OPERATOR_WRITE, "bin": name, "val": value}
-
-
-_ACCEPTED: Final = (_write("phase", Phase.ACCEPTED.value), _write("lease", 0))
-
-
-def _write_all(entry: Entry) -> list[dict[str, Any]]:
-    op = aerospike.OPERATOR_WRITE  # spelled out: nine calls of _write cost as much as the client itself
-    ops = [
-        {"op": op, "bin": "cust_id", "val": entry.cust_id},
-        {"op": op, "bin": "created_at", "val": entry.created_at},
-        {"op": op, "bin": "fingerprint", "val": entry.fingerprint},
-        {"op": op, "bin": "retention", "val": entry.retention},
-        {"op": op, "bin": "phase", "val": entry.phase.value},
-        {"op": op, "bin": "owner", "val": entry.owner},
-        {"op": op, "bin": "lease", "val": entry.lease},
-        {"op": op, "bin": "charged", "val": entry.charged},
-        {"op": op, "bin": "origin", "val": entry.origin},
-    ]
-    if entry.task_count:
-        ops += [_write("task_count", entry.task_count), _write("own_ids", entry.own_ids)]
-    return ops
-
-
-def _write_step(change: Change) -> list[dict[str, Any]]:
-    entry = change.entry
-    if change.step is Step.TAKE_OVER:
-        return [_write("owner", entry.owner), _write("lease", entry.lease), _write("origin", entry.origin)]
-    if change.step is Step.QUEUE:
-        return [_write("phase", Phase.QUEUED.value), _write("lease", 0), _write("charged", True)]
-    return [_write("lease", 0), _write("charged", entry.charged)]
-
-
-def _after(change: Change, generation: int) -> Entry:
-    """The entry as the step leaves it."""
-    entry = msgspec.structs.replace(change.entry, generation=generation)
-    if change.step is Step.QUEUE:
-        return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0, charged=True)
-    if change.step is Step.ACCEPT:
-        return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
-    return msgspec.structs.replace(entry, lease=0) if change.step is Step.RELEASE else entry
-
-
-def _entry(id_: str, generation: int, bins: dict[str, Any]) -> Entry:
-    return Entry(
-        id=id_,
-        cust_id=bins["cust_id"],
-        created_at=bins["created_at"],
-        fingerprint=bytes(bins["fingerprint"]),
-        retention=bins["retention"],
-        phase=Phase(bins["phase"]),
-        owner=bins["owner"],
-        lease=bins["lease"],
-        charged=bool(bins["charged"]),
-        origin=bins["origin"],
-        task_count=bins.get("task_count", 0),
-        own_ids=bins.get("own_ids", {}),
-        generation=generation,
-    )
-
-
-def _api_key(bins: dict[str, Any]) -> ApiKey:
-    return ApiKey(**{**bins, "key_hash": bytes(bins["key_hash"]), "revoked": bool(bins["revoked"])})
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ import msgspec
 
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
+from ingest.domain.ledger import Change, Charge, Entry, Step, after
 from ingest.sqlite_file import SqliteFile
 
 _MIGRATIONS: Final = (
@@ -176,21 +176,7 @@ def _apply(db: sqlite3.Connection, change: Change, now: int) -> Entry | None:
         db.execute("DELETE FROM ledger WHERE id = ?", (change.entry.id,))
         return stored
     generation = stored.generation + 1 if stored else 1
-    return _write(db, _after(change, generation), now)
-
-
-def _after(change: Change, generation: int) -> Entry:
-    """The entry as the step leaves it: as the caller gave it, with what the step says."""
-    entry = msgspec.structs.replace(change.entry, generation=generation)
-    match change.step:
-        case Step.QUEUE:
-            return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0, charged=True)
-        case Step.ACCEPT:
-            return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
-        case Step.RELEASE:
-            return msgspec.structs.replace(entry, lease=0)
-        case _:
-            return entry
+    return _write(db, after(change, generation), now)
 
 
 def _charge(db: sqlite3.Connection, charge: Charge) -> bool:

@@ -2,22 +2,21 @@
 
 import os
 import shutil
-from typing import Any
 
 import aerospike
 
-from tests.servers.process import PrivateServer, Unavailable, docker_answers, free_ports, wait_until
+from tests.servers.process import PrivateServer, Server, Unavailable, docker_answers, free_ports, wait_until
 
 IMAGE = "aerospike/aerospike-server:8.1.0.1"
 _CONFIG = """
 service {{
     cluster-name tests
     proto-fd-max 4096
-    work-directory {directory}/work
+    work-directory {directory}/state
     pidfile {directory}/asd.pid
 }}
 mod-lua {{
-    user-path {directory}/work/lua
+    user-path {directory}/state/lua
 }}
 logging {{
     file {directory}/asd.log {{
@@ -57,12 +56,11 @@ namespace test {{
 """
 
 
-class AerospikeServer:
+class AerospikeServer(Server):
     """One node with a namespace `test` in memory: what it holds is gone when it is killed. Raises Unavailable."""
 
     def __init__(self, size: str = "1G") -> None:
-        self._container: Any = None
-        self._process: PrivateServer | None = None
+        super().__init__()
         if url := os.environ.get("INGEST_TEST_AEROSPIKE_URL"):
             self.url, self.origin = url, "INGEST_TEST_AEROSPIKE_URL"
         elif docker_answers():
@@ -79,33 +77,10 @@ class AerospikeServer:
         self._process.launch(["asd", "--config-file", str(self._process.directory / "aerospike.conf"), "--foreground"])
         wait_until(self._writes, "asd")
 
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-
-    def pause(self) -> None:
-        assert self._process is not None
-        self._process.pause()
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.resume()
-
-    @property
-    def controllable(self) -> bool:
-        """Whether it can be killed and paused: a private process."""
-        return self._process is not None
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-        if self._container is not None:
-            self._container.stop()
-
     def _prepare(self, size: str) -> None:
         self._process = process = PrivateServer("aerospike")
-        (process.directory / "work/smd").mkdir(parents=True)
-        (process.directory / "work/lua").mkdir()
+        (process.directory / "state/smd").mkdir(parents=True)
+        (process.directory / "state/lua").mkdir()
         service, fabric, heartbeat, admin = free_ports(4)
         self._address = ("127.0.0.1", service)
         self.url, self.origin = f"aerospike://127.0.0.1:{service}/test", "asd on PATH"

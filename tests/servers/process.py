@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 START = 60.0
 """Seconds a server may take to start."""
@@ -92,18 +93,45 @@ class PrivateServer:
             self._process.wait(timeout=10)
             self._process = None
 
-    def pause(self) -> None:
-        """It neither answers nor closes its connections."""
-        self.signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.signal(signal.SIGCONT)
-
     def stop(self) -> None:
         """Kill it and remove its directory; twice is fine."""
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
         atexit.unregister(self.stop)
+
+
+class Server:
+    """What serves: a URL given, a container, or a private process, which alone can be killed and paused."""
+
+    def __init__(self) -> None:
+        self._container: Any = None
+        self._process: PrivateServer | None = None
+
+    @property
+    def controllable(self) -> bool:
+        """Whether it can be killed and paused."""
+        return self._process is not None
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        assert self._process is not None
+        self._process.kill()
+
+    def pause(self) -> None:
+        """It neither answers nor closes its connections."""
+        assert self._process is not None
+        self._process.signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        assert self._process is not None
+        self._process.signal(signal.SIGCONT)
+
+    def stop(self) -> None:
+        """Stop what was started here."""
+        if self._process is not None:
+            self._process.stop()
+        if self._container is not None:
+            self._container.stop()
 
 
 def _die_with_parent() -> None:

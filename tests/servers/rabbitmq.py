@@ -10,21 +10,20 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from tests.servers.process import PrivateServer, Unavailable, docker_answers, free_ports, wait_until
+from tests.servers.process import PrivateServer, Server, Unavailable, docker_answers, free_ports, wait_until
 
 IMAGE = "rabbitmq:3.13-management"
 _SBIN = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
 
 
-class RabbitServer:
+class RabbitServer(Server):
     """One node with the management plugin. Raises Unavailable.
 
     `url` is its default virtual host; `new_vhost` makes one that nobody else uses.
     """
 
     def __init__(self) -> None:
-        self._container: Any = None
-        self._process: PrivateServer | None = None
+        super().__init__()
         if url := os.environ.get("INGEST_TEST_RABBITMQ_URL"):
             self.url, self.origin = url, "INGEST_TEST_RABBITMQ_URL"
             self.management_url = os.environ.get("INGEST_TEST_RABBITMQ_MANAGEMENT_URL", "http://127.0.0.1:15672")
@@ -41,29 +40,6 @@ class RabbitServer:
         assert self._process is not None
         self._process.launch([_program()], self._env)
         wait_until(self._answers, "rabbitmq-server")
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-
-    def pause(self) -> None:
-        assert self._process is not None
-        self._process.pause()
-
-    def resume(self) -> None:
-        assert self._process is not None
-        self._process.resume()
-
-    @property
-    def controllable(self) -> bool:
-        """Whether it can be killed and paused: a private process."""
-        return self._process is not None
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.stop()
-        if self._container is not None:
-            self._container.stop()
 
     def new_vhost(self) -> str:
         """The URL of a new, empty virtual host."""
