@@ -25,7 +25,7 @@ class ASGGatewayClient:
         base_url: of the gateway. With `http` the key travels unencrypted: for loopback and trusted networks.
         timeout: seconds to wait for a connection, and for each read and write.
         max_retries: attempts after the first.
-        deadline: seconds after which no attempt of a request begins; one that runs then gets no more than `timeout`.
+        deadline: seconds for one request with all its retries; waits are cut to what is left of it.
         transport: httpx transport, e.g. for a proxy.
         sleep: waits between attempts.
 
@@ -44,8 +44,8 @@ class ASGGatewayClient:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._http = httpx.Client(**protocol.client_options(api_key, base_url), transport=transport)
         self._limits = Limits(timeout, max_retries, deadline)
+        self._http = httpx.Client(**protocol.client_options(api_key, base_url), transport=transport)
         self._sleep = sleep
 
     def submit_task(

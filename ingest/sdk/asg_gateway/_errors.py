@@ -26,8 +26,8 @@ class ASGGatewayError(Exception):
     """The root of all errors of this package.
 
     Attributes:
-        idempotency_key: the key of the submission that failed, given or generated: the same call with this key can
-            never submit twice. None for a look-up.
+        idempotency_key: of the submission that failed, given or generated: the call repeated with it submits nothing
+            twice. None for a look-up.
     """
 
     idempotency_key: str | None = None

@@ -5,7 +5,7 @@ Keys travel in the body, for tasks and batches alike: a header could not hold ev
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import quote
@@ -118,10 +118,10 @@ def api_error(response: httpx.Response) -> APIError:
 
 
 def http_date(value: str) -> datetime | None:
-    """An HTTP date (RFC 9110, section 5.6.7); None where it is none."""
+    """An HTTP date, which is always UTC (RFC 9110, section 5.6.7); None where it is none."""
     try:
-        return parsedate_to_datetime(value)
-    except (ValueError, TypeError):
+        return parsedate_to_datetime(value).replace(tzinfo=UTC)
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

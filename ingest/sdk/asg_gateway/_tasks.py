@@ -4,7 +4,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
 MAX_TASKS = 1_000
 MAX_BYTES = 8 * 1024 * 1024

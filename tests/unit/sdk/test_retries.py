@@ -1,0 +1,228 @@
+"""When the SDK tries again, how long it waits, and what it raises in the end."""
+
+import time
+from email.utils import formatdate
+
+import asg_gateway
+import httpx
+import pytest
+from asg_gateway._retry import Attempts, Limits
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tests.unit.sdk.gateway import CALL, TASK, Gateway, batch, submit
+
+PASSING = [408, 409, 429, 500, 502, 503, 504, 520]
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_one_key_for_all_attempts() -> None:
+    """Without a key one is made, once a call."""
+    again = (httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(200, json=TASK | {"idempotent": True}))
+    gateway = Gateway(*again, httpx.Response(202, json=TASK))
+    client = gateway.client()
+    assert submit(client).idempotent
+    submit(client)
+    keys = [body["idempotency_key"] for body in gateway.bodies]
+    assert keys[0] == keys[1] == keys[2] != keys[3]
+
+
+@pytest.mark.parametrize("status", PASSING)
+def test_retried_statuses(status: int) -> None:
+    """Tried again; `Retry-After` is the least that is waited, and a quarter more the most."""
+    again = httpx.Response(status, headers={"Retry-After": "7"})
+    gateway = Gateway(again, httpx.Response(status), httpx.Response(202, json=TASK))
+    submit(gateway.client())
+    assert 7 <= gateway.pauses[0] <= 8.75
+    assert 0.25 <= gateway.pauses[1] <= 0.75
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (302, asg_gateway.APIError),
+        (400, asg_gateway.InvalidRequestError),
+        (401, asg_gateway.AuthenticationError),
+        (403, asg_gateway.QuotaExhaustedError),
+        (404, asg_gateway.NotFoundError),
+        (405, asg_gateway.InvalidRequestError),
+        (413, asg_gateway.InvalidRequestError),
+        (415, asg_gateway.InvalidRequestError),
+        (418, asg_gateway.APIError),
+        (422, asg_gateway.InvalidRequestError),
+        (501, asg_gateway.ServerError),
+        (505, asg_gateway.ServerError),
+    ],
+)
+def test_final_statuses(status: int, error: type[asg_gateway.APIError]) -> None:
+    """Raised at once, with the gateway's words."""
+    fields = [{"field": "a", "error": "a is wrong"}, {"field": "b", "error": "b is wrong"}]
+    body = {"error": "a is wrong", "errors": fields}
+    gateway = Gateway(httpx.Response(status, json=body, headers={"X-Request-Id": "r1", "Allow": "POST"}))
+    with pytest.raises(error) as caught:
+        submit(gateway.client())
+    assert type(caught.value) is error
+    assert (caught.value.status, caught.value.message, str(caught.value)) == (
+        status,
+        "a is wrong",
+        f"{status}: a is wrong",
+    )
+    assert caught.value.errors == (("a", "a is wrong"), ("b", "b is wrong"))
+    assert (caught.value.request_id, caught.value.headers["allow"]) == ("r1", "POST")
+    assert gateway.pauses == []
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [
+        (408, asg_gateway.APIError),
+        (409, asg_gateway.ConflictError),
+        (429, asg_gateway.RateLimitedError),
+        (503, asg_gateway.ServerError),
+    ],
+)
+def test_gives_up_after_the_last_retry(status: int, error: type[asg_gateway.APIError]) -> None:
+    """One attempt and `max_retries` more, then the last answer's error."""
+    gateway = Gateway(*[httpx.Response(status, json={"error": "away"})] * 3)
+    with pytest.raises(error, match=f"{status}: away"):
+        submit(gateway.client(max_retries=2))
+    assert len(gateway.requests) == 3
+
+
+def test_a_pause_beyond_the_deadline_is_not_begun() -> None:
+    """Told to come back too late, the caller hears it now."""
+    gateway = Gateway(httpx.Response(503, headers={"Retry-After": "60"}))
+    with pytest.raises(asg_gateway.ServerError):
+        submit(gateway.client(deadline=10))
+    assert gateway.pauses == []
+
+
+def test_pauses_grow_to_a_limit() -> None:
+    """Doubled each time, 8 seconds at most, always with jitter."""
+    attempts = Attempts(Limits(30, 20, 10_000), Clock())
+    pauses = [attempts.answered(httpx.Response(503)) or 0.0 for _ in range(20)]
+    for pause, middle in zip(pauses, [0.25, 0.5, 1, 2, 4] + [8] * 15, strict=True):
+        assert middle * 0.5 <= pause <= middle * 1.5
+    assert len(set(pauses)) == 20
+
+
+def test_an_attempt_gets_no_more_time_than_is_left() -> None:
+    """`timeout` at first, less near the deadline, and never so little that it cannot work."""
+    clock = Clock()
+    attempts = Attempts(Limits(30, 5, 100), clock)
+    assert attempts.timeout() == 30
+    clock.now += 90
+    assert attempts.timeout() == 10
+    clock.now += 20
+    assert 0 < attempts.timeout() < 1
+    with pytest.raises(asg_gateway.ServerError):
+        attempts.answered(httpx.Response(503))
+
+
+@pytest.mark.parametrize(("ahead", "least", "most"), [(20, 17, 25), (-20, 0, 0.375)])
+def test_retry_after_may_be_a_date(ahead: int, least: float, most: float) -> None:
+    """RFC 9110: a date to wait for; one in the past is no wait."""
+    answer = httpx.Response(503, headers={"Retry-After": formatdate(time.time() + ahead, usegmt=True)})
+    assert least <= (Attempts(Limits(30, 5, 100)).answered(answer) or 0.0) <= most
+
+
+@given(
+    st.text(st.characters(codec="latin-1"))
+    | st.from_regex(r"\A[0-9]+\Z")
+    | st.from_regex(r"\AMon, [0-9]+ Jan [0-9]+ [0-9]+:[0-9]+:[0-9]+ (GMT|[+-][0-9]+)\Z")
+)
+@example("Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
+@example("Mon, 01 Jan 0001 00:00:00 -0000")
+@example("9" * 400)
+def test_any_retry_after_is_survived(value: str) -> None:
+    """Law: whatever a proxy writes there, the answer is a pause or the gateway's error."""
+    answer = httpx.Response(503, headers=[(b"Retry-After", value.encode("latin-1"))])
+    try:
+        pause = Attempts(Limits(30, 5, 100)).answered(answer)
+    except asg_gateway.ServerError:
+        return
+    assert pause is not None
+    assert 0 < pause < 100
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, text="<html>Sign in to the network</html>"),
+        httpx.Response(200, json=[]),
+        httpx.Response(204),
+        httpx.Response(200, json={"batch_id": "bat_1"}),
+    ],
+)
+def test_a_2xx_that_is_not_the_gateways_is_an_error(answer: httpx.Response) -> None:
+    """A proxy that says 200 has accepted nothing."""
+    with pytest.raises(asg_gateway.APIError, match="not the gateway's") as caught:
+        submit(Gateway(answer).client())
+    assert caught.value.idempotency_key
+
+
+def test_an_error_that_is_not_the_gateways_keeps_its_reason() -> None:
+    """HTML of a proxy is not shown, its status is."""
+    with pytest.raises(asg_gateway.APIError, match="403: Forbidden"):
+        submit(Gateway(httpx.Response(403, text="<html>")).client())
+
+
+def test_no_answer_is_a_transport_error_without_the_key() -> None:
+    """The cause is kept, the secret is not shown."""
+    client = Gateway(httpx.ConnectError("refused")).client(max_retries=0)
+    with pytest.raises(asg_gateway.TransportError, match="refused") as caught:
+        submit(client)
+    assert isinstance(caught.value.__cause__, httpx.ConnectError)
+    assert "secret-key" not in repr(client) + repr(caught.value) + str(vars(caught.value))
+
+
+def test_a_broken_encoding_is_a_transport_error() -> None:
+    """None of httpx's errors reach the caller."""
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(202, headers={"Content-Encoding": "gzip"}, content=b"no gzip")
+
+    transport = httpx.MockTransport(answer)
+    client = asg_gateway.ASGGatewayClient("k", transport=transport, max_retries=0)
+    with client, pytest.raises(asg_gateway.TransportError):
+        submit(client)
+
+
+def test_a_failed_call_can_be_repeated_with_its_key() -> None:
+    """A generated key is in the error: the caller of a lost answer can still repeat it safely."""
+    gateway = Gateway(httpx.ReadTimeout("slow"), httpx.Response(200, json=TASK), httpx.Response(503))
+    client = gateway.client(max_retries=0)
+    with pytest.raises(asg_gateway.TimedOutError) as caught:
+        submit(client)
+    submit(client, idempotency_key=caught.value.idempotency_key)
+    assert gateway.bodies[0] == gateway.bodies[1]
+    with pytest.raises(asg_gateway.ServerError) as looked_up:
+        client.get_task("tsk_1")
+    assert looked_up.value.idempotency_key is None
+
+
+async def test_the_asynchronous_client_does_the_same() -> None:
+    """Retries, results, look-ups and errors, awaited."""
+    answers = [httpx.Response(503), httpx.Response(202, json=TASK), batch(1), httpx.Response(200, json=TASK), batch(1)]
+    gateway = Gateway(*answers, batch(1000), httpx.ReadTimeout("slow"))
+    async with gateway.async_client() as client:
+        assert (await client.submit_task(**CALL))["task_id"] == "tsk_1"
+        assert len(gateway.pauses) == 1
+        assert (await client.submit_batch([{}])).batch_id == "bat_1"
+        assert (await client.get_task("tsk_1")).task_id == "tsk_1"
+        assert (await client.get_batch("bat_1")).task_ids == ("tsk_1_0",)
+    assert [request.url.path for request in gateway.requests][-2:] == ["/v1/tasks/tsk_1", "/v1/tasks/batch/bat_1"]
+    async with gateway.async_client(max_retries=0) as client:
+        with pytest.raises(asg_gateway.PartialBatchError) as caught:
+            await client.submit_batch([{}] * 1500, idempotency_key="k")
+    assert isinstance(caught.value.__cause__, asg_gateway.TimedOutError)
+    assert "secret-key" not in repr(client)

@@ -1,0 +1,131 @@
+"""What is sent for tasks and batches, and what comes back."""
+
+import json
+from datetime import UTC, datetime
+
+import asg_gateway
+import httpx
+import pytest
+from asg_gateway import _tasks
+from asg_gateway._protocol import batch_calls
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.unit.sdk.gateway import SPEC, TASK, Gateway, batch, submit
+
+EXPIRES = {"Idempotency-Key-Expires": "Thu, 16 Apr 2026 12:00:00 GMT"}
+
+
+def test_a_result_reads_like_a_dict_and_like_an_object() -> None:
+    """Exactly the contract's keys, frozen, and the extra facts as attributes."""
+    gateway = Gateway(httpx.Response(202, json=TASK, headers={"X-Request-Id": "r1"} | EXPIRES))
+    result = submit(gateway.client())
+    assert dict(result) == TASK
+    assert result["task_id"] == result.task_id == "tsk_1"
+    assert (result.idempotent, result.payload_mismatch, result.request_id) == (False, False, "r1")
+    assert result.expires_at == datetime(2026, 4, 16, 12, tzinfo=UTC)
+    assert repr(result) == "TaskResult(task_id='tsk_1', status='pending', created_at='2026-04-09T12:00:00Z')"
+    with pytest.raises(AttributeError):
+        result.task_id = "x"  # type: ignore[misc]
+
+
+def test_a_replay_says_so() -> None:
+    """`idempotent` as in the contract, and whether the body had been another."""
+    body = TASK | {"idempotent": True}
+    result = submit(Gateway(httpx.Response(200, json=body, headers={"Idempotency-Payload-Mismatch": "true"})).client())
+    assert dict(result) == body
+    assert (result.idempotent, result.payload_mismatch, result.expires_at) == (True, True, None)
+
+
+def test_what_is_sent() -> None:
+    """The contract's body, the key as bearer, no fields that were not given."""
+    gateway = Gateway(httpx.Response(202, json=TASK))
+    submit(gateway.client(base_url="https://gateway.example/"), idempotency_key="k")
+    (request,) = gateway.requests
+    assert str(request.url) == "https://gateway.example/v1/tasks"
+    assert request.headers["Authorization"] == "Bearer secret-key"
+    assert request.headers["User-Agent"] == f"asg-gateway-python/{asg_gateway.__version__}"
+    body = {"type": "sentiment", "data_url": "https://a.example/x", "label_spec": SPEC, "idempotency_key": "k"}
+    assert gateway.bodies == [body]
+
+
+def test_a_batch_that_fits_is_one_request() -> None:
+    """The given key is used as it is, and the result is the contract's."""
+    gateway = Gateway(batch(2))
+    result = gateway.client().submit_batch([{}, {}], idempotency_key="k")
+    assert gateway.bodies == [{"tasks": [{}, {}], "idempotency_key": "k"}]
+    assert gateway.requests[0].headers["Prefer"] == "return=representation"
+    assert dict(result) == {"batch_id": "bat_1", "task_count": 2, "status": "accepted"}
+    assert (result.task_ids, result.batch_ids, result.parts) == (("tsk_1_0", "tsk_1_1"), ("bat_1",), ())
+
+
+def test_looking_a_batch_up_tells_when_it_landed() -> None:
+    """What a client needs after a crash of its own."""
+    body = {"batch_id": "bat_1", "task_count": 1, "status": "accepted", "created_at": "2026-04-09T12:00:00Z"}
+    result = Gateway(httpx.Response(200, json=body | {"task_ids": ["tsk_1"]})).client().get_batch("bat_1")
+    assert (result.created_at, result.task_ids) == ("2026-04-09T12:00:00Z", ("tsk_1",))
+
+
+def test_a_large_batch_is_split() -> None:
+    """Parts of 1,000 with keys of their own; the result joins them in order."""
+    early = "Thu, 16 Apr 2026 12:00:00 GMT"
+    answers = [batch(1000, 1), batch(1000, 2, Idempotency_Key_Expires=early), batch(1, 3)]
+    gateway = Gateway(*answers)
+    tasks = [{"n": i} for i in range(2001)]
+    result = gateway.client().submit_batch(tasks, callback_url="https://a.example/h", idempotency_key="k")
+    assert [body["idempotency_key"] for body in gateway.bodies] == ["k/0", "k/1", "k/2"]
+    assert [task["n"] for body in gateway.bodies for task in body["tasks"]] == list(range(2001))
+    assert (result.task_count, result.batch_ids) == (2001, ("bat_1", "bat_2", "bat_3"))
+    assert result.task_ids[1000] == "tsk_2_0"
+    assert result.expires_at == datetime(2026, 4, 16, 12, tzinfo=UTC)
+    assert {body["callback_url"] for body in gateway.bodies} == {"https://a.example/h"}
+
+
+def test_a_split_batch_that_fails_half_way_says_how_to_resume() -> None:
+    """What was accepted, why it stopped, and the key under which the accepted part is sent again alike."""
+    gateway = Gateway(batch(1000), httpx.Response(403, json={"error": "quota exhausted"}), batch(1000), batch(500, 2))
+    client = gateway.client()
+    with pytest.raises(asg_gateway.PartialBatchError, match=r"1000 tasks.*403: quota exhausted") as caught:
+        client.submit_batch([{}] * 1500)
+    assert [part.task_count for part in caught.value.accepted] == [1000]
+    assert isinstance(caught.value.__cause__, asg_gateway.QuotaExhaustedError)
+    resumed = client.submit_batch([{}] * 1500, idempotency_key=caught.value.idempotency_key)
+    assert resumed.task_count == 1500
+    assert gateway.bodies[2:] == gateway.bodies[:2]
+
+
+def test_a_split_batch_that_fails_at_once_tells_the_key_of_the_whole() -> None:
+    """Not the first part's: the caller repeats the call, not the part."""
+    gateway = Gateway(httpx.Response(401, json={"error": "unknown key"}))
+    with pytest.raises(asg_gateway.AuthenticationError) as caught:
+        gateway.client().submit_batch([{}] * 1500)
+    assert gateway.bodies[0]["idempotency_key"] == f"{caught.value.idempotency_key}/0"
+
+
+def test_a_task_that_no_request_can_hold_stops_the_batch_before_it_begins() -> None:
+    """Otherwise the parts before it would be accepted and it never could be."""
+    gateway = Gateway()
+    with pytest.raises(ValueError, match=r"tasks\[1\] must be smaller"):
+        gateway.client().submit_batch([{}, {"pad": "x" * _tasks.MAX_BYTES}])
+    assert gateway.requests == []
+
+
+@given(
+    st.lists(st.integers(0, 3_000_000), max_size=20) | st.integers(0, 3_001).map(lambda count: [0] * count),
+    st.text(st.characters(codec="utf-8"), min_size=1, max_size=255),
+)
+@settings(max_examples=40, deadline=None)
+def test_splitting_keeps_order_and_limits(sizes: list[int], key: str) -> None:
+    """Law: parts concatenate to the whole, none is too large, keys are distinct, stable and short enough."""
+    tasks = [{"n": i, "pad": "x" * size} for i, size in enumerate(sizes)]
+    calls = batch_calls(tasks, "https://a.example/" + "h" * 2_000, key)
+    assert calls == batch_calls(tasks, "https://a.example/" + "h" * 2_000, key)
+    bodies = [json.loads(call.content or b"") for call in calls]
+    assert [task for body in bodies for task in body["tasks"]] == tasks
+    assert all(len(call.content or b"") <= _tasks.MAX_BYTES for call in calls)
+    assert all(len(body["tasks"]) <= _tasks.MAX_TASKS for body in bodies)
+    assert all(body["tasks"] for body in bodies) or not tasks
+    keys = [body["idempotency_key"] for body in bodies]
+    assert len(set(keys)) == len(keys)
+    assert max(map(len, keys)) <= 255
+    assert (keys == [key]) == (len(calls) == 1)
