@@ -6,11 +6,7 @@ import typer
 
 from ingest import __version__, settings
 from ingest.cli import customers, documents, run, topology
-from ingest.domain.errors import ConfigurationError, IngestError
-from ingest.logs import redact
-
-EXIT_UNAVAILABLE = 1
-EXIT_USAGE = 2
+from ingest.cli.exits import exit_code
 
 
 def _help() -> str:
@@ -61,8 +57,4 @@ def main() -> None:
 
     Exit codes: 0 fine, 1 a dependency is away or a check found something, 2 wrong usage or configuration.
     """
-    try:
-        app()
-    except IngestError as error:
-        typer.echo(f"ingest: {redact(str(error))}", err=True)
-        sys.exit(EXIT_USAGE if isinstance(error, ConfigurationError) else EXIT_UNAVAILABLE)
+    sys.exit(exit_code(app))

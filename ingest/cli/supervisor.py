@@ -13,9 +13,10 @@ from typing import Final
 
 import structlog
 
+from ingest.cli.exits import USAGE, exit_code
+
 _PAUSE: Final = 1.0
 """Seconds before a process that died is started again."""
-_USAGE: Final = 2
 
 _log = structlog.get_logger(__name__)
 
@@ -53,7 +54,7 @@ class _Supervisor:
             for index, child in enumerate(self._children):
                 if child.is_alive() or self._stopping:
                     continue
-                if child.exitcode == _USAGE:
+                if child.exitcode == USAGE:
                     self._stop()  # wrong settings do not get better
                     break
                 _log.error("process died, starting another", pid=child.pid, exit_code=child.exitcode)
@@ -90,4 +91,4 @@ def _child(job: Callable[[], int], parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no orphans when the parent is killed
     if os.getppid() == parent:
-        sys.exit(job())
+        sys.exit(exit_code(job))
