@@ -119,8 +119,10 @@ class Admission:
             await self._store.refund([decision.charge for decision in decisions if decision.charge])
         changes = []
         for decision in decisions:
-            paid = [msgspec.structs.replace(e, charged=e.charged or not refund) for e in decision.owned]
-            changes += [Change(Step.RELEASE, entry) for entry in paid]
+            owned = decision.owned
+            if not refund:
+                owned = tuple([msgspec.structs.replace(e, charged=max(e.charged, e.tasks)) for e in owned])
+            changes += [Change(Step.RELEASE, entry) for entry in owned]
         await self._store.apply(changes)
 
     async def _give_back(self, entries: list[Entry]) -> None:
@@ -158,16 +160,16 @@ class _Candidate:
 
 
 class _Claim(msgspec.Struct, gc=False):
-    """An entry that a candidate wants; `inside`: it belongs to a batch the candidate holds already."""
+    """An entry that a candidate wants, and once it was tried, what is stored."""
 
     candidate: _Candidate
+    wanted: Entry
     entry: Entry
-    inside: bool = False
     held: bool = False
 
 
 class _Attempt:
-    """One pass over a list of requests: heads, then the items of batches, then the charge."""
+    """One pass over a list of requests: heads, then the items of batches that have keys, then the charge."""
 
     def __init__(self, store: _Store, requests: Sequence[Request], now: int, lease: int) -> None:
         self._store = store
@@ -191,7 +193,11 @@ class _Attempt:
         return [entry for candidate in self._candidates for entry in candidate.owned]
 
     async def _claim_heads(self) -> None:
-        claims = [_Claim(c, self._head(c)) for c in self._candidates]
+        claims = []
+        for candidate in self._candidates:
+            request = candidate.request
+            entry = head_entry(request.submission, self._now, request.customer.retention)
+            claims.append(self._wish(candidate, entry, request.origin))
         await self._claim(claims)
         for claim in claims:
             candidate, entry = claim.candidate, claim.entry
@@ -207,9 +213,8 @@ class _Attempt:
         claims = []
         for candidate in batches:
             batch = candidate.request.submission
-            keyed = {task.task_id for task in batch.tasks if task.keyed}
             for item in item_entries(batch, candidate.entry.created_at, candidate.request.customer.retention):
-                claims.append(_Claim(candidate, self._leased(candidate, item, batch.id), item.id not in keyed))
+                claims.append(self._wish(candidate, item, batch.id))
         await self._claim(claims)
         for claim in claims:
             candidate, entry = claim.candidate, claim.entry
@@ -225,17 +230,16 @@ class _Attempt:
 
     async def _claim(self, claims: list[_Claim]) -> None:
         """Claim each entry or take it over from the dead; `entry` becomes what is stored now."""
-        found = await self._store.claim([claim.entry for claim in claims])
+        found = await self._store.claim([claim.wanted for claim in claims])
         dead = []
         for claim, entry in zip(claims, found, strict=True):
             claim.entry = entry
             claim.held = entry.owner == claim.candidate.owner and not entry.landed
-            if not claim.held and not entry.landed and (claim.inside or entry.lease <= self._now):
+            if not claim.held and not entry.landed and entry.lease <= self._now:
                 dead.append(claim)
         if not dead:
             return
-        wanted = [self._leased(c.candidate, c.entry, self._origin_of(c)) for c in dead]
-        taken = await self._store.apply([Change(Step.TAKE_OVER, entry) for entry in wanted])
+        taken = await self._store.apply([Change(Step.TAKE_OVER, _inherit(c.wanted, c.entry)) for c in dead])
         for claim, new in zip(dead, taken, strict=True):
             if new is not None:
                 claim.entry, claim.held = new, True
@@ -264,8 +268,7 @@ class _Attempt:
         customer = candidate.request.customer
         if customer.monthly_quota is None:
             return None
-        tasks = candidate.owned if candidate.request.submission.kind == "task" else candidate.owned[1:]
-        count = sum(not entry.charged for entry in tasks)
+        count = sum(max(0, entry.tasks - entry.charged) for entry in candidate.owned)
         return Charge(customer.cust_id, self._month, count, customer.monthly_quota) if count else None
 
     async def _refuse(self, candidates: list[_Candidate]) -> None:
@@ -281,18 +284,20 @@ class _Attempt:
             await self._store.apply([Change(Step.RELEASE, entry) for entry in entries])
         _disown(candidates)
 
-    def _head(self, candidate: _Candidate) -> Entry:
-        request = candidate.request
-        entry = head_entry(request.submission, self._now, request.customer.retention)
-        return self._leased(candidate, entry, request.origin)
+    def _wish(self, candidate: _Candidate, entry: Entry, origin: str) -> _Claim:
+        wanted = msgspec.structs.replace(entry, owner=candidate.owner, lease=self._lease_end, origin=origin)
+        return _Claim(candidate, wanted, wanted)
 
-    @staticmethod
-    def _origin_of(claim: _Claim) -> str:
-        request = claim.candidate.request
-        return request.origin if claim.entry.id == request.submission.id else request.submission.id
 
-    def _leased(self, candidate: _Candidate, entry: Entry, origin: str) -> Entry:
-        return msgspec.structs.replace(entry, owner=candidate.owner, lease=self._lease_end, origin=origin)
+def _inherit(wanted: Entry, dead: Entry) -> Entry:
+    """A claim on what a dead owner left. The body may be another: what it decides is taken from `wanted`."""
+    return msgspec.structs.replace(
+        wanted,
+        created_at=dead.created_at,
+        retention=dead.retention,
+        charged=dead.charged,
+        generation=dead.generation,
+    )
 
 
 def _sum(group: list[_Candidate]) -> Charge:

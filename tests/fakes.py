@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ingest.domain.errors import BrokerUnavailable
-from ingest.domain.messages import Message, PublishOutcome
+from ingest.domain.messages import Delivery, Message, PublishOutcome
 
 
 class ScriptedPublisher:
@@ -20,6 +20,34 @@ class ScriptedPublisher:
     async def ready(self) -> None:
         if self.outcome is not PublishOutcome.CONFIRMED:
             raise BrokerUnavailable("scripted")
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class AckingConsumer:
+    """Delivers nothing; remembers what was acknowledged."""
+
+    def __init__(self) -> None:
+        self.acked: list[Delivery] = []
+
+    async def receive(self) -> list[Delivery]:
+        return []
+
+    def alive(self, delivery: Delivery) -> bool:
+        return delivery not in self.acked
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        self.acked += deliveries
+
+    async def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        raise AssertionError("not expected")
+
+    async def discard(self, deliveries: Sequence[Delivery]) -> None:
+        raise AssertionError("not expected")
+
+    async def stop(self) -> None:
+        """Nothing to stop."""
 
     async def close(self) -> None:
         """Nothing to close."""

@@ -2,6 +2,9 @@
 
 Ids are TypeIDs (https://github.com/jetify-com/typeid, version 0.3): a prefix and a UUID in 26 Crockford
 base32 characters. Keyed ids are UUIDv8 from SHA-256, ids without a key UUIDv7 (RFC 9562).
+
+The last 10 bits of a batch's id are zero. An item without a key of its own has the batch's number plus its index as
+its id, so the id itself tells batch and index, and the ledger needs no record of it.
 """
 
 import hashlib
@@ -16,8 +19,11 @@ Kind = Literal["task", "batch"]
 
 _PREFIX: dict[Kind, str] = {"task": "tsk_", "batch": "bat_"}
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-# Two characters at a time: half the work of one by one.
+# Two characters at a time: half the work of one by one. The last two are the 10 bits of an item's index.
 _PAIRS = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
+_INDEXES = {pair: index for index, pair in enumerate(_PAIRS)}
+MAX_ITEMS = len(_PAIRS)
+"""Items that a batch's id has room for."""
 _SHIFTS = tuple(range(120, -1, -10))
 _ID = re.compile(r"(?:tsk|bat)_[0-7][0-9a-hjkmnp-tv-z]{25}")
 
@@ -29,19 +35,28 @@ _V8 = (0x8 << 76) | (0x2 << 62)
 def keyed_id(kind: Kind, cust_id: str, key: str) -> str:
     """The id of a task or batch submitted by `cust_id` under the idempotency key `key`."""
     # Lengths are part of the hash, so that no two different (cust_id, key) pairs concatenate alike.
-    return _hashed_id(kind, f"{kind}:{len(cust_id)}:{cust_id}:{key}")
+    digest = hashlib.sha256(f"{kind}:{len(cust_id)}:{cust_id}:{key}".encode()).digest()
+    return _id(kind, (int.from_bytes(digest[:16], "big") & _VERSION_MASK) | _V8)
 
 
 def item_id(batch_id: str, index: int) -> str:
-    """The id of the item at `index` (from 0) of a batch, where the item has no key of its own."""
-    return _hashed_id("task", f"item:{batch_id}:{index}")
+    """The id of the item at `index` (from 0, below MAX_ITEMS) of a batch, where it has no key of its own."""
+    return f"tsk_{batch_id[4:-2]}{_PAIRS[index]}"
+
+
+def place_of(task_id: str) -> tuple[str, int]:
+    """The inverse of `item_id`: (batch id, index).
+
+    Every task id has one; whether there is such a batch, and whether that item has a key, its ledger entry tells.
+    """
+    return f"bat_{task_id[4:-2]}{_PAIRS[0]}", _INDEXES[task_id[-2:]]
 
 
 def fresh_id(kind: Kind) -> str:
     """A new, time-ordered id for a submission without a key."""
     milliseconds = time.time_ns() // 1_000_000
     number = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
-    return _PREFIX[kind] + _base32((number & _VERSION_MASK) | _V7)
+    return _id(kind, (number & _VERSION_MASK) | _V7)
 
 
 def is_id(kind: Kind, value: str) -> bool:
@@ -54,10 +69,7 @@ def fingerprint(canonical: Buffer) -> bytes:
     return hashlib.sha256(canonical).digest()
 
 
-def _hashed_id(kind: Kind, text: str) -> str:
-    digest = hashlib.sha256(text.encode()).digest()
-    return _PREFIX[kind] + _base32((int.from_bytes(digest[:16], "big") & _VERSION_MASK) | _V8)
-
-
-def _base32(number: int) -> str:
-    return "".join([_PAIRS[(number >> shift) & 0x3FF] for shift in _SHIFTS])
+def _id(kind: Kind, number: int) -> str:
+    if kind == "batch":
+        number &= -MAX_ITEMS
+    return _PREFIX[kind] + "".join([_PAIRS[(number >> shift) & 0x3FF] for shift in _SHIFTS])

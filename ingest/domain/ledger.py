@@ -1,12 +1,15 @@
-"""The ledger: one entry a task or batch, under its id. Because ids are computed, the id *is* the key."""
+"""The ledger: one entry a task or batch, under its id. Because ids are computed, the id *is* the key.
+
+Items of a batch have entries of their own only where they have keys; the others live in their batch's entry.
+"""
 
 from enum import StrEnum
 
 import msgspec
 
 from ingest.domain.customers import retention_of
-from ingest.domain.identity import fingerprint
-from ingest.domain.submissions import Submission
+from ingest.domain.identity import fingerprint, item_id
+from ingest.domain.submissions import Submission, Task
 
 
 class Phase(StrEnum):
@@ -25,10 +28,10 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `created_at` and `lease` are Unix times in milliseconds; `lease` 0 means nobody holds it. `retention` is
     the time to live in seconds, written with every change. `generation` is the store's version of the entry
-    (0: not stored yet). `charged` says that the quota was charged although the entry is not yet queued.
+    (0: not stored yet). `charged` tasks were paid for by earlier attempts, of which none has landed.
     `origin` tells a repeat of the same attempt from another submission: the AMQP message_id of a direct one, the
     batch's id for an item of a batch, else empty.
-    A batch has `task_count`, and in `own_ids` the ids of the items that are not `item_id(batch_id, index)`.
+    A batch has `task_count`, and in `own_ids` by index the ids of the items that have keys of their own.
     """
 
     id: str
@@ -39,7 +42,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     phase: Phase = Phase.CLAIMED
     owner: str = ""
     lease: int = 0
-    charged: bool = False
+    charged: int = 0
     origin: str = ""
     task_count: int = 0
     own_ids: dict[int, str] = {}
@@ -50,14 +53,30 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         """Whether the submission is safe with the broker, or further."""
         return self.phase is not Phase.CLAIMED
 
+    @property
+    def tasks(self) -> int:
+        """How many tasks the entry stands for: itself, or a batch's items without a key of their own."""
+        return self.task_count - len(self.own_ids) if self.task_count else 1
+
+    @property
+    def task_ids(self) -> list[str]:
+        """The ids of a batch's tasks, in order."""
+        own = self.own_ids
+        return [own.get(index) or item_id(self.id, index) for index in range(self.task_count)]
+
+    def stands_for(self, index: int) -> bool:
+        """Whether the batch has an item at `index` without a key of its own."""
+        return index < self.task_count and index not in self.own_ids
+
 
 class Step(StrEnum):
     """A change of one entry. All but ACCEPT happen only if the stored generation is still `entry.generation`."""
 
     TAKE_OVER = "take_over"
-    """Claim anew what a dead owner left: write `owner`, `lease`, `origin`."""
+    """Claim anew what a dead owner left: write `owner`, `lease`, `origin`, and what the body decides: `fingerprint`,
+    `task_count`, `own_ids`."""
     QUEUE = "queue"
-    """Phase queued, no lease, charged."""
+    """Phase queued, no lease."""
     RELEASE = "release"
     """Give the claim back so that a retry resumes at once: no lease, `charged` as given."""
     FORGET = "forget"
@@ -87,7 +106,7 @@ def after(change: Change, generation: int) -> Entry:
     entry = msgspec.structs.replace(change.entry, generation=generation)
     match change.step:
         case Step.QUEUE:
-            return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0, charged=True)
+            return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0)
         case Step.ACCEPT:
             return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
         case Step.RELEASE:
@@ -111,16 +130,19 @@ def head_entry(submission: Submission, created_at: int, retention: int) -> Entry
 
 
 def item_entries(batch: Submission, created_at: int, retention: int) -> list[Entry]:
-    """The entries of a batch's tasks, one a distinct id, in order. A task without a key lives as its batch does."""
-    keyless = retention_of(retention, keyed=batch.key is not None)
+    """The entries of a batch's tasks with keys of their own, one a distinct id, in order."""
+    first: dict[str, Task] = {}
+    for task in batch.tasks:
+        if task.keyed:
+            first.setdefault(task.task_id, task)
     return [
         Entry(
             id=task.task_id,
             cust_id=batch.cust_id,
             created_at=created_at,
             fingerprint=fingerprint(task.body),
-            retention=retention if task.keyed else keyless,
+            retention=retention,
             origin=batch.id,
         )
-        for task in {task.task_id: task for task in reversed(batch.tasks)}.values()
-    ][::-1]
+        for task in first.values()
+    ]

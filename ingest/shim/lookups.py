@@ -1,7 +1,7 @@
 """GET: what a client needs after a crash of its own, health, and the API's documents."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -13,13 +13,12 @@ from swagger_ui_bundle import swagger_ui_path
 
 from ingest.domain import events
 from ingest.domain.errors import StoreUnavailable, Unavailable
-from ingest.domain.identity import Kind, is_id
+from ingest.domain.identity import Kind, is_id, place_of
 from ingest.domain.ledger import Entry
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
 from ingest.shim.openapi import openapi_document
 from ingest.shim.problems import Problem, store_away
-from ingest.shim.submit import task_ids
 
 _READY_WITHIN: Final = 2.0
 _PAGE: Final = """<!doctype html>
@@ -56,18 +55,26 @@ class Lookups:
         ]
 
     async def task(self, request: Request) -> Response:
-        entry = await self._landed("task", request)
-        return _json({"task_id": entry.id, "status": "pending", "created_at": events.rfc3339(entry.created_at)})
+        cust_id, id_ = await self._asked(request)
+        own = head = None
+        if is_id("task", id_):
+            batch_id, index = place_of(id_)
+            own, head = await self._read([id_, batch_id])
+            if head is not None and not head.stands_for(index):
+                head = None
+        entry = _landed("task", own or head, cust_id)
+        return _json({"task_id": id_, "status": "pending", "created_at": events.rfc3339(entry.created_at)})
 
     async def batch(self, request: Request) -> Response:
-        entry = await self._landed("batch", request)
+        cust_id, id_ = await self._asked(request)
+        entry = _landed("batch", (await self._read([id_]))[0] if is_id("batch", id_) else None, cust_id)
         return _json(
             {
                 "batch_id": entry.id,
                 "task_count": entry.task_count,
                 "status": "accepted",
                 "created_at": events.rfc3339(entry.created_at),
-                "task_ids": task_ids(entry),
+                "task_ids": entry.task_ids,
             }
         )
 
@@ -88,20 +95,25 @@ class Lookups:
     async def docs(self, _: Request) -> Response:
         return HTMLResponse(_PAGE)
 
-    async def _landed(self, kind: Kind, request: Request) -> Entry:
-        """The caller's own entry, if its submission was answered 2xx. Raises Problem."""
+    async def _asked(self, request: Request) -> tuple[str, str]:
+        """Who asks, and for which id. Raises Problem."""
         authorization = request.headers.get("authorization")
         customer = await self._auth.customer(authorization.encode("latin-1") if authorization else None)
-        id_ = request.path_params["id"]
-        entry = None
-        if is_id(kind, id_):
-            try:
-                entry = (await self._store.read([id_]))[0]
-            except StoreUnavailable:
-                raise store_away() from None
-        if entry is None or not entry.landed or entry.cust_id != customer.cust_id:
-            raise Problem(404, f"no {kind} with this id was submitted, or it is no longer remembered")
-        return entry
+        return customer.cust_id, request.path_params["id"]
+
+    async def _read(self, ids: Sequence[str]) -> list[Entry | None]:
+        """Raises Problem."""
+        try:
+            return await self._store.read(ids)
+        except StoreUnavailable:
+            raise store_away() from None
+
+
+def _landed(kind: Kind, entry: Entry | None, cust_id: str) -> Entry:
+    """The customer's own entry, if its submission was answered 2xx. Raises Problem."""
+    if entry is None or not entry.landed or entry.cust_id != cust_id:
+        raise Problem(404, f"no {kind} with this id was submitted, or it is no longer remembered")
+    return entry
 
 
 async def _state(ready: Callable[[], Awaitable[None]]) -> str:

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from ingest.admission import Admission, Decision, Request, Verdict
-from ingest.domain import events, identity
+from ingest.domain import events
 from ingest.domain.customers import Customer
 from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.identity import Kind
@@ -143,16 +143,10 @@ def batch_body(entry: Entry, replay: bool, represent: bool) -> bytes:
     """The contract's success body of a batch; with `represent` also the task ids, in order."""
     body: dict[str, object] = {"batch_id": entry.id, "task_count": entry.task_count, "status": "accepted"}
     if represent:
-        body["task_ids"] = task_ids(entry)
+        body["task_ids"] = entry.task_ids
     if replay:
         body["idempotent"] = True
     return _encode(body)
-
-
-def task_ids(batch: Entry) -> list[str]:
-    """The ids of a batch's tasks, in order: computed, but for those with keys of their own."""
-    own = batch.own_ids
-    return [own.get(index) or identity.item_id(batch.id, index) for index in range(batch.task_count)]
 
 
 @lru_cache(maxsize=1024)

@@ -37,9 +37,10 @@ def write_all(entry: Entry) -> list[dict[str, Any]]:
 def write_step(change: Change) -> list[dict[str, Any]]:
     entry = change.entry
     if change.step is Step.TAKE_OVER:
-        return [_write("owner", entry.owner), _write("lease", entry.lease), _write("origin", entry.origin)]
+        names = ("owner", "lease", "origin", "fingerprint", *(("task_count", "own_ids") if entry.task_count else ()))
+        return [_write(name, getattr(entry, name)) for name in names]
     if change.step is Step.QUEUE:
-        return [_write("phase", Phase.QUEUED.value), _write("lease", 0), _write("charged", True)]
+        return [_write("phase", Phase.QUEUED.value), _write("lease", 0)]
     return [_write("lease", 0), _write("charged", entry.charged)]
 
 
@@ -53,7 +54,7 @@ def read_entry(id_: str, generation: int, bins: dict[str, Any]) -> Entry:
         phase=Phase(bins["phase"]),
         owner=bins["owner"],
         lease=bins["lease"],
-        charged=bool(bins["charged"]),
+        charged=bins["charged"],
         origin=bins["origin"],
         task_count=bins.get("task_count", 0),
         own_ids=bins.get("own_ids", {}),

@@ -70,9 +70,14 @@ def resumed(delivery: Delivery, admitted: Admitted, found: Iterable[Entry | None
     """
     submission = admitted.submission
     known = {entry.id: entry for entry in found if entry is not None}
-    head = known.get(submission.id) or head_entry(submission, admitted.created_at, admitted.retention)
-    if head.phase is Phase.ACCEPTED:
-        return None
+    head = head_entry(submission, admitted.created_at, admitted.retention)
+    stored = known.get(submission.id)
+    if stored is not None:
+        if stored.phase is Phase.ACCEPTED:
+            return None
+        # The ledger tells what goes out, also where a retry in between has changed the body: then it is written anew.
+        same = stored.fingerprint == head.fingerprint
+        head = stored if same else msgspec.structs.replace(head, created_at=stored.created_at)
     if submission.kind == "task":
         return Work(delivery, _events(submission, head.created_at, frozenset(), ())[0], [], (head,))
     out = {entry.id for entry in known.values() if entry.phase is Phase.ACCEPTED}

@@ -109,8 +109,8 @@ async def test_unknown_ids_read_as_none(store: Store) -> None:
     ("step", "expected"),
     [
         (Step.TAKE_OVER, {"owner": "new", "lease": 99, "origin": "m-2", "phase": Phase.CLAIMED}),
-        (Step.QUEUE, {"phase": Phase.QUEUED, "lease": 0, "charged": True}),
-        (Step.RELEASE, {"phase": Phase.CLAIMED, "lease": 0}),
+        (Step.QUEUE, {"phase": Phase.QUEUED, "lease": 0}),
+        (Step.RELEASE, {"phase": Phase.CLAIMED, "lease": 0, "charged": 7}),
         (Step.ACCEPT, {"phase": Phase.ACCEPTED, "lease": 0}),
     ],
 )
@@ -120,11 +120,22 @@ async def test_a_step_is_written_and_returned(store: Store, step: Step, expected
     seen = claimed
     if step is Step.TAKE_OVER:
         seen = msgspec.structs.replace(claimed, owner="new", lease=99, origin="m-2")
+    elif step is Step.RELEASE:
+        seen = msgspec.structs.replace(claimed, charged=7)
     (after,) = await store.apply([Change(step, seen)])
     assert after is not None
     assert {name: getattr(after, name) for name in expected} == expected
     assert after.generation != claimed.generation
     assert await store.read([claimed.id]) == [after]
+
+
+async def test_a_batch_is_taken_over_with_another_body(store: Store) -> None:
+    """What the body decides is stored anew; the rest stays."""
+    (dead,) = await store.claim([new_entry(task_count=3, own_ids={1: "tsk_1"}, charged=2)])
+    changes = {"fingerprint": bytes(32), "task_count": 5, "own_ids": {0: "tsk_0", 4: "tsk_4"}, "owner": "new"}
+    (after,) = await store.apply([Change(Step.TAKE_OVER, msgspec.structs.replace(dead, **changes))])
+    assert after == msgspec.structs.replace(dead, **changes, generation=after.generation if after else 0)
+    assert await store.read([dead.id]) == [after]
 
 
 @pytest.mark.parametrize("step", [Step.TAKE_OVER, Step.QUEUE, Step.RELEASE, Step.FORGET])

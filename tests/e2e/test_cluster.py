@@ -160,6 +160,10 @@ async def test_a_thousand_tasks_and_their_replay(deployment: Deployment, broker:
     assert [each.routing_key for each in events[:-1]] == ["task.accepted.text_classification.webhook"] * 1000
     assert [data(each)["task_id"] for each in events[:-1]] == first.json()["task_ids"]
     assert data(events[-1])["task_ids"] == first.json()["task_ids"]
+    async with httpx.AsyncClient(headers=headers, base_url=deployment.urls[1]) as client:
+        for event in (data(events[0]), data(events[999])):
+            found = await client.get(f"/v1/tasks/{event['task_id']}")
+            assert found.json() == {name: event[name] for name in ("task_id", "created_at")} | {"status": "pending"}
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(drain(broker, topology.WEBHOOK_DISPATCH, 1), 2)
 

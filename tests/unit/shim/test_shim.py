@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from ingest.admission import Admission
 from ingest.broker.embedded import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
+from ingest.domain.identity import fresh_id, item_id
+from ingest.domain.ledger import Phase
 from ingest.domain.messages import PublishOutcome
 from ingest.domain.ports import Publisher
 from ingest.shim import Server, Shim
@@ -130,6 +133,27 @@ async def test_a_batch_and_its_replay(house: House) -> None:
     assert (single.status_code, single.json()["task_id"]) == (200, ids[1])
     found = await house.client.get(f"/v1/tasks/batch/{first.json()['batch_id']}")
     assert found.json()["task_ids"] == ids
+    for task_id in ids:
+        item = (await house.client.get(f"/v1/tasks/{task_id}")).json()
+        assert item == {"task_id": task_id, "status": "pending", "created_at": found.json()["created_at"]}
+
+
+async def test_what_is_no_item_of_a_batch_is_not_found(house: House) -> None:
+    """Beyond its end, in the place of an item with a key, before it has landed, of somebody else: 404."""
+    body = {"tasks": [TASK, TASK | {"idempotency_key": "own"}], "idempotency_key": "b"}
+    batch_id = (await house.client.post("/v1/tasks/batch", json=body)).json()["batch_id"]
+    statuses = [(await house.client.get(f"/v1/tasks/{item_id(batch_id, i)}")).status_code for i in (0, 1, 2, 1023)]
+    assert statuses == [200, 404, 404, 404]
+    assert (await house.client.get(f"/v1/tasks/{item_id(fresh_id('batch'), 0)}")).status_code == 404
+    assert (await house.client.get(f"/v1/tasks/batch/{item_id(batch_id, 0)}")).status_code == 404
+    await house.add_customer(Customer(cust_id="d"), "d-key")
+    async with house.client_of("d-key") as client:
+        assert (await client.get(f"/v1/tasks/{item_id(batch_id, 0)}")).status_code == 404
+    (head,) = await house.store.read([batch_id])
+    assert head is not None
+    unlanded = msgspec.structs.replace(head, id=fresh_id("batch"))
+    await house.store.claim([msgspec.structs.replace(unlanded, phase=Phase.CLAIMED)])
+    assert (await house.client.get(f"/v1/tasks/{item_id(unlanded.id, 0)}")).status_code == 404
 
 
 async def test_one_bad_item_and_nothing_happens(house: House) -> None:
