@@ -8,7 +8,7 @@ import msgspec
 from ingest.domain import identity
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
 from ingest.domain.identity import Kind
-from ingest.domain.validation import BatchBody, TaskBody, validate_batch, validate_task
+from ingest.domain.validation import NOT_REGISTERED, BatchBody, TaskBody, validate_batch, validate_task
 
 DEFAULT_THRESHOLD = 3
 MAX_BODY = 8 * 1024 * 1024
@@ -116,7 +116,7 @@ def _canonical(item: TaskBody, shared_callback: str | None) -> tuple[bytes, bool
 
 def _check_callbacks(holders: list[tuple[str, TaskBody | BatchBody]], webhooks: AbstractSet[str]) -> None:
     errors = [
-        FieldError(field, f"{field} is not one of your registered webhook URLs")
+        FieldError(field, f"{field} {NOT_REGISTERED}")
         for field, holder in holders
         if "callback_url" in holder and holder["callback_url"] not in webhooks
     ]

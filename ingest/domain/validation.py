@@ -5,7 +5,7 @@ Types are strict as JSON has them: "3" is no integer, true is no integer, null i
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Final, Literal, NotRequired, cast
+from typing import Annotated, Any, Final, Literal, NotRequired, cast, get_args
 
 from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -16,17 +16,22 @@ from ingest.domain.errors import MAX_FIELD_ERRORS, FieldError, InvalidSubmission
 MAX_BATCH = 1_000
 MAX_URL = 2_048
 MAX_DEPTH = 32
+NOT_REGISTERED = "is not one of your registered webhook URLs"
 _TOO_MANY = 5_000
 
-_HOST = r"(?:\[[0-9A-Fa-f:.]+\]|[^\s/?#@:\[\]\\\x00-\x20\x7f]+)"
+# Patterns are published in the API's documents, so they mean the same to every engine: pydantic's (Rust), Python's
+# and ECMAScript's differ in what `\s` and `\p{C}` hold, and in inline flags.
+_BLANK = r"\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
+_HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\\\u0000-\u001b\u007f{_BLANK}]+)"
 _PORT = r"(?::(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-_URL_PATTERN = rf"^(?i:https)://{_HOST}{_PORT}(?:[/?#][^\s\x00-\x20\x7f]*)?$"
-_KEY_PATTERN = r"^[^\p{C}\p{Zl}\p{Zp}]*$"
+_URL_PATTERN = rf"^[hH][tT][tT][pP][sS]://{_HOST}{_PORT}(?:[/?#][^\u0000-\u001b\u007f{_BLANK}]*)?$"
+# No controls, no line ends, and nothing that is invisible or turns the direction of writing.
+_KEY_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff]*$"
 
 
-def _two_distinct(options: list[str]) -> list[str]:
-    if len(set(options)) < 2:
-        raise PydanticCustomError("options_distinct", "must have at least 2 distinct entries")
+def _distinct(options: list[str]) -> list[str]:
+    if len(set(options)) < len(options):
+        raise PydanticCustomError("options_distinct", "must be distinct")
     return options
 
 
@@ -49,18 +54,20 @@ def _deeper_than(value: object, depth: int) -> bool:
 
 
 TaskType = Literal["image_classification", "text_classification", "sentiment", "moderation"]
-HttpsUrl = Annotated[
+TASK_TYPES: tuple[str, ...] = get_args(TaskType)
+_URL = StringConstraints(pattern=_URL_PATTERN, max_length=MAX_URL)
+HttpsUrl = Annotated[str, Field(description="An https URL with a host and without credentials."), _URL]
+CallbackUrl = Annotated[
     str,
-    Field(description="An https URL with a host and without credentials.", json_schema_extra={"format": "uri"}),
-    StringConstraints(pattern=_URL_PATTERN, max_length=MAX_URL),
+    Field(description="One of the customer's registered webhook URLs, exactly; any other is refused with 400."),
+    _URL,
 ]
-CallbackUrl = Annotated[str, Field(description="One of the customer's registered webhook URLs, exactly.")]
 IdempotencyKey = Annotated[
     str,
     Field(description="Client-supplied, printable characters; repeats return the same id."),
     StringConstraints(min_length=1, max_length=255, pattern=_KEY_PATTERN),
 ]
-NonBlank = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+NonBlank = Annotated[str, StringConstraints(min_length=1, pattern=rf"[^{_BLANK}]")]
 
 
 class LabelSpec(TypedDict):
@@ -69,7 +76,9 @@ class LabelSpec(TypedDict):
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
     question: NonBlank
-    options: Annotated[list[NonBlank], Field(min_length=2), AfterValidator(_two_distinct)]
+    options: Annotated[
+        list[NonBlank], Field(min_length=2, json_schema_extra={"uniqueItems": True}), AfterValidator(_distinct)
+    ]
 
 
 class TaskBody(TypedDict):
@@ -80,7 +89,9 @@ class TaskBody(TypedDict):
     type: TaskType
     data_url: HttpsUrl
     label_spec: Annotated[LabelSpec, _nested_at_most(MAX_DEPTH)]
-    consensus_threshold: NotRequired[Annotated[int, Field(ge=2, le=10, description="Default 3.")]]
+    consensus_threshold: NotRequired[
+        Annotated[int, Field(ge=2, le=10, description="Default 3. Written without a fraction: 3, not 3.0.")]
+    ]
     callback_url: NotRequired[CallbackUrl]
     idempotency_key: NotRequired[IdempotencyKey]
 
@@ -177,6 +188,8 @@ _KEY_RULE = "must be 1 to 255 printable characters"
 # Where the field says more than the kind of error does.
 _FIELD_RULES: Mapping[tuple[str, str], str] = {
     ("data_url", "string_pattern_mismatch"): "must be an https URL",
+    ("callback_url", "string_pattern_mismatch"): NOT_REGISTERED,
+    ("callback_url", "string_too_long"): NOT_REGISTERED,
     ("question", "string_too_short"): "must not be empty",
     ("question", "string_pattern_mismatch"): "must not be empty",
     ("options", "string_too_short"): "must not be empty",

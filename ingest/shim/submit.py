@@ -96,8 +96,8 @@ def _parse(kind: Kind, body: bytes, key_header: bytes | None, customer: Customer
     data = decode_json(body)
     key = None
     if key_header is not None:
-        # HTTP field values are bytes; clients send UTF-8, as in the body.
-        key = validate_key(key_header.decode("utf-8", "backslashreplace"), "Idempotency-Key")
+        # Clients send ASCII, or UTF-8 as in the body; what is neither turns into characters that no key may have.
+        key = validate_key(key_header.decode("utf-8", "replace"), "Idempotency-Key")
     make = task_submission if kind == "task" else batch_submission
     submission = make(data, customer.cust_id, customer.webhooks, key)
     if key is not None and submission.key != key:
