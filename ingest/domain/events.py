@@ -78,8 +78,11 @@ def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str
     return _event(DUPLICATE, event_id, submission_id, created_at, data, "submission.duplicate", False)
 
 
-def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission) -> Message:
-    """A direct submission was refused; the submission itself stands in `ingest.dead`."""
+def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission, digest: str) -> Message:
+    """A direct submission was refused; the submission itself stands in `ingest.dead`.
+
+    `digest` is of the whole submission: one message_id, or none, may be sent with several wrong bodies.
+    """
     data = {
         "cust_id": cust_id,
         "message_id": message_id,
@@ -87,8 +90,7 @@ def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission) 
         "error": error.message,
         "errors": error.errors,
     }
-    event_id = f"rejected:{_digest(cust_id, message_id)}"
-    return _event(REJECTED, event_id, cust_id, now, data, "submission.rejected", False)
+    return _event(REJECTED, f"rejected:{digest}", cust_id, now, data, "submission.rejected", False)
 
 
 def _digest(cust_id: str, message_id: str) -> str:
@@ -110,7 +112,7 @@ def _event(
         "id": event_id,
         "source": SOURCE,
         "type": type_,
-        "subject": subject,
+        **({"subject": subject} if subject else {}),  # CloudEvents has no empty subject
         "time": time,
         "datacontenttype": "application/json",
         "data": data,

@@ -21,6 +21,12 @@ class Refusal(msgspec.Struct, frozen=True, eq=False):
     cust_id: str
 
 
+def digest(delivery: Delivery) -> str:
+    """Names the submission as it came: the same for a redelivery, another for another body. 32 hex digits."""
+    whole = f"{delivery.routing_key}:{delivery.message_id}:".encode() + delivery.body
+    return hashlib.sha256(whole).hexdigest()[:32]
+
+
 def dead_letter(delivery: Delivery, error: InvalidSubmission) -> Message:
     """The reason as a code in a header; detail and the submission as it came in the body."""
     submission: dict[str, Any] = {
@@ -35,11 +41,10 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission) -> Message:
     except UnicodeDecodeError:
         submission["body_base64"] = base64.b64encode(delivery.body).decode()
     detail = {"reason": error.reason, "error": error.message, "errors": error.errors, "submission": submission}
-    origin = f"{delivery.routing_key}:{delivery.message_id}:".encode() + delivery.body
     return Message(
         exchange=topology.DEAD,
         routing_key=f"rejected.{error.reason}",
         body=msgspec.json.encode(detail),
-        message_id=f"dead:{hashlib.sha256(origin).hexdigest()[:32]}",
+        message_id=f"dead:{digest(delivery)}",
         headers={REASON_HEADER: str(error.reason)},
     )

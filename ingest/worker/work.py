@@ -12,7 +12,7 @@ from ingest.domain.admitted import Admitted
 from ingest.domain.ledger import Entry, Phase, head_entry, item_entries
 from ingest.domain.messages import Delivery, Message
 from ingest.domain.submissions import Submission
-from ingest.worker.refusals import Refusal, dead_letter
+from ingest.worker.refusals import Refusal, dead_letter, digest
 
 _rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
 
@@ -34,7 +34,7 @@ def refused(refusal: Refusal) -> Work:
     """A dead letter and a `submission.rejected` event."""
     now = events.rfc3339(time.time_ns() // 1_000_000)
     delivery, error = refusal.delivery, refusal.error
-    event = events.rejected(refusal.cust_id, delivery.message_id or "", now, error)
+    event = events.rejected(refusal.cust_id, delivery.message_id or "", now, error, digest(delivery))
     return Work(delivery, [dead_letter(delivery, error), event])
 
 
