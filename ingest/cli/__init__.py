@@ -39,6 +39,7 @@ app.add_typer(customers.customer, name="customer")
 app.add_typer(customers.key, name="key")
 app.add_typer(customers.webhook, name="webhook")
 app.command()(documents.openapi)
+app.command()(documents.asyncapi)
 
 
 def _version(wanted: bool) -> None:

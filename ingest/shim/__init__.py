@@ -8,12 +8,12 @@
 - ``wire``       reading bodies and sending JSON in plain ASGI.
 - ``problems``   every error an HTTP client can meet.
 - ``lookups``    GET by id, health, documents.
-- ``openapi``    the API as an OpenAPI document.
+- ``documents``  OpenAPI and AsyncAPI, from the models.
 - ``server``     uvicorn, without its signal handlers.
 """
 
 from ingest.shim.app import Shim
-from ingest.shim.openapi import openapi_document
+from ingest.shim.documents import SCHEMAS, asyncapi_document, event_schema, openapi_document
 from ingest.shim.server import Server
 
-__all__ = ["Server", "Shim", "openapi_document"]
+__all__ = ["SCHEMAS", "Server", "Shim", "asyncapi_document", "event_schema", "openapi_document"]

@@ -17,7 +17,7 @@ from ingest.domain.identity import Kind, is_id, place_of
 from ingest.domain.ledger import Entry
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
-from ingest.shim.openapi import openapi_document
+from ingest.shim.documents import asyncapi_document, openapi_document
 from ingest.shim.problems import Problem, store_away
 
 _READY_WITHIN: Final = 2.0
@@ -25,7 +25,8 @@ _PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Submitting tasks</title>
 <link rel="stylesheet" href="/docs/assets/swagger-ui.css"></head>
 <body><div id="swagger-ui"></div><script src="/docs/assets/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui"})</script></body></html>
+<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null})</script>
+</body></html>
 """
 
 
@@ -50,6 +51,7 @@ class Lookups:
             Route("/healthz", self.healthz, methods=["GET"]),
             Route("/readyz", self.readyz, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/asyncapi.json", self.asyncapi, methods=["GET"]),
             Route("/docs", self.docs, methods=["GET"]),
             Mount("/docs/assets", StaticFiles(directory=swagger_ui_path)),
         ]
@@ -91,6 +93,9 @@ class Lookups:
 
     async def openapi(self, _: Request) -> Response:
         return _json(openapi_document())
+
+    async def asyncapi(self, _: Request) -> Response:
+        return _json(asyncapi_document())
 
     async def docs(self, _: Request) -> Response:
         return HTMLResponse(_PAGE)

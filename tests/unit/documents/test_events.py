@@ -1,0 +1,140 @@
+"""Real events and dead letters are what their published schemas say, all of it and nothing else."""
+
+from typing import Any
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from ingest.domain import event_data, events
+from ingest.domain.errors import FieldError, InvalidSubmission, Reason
+from ingest.domain.messages import Delivery, Message
+from ingest.domain.submissions import Submission, batch_submission, task_submission
+from ingest.domain.validation import TASK_TYPES
+from ingest.shim import event_schema
+from ingest.worker.refusals import Refusal, dead_letter
+from ingest.worker.work import refused
+
+HOOK = "https://a.example/hook"
+TIME = "2026-04-09T12:00:00Z"
+text = st.text(max_size=20)
+blank = "\ufeff \t"
+words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(lambda word: f"w{word}")
+cust_ids = st.from_regex(r"\A[A-Za-z0-9_-]{1,64}\Z")
+keys = st.none() | st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1, max_size=255)
+bodies = st.fixed_dictionaries(
+    {
+        "type": st.sampled_from(TASK_TYPES),
+        "data_url": st.from_regex(r"\Ahttps://[a-z]{1,9}(/[a-z\"\\?ü]{0,9})?\Z"),
+        "label_spec": st.fixed_dictionaries(
+            {"question": words, "options": st.lists(words, min_size=2, max_size=4, unique=True)},
+            optional={"hint": st.recursive(text | st.none() | st.integers(-9, 9), st.lists, max_leaves=5)},
+        ),
+    },
+    optional={
+        "consensus_threshold": st.integers(2, 10),
+        "callback_url": st.just(HOOK),
+        "idempotency_key": st.text("abc", min_size=1, max_size=3),
+    },
+)
+
+
+def check(name: str, message: Message) -> dict[str, Any]:
+    """The message's body; asserts that it fits its schema and has no field that the schema does not name."""
+    schema = event_schema(name)
+    body: dict[str, Any] = msgspec.json.decode(message.body)
+    assert [error.message for error in Draft202012Validator(schema).iter_errors(body)] == []
+    assert set(body) <= set(schema["properties"])
+    if "data" in body:
+        data = schema["$defs"][schema["properties"]["data"]["$ref"].rpartition("/")[2]]
+        assert set(body["data"]) <= set(data["properties"])
+        assert message.message_id == body["id"]
+    return body
+
+
+def submitted(body: dict[str, Any], cust_id: str, key: str | None) -> Submission:
+    return task_submission(body, cust_id, {HOOK}, key)
+
+
+@given(bodies, cust_ids, keys, st.none() | st.integers(0, 999))
+def test_task_accepted(body: dict[str, Any], cust_id: str, key: str | None, index: int | None) -> None:
+    """Law: whatever task is accepted, alone or in a batch, its event fits."""
+    task = submitted(body, cust_id, key).tasks[0]
+    batch = None if index is None else (batch_submission({"tasks": [body]}, cust_id, {HOOK}, key).id, index)
+    event = check("task.accepted", events.task_accepted(task, cust_id, TIME, batch))
+    assert event["data"]["label_spec"] == body["label_spec"]
+    assert event["data"].get("batch_index") == index
+
+
+@given(st.lists(bodies, min_size=1, max_size=5), cust_ids, keys, st.booleans())
+def test_batch_accepted(tasks: list[dict[str, Any]], cust_id: str, key: str | None, some: bool) -> None:
+    """Law: as for tasks."""
+    batch = batch_submission({"tasks": tasks, "callback_url": HOOK}, cust_id, {HOOK}, key)
+    replayed = [batch.tasks[0].task_id] if some else []
+    event = check("batch.accepted", events.batch_accepted(batch, TIME, replayed))
+    assert event["data"]["task_ids"] == [task.task_id for task in batch.tasks]
+
+
+@given(bodies, cust_ids, st.text(max_size=255), st.booleans(), st.booleans())
+def test_submission_duplicate(body: dict[str, Any], cust_id: str, message_id: str, batch: bool, mismatch: bool) -> None:
+    """Law: of a task or of a batch."""
+    made = batch_submission({"tasks": [body]}, cust_id, {HOOK}) if batch else submitted(body, cust_id, None)
+    event = check("submission.duplicate", events.duplicate(made.id, cust_id, message_id, TIME, mismatch=mismatch))
+    assert ("batch_id" in event["data"], "task_id" in event["data"]) == (batch, not batch)
+
+
+def delivery(body: bytes, message_id: str | None, **changes: Any) -> Delivery:
+    known: dict[str, Any] = {
+        "queue": "ingest.tasks",
+        "routing_key": "task.submitted.acme",
+        "content_type": None,
+        "user_id": None,
+        "type": None,
+        "headers": {},
+        "redelivered": False,
+        "deliveries": 0,
+        "token": None,
+    }
+    return Delivery(body=body, message_id=message_id, **(known | changes))
+
+
+@given(
+    st.binary(max_size=50) | text.map(str.encode),
+    st.none() | text,
+    st.sampled_from([*Reason]),
+    st.just("") | cust_ids,
+    st.lists(st.builds(FieldError, text, text), max_size=3),
+)
+def test_submission_rejected_and_dead_letter(
+    body: bytes, message_id: str | None, reason: Reason, cust_id: str, errors: list[FieldError]
+) -> None:
+    """Law: whatever was refused, with or without a body in UTF-8, a message_id, a customer."""
+    refusal = Refusal(delivery(body, message_id), InvalidSubmission(reason, "why", tuple(errors)), cust_id)
+    dead, rejected = refused(refusal).first
+    letter = check("dead-letter", dead)
+    event = check("submission.rejected", rejected)
+    assert ("body" in letter["submission"]) != ("body_base64" in letter["submission"])
+    assert event.get("subject", "") == cust_id
+
+
+def test_two_refusals_under_one_message_id_are_two_events() -> None:
+    """They are not repeats of each other: who drops events by id must see both."""
+    error = InvalidSubmission(Reason.INVALID, "why")
+    ids = {refused(Refusal(delivery(body, "m"), error, "acme")).first[1].message_id for body in (b"{}", b'{"type":1}')}
+    assert len(ids) == 2
+    again = refused(Refusal(delivery(b"{}", "m", redelivered=True), error, "acme")).first
+    assert again[1].message_id in ids
+    assert again[0].message_id == dead_letter(delivery(b"{}", "m"), error).message_id
+
+
+def test_types_are_the_constants() -> None:
+    """The models name the event types that `events` sends."""
+    models = {
+        events.TASK_ACCEPTED: event_data.TaskAccepted,
+        events.BATCH_ACCEPTED: event_data.BatchAccepted,
+        events.DUPLICATE: event_data.SubmissionDuplicate,
+        events.REJECTED: event_data.SubmissionRejected,
+    }
+    for type_, model in models.items():
+        assert type_ in str(model.__annotations__["type"])
