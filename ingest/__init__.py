@@ -12,12 +12,14 @@ Where to find what:
 - ``admission``   claim the key and charge the quota: the one piece of code both of them call.
 - ``broker/``     RabbitMQ and the embedded queue behind the ports of ``domain.ports``.
 - ``store/``      Aerospike and SQLite behind the ports of ``domain.ports``.
+- ``telemetry/`` metrics, health and traces: wraps the ports, and serves what is seen on a port of its own.
 - ``sqlite_file`` what the SQLite store and the embedded queue stand on.
 - ``domain/``     pure: submissions, identity, ledger entries, events, errors, ports. No IO.
 - ``bootstrap``   the one place that picks the adapters; ``settings`` reads ``INGEST_*``; ``cli/`` runs it.
 - ``sdk/``        the Python SDK ``asg_gateway``; shares nothing with the rest.
 
-Imports go down only: cli, bootstrap, settings, {shim, worker, broker, store}, {admission, sqlite_file}, domain.
+Imports go down only: cli, bootstrap, settings, {shim, worker, broker, store, telemetry}, {admission, sqlite_file},
+domain.
 """
 
 __version__ = "0.1.0"

@@ -14,7 +14,6 @@ from typing import Final
 import structlog
 import uvloop
 
-from ingest.admission import Admission
 from ingest.broker.embedded import EmbeddedBroker
 from ingest.broker.rabbitmq import RabbitBroker
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
@@ -24,6 +23,7 @@ from ingest.settings import Settings
 from ingest.shim import Server, Shim
 from ingest.store.aerospike import AerospikeStore
 from ingest.store.sqlite import SqliteStore
+from ingest.telemetry.process import Place, Telemetry
 from ingest.worker import Worker
 
 _FIRST_PAUSE: Final = 0.5
@@ -67,28 +67,35 @@ def need_rabbitmq(settings: Settings, command: str) -> None:
         )
 
 
-async def shim(settings: Settings, listener: socket.socket, stop: asyncio.Event) -> None:
+async def shim(settings: Settings, listener: socket.socket, place: Place | None, stop: asyncio.Event) -> None:
     """Serve HTTP until `stop`."""
-    async with _adapters(settings, "ingest serve") as (broker, store):
-        await _serve(settings, broker, store, listener, stop)
+    telemetry = Telemetry(place, settings.watchdog)
+    async with _adapters(settings, "ingest serve", telemetry) as (broker, store):
+        await _serve(settings, broker, store, listener, telemetry, stop)
 
 
-async def worker(settings: Settings, stop: asyncio.Event) -> None:
+async def worker(settings: Settings, place: Place | None, stop: asyncio.Event) -> None:
     """Consume until `stop`."""
-    async with _adapters(settings, "ingest work") as (broker, store):
-        await _work(settings, broker, store, stop)
+    telemetry = Telemetry(place, settings.watchdog)
+    async with _adapters(settings, "ingest work", telemetry) as (broker, store):
+        await _work(settings, broker, store, telemetry, stop)
 
 
 async def both(
-    settings: Settings, listener: socket.socket, stop: asyncio.Event, prepare: Callable[[Store], Awaitable[None]]
+    settings: Settings,
+    listener: socket.socket,
+    place: Place | None,
+    stop: asyncio.Event,
+    prepare: Callable[[Store], Awaitable[None]],
 ) -> None:
     """Shim and worker in one process; the worker stops last, so that it sees what the shim has taken."""
-    async with _adapters(settings, "ingest dev") as (broker, store):
+    telemetry = Telemetry(place, settings.watchdog)
+    async with _adapters(settings, "ingest dev", telemetry) as (broker, store):
         await prepare(store)
         served = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(_work(settings, broker, store, served))
-            await _serve(settings, broker, store, listener, stop)
+            group.create_task(_work(settings, broker, store, telemetry, served))
+            await _serve(settings, broker, store, listener, telemetry, stop)
             served.set()
 
 
@@ -132,12 +139,13 @@ def _first(error: BaseException) -> BaseException:
 
 
 @asynccontextmanager
-async def _adapters(settings: Settings, purpose: str) -> AsyncIterator[tuple[RabbitBroker | EmbeddedBroker, Store]]:
+async def _adapters(settings: Settings, purpose: str, telemetry: Telemetry) -> AsyncIterator[tuple[Broker, Store]]:
     async with AsyncExitStack() as stack:
-        broker = await open_broker(settings, purpose)
+        broker = telemetry.broker(await open_broker(settings, purpose))
         stack.push_async_callback(broker.close)
-        store = await open_store(settings)
+        store = telemetry.store(await open_store(settings))
         stack.push_async_callback(store.close)
+        await stack.enter_async_context(telemetry.running())
         async with asyncio.TaskGroup() as group:
             declaring = group.create_task(_declare(broker))
             yield broker, store
@@ -159,12 +167,22 @@ async def _declare(broker: Broker) -> None:
 
 
 async def _serve(
-    settings: Settings, broker: Broker, store: Store, listener: socket.socket, stop: asyncio.Event
+    settings: Settings,
+    broker: Broker,
+    store: Store,
+    listener: socket.socket,
+    telemetry: Telemetry,
+    stop: asyncio.Event,
 ) -> None:
     publisher = await broker.publisher()
-    admission = Admission(store, lease=settings.lease)
-    app = Shim(store=store, publisher=publisher, admission=admission, deadline=settings.request_deadline)
-    server = Server(app, settings.shutdown_deadline)
+    app = Shim(
+        store=store,
+        publisher=publisher,
+        admission=telemetry.admission(store, settings.lease),
+        deadline=settings.request_deadline,
+        meter=telemetry.meter,
+    )
+    server = Server(telemetry.app(app), settings.shutdown_deadline)
 
     async def stop_in_time() -> None:
         await stop.wait()
@@ -180,14 +198,15 @@ async def _serve(
         await publisher.close()
 
 
-async def _work(settings: Settings, broker: RabbitBroker | EmbeddedBroker, store: Store, stop: asyncio.Event) -> None:
+async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Telemetry, stop: asyncio.Event) -> None:
     own = frozenset({broker.user} if broker.user else ())
     working = Worker(
         store=store,
         broker=broker,
-        admission=Admission(store, lease=settings.lease),
+        admission=telemetry.admission(store, settings.lease),
         trusted_users=settings.trusted_users or own,
         prefetch={INGEST_TASKS: settings.prefetch, INGEST_BATCHES: settings.prefetch_batches},
+        meter=telemetry.meter,
     )
 
     async def stop_in_time() -> None:

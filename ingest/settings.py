@@ -45,6 +45,16 @@ class Settings(BaseSettings):
     processes: int = Field(1, ge=1, le=256, description="consumer processes of `work`")
     prefetch: int = Field(500, ge=1, le=65535, description="single submissions in flight, per process")
     prefetch_batches: int = Field(4, ge=1, le=1000, description="batches in flight, per process")
+    metrics_host: str = Field("127.0.0.1", description="address of the port for metrics and health")
+    metrics_port: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="port that serves `/metrics`, `/healthz` and `/readyz`, 0 takes a free one; default: none",
+    )
+    watchdog: float = Field(
+        60.0, gt=0, le=3600, description="not ready when deliveries are held and none was settled for so long, seconds"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal")
 
@@ -53,6 +63,9 @@ class Settings(BaseSettings):
         # Whoever admits must be done, or have given up, well before the lease ends.
         if self.lease < self.request_deadline + self.confirm_timeout:
             raise ValueError("INGEST_LEASE must be at least INGEST_REQUEST_DEADLINE plus INGEST_CONFIRM_TIMEOUT")
+        # A delivery may wait for somebody else's lease to end; that is no stall.
+        if self.watchdog <= self.lease:
+            raise ValueError("INGEST_WATCHDOG must be above INGEST_LEASE")
         return self
 
     @property

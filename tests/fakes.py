@@ -34,6 +34,10 @@ class AckingConsumer:
     async def receive(self) -> list[Delivery]:
         return []
 
+    @property
+    def held(self) -> int:
+        return 0
+
     def alive(self, delivery: Delivery) -> bool:
         return delivery not in self.acked
 

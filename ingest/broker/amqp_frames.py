@@ -34,6 +34,7 @@ frame_head = struct.Struct(">BHI")
 method_id = struct.Struct(">I")
 _confirm = struct.Struct(">QB")
 _body_size = struct.Struct(">QH")
+_timestamp = struct.Struct(">Q")
 _ack = struct.Struct(">BHIIQBB")
 
 _PERSISTENT: Final = b"\x02"
@@ -196,6 +197,8 @@ class PropertyReader:
                 properties[name] = self._table(data[position:end])
                 position = end
             else:
+                if name == "timestamp":
+                    properties[name] = _timestamp.unpack_from(data, position)[0]
                 position += width
         return size, properties
 

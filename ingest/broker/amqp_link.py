@@ -9,6 +9,7 @@ import structlog
 
 from ingest.broker.amqp_wire import Wire
 from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.ports import ConnectionState
 
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
@@ -29,6 +30,9 @@ class Link:
         self._what = what
         self._why = "not connected yet"
         self._closed = False
+        self._wire: Wire | None = None
+        self._tries = 0
+        self._blocked_seconds = 0.0
         self._first_try = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -36,6 +40,13 @@ class Link:
         """Connect; go on trying in the background where that fails. Returns after the first try."""
         self._task = asyncio.create_task(self._supervise(), name=self._what)
         await self._first_try.wait()
+
+    def state(self) -> ConnectionState:
+        """How the connection is at this moment."""
+        wire = self._wire
+        blocked = self._blocked_seconds + (wire.blocked_seconds if wire is not None else 0.0)
+        connected = wire is not None and not wire.closed
+        return ConnectionState(self._what, connected, max(0, self._tries - 1), blocked)
 
     async def close(self) -> None:
         """Close the connection; twice is fine."""
@@ -56,9 +67,11 @@ class Link:
         pause = _FIRST_PAUSE
         while True:
             wire = self._new_wire()
+            self._tries += 1
             try:
                 await wire.connect()
                 end = await self._open(wire)
+                self._wire = wire
                 self._first_try.set()
                 pause = _FIRST_PAUSE
                 await asyncio.wait([end])
@@ -68,6 +81,8 @@ class Link:
                 self._why = str(error)
                 _log.warning("broker unavailable, trying again", purpose=self._what, error=str(error), seconds=pause)
             finally:
+                self._wire = None
+                self._blocked_seconds += wire.blocked_seconds
                 self._lost()
                 self._first_try.set()
                 await wire.close()

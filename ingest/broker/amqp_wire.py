@@ -42,6 +42,8 @@ class Wire:
 
     def __init__(self, url: URL, name: str, heartbeat: int, context: ssl.SSLContext | None) -> None:
         self.blocked: str | None = None
+        self._blocked_since = 0.0
+        self._blocked_before = 0.0
         self.lanes: dict[int, Lane] = {}
         address = url.update_query(heartbeat=str(heartbeat), name=name)
         self._factory = _Transport(self, context)
@@ -75,6 +77,17 @@ class Wire:
     def closed(self) -> bool:
         """Whether nothing can be written any more."""
         return self._connection.is_closed or self._factory.writer.is_closing()
+
+    @property
+    def blocked_seconds(self) -> float:
+        """For how long it has been blocked in all."""
+        now = time.monotonic() - self._blocked_since if self.blocked is not None else 0.0
+        return self._blocked_before + now
+
+    def block(self, why: str | None) -> None:
+        """The broker takes no publishes, for this reason; None: it takes them again."""
+        before = self.blocked_seconds
+        self.blocked, self._blocked_before, self._blocked_since = why, before, time.monotonic()
 
     def write(self, buffer: bytes) -> None:
         """Queue whole frames for sending; returns at once."""
@@ -181,9 +194,9 @@ class _Splitter(asyncio.StreamReader):
     def _note_alarm(self, data: bytes, start: int) -> None:
         method = frames.method_id.unpack_from(data, start)[0]
         if method == frames.CONNECTION_BLOCKED:
-            self._wire.blocked = data[start + 5 : start + 5 + data[start + 4]].decode("utf-8", "replace")
+            self._wire.block(data[start + 5 : start + 5 + data[start + 4]].decode("utf-8", "replace"))
         elif method == frames.CONNECTION_UNBLOCKED:
-            self._wire.blocked = None
+            self._wire.block(None)
 
 
 class ContentAssembler:

@@ -17,6 +17,7 @@ from ingest.broker import embedded_queue as queue_
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.ports import ConnectionState
 from ingest.sqlite_file import SqliteFile
 
 USER: Final = "ingest"
@@ -54,6 +55,9 @@ class EmbeddedBroker:
     @property
     def user(self) -> str:
         return USER
+
+    def connections(self) -> list[ConnectionState]:
+        return []
 
     async def declare(self) -> None:
         """The topology is built in."""
@@ -139,6 +143,10 @@ class EmbeddedConsumer:
 
     async def _take(self, room: int) -> list[queue_.Taken]:
         return await self._file.change(lambda db: queue_.take(db, self._queue, room))
+
+    @property
+    def held(self) -> int:
+        return len(self._unacked)
 
     def alive(self, delivery: Delivery) -> bool:
         return delivery.token in self._unacked

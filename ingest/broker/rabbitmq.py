@@ -15,6 +15,7 @@ from ingest.broker.rabbitmq_consumer import RabbitConsumer
 from ingest.broker.rabbitmq_publisher import RabbitPublisher
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.domain.ports import ConnectionState
 
 _URL: Final = re.compile(r"(?P<scheme>amqps?)://(?:(?P<userinfo>[^@/]*)@)?(?P<hosts>[^/?@]+)(?P<rest>[/?].*)?")
 
@@ -55,6 +56,9 @@ class RabbitBroker:
         """The user that the broker sees; None where a client certificate decides."""
         url = self._urls[0]
         return None if url.query.get("auth", "").lower() == "external" else (url.user or "guest")
+
+    def connections(self) -> list[ConnectionState]:
+        return [link.state() for link in self._links]
 
     async def declare(self) -> None:
         error: Exception | None = None

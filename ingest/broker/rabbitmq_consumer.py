@@ -40,6 +40,10 @@ class RabbitConsumer(Link):
         taken, self._buffer = self._buffer, []
         return taken
 
+    @property
+    def held(self) -> int:
+        return self._channel.unacked if self._channel is not None else 0
+
     def alive(self, delivery: Delivery) -> bool:
         return delivery.token[0] is self._channel
 
@@ -107,6 +111,10 @@ class _ConsumeChannel:
         self.header = self._contents.header
         self.body = self._contents.body
 
+    @property
+    def unacked(self) -> int:
+        return len(self._unacked)
+
     async def consume(self, prefetch: int) -> None:
         """QoS first, or the queue comes all at once. Raises BrokerUnavailable."""
         try:
@@ -170,6 +178,7 @@ class _ConsumeChannel:
                 redelivered=redelivered,
                 deliveries=count if isinstance(count, int) else 0,
                 token=(self, tag),
+                timestamp=get("timestamp"),
             )
         )
 

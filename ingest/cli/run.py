@@ -3,9 +3,12 @@
 import asyncio
 import os
 import socket
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import structlog
 import typer
 
 from ingest import bootstrap, logs, settings
@@ -15,9 +18,13 @@ from ingest.domain.customers import Customer, hash_api_key, new_api_key
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
 from ingest.shim.server import listen
+from ingest.telemetry.process import Place, show
+from ingest.telemetry.shared import Shared
 
 DEV_CUSTOMER = "dev"
 DEV_WEBHOOK = "https://example.com/hooks/asg"
+
+_log = structlog.get_logger(__name__)
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [INGEST_HOST, 127.0.0.1]", show_default=False)]
 Port = Annotated[
@@ -59,7 +66,7 @@ def dev(
     for url in webhook or []:
         check_webhook(url)
     logs.configure(loaded.log_level, loaded.log_format)
-    listener = _listen(loaded)
+    listener = _listen(loaded.host, loaded.port)
     webhooks = frozenset({DEV_WEBHOOK, *(webhook or [])})
 
     async def prepare(store: Store) -> None:
@@ -69,8 +76,10 @@ def dev(
             await save_key(store, DEV_CUSTOMER, accepted)
         typer.echo(_welcome(listener, loaded, accepted))
 
+    place = _place(loaded)
+
     async def main(stop: asyncio.Event) -> None:
-        await bootstrap.both(loaded, listener, stop, prepare)
+        await bootstrap.both(loaded, listener, place, stop, prepare)
 
     raise typer.Exit(bootstrap.run(main, loaded.shutdown_deadline))
 
@@ -86,12 +95,9 @@ def serve(
     loaded = settings.load(host=host, port=port, workers=workers)
     bootstrap.need_rabbitmq(loaded, "serve")
     logs.configure(loaded.log_level, loaded.log_format)
-    listener = _listen(loaded)
+    listener = _listen(loaded.host, loaded.port)
 
-    def job() -> int:
-        return bootstrap.run(lambda stop: bootstrap.shim(loaded, listener, stop), loaded.shutdown_deadline)
-
-    raise typer.Exit(supervisor.supervise(loaded.workers, job, loaded.shutdown_deadline))
+    raise typer.Exit(_run(loaded, loaded.workers, partial(bootstrap.shim, loaded, listener)))
 
 
 def work(
@@ -108,18 +114,45 @@ def work(
     bootstrap.need_rabbitmq(loaded, "work")
     logs.configure(loaded.log_level, loaded.log_format)
 
-    def job() -> int:
-        return bootstrap.run(lambda stop: bootstrap.worker(loaded, stop), loaded.shutdown_deadline)
-
-    raise typer.Exit(supervisor.supervise(loaded.processes, job, loaded.shutdown_deadline))
+    raise typer.Exit(_run(loaded, loaded.processes, partial(bootstrap.worker, loaded)))
 
 
-def _listen(loaded: settings.Settings) -> socket.socket:
+def _run(
+    loaded: settings.Settings, count: int, main: Callable[[Place | None, asyncio.Event], Coroutine[Any, Any, None]]
+) -> int:
+    """Run `main` in `count` processes, and what shows their metrics and health."""
+    deadline = loaded.shutdown_deadline
+    place = _place(loaded)
+    if count == 1 or place is None or place.listener is None:
+        return supervisor.supervise([lambda: bootstrap.run(partial(main, place), deadline)] * count, deadline)
+    shared = Shared()
+    jobs = [
+        partial(bootstrap.run, partial(main, Place(process=str(number), shared=shared)), deadline)
+        for number in range(count)
+    ]
+    beside = partial(bootstrap.run, partial(show, shared, place.listener, count), deadline)
     try:
-        return listen(loaded.host, loaded.port)
+        return supervisor.supervise(jobs, deadline, beside, lambda number: shared.forget(str(number)))
+    finally:
+        shared.remove()
+
+
+def _place(loaded: settings.Settings) -> Place | None:
+    """Where metrics and health are shown, if anywhere."""
+    if loaded.metrics_port is None:
+        return None
+    names = ("INGEST_METRICS_PORT", "INGEST_METRICS_HOST")
+    listener = _listen(loaded.metrics_host, loaded.metrics_port, names)
+    _log.info("metrics and health", port=listener.getsockname()[1])
+    return Place(listener=listener)
+
+
+def _listen(host: str, port: int, names: tuple[str, str] = ("--port", "--host")) -> socket.socket:
+    try:
+        return listen(host, port)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {loaded.host}:{loaded.port}: {error.strerror}. Choose another with --port or --host"
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another with {names[0]} or {names[1]}"
         ) from error
 
 

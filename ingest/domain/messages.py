@@ -45,7 +45,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A message received and not yet acknowledged. `token` belongs to the adapter that delivered it.
 
     `deliveries` counts earlier attempts where the broker tells it (`x-delivery-count`), else 0.
-    `user_id` is set only where the broker has checked it.
+    `user_id` is set only where the broker has checked it. `timestamp` is the producer's, in Unix seconds.
     """
 
     body: bytes
@@ -59,3 +59,4 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     redelivered: bool
     deliveries: int
     token: Any
+    timestamp: int | None = None

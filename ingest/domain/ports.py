@@ -7,6 +7,8 @@ dependency is away and nothing else for operational trouble; they never return p
 from collections.abc import Sequence
 from typing import Protocol
 
+import msgspec
+
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.ledger import Change, Charge, Entry
 from ingest.domain.messages import Delivery, Message, PublishOutcome
@@ -116,6 +118,11 @@ class Consumer(Protocol):
         """
         ...
 
+    @property
+    def held(self) -> int:
+        """Deliveries that the broker has handed over and that are not settled, received or not."""
+        ...
+
     def alive(self, delivery: Delivery) -> bool:
         """Whether the delivery can still be acknowledged; if not, the broker delivers it again."""
         ...
@@ -139,8 +146,26 @@ class Consumer(Protocol):
     async def close(self) -> None: ...
 
 
+class ConnectionState(msgspec.Struct, frozen=True):
+    """How one connection of a broker is: `reconnects` and `blocked_seconds` only grow."""
+
+    name: str
+    connected: bool = False
+    reconnects: int = 0
+    blocked_seconds: float = 0.0
+
+
 class Broker(Protocol):
     """Hands out publishers and consumers; `declare` makes the topology exist."""
+
+    @property
+    def user(self) -> str | None:
+        """The user that the broker sees, where it is known."""
+        ...
+
+    def connections(self) -> list[ConnectionState]:
+        """One of each publisher and consumer that has a connection of its own."""
+        ...
 
     async def declare(self) -> None:
         """Raises ConfigurationError where what exists differs in a way that cannot be changed."""

@@ -7,16 +7,22 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ingest.admission import Admission
+from ingest.domain import metrics
+from ingest.domain.errors import Reason
 from ingest.domain.identity import Kind
+from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
 from ingest.shim.lookups import Lookups
-from ingest.shim.problems import Header, Problem, internal
+from ingest.shim.problems import Header, Problem, internal, not_allowed
 from ingest.shim.submit import Answer, Submitter
 from ingest.shim.wire import ClientGone, Receive, Scope, Send, read_json_body, request_id, send_json
 
 REQUEST_DEADLINE = 10.0
 _SUBMISSIONS: dict[str, Kind] = {"/v1/tasks": "task", "/v1/tasks/batch": "batch"}
+
+_OUTCOMES = {409: "busy", 503: "unavailable"}
+_MISMATCH = (b"idempotency-payload-mismatch", b"true")
 
 _log = structlog.get_logger(__name__)
 
@@ -29,11 +35,19 @@ class Shim:
         publisher: to the ingest queues.
         admission: on the same store.
         deadline: seconds for one submission.
+        meter: told of each submission's outcome.
     """
 
     def __init__(
-        self, *, store: Store, publisher: Publisher, admission: Admission, deadline: float = REQUEST_DEADLINE
+        self,
+        *,
+        store: Store,
+        publisher: Publisher,
+        admission: Admission,
+        deadline: float = REQUEST_DEADLINE,
+        meter: Meter = NO_METER,
     ) -> None:
+        self._meter = meter
         self._auth = Auth(store)
         self._submitter = Submitter(admission, publisher, deadline)
         self._others = Starlette(
@@ -57,8 +71,13 @@ class Shim:
                 await self._others(scope, receive, _tagged(send, tag))
                 return
             status, body, extra = await self._submit(kind, scope, headers, receive)
+            self._meter.add(metrics.SUBMISSIONS, 1, "http", kind, "accepted" if status == 202 else "replay", "")
+            if _MISMATCH in extra:
+                self._meter.add(metrics.PAYLOAD_MISMATCHES, 1, "http")
         except Problem as problem:
             status, body, extra = problem.status, problem.body(), list(problem.headers)
+            if kind is not None:
+                self._refused(kind, problem)
         except ClientGone:
             return
         except Exception:  # noqa: BLE001 - a defect of ours must not show its inside
@@ -66,8 +85,15 @@ class Shim:
             if kind is None:
                 return  # Starlette has answered
             status, body, extra = 500, internal().body(), []
+            self._refused(kind, internal())
         extra.append(tag)
         await send_json(send, status, body, extra)
+
+    def _refused(self, kind: Kind, problem: Problem) -> None:
+        outcome = _OUTCOMES.get(problem.status, "rejected")
+        self._meter.add(metrics.SUBMISSIONS, 1, "http", kind, outcome, problem.reason)
+        if problem.reason == Reason.KEY_CONFLICT:
+            self._meter.add(metrics.PAYLOAD_MISMATCHES, 1, "http")
 
     async def drain(self) -> None:
         """Wait for submissions that are under way."""
@@ -75,7 +101,7 @@ class Shim:
 
     async def _submit(self, kind: Kind, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Answer:
         if scope["method"] != "POST":
-            raise Problem(405, f"{scope['method']} is not allowed here", ((b"allow", b"POST"),))
+            raise not_allowed(scope["method"])
         customer = await self._auth.customer(headers.get(b"authorization"))
         body = await read_json_body(headers, receive)
         return await self._submitter.submit(kind, body, headers, customer)

@@ -2,12 +2,14 @@
 
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Final
 
 import uvicorn
 
-from ingest.shim.app import Shim
+from ingest.shim.wire import Receive, Scope, Send
+
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _KEEP_ALIVE: Final = 75
 """Seconds that an idle connection is kept: longer than load balancers do, so that they close first."""
@@ -17,11 +19,11 @@ class Server(uvicorn.Server):
     """Serves the shim on a listening socket. `should_exit = True` stops it.
 
     Args:
-        app: the shim.
+        app: the shim, or what wraps it.
         grace: seconds that requests may go on after that.
     """
 
-    def __init__(self, app: Shim, grace: float) -> None:
+    def __init__(self, app: App, grace: float) -> None:
         config = uvicorn.Config(
             app,
             http="httptools",

@@ -12,11 +12,13 @@ import msgspec
 import structlog
 
 from ingest.admission import Admission, Decision, Request, Verdict
+from ingest.domain import metrics
 from ingest.domain.admitted import Admitted
 from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable
 from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Consumer, Ledger, Publisher
-from ingest.worker import work
+from ingest.worker import tally, work
 from ingest.worker.intake import Intake
 from ingest.worker.refusals import Refusal
 from ingest.worker.work import Work
@@ -47,13 +49,17 @@ class Cohorts:
         publisher: for all outputs.
         admission: on the same store.
         intake: on the same store.
+        meter: told once an attempt.
     """
 
-    def __init__(self, ledger: Ledger, publisher: Publisher, admission: Admission, intake: Intake) -> None:
+    def __init__(
+        self, ledger: Ledger, publisher: Publisher, admission: Admission, intake: Intake, meter: Meter = NO_METER
+    ) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._admission = admission
         self._intake = intake
+        self._meter = meter
         self._under_way: set[str] = set()
 
     async def attempt(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> Left:
@@ -66,13 +72,25 @@ class Cohorts:
             await self._give_back(failed)
         except StoreUnavailable as error:
             _log.warning("store unavailable, submissions wait", error=str(error), submissions=len(deliveries))
+            self._meter.add(metrics.WAITING_SUBMISSIONS, len(deliveries), "unavailable")
             return Left(failed=list(deliveries))
         finally:
             self._under_way -= plan.ids
         left = Left(plan.busy, [each.delivery for each in failed])
+        if self._meter.on:
+            self._count(deliveries, plan.works, left)
         unfinished = {id(delivery) for delivery in (*left.busy, *left.failed)}
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
         return left
+
+    def _count(self, deliveries: Sequence[Delivery], works: Sequence[Work], left: Left) -> None:
+        failed = {id(delivery) for delivery in left.failed}
+        tally.finished(self._meter, [each for each in works if id(each.delivery) not in failed] if failed else works)
+        if dropped := len(deliveries) - len(works) - len(left.busy):
+            self._meter.add(metrics.REPEATED_DELIVERIES, dropped)
+        for cause, waiting in (("busy", left.busy), ("unavailable", left.failed)):
+            if waiting:
+                self._meter.add(metrics.WAITING_SUBMISSIONS, len(waiting), cause)
 
     async def _make(self, plan: _Plan, deliveries: Sequence[Delivery]) -> None:
         """Nothing is claimed or sent where this raises StoreUnavailable."""

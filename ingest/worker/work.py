@@ -9,6 +9,7 @@ import msgspec
 from ingest.admission import Decision
 from ingest.domain import events
 from ingest.domain.admitted import Admitted
+from ingest.domain.errors import Reason
 from ingest.domain.ledger import Entry, Phase, head_entry, item_entries
 from ingest.domain.messages import Delivery, Message
 from ingest.domain.submissions import Submission
@@ -20,7 +21,8 @@ _rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
 class Work(msgspec.Struct, eq=False, gc=False):
     """`first` are to be confirmed before `last` may be seen; then `entries` are settled, then the delivery is acked.
 
-    `decision` only where this very attempt has admitted it.
+    `decision` only where this very attempt has admitted it. `outcome`, `reason` and `mismatch` are for the metrics, of
+    direct submissions.
     """
 
     delivery: Delivery
@@ -28,6 +30,9 @@ class Work(msgspec.Struct, eq=False, gc=False):
     last: list[Message] = msgspec.field(default_factory=list)
     entries: Sequence[Entry] = ()
     decision: Decision | None = None
+    outcome: str = "accepted"
+    reason: str = ""
+    mismatch: bool = False
 
 
 def refused(refusal: Refusal) -> Work:
@@ -35,7 +40,13 @@ def refused(refusal: Refusal) -> Work:
     now = events.rfc3339(time.time_ns() // 1_000_000)
     delivery, error = refusal.delivery, refusal.error
     event = events.rejected(refusal.cust_id, delivery.message_id or "", now, error, digest(delivery))
-    return Work(delivery, [dead_letter(delivery, error), event])
+    return Work(
+        delivery,
+        [dead_letter(delivery, error), event],
+        outcome="rejected",
+        reason=error.reason,
+        mismatch=error.reason is Reason.KEY_CONFLICT,
+    )
 
 
 def duplicate(delivery: Delivery, decision: Decision) -> Work:
@@ -43,9 +54,8 @@ def duplicate(delivery: Delivery, decision: Decision) -> Work:
     original = decision.entry
     time_ = _time(original.created_at)
     message_id = decision.request.origin
-    return Work(
-        delivery, [events.duplicate(original.id, original.cust_id, message_id, time_, mismatch=decision.mismatch)]
-    )
+    event = events.duplicate(original.id, original.cust_id, message_id, time_, mismatch=decision.mismatch)
+    return Work(delivery, [event], outcome="duplicate", mismatch=decision.mismatch)
 
 
 def direct(delivery: Delivery, decision: Decision) -> Work:

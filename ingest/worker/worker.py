@@ -9,6 +9,7 @@ import structlog
 
 from ingest.admission import Admission
 from ingest.domain.messages import Delivery
+from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
 from ingest.domain.topology import INGEST_BATCHES
 from ingest.worker.cohort import Cohorts, Left
@@ -32,6 +33,7 @@ class Worker:
         admission: on the same store.
         trusted_users: AMQP users of the service itself.
         prefetch: queue to most deliveries unacknowledged at a time.
+        meter: what is counted.
     """
 
     def __init__(
@@ -42,19 +44,21 @@ class Worker:
         admission: Admission,
         trusted_users: frozenset[str],
         prefetch: Mapping[str, int],
+        meter: Meter = NO_METER,
     ) -> None:
         self._store = store
         self._broker = broker
         self._admission = admission
         self._trusted_users = trusted_users
         self._prefetch = prefetch
+        self._meter = meter
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
         """Work until `stop`; then finish what was delivered, acknowledge it and close. Cancelling closes at once."""
         publisher = await self._broker.publisher()
         intake = Intake(self._store, self._trusted_users)
-        cohorts = Cohorts(self._store, publisher, self._admission, intake)
+        cohorts = Cohorts(self._store, publisher, self._admission, intake, self._meter)
         lanes = []
         try:
             for queue, prefetch in self._prefetch.items():

@@ -1,0 +1,99 @@
+"""`/metrics`, `/healthz` and `/readyz` on a port of their own, for Prometheus and an orchestrator's probes."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import msgspec
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ingest.logs import redact
+from ingest.telemetry.health import DEAD, STALE, Report
+
+
+class Exposition:
+    """Makes the ASGI application.
+
+    Args:
+        registry: what `/metrics` shows.
+        reports: the newest report of each process that has one.
+        processes: how many there should be.
+    """
+
+    def __init__(self, registry: CollectorRegistry, reports: Callable[[], Sequence[Report]], processes: int) -> None:
+        self._registry = registry
+        self._reports = reports
+        self._processes = processes
+
+    def app(self) -> Starlette:
+        routes = [
+            Route("/metrics", self.metrics, methods=["GET"]),
+            Route("/healthz", self.healthz, methods=["GET"]),
+            Route("/readyz", self.readyz, methods=["GET"]),
+        ]
+        return Starlette(routes=routes)
+
+    async def metrics(self, request: Request) -> Response:
+        """Prometheus' text format, or OpenMetrics where that is asked for."""
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+        return Response(encode(self._registry), headers={"content-type": content_type})
+
+    async def healthz(self, _: Request) -> Response:
+        """Alive: no process hangs. Broker and store may be away."""
+        hang = [report for report in self._reports() if report.seconds_old() > DEAD]
+        if not hang:
+            return _json(200, {"status": "ok"})
+        return _json(503, {"error": "; ".join(_silent(report) for report in hang)})
+
+    async def readyz(self, _: Request) -> Response:
+        """Every process can work; if not, why."""
+        reports = self._reports()
+        problems = []
+        if len(reports) < self._processes:
+            problems.append(f"{self._processes - len(reports)} of {self._processes} processes have not started")
+        for report in reports:
+            name = f"process {report.process}: " if self._processes > 1 else ""
+            if report.seconds_old() > STALE:
+                problems.append(_silent(report))
+            problems += [name + redact(problem) for problem in report.problems]
+        if not problems:
+            return _json(200, {"status": "ok"})
+        return _json(503, {"error": "not ready: " + "; ".join(problems), "problems": problems})
+
+
+class Server(uvicorn.Server):
+    """Serves an application on a listening socket until `should_exit`; signals are others' business."""
+
+    def __init__(self, app: Starlette) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=64,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=1,
+            )
+        )
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _silent(report: Report) -> str:
+    return f"process {report.process} (pid {report.pid}) has not been heard of for {report.seconds_old():.0f} s"
+
+
+def _json(status: int, body: dict[str, Any]) -> Response:
+    return Response(msgspec.json.encode(body), status, media_type="application/json")

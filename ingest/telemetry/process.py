@@ -1,0 +1,118 @@
+"""What is seen of one process: the wrappers, the look once a second, and the port where it is shown."""
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+
+from ingest.admission import Admission
+from ingest.domain.metrics import NO_METER, Meter
+from ingest.domain.ports import Broker, Store
+from ingest.telemetry.broker import MeteredBroker
+from ingest.telemetry.exposition import Exposition, Server
+from ingest.telemetry.health import Health, Report
+from ingest.telemetry.http import App, MeteredApp
+from ingest.telemetry.prometheus import Processes, PrometheusMeter, shared_registry
+from ingest.telemetry.shared import Shared
+from ingest.telemetry.store import MeteredAdmission, MeteredStore
+
+
+class Place(msgspec.Struct, frozen=True):
+    """Where a process shows itself: on `listener` where it is the only one, else through what its processes share."""
+
+    process: str = "0"
+    listener: socket.socket | None = None
+    shared: Shared | None = None
+
+
+class Telemetry:
+    """Wraps the ports of one process.
+
+    Args:
+        place: where it shows itself; None wraps nothing and costs nothing.
+        watchdog: seconds after which deliveries that are held and not settled are a problem.
+    """
+
+    def __init__(self, place: Place | None, watchdog: float) -> None:
+        self.meter: Meter = NO_METER
+        self._place = place
+        self._watchdog = watchdog
+        self._store: MeteredStore | None = None
+        self._broker: MeteredBroker | None = None
+        self._report: Report | None = None
+        self._app: MeteredApp | None = None
+        self.braked: Callable[[], bool] = lambda: False
+        """Whether the worker takes no deliveries because of an outage."""
+        if place is not None:
+            self._prometheus = PrometheusMeter(place.process, place.shared.directory if place.shared else None)
+            self.meter = self._prometheus
+
+    def broker(self, broker: Broker) -> Broker:
+        if self._place is None:
+            return broker
+        self._broker = MeteredBroker(broker, self.meter)
+        return self._broker
+
+    def store(self, store: Store) -> Store:
+        if self._place is None:
+            return store
+        self._store = MeteredStore(store, self.meter)
+        return self._store
+
+    def admission(self, store: Store, lease: float) -> Admission:
+        return Admission(store, lease=lease) if self._place is None else MeteredAdmission(store, self.meter, lease)
+
+    def app(self, app: App) -> App:
+        if self._place is None:
+            return app
+        self._app = MeteredApp(app, self.meter)
+        return self._app
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Look, and show, while the body runs. Broker and store are to be wrapped before."""
+        if self._place is None or self._broker is None or self._store is None:
+            yield
+            return
+        health = Health(self._broker, self._store.ready, self.meter, self._place.process, self._watchdog, self._tell)
+        health.braked = lambda: self.braked()
+        health.in_flight = lambda: self._app.in_flight if self._app else 0
+        async with asyncio.TaskGroup() as group:
+            looking = group.create_task(health.run())
+            server = self._server()
+            if server is not None and self._place.listener is not None:
+                group.create_task(server.serve(sockets=[self._place.listener]))
+            yield
+            looking.cancel()
+            if server is not None:
+                server.should_exit = True
+
+    def _server(self) -> Server | None:
+        if self._place is None or self._place.listener is None:
+            return None
+        registry = self._prometheus.registry
+        own = {self._place.process: os.getpid()}
+        Processes(registry, lambda: own)
+        return Server(Exposition(registry, self._reports, 1).app())
+
+    def _reports(self) -> list[Report]:
+        return [self._report] if self._report else []
+
+    def _tell(self, report: Report) -> None:
+        self._report = report
+        if self._place is not None and self._place.shared is not None:
+            self._place.shared.write(report)
+
+
+async def show(shared: Shared, listener: socket.socket, processes: int, stop: asyncio.Event) -> None:
+    """Serve what `processes` processes share, until `stop`."""
+    registry = shared_registry(shared.directory)
+    Processes(registry, lambda: {report.process: report.pid for report in shared.reports()})
+    server = Server(Exposition(registry, shared.reports, processes).app())
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    await stop.wait()
+    server.should_exit = True
+    await serving

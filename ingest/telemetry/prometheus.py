@@ -1,0 +1,137 @@
+"""`domain.metrics.Meter` on prometheus_client."""
+
+import os
+import platform
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, disable_created_metrics, values
+from prometheus_client.metrics_core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
+
+from ingest import __version__
+from ingest.domain import metrics
+from ingest.domain.metrics import METRICS, Labels, Metric
+
+PROCESS: Final = "process"
+"""The label that tells the processes of one supervisor apart: `0`, `1`, … The meter fills it in."""
+
+
+class PrometheusMeter:
+    """Counts in this process, or in files that all processes of a supervisor share.
+
+    Args:
+        process: the value of the label `process`.
+        directory: where the files are; None keeps all in memory. A process that takes the place of a dead one goes
+            on with its files, so that counters only grow and the number of files stays what it is.
+    """
+
+    on = True
+
+    def __init__(self, process: str = "0", directory: Path | None = None) -> None:
+        if directory is None:
+            values.ValueClass = values.MutexValue
+        else:
+            # The library's own switch is an environment variable read at import: too early for us.
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
+            values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # half as many series; several processes have none anyway
+        self.registry = CollectorRegistry()
+        self._process = process
+        self._metrics = {
+            metric.name: _make(metric, self.registry) for metric in METRICS if metric is not metrics.BUILD_INFO
+        }
+        self._children: dict[tuple[str, Labels], Any] = {}
+
+    def add(self, metric: Metric, amount: float, *labels: str) -> None:
+        child = self._children.get((metric.name, labels))
+        if child is None:
+            child = self._child(metric, labels)
+        child.inc(amount)
+
+    def set(self, metric: Metric, value: float, *labels: str) -> None:
+        if PROCESS in metric.labels:
+            labels = (self._process, *labels)
+        self._child(metric, labels).set(value)
+
+    def observe(self, metric: Metric, values: Iterable[float], *labels: str) -> None:
+        child = self._children.get((metric.name, labels))
+        if child is None:
+            child = self._child(metric, labels)
+        child.observe_all(values)
+
+    def _child(self, metric: Metric, labels: Labels) -> Any:
+        """The series of these labels; the library looks them up under a lock, with checks."""
+        key = (metric.name, labels)
+        child = self._children.get(key)
+        if child is None:
+            child = self._metrics[metric.name]
+            if labels:
+                child = child.labels(*labels)
+            self._children[key] = child
+        return child
+
+
+class _Histogram(prometheus_client.Histogram):
+    """A histogram that takes many values at once: one change a bucket, not two a value."""
+
+    def observe_all(self, values: Iterable[float]) -> None:
+        bounds = self._upper_bounds
+        counts: dict[int, int] = {}
+        total = 0.0
+        for value in values:
+            index = bisect_left(bounds, value)
+            counts[index] = counts.get(index, 0) + 1
+            total += value
+        self._sum.inc(total)
+        for index, count in counts.items():
+            self._buckets[index].inc(count)
+
+
+def _make(metric: Metric, registry: CollectorRegistry) -> Any:
+    match metric.type:
+        case "counter":
+            return Counter(metric.name, metric.help, metric.labels, registry=registry)
+        case "gauge":
+            # One value a process: those of the dead go, no two are ever added up.
+            return Gauge(metric.name, metric.help, metric.labels, registry=registry, multiprocess_mode="livemax")
+        case "histogram":
+            return _Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
+
+
+def shared_registry(directory: Path) -> CollectorRegistry:
+    """What all processes have counted in `directory`, added up at each collection."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
+    return registry
+
+
+class Processes(Collector):
+    """Build and process information of several processes, told apart by the label `process`.
+
+    Args:
+        registry: where it registers itself.
+        pids: process id by name, asked at each collection.
+    """
+
+    def __init__(self, registry: CollectorRegistry, pids: Callable[[], Mapping[str, int]]) -> None:
+        self._pids = pids
+        registry.register(self)
+
+    def collect(self) -> Iterator[Family]:
+        build = GaugeMetricFamily(metrics.BUILD_INFO.name, metrics.BUILD_INFO.help, labels=metrics.BUILD_INFO.labels)
+        build.add_metric((__version__, platform.python_version()), 1)
+        yield build
+        families: dict[str, Family] = {}
+        for process, pid in sorted(self._pids().items()):
+            for found in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                family = families.setdefault(found.name, Family(found.name, found.documentation, found.type))
+                for sample in found.samples:
+                    family.add_sample(sample.name, {**sample.labels, PROCESS: process}, sample.value)
+        yield from families.values()

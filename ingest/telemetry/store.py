@@ -1,0 +1,109 @@
+"""A store and an admission whose calls are counted and timed."""
+
+from collections.abc import Awaitable, Sequence
+from time import perf_counter
+from typing import Final, TypeVar
+
+from ingest.admission import Admission, Decision, Request
+from ingest.domain import metrics
+from ingest.domain.customers import ApiKey, Customer
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import Change, Charge, Entry, Step
+from ingest.domain.metrics import Meter
+from ingest.domain.ports import Store
+
+T = TypeVar("T")
+
+_OPERATIONS: Final = {
+    Step.ACCEPT: "settle",
+    Step.QUEUE: "queue",
+    Step.RELEASE: "release",
+    Step.TAKE_OVER: "take_over",
+    Step.FORGET: "forget",
+}
+_COHORTS: Final = frozenset({"settle", "queue"})
+
+
+class MeteredStore:
+    """`domain.ports.Store` around another."""
+
+    def __init__(self, store: Store, meter: Meter) -> None:
+        self._store = store
+        self._meter = meter
+
+    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+        self._meter.observe(metrics.COHORT_ITEMS, (len(entries),), "claim")
+        return await self._timed("claim", self._store.claim(entries))
+
+    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        return await self._timed("read", self._store.read(ids))
+
+    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
+        if not changes:
+            return await self._store.apply(changes)
+        operation = _OPERATIONS[changes[0].step]  # callers apply one kind of step at a time
+        if operation in _COHORTS:
+            self._meter.observe(metrics.COHORT_ITEMS, (len(changes),), operation)
+        return await self._timed(operation, self._store.apply(changes))
+
+    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+        self._meter.observe(metrics.COHORT_ITEMS, (sum(charge.count for charge in charges),), "charge")
+        return await self._timed("charge", self._store.charge(charges))
+
+    async def refund(self, charges: Sequence[Charge]) -> None:
+        await self._timed("refund", self._store.refund(charges))
+
+    async def used(self, cust_id: str, month: str) -> int:
+        return await self._timed("registry", self._store.used(cust_id, month))
+
+    async def customer(self, cust_id: str) -> Customer | None:
+        return await self._timed("registry", self._store.customer(cust_id))
+
+    async def customer_by_key(self, key_hash: bytes) -> Customer | None:
+        return await self._timed("registry", self._store.customer_by_key(key_hash))
+
+    async def customers(self) -> list[Customer]:
+        return await self._timed("registry", self._store.customers())
+
+    async def save_customer(self, customer: Customer) -> None:
+        await self._timed("registry", self._store.save_customer(customer))
+
+    async def keys(self, cust_id: str) -> list[ApiKey]:
+        return await self._timed("registry", self._store.keys(cust_id))
+
+    async def save_key(self, key: ApiKey) -> None:
+        await self._timed("registry", self._store.save_key(key))
+
+    async def revoke_key(self, key_id: str) -> bool:
+        return await self._timed("registry", self._store.revoke_key(key_id))
+
+    async def ready(self) -> None:
+        await self._timed("ready", self._store.ready())
+
+    async def close(self) -> None:
+        await self._store.close()
+
+    async def _timed(self, operation: str, call: Awaitable[T]) -> T:
+        start = perf_counter()
+        try:
+            return await call
+        except StoreUnavailable:
+            self._meter.add(metrics.STORE_ERRORS, 1, operation)
+            raise
+        finally:
+            self._meter.observe(metrics.STORE_CALL_DURATION, (perf_counter() - start,), operation)
+
+
+class MeteredAdmission(Admission):
+    """Admission that is timed as a whole."""
+
+    def __init__(self, store: Store, meter: Meter, lease: float) -> None:
+        super().__init__(store, lease=lease)
+        self._meter = meter
+
+    async def admit(self, requests: Sequence[Request]) -> list[Decision]:
+        start = perf_counter()
+        try:
+            return await super().admit(requests)
+        finally:
+            self._meter.observe(metrics.ADMISSION_DURATION, (perf_counter() - start,))
