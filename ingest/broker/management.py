@@ -4,7 +4,7 @@ Limits and dead-lettering are policies, not queue arguments, so that operators c
 """
 
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import httpx
 import msgspec
@@ -96,7 +96,7 @@ class Management:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigurationError("INGEST_MANAGEMENT_URL must look like http://user:password@host:15672")
         self._base = f"{parts.scheme}://{parts.hostname}:{parts.port or 15672}/api"
-        self._auth = (parts.username or "guest", parts.password or "guest")
+        self._auth = (unquote(parts.username or "guest"), unquote(parts.password or "guest"))
         self._vhost = quote(vhost, safe="")
 
     def apply_policies(self) -> None:
