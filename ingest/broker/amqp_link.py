@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -13,6 +14,9 @@ from ingest.domain.ports import ConnectionState
 
 _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 5.0
+_STEADY: Final = 10.0
+"""Seconds a connection must last to count as good. One that breaks sooner is made again ever more slowly: each break
+returns what was delivered on it, and returns are counted."""
 
 _log = structlog.get_logger(__name__)
 
@@ -73,8 +77,10 @@ class Link:
                 end = await self._open(wire)
                 self._wire = wire
                 self._first_try.set()
-                pause = _FIRST_PAUSE
+                opened = time.monotonic()
                 await asyncio.wait([end])
+                if time.monotonic() - opened >= _STEADY:
+                    pause = _FIRST_PAUSE
                 self._why = "connection lost" if end.cancelled() else f"connection lost: {end.exception()}"
                 _log.warning("broker connection lost, connecting again", purpose=self._what, broker=str(wire))
             except BrokerUnavailable as error:

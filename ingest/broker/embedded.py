@@ -124,6 +124,7 @@ class EmbeddedConsumer:
         self._queue = queue
         self._prefetch = prefetch
         self._unacked: set[int] = set()
+        self._paused = False
         self._stopping = False
 
     async def receive(self) -> list[Delivery]:
@@ -131,7 +132,7 @@ class EmbeddedConsumer:
         while not self._stopping:
             news.clear()
             room = self._prefetch - len(self._unacked)
-            rows = await self._take(room) if room else []
+            rows = await self._take(room) if room and not self._paused else []
             if rows:
                 if len(rows) == room:
                     news.set()  # there may be more, for another consumer
@@ -164,12 +165,23 @@ class EmbeddedConsumer:
         await self._file.change(lambda db: queue_.bury(db, ids, "rejected"))
         self._wake()
 
+    async def pause(self) -> None:
+        self._paused = True
+        await self._give_back()
+
+    async def resume(self) -> None:
+        self._paused = False
+        self._news[self._queue].set()
+
     async def stop(self) -> None:
         self._stopping = True
         self._news[self._queue].set()
 
     async def close(self) -> None:
         await self.stop()
+        await self._give_back()
+
+    async def _give_back(self) -> None:
         ids, self._unacked = sorted(self._unacked), set()
         await self._return(ids)
 

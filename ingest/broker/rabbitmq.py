@@ -19,6 +19,8 @@ from ingest.domain.ports import ConnectionState
 
 _URL: Final = re.compile(r"(?P<scheme>amqps?)://(?:(?P<userinfo>[^@/]*)@)?(?P<hosts>[^/?@]+)(?P<rest>[/?].*)?")
 
+_ISOLATED: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
+
 
 class RabbitBroker:
     """`domain.ports.Broker` on RabbitMQ. Nothing connects before the first call.
@@ -80,7 +82,7 @@ class RabbitBroker:
         return publisher
 
     async def consumer(self, queue: str, prefetch: int) -> RabbitConsumer:
-        consumer = RabbitConsumer(lambda: self._wire(f"consume {queue}"), queue, prefetch)
+        consumer = RabbitConsumer(lambda: self._wire(f"consume {queue}"), queue, prefetch, isolate=queue in _ISOLATED)
         self._links.append(consumer)
         await consumer.start()
         return consumer

@@ -9,6 +9,8 @@ import aiormq
 from ingest.broker import amqp_frames as frames
 from ingest.broker.amqp_link import Link
 from ingest.broker.amqp_wire import CONNECT_TIMEOUT, ContentAssembler, Wire
+from ingest.broker.rabbitmq_suspects import Suspects
+from ingest.broker.rabbitmq_versions import attempts
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
 
@@ -20,20 +22,25 @@ class RabbitConsumer(Link):
         connect: makes a wire, not yet connected.
         queue: what to consume.
         prefetch: most deliveries unacknowledged at a time.
+        isolate: hand out alone what came back again and again, see `rabbitmq_suspects`.
     """
 
-    def __init__(self, connect: Callable[[], Wire], queue: str, prefetch: int) -> None:
+    def __init__(self, connect: Callable[[], Wire], queue: str, prefetch: int, *, isolate: bool = False) -> None:
         super().__init__(connect, f"consume {queue}")
         self._queue = queue
         self._prefetch = prefetch
+        self._isolate = isolate
         self._stopping = False
         self._channel: _ConsumeChannel | None = None
+        self._suspects: Suspects | None = None
         self._buffer: list[Delivery] = []
         self._arrived = asyncio.Event()
+        self._resumed = asyncio.Event()
+        self._resumed.set()
 
     async def receive(self) -> list[Delivery]:
         while not self._buffer:
-            if self._stopping:
+            if self._stopping and not (self._suspects and self._suspects.waiting):
                 return []
             self._arrived.clear()
             await self._arrived.wait()
@@ -50,20 +57,33 @@ class RabbitConsumer(Link):
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         if self._channel is not None:
             self._channel.ack(self._tags(deliveries))
+            self._settled()
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         if self._channel is not None:
             self._channel.reject(self._tags(deliveries), requeue=True)
+            self._settled()
 
     async def discard(self, deliveries: Sequence[Delivery]) -> None:
         if self._channel is not None:
             self._channel.reject(self._tags(deliveries), requeue=False)
+            self._settled()
+
+    async def pause(self) -> None:
+        self._resumed.clear()
+        if self._channel is not None:
+            self._channel.finish()  # the link closes the connection: all is given back at once
+
+    async def resume(self) -> None:
+        self._resumed.set()
 
     async def stop(self) -> None:
         # What has been delivered is still handed out: giving it back would count as a failed delivery.
-        channel = self._channel
-        if channel is not None and not self._stopping:
-            await channel.cancel()
+        if not self._stopping:
+            if self._suspects is not None:
+                await self._suspects.stop()
+            elif self._channel is not None:
+                await self._channel.cancel()
         self._stopping = True
         self._arrived.set()
 
@@ -73,21 +93,36 @@ class RabbitConsumer(Link):
         await super().close()
 
     async def _open(self, wire: Wire) -> asyncio.Future[None]:
+        await self._resumed.wait()
         channel = await wire.channel(confirms=False)
-        lane = _ConsumeChannel(wire, channel, self._queue, self._deliver)
+        lane = _ConsumeChannel(wire, channel, self._queue, self._delivered)
         wire.lanes[channel.number] = lane
         if not self._stopping:
             self._channel = lane
+            if self._isolate:
+                self._suspects = Suspects(lane, self._prefetch, self._hand_out)
             await lane.consume(self._prefetch)
         return lane.end
 
     def _lost(self) -> None:
         self._channel = None
+        if self._suspects is not None:
+            self._suspects.close()
+            self._suspects = None
         self._buffer = []
+        self._arrived.set()
 
-    def _deliver(self, delivery: Delivery) -> None:
+    def _delivered(self, delivery: Delivery) -> None:
+        if self._suspects is None or not self._suspects.withhold(delivery):
+            self._hand_out(delivery)
+
+    def _hand_out(self, delivery: Delivery) -> None:
         self._buffer.append(delivery)
         self._arrived.set()
+
+    def _settled(self) -> None:
+        if self._suspects is not None:
+            self._suspects.settled()
 
     def _tags(self, deliveries: Sequence[Delivery]) -> list[int]:
         return [delivery.token[1] for delivery in deliveries if delivery.token[0] is self._channel]
@@ -103,20 +138,22 @@ class _ConsumeChannel:
         self._channel = channel
         self._queue = queue
         self._deliver = deliver
-        self._tag = f"ingest.{queue}"
+        self._consumers = 0
         self._unacked: dict[int, None] = {}  # ordered: delivery tags only grow
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        channel.closing.add_done_callback(lambda _: self._finish())
+        channel.closing.add_done_callback(lambda _: self.finish())
         self._contents = ContentAssembler(self._delivered)
         self.header = self._contents.header
         self.body = self._contents.body
 
     @property
     def unacked(self) -> int:
+        """Deliveries that are neither acknowledged nor rejected."""
         return len(self._unacked)
 
     async def consume(self, prefetch: int) -> None:
         """QoS first, or the queue comes all at once. Raises BrokerUnavailable."""
+        self._consumers += 1
         try:
             await self._channel.basic_qos(prefetch_count=prefetch, timeout=CONNECT_TIMEOUT)
             await self._channel.basic_consume(
@@ -126,6 +163,10 @@ class _ConsumeChannel:
             raise BrokerUnavailable(
                 f"cannot consume {self._queue} from {self._wire}: {error or 'no answer'}"
             ) from error
+
+    @property
+    def _tag(self) -> str:
+        return f"ingest.{self._queue}.{self._consumers}"
 
     async def cancel(self) -> None:
         """Ask for no more; returns when none will come, or the connection is gone."""
@@ -156,7 +197,7 @@ class _ConsumeChannel:
             self._contents.begin(frames.read_deliver(data, start))
             return True
         if method == frames.CONSUMER_CANCEL:
-            self._finish()  # the queue was deleted or its leader moved away; aiormq answers
+            self.finish()  # the queue was deleted or its leader moved away; aiormq answers
         return False
 
     def _delivered(self, arguments: tuple[int, bool, str], properties: dict[str, Any], body: bytes) -> None:
@@ -164,7 +205,6 @@ class _ConsumeChannel:
         self._unacked[tag] = None
         get = properties.get
         headers = get("headers") or {}
-        count = headers.get("x-delivery-count", 0)
         self._deliver(
             Delivery(
                 body=body,
@@ -176,7 +216,7 @@ class _ConsumeChannel:
                 type=get("type"),
                 headers=headers,
                 redelivered=redelivered,
-                deliveries=count if isinstance(count, int) else 0,
+                deliveries=attempts(headers) if headers else 0,
                 token=(self, tag),
                 timestamp=get("timestamp"),
             )
@@ -186,7 +226,8 @@ class _ConsumeChannel:
         if not self._wire.closed:
             self._wire.write(b"".join(out))
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """It is of no more use."""
         if not self.end.done():
             self.end.set_result(None)
 

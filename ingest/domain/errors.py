@@ -36,6 +36,8 @@ class Reason(StrEnum):
     KEY_CONFLICT = "key_conflict"
     """Same key, other body, and the customer is `strict`."""
     QUOTA_EXHAUSTED = "quota_exhausted"
+    DELIVERY_LIMIT = "delivery_limit"
+    """It came back again and again, most likely because it kills its workers."""
 
 
 class FieldError(msgspec.Struct, frozen=True):

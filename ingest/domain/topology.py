@@ -12,7 +12,9 @@ CONSENSUS_TASKS = "consensus.tasks"
 WEBHOOK_DISPATCH = "webhook.dispatch"
 INGEST_DEAD = "ingest.dead"
 
-DELIVERY_LIMIT = 5
+DELIVERY_LIMIT = 20
+"""Deliveries of one submission that may fail, as many as RabbitMQ 4's default. Up to 4.2 every return counts, also
+each connection that breaks in an outage: few enough to be rid of what kills workers, enough for an outage."""
 
 
 class Queue(msgspec.Struct, frozen=True):

@@ -15,7 +15,7 @@ from ingest.domain.identity import Kind
 from ingest.domain.messages import JSON, Delivery
 from ingest.domain.ports import Registry
 from ingest.domain.submissions import MAX_BODY, batch_submission, decode_json, task_submission
-from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.topology import DELIVERY_LIMIT, INGEST_BATCHES, INGEST_TASKS
 from ingest.domain.validation import validate_key
 from ingest.worker.refusals import Refusal
 
@@ -58,6 +58,7 @@ class Intake:
             cust_id = ""
             try:
                 kind, cust_id = _address(delivery)
+                _check_attempts(delivery)
                 if delivery.type == admitted_.TYPE:
                     out.admitted.append((delivery, self._admitted(delivery, cust_id)))
                 else:
@@ -116,6 +117,14 @@ def _address(delivery: Delivery) -> tuple[Kind, str]:
             Reason.BAD_ROUTING_KEY, f"the routing key must be {prefix}<cust_id>, with 1 to 64 letters, digits, _ or -"
         )
     return kind, cust_id
+
+
+def _check_attempts(delivery: Delivery) -> None:
+    # Before anything else is done with it: it may be what kills workers. Up to RabbitMQ 4.2 the queue was quicker.
+    if delivery.deliveries > DELIVERY_LIMIT:
+        raise InvalidSubmission(
+            Reason.DELIVERY_LIMIT, f"it was delivered {delivery.deliveries} times before, and not once was it finished"
+        )
 
 
 def _check_content(delivery: Delivery) -> None:
