@@ -29,7 +29,16 @@ from ingest.worker import Worker
 _FIRST_PAUSE: Final = 0.5
 _LONGEST_PAUSE: Final = 10.0
 
+Adapters = tuple[Broker, Store]
+Adapt = Callable[[Broker, Store], Adapters]
+"""Wraps the adapters that the settings name, for whoever wants to see, or to disturb, what goes through them."""
+
 _log = structlog.get_logger(__name__)
+
+
+def as_they_are(broker: Broker, store: Store) -> Adapters:
+    """The default: nothing around the adapters."""
+    return broker, store
 
 
 async def open_store(settings: Settings) -> Store:
@@ -67,17 +76,24 @@ def need_rabbitmq(settings: Settings, command: str) -> None:
         )
 
 
-async def shim(settings: Settings, listener: socket.socket, place: Place | None, stop: asyncio.Event) -> None:
+async def shim(
+    settings: Settings,
+    listener: socket.socket,
+    place: Place | None,
+    stop: asyncio.Event,
+    *,
+    adapt: Adapt = as_they_are,
+) -> None:
     """Serve HTTP until `stop`."""
     telemetry = Telemetry(place, settings.watchdog)
-    async with _adapters(settings, "ingest serve", telemetry) as (broker, store):
+    async with _adapters(settings, "ingest serve", telemetry, adapt) as (broker, store):
         await _serve(settings, broker, store, listener, telemetry, stop)
 
 
-async def worker(settings: Settings, place: Place | None, stop: asyncio.Event) -> None:
+async def worker(settings: Settings, place: Place | None, stop: asyncio.Event, *, adapt: Adapt = as_they_are) -> None:
     """Consume until `stop`."""
     telemetry = Telemetry(place, settings.watchdog)
-    async with _adapters(settings, "ingest work", telemetry) as (broker, store):
+    async with _adapters(settings, "ingest work", telemetry, adapt) as (broker, store):
         await _work(settings, broker, store, telemetry, stop)
 
 
@@ -139,12 +155,16 @@ def _first(error: BaseException) -> BaseException:
 
 
 @asynccontextmanager
-async def _adapters(settings: Settings, purpose: str, telemetry: Telemetry) -> AsyncIterator[tuple[Broker, Store]]:
+async def _adapters(
+    settings: Settings, purpose: str, telemetry: Telemetry, adapt: Adapt = as_they_are
+) -> AsyncIterator[Adapters]:
     async with AsyncExitStack() as stack:
-        broker = telemetry.broker(await open_broker(settings, purpose))
-        stack.push_async_callback(broker.close)
-        store = telemetry.store(await open_store(settings))
-        stack.push_async_callback(store.close)
+        plain_broker = await open_broker(settings, purpose)
+        stack.push_async_callback(plain_broker.close)
+        plain_store = await open_store(settings)
+        stack.push_async_callback(plain_store.close)
+        adapted_broker, adapted_store = adapt(plain_broker, plain_store)
+        broker, store = telemetry.broker(adapted_broker), telemetry.store(adapted_store)
         await stack.enter_async_context(telemetry.running())
         async with asyncio.TaskGroup() as group:
             declaring = group.create_task(_declare(broker))
@@ -207,7 +227,9 @@ async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Tel
         trusted_users=settings.trusted_users or own,
         prefetch={INGEST_TASKS: settings.prefetch, INGEST_BATCHES: settings.prefetch_batches},
         meter=telemetry.meter,
+        outage_hold=settings.outage_hold,
     )
+    telemetry.braked = lambda: working.brake.on
 
     async def stop_in_time() -> None:
         await stop.wait()

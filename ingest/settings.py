@@ -38,6 +38,12 @@ class Settings(BaseSettings):
     store_timeout: float = Field(3.0, gt=0, le=60, description="wait for one call to the store, seconds")
     lease: float = Field(30.0, ge=15, le=600, description="hold a claim, seconds")
     request_deadline: float = Field(10.0, gt=0, le=60, description="answer an HTTP request, seconds")
+    outage_hold: float = Field(
+        600.0,
+        gt=0,
+        le=1500,
+        description="hold deliveries through an outage, seconds; then they wait in their queue; below consumer_timeout",
+    )
     shutdown_deadline: float = Field(25.0, gt=0, le=600, description="finish what is in flight at a stop, seconds")
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")

@@ -50,6 +50,12 @@ class AckingConsumer:
     async def discard(self, deliveries: Sequence[Delivery]) -> None:
         raise AssertionError("not expected")
 
+    async def pause(self) -> None:
+        """Nothing to give back."""
+
+    async def resume(self) -> None:
+        """Nothing to consume."""
+
     async def stop(self) -> None:
         """Nothing to stop."""
 

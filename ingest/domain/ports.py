@@ -139,6 +139,14 @@ class Consumer(Protocol):
         """Let the broker dead-letter them as they are."""
         ...
 
+    async def pause(self) -> None:
+        """Hold nothing: give back what is unacknowledged, which may count as a delivery, and take no more."""
+        ...
+
+    async def resume(self) -> None:
+        """Consume again after `pause`."""
+        ...
+
     async def stop(self) -> None:
         """Take no more; what was delivered can still be acknowledged."""
         ...

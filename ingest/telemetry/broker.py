@@ -110,6 +110,12 @@ class MeteredConsumer:
         await self._consumer.discard(deliveries)
         self._settled(len(deliveries), "discard")
 
+    async def pause(self) -> None:
+        await self._consumer.pause()
+
+    async def resume(self) -> None:
+        await self._consumer.resume()
+
     async def stop(self) -> None:
         await self._consumer.stop()
 

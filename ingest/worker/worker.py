@@ -12,12 +12,16 @@ from ingest.domain.messages import Delivery
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
 from ingest.domain.topology import INGEST_BATCHES
+from ingest.worker.brake import PAUSES, Brake, BrakeState, keep_hands_free
 from ingest.worker.cohort import Cohorts, Left
 from ingest.worker.intake import Intake
 
 _BUSY_PAUSES: Final = (0.05, 1.0)
-_FAILED_PAUSES: Final = (0.1, 5.0)
-"""First and longest pause before another attempt, in seconds."""
+"""First and longest pause before another attempt at what somebody else is at, in seconds."""
+_DEFECT_PAUSE: Final = 0.2
+"""Seconds before a delivery that brings out a defect goes back."""
+OUTAGE_HOLD: Final = 600.0
+"""Seconds for which deliveries are held through an outage."""
 _UNDER_WAY: Final = 4
 """Cohorts of one queue under way at once: while one waits for confirms the next is made."""
 
@@ -34,6 +38,7 @@ class Worker:
         trusted_users: AMQP users of the service itself.
         prefetch: queue to most deliveries unacknowledged at a time.
         meter: what is counted.
+        outage_hold: seconds for which deliveries are held through an outage, well below RabbitMQ's `consumer_timeout`.
     """
 
     def __init__(
@@ -45,6 +50,7 @@ class Worker:
         trusted_users: frozenset[str],
         prefetch: Mapping[str, int],
         meter: Meter = NO_METER,
+        outage_hold: float = OUTAGE_HOLD,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -52,7 +58,14 @@ class Worker:
         self._trusted_users = trusted_users
         self._prefetch = prefetch
         self._meter = meter
+        self._outage_hold = outage_hold
+        self._brake = Brake()
         self._stopping = asyncio.Event()
+
+    @property
+    def brake(self) -> BrakeState:
+        """Whether an outage keeps it from working, and since when."""
+        return self._brake.state
 
     async def run(self) -> None:
         """Work until `stop`; then finish what was delivered, acknowledge it and close. Cancelling closes at once."""
@@ -64,9 +77,13 @@ class Worker:
             for queue, prefetch in self._prefetch.items():
                 consumer = await self._broker.consumer(queue, prefetch)
                 # A batch is a thousand tasks: one is a cohort.
-                lanes.append(_Lane(consumer, cohorts, self._stopping, 1 if queue == INGEST_BATCHES else prefetch))
+                size = 1 if queue == INGEST_BATCHES else prefetch
+                lanes.append(_Lane(consumer, cohorts, self._brake, self._stopping, size))
             _log.info("working", prefetch=dict(self._prefetch))
             async with asyncio.TaskGroup() as group:
+                consumers = [lane.consumer for lane in lanes]
+                ready = [self._store.ready, publisher.ready]
+                group.create_task(keep_hands_free(self._brake, consumers, ready, self._outage_hold))
                 for lane in lanes:
                     group.create_task(lane.run())
             _log.info("worker stopped")
@@ -78,14 +95,16 @@ class Worker:
     def stop(self) -> None:
         """Take no more, finish what is in flight. To be called in the event loop's thread."""
         self._stopping.set()
+        self._brake.stop()
 
 
 class _Lane:
     """One queue: receives, attempts, and tries again what could not be finished."""
 
-    def __init__(self, consumer: Consumer, cohorts: Cohorts, stopping: asyncio.Event, size: int) -> None:
+    def __init__(self, consumer: Consumer, cohorts: Cohorts, brake: Brake, stopping: asyncio.Event, size: int) -> None:
         self.consumer = consumer
         self._cohorts = cohorts
+        self._brake = brake
         self._stopping = stopping
         self._size = size
         self._slots = asyncio.Semaphore(_UNDER_WAY)
@@ -104,23 +123,39 @@ class _Lane:
 
     async def _carry_through(self, deliveries: Sequence[Delivery]) -> None:
         """Attempt until nothing is left, the deliveries are lost, or it is time to stop. Holds a slot on entry."""
-        busy, failed = _BUSY_PAUSES[0], _FAILED_PAUSES[0]
+        busy, failed = _BUSY_PAUSES[0], PAUSES[0]
         while True:
             try:
-                left = await self._attempt(deliveries)
+                left = await self._attempt_when_possible(deliveries)
             finally:
                 self._slots.release()
             if not left.busy and not left.failed:
                 return
             pause = failed if left.failed else busy
-            if await self._stopped_within(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
+            # With the brake on it is the brake that decides on the next attempt.
+            if not self._brake.state.on and await self._stopped_within(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
                 return  # the broker delivers them again
             if left.failed:
-                failed = min(failed * 2, _FAILED_PAUSES[1])
+                failed = min(failed * 2, PAUSES[1])
             else:
                 busy = min(busy * 2, _BUSY_PAUSES[1])
+            deliveries = [*left.busy, *left.failed]
             await self._slots.acquire()
-            deliveries = [each for each in (*left.busy, *left.failed) if self.consumer.alive(each)]
+
+    async def _attempt_when_possible(self, deliveries: Sequence[Delivery]) -> Left:
+        """One attempt, once the brake lets it through, at those deliveries that are still alive."""
+        if not await self._brake.passed():
+            return Left()  # time to stop: the broker delivers them again
+        got_somewhere = None
+        try:
+            alive = [each for each in deliveries if self.consumer.alive(each)]
+            if not alive:
+                return Left()
+            left = await self._attempt(alive)
+            got_somewhere = not left.failed or len(left.busy) + len(left.failed) < len(alive)
+            return left
+        finally:
+            self._brake.tell(got_somewhere)
 
     async def _attempt(self, deliveries: Sequence[Delivery]) -> Left:
         try:
@@ -130,6 +165,7 @@ class _Lane:
             # ends in the dead-letter queue, and the others get through.
             _log.exception("attempt failed", submissions=len(deliveries))
             if len(deliveries) == 1:
+                await asyncio.sleep(_DEFECT_PAUSE)
                 await self.consumer.requeue(deliveries)
                 return Left()
         left = Left()
