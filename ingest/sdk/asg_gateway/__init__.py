@@ -3,9 +3,12 @@
 >>> from asg_gateway import ASGGatewayClient
 >>> client = ASGGatewayClient(api_key)                                     # doctest: +SKIP
 >>> client.submit_task(task_type="sentiment", data_url=..., label_spec=...)  # doctest: +SKIP
+
+Any number of tasks from a file: the command `asg-submit`; from a program: `submit_many`.
 """
 
 from asg_gateway._async_client import AsyncASGGatewayClient
+from asg_gateway._bulk.many import Submitted, submit_many
 from asg_gateway._client import ASGGatewayClient
 from asg_gateway._errors import (
     APIError,
@@ -40,9 +43,11 @@ __all__ = [
     "QuotaExhaustedError",
     "RateLimitedError",
     "ServerError",
+    "Submitted",
     "Task",
     "TaskResult",
     "TimedOutError",
     "TransportError",
     "__version__",
+    "submit_many",
 ]

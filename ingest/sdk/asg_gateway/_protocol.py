@@ -3,6 +3,7 @@
 Keys travel in the body, for tasks and batches alike: a header could not hold every key the gateway takes.
 """
 
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from asg_gateway._tasks import encode, part_key, split
 from asg_gateway._version import __version__
 
 BASE_URL = "https://api.asgrefinery.io"
+USER_AGENT = f"asg-gateway-python/{__version__} httpx/{httpx.__version__} python/{platform.python_version()}"
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def client_options(api_key: str, base_url: str) -> dict[str, Any]:
         raise ValueError("api_key must be the key as it was issued, without spaces")
     if not _is_base_url(base_url):
         raise ValueError(f"base_url must be like {BASE_URL}, without credentials, query or fragment")
-    headers = {"Authorization": f"Bearer {api_key}", "User-Agent": f"asg-gateway-python/{__version__}"}
+    headers = {"Authorization": f"Bearer {api_key}", "User-Agent": USER_AGENT}
     return {"base_url": base_url, "headers": headers}
 
 

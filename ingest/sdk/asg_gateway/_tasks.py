@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 MAX_TASKS = 1_000
 MAX_BYTES = 8 * 1024 * 1024
-_ROOM = 16 * 1024
+ROOM = 16 * 1024
 """Bytes left for what stands around the tasks."""
 _MAX_KEY = 255
 
@@ -63,9 +63,9 @@ def split(tasks: Iterable[bytes]) -> list[list[bytes]]:
     size = 0
     for index, task in enumerate(tasks):
         length = len(task) + 1
-        if length > MAX_BYTES - _ROOM:
+        if length > MAX_BYTES - ROOM:
             raise ValueError(f"tasks[{index}] must be smaller: it is {len(task):,} bytes, a request takes 8 MiB")
-        if len(parts[-1]) == MAX_TASKS or size + length > MAX_BYTES - _ROOM:
+        if len(parts[-1]) == MAX_TASKS or size + length > MAX_BYTES - ROOM:
             parts.append([])
             size = 0
         parts[-1].append(task)

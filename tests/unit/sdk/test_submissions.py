@@ -44,7 +44,7 @@ def test_what_is_sent() -> None:
     (request,) = gateway.requests
     assert str(request.url) == "https://gateway.example/v1/tasks"
     assert request.headers["Authorization"] == "Bearer secret-key"
-    assert request.headers["User-Agent"] == f"asg-gateway-python/{asg_gateway.__version__}"
+    assert request.headers["User-Agent"].startswith(f"asg-gateway-python/{asg_gateway.__version__} httpx/")
     body = {"type": "sentiment", "data_url": "https://a.example/x", "label_spec": SPEC, "idempotency_key": "k"}
     assert gateway.bodies == [body]
 

@@ -1,0 +1,82 @@
+"""`submit_many`: any number of tasks from a program."""
+
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from asg_gateway._async_client import AsyncASGGatewayClient
+from asg_gateway._bulk.engine import run
+from asg_gateway._bulk.items import Chunk, Item
+from asg_gateway._results import BatchResult
+from asg_gateway._tasks import MAX_BYTES, MAX_TASKS, ROOM, encode
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """What became of one chunk of tasks.
+
+    Attributes:
+        task_ids: of the tasks that were accepted, now or before, by their index among all.
+        refused: index to (field, sentence) of each field that is wrong.
+        results: of the requests, as `submit_batch` returns them.
+    """
+
+    task_ids: Mapping[int, str]
+    refused: Mapping[int, tuple[tuple[str, str], ...]]
+    results: tuple[BatchResult, ...]
+
+
+async def submit_many(
+    client: AsyncASGGatewayClient,
+    tasks: Iterable[Mapping[str, Any]],
+    *,
+    callback_url: str | None = None,
+    idempotency_key: str | None = None,
+    concurrency: int = 4,
+) -> AsyncIterator[Submitted]:
+    """Submit any number of tasks, in chunks of up to 1,000 and 8 MiB, `concurrency` of them in flight.
+
+    A task that the gateway refuses does not hold its neighbours up. Memory does not grow with the number of tasks.
+    Repeated with the same tasks and the same `idempotency_key`, nothing is submitted twice.
+
+    Yields:
+        Each chunk as it is known, not in order.
+
+    Raises:
+        ASGGatewayError: for a reason that is not in single tasks, such as the quota, after what was in flight.
+        ValueError: a task above 8 MiB, or a value that JSON cannot hold (TypeError: a type).
+    """
+    if concurrency < 1:
+        raise ValueError("concurrency must be 1 or more")
+    if idempotency_key == "":
+        raise ValueError("idempotency_key must be 1 to 255 characters, or None for a new one")
+    chunks = _chunks(tasks, idempotency_key or str(uuid.uuid4()))
+    async for _, outcome in run(client, chunks, callback_url=callback_url, concurrency=concurrency):
+        if outcome is not None:
+            yield Submitted(
+                {
+                    item.number: task_id
+                    for result, items in outcome.accepted
+                    for item, task_id in zip(items, result.task_ids, strict=False)
+                },
+                {item.number: tuple(faults) for item, faults in outcome.refused},
+                tuple(result for result, _ in outcome.accepted),
+            )
+
+
+def _chunks(tasks: Iterable[Mapping[str, Any]], key: str) -> Iterator[Chunk]:
+    chunk, room = Chunk(), MAX_BYTES - ROOM
+    for index, task in enumerate(tasks):
+        content = encode(task)
+        if len(content) + 1 > MAX_BYTES - ROOM:
+            raise ValueError(f"tasks[{index}] must be smaller: it is {len(content):,} bytes, a request takes 8 MiB")
+        if len(chunk.items) == MAX_TASKS or len(content) + 1 > room:
+            yield chunk
+            chunk, room = Chunk(), MAX_BYTES - ROOM
+        # Decoded anew: the caller may change its task before it is sent.
+        chunk.items.append(Item(index, json.loads(content), f"{key}/{index}"))
+        room -= len(content) + 1
+    if chunk.items:
+        yield chunk

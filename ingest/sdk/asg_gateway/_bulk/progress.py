@@ -1,0 +1,101 @@
+"""How far it is: a bar where there is a terminal and rich (extra `bulk`), else a line now and then."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+_EVERY = 10.0
+"""Seconds between two lines."""
+
+
+@dataclass
+class Counts:
+    """Tasks and lines of a run. `replayed` were accepted in an earlier run, `skipped` are done as the journal says."""
+
+    accepted: int = 0
+    replayed: int = 0
+    skipped: int = 0
+    refused: int = 0
+
+    @property
+    def all(self) -> int:
+        return self.accepted + self.replayed + self.skipped + self.refused
+
+    def sentence(self) -> str:
+        """What there is to tell, in one line."""
+        told = [f"{self.accepted:,} accepted"]
+        told += [f"{self.replayed:,} accepted before"] if self.replayed else []
+        told += [f"{self.skipped:,} skipped, done as the journal says"] if self.skipped else []
+        told += [f"{self.refused:,} refused"] if self.refused else []
+        return ", ".join(told)
+
+
+class Progress(Protocol):
+    """Shows counts; `position` is how many bytes of the file are read."""
+
+    def show(self, counts: Counts, position: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def show(self, counts: Counts, position: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class Lines:
+    """A line on standard error every ten seconds."""
+
+    def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._total = total
+        self._clock = clock
+        self._began = self._last = clock()
+
+    def show(self, counts: Counts, position: int) -> None:
+        now = self._clock()
+        if now - self._last < _EVERY:
+            return
+        self._last = now
+        share = f"{position / self._total:4.0%}, " if self._total else ""
+        say(f"{share}{counts.sentence()}, {counts.all / (now - self._began):,.0f}/s")
+
+    def close(self) -> None: ...
+
+
+class Bar:
+    """rich's progress bar on standard error."""
+
+    def __init__(self, rich_progress: Any, total: int | None) -> None:
+        self._bar = rich_progress
+        self._task = rich_progress.add_task("submitting", total=total, counts="")
+        self._bar.start()
+
+    def show(self, counts: Counts, position: int) -> None:
+        self._bar.update(self._task, completed=position, counts=counts.sentence())
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+def progress(total: int | None, *, quiet: bool) -> Progress:
+    """The best that this terminal and this installation can do. `total` in bytes, None where it is not known."""
+    if quiet:
+        return Silent()
+    if sys.stderr.isatty():
+        try:
+            from rich import progress as rich
+            from rich.console import Console
+        except ImportError:
+            return Lines(total)
+        columns = (rich.BarColumn(), rich.TaskProgressColumn(), rich.TimeRemainingColumn(), "{task.fields[counts]}")
+        return Bar(rich.Progress(*columns, console=Console(stderr=True)), total)
+    return Lines(total)
+
+
+def say(text: str) -> None:
+    """A line on standard error."""
+    sys.stderr.write(f"asg-submit: {text}\n")
+    sys.stderr.flush()

@@ -1,0 +1,60 @@
+"""What a run leaves behind: the lines that were refused and why, and the ids of the tasks that were accepted."""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from asg_gateway._bulk.checks import Fault
+from asg_gateway._bulk.engine import Outcome
+from asg_gateway._bulk.items import Chunk
+
+
+class Report:
+    """JSON lines. The errors are those of this run, the ids are added to those of earlier ones.
+
+    Args:
+        errors: `{"line", "errors": [{"field", "error"}], "task" or "text"}` a line that was refused; absent if none.
+        ids: `{"line", "task_id", "batch_id"}` a task that was accepted; None for none.
+    """
+
+    def __init__(self, errors: Path, ids: Path | None) -> None:
+        self._path = errors
+        self._path.unlink(missing_ok=True)
+        self._errors: IO[str] | None = None
+        self._ids: IO[str] | None = None if ids is None else ids.open("a", encoding="utf-8")
+
+    def add(self, chunk: Chunk, outcome: Outcome | None) -> None:
+        """Write down what became of a chunk."""
+        rows: list[tuple[int, Sequence[Fault], dict[str, Any]]] = [
+            (row.number, row.faults, {"text": row.text} if row.task is None else {"task": row.task})
+            for row in chunk.wrong
+        ]
+        if outcome is not None:
+            rows += [(item.number, faults, {"task": item.original()}) for item, faults in outcome.refused]
+            self._write_ids(outcome)
+        if rows:
+            self._write_errors(sorted(rows, key=lambda row: row[0]))
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in (self._errors, self._ids):
+            if file is not None:
+                file.close()
+
+    def _write_errors(self, rows: Iterable[tuple[int, Sequence[Fault], dict[str, Any]]]) -> None:
+        if self._errors is None:
+            self._errors = self._path.open("w", encoding="utf-8", errors="backslashreplace")
+        for number, faults, shown in rows:
+            errors = [{"field": field, "error": sentence} for field, sentence in faults]
+            self._errors.write(json.dumps({"line": number, "errors": errors, **shown}, ensure_ascii=False) + "\n")
+        self._errors.flush()
+
+    def _write_ids(self, outcome: Outcome) -> None:
+        if self._ids is None:
+            return
+        for result, items in outcome.accepted:
+            for item, task_id in zip(items, result.task_ids, strict=False):
+                entry = {"line": item.number, "task_id": task_id, "batch_id": result.batch_id}
+                self._ids.write(json.dumps(entry) + "\n")
+        self._ids.flush()

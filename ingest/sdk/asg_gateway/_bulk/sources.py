@@ -1,0 +1,98 @@
+"""Rows out of a file: one task a line of JSONL, or one a row of CSV. Never more than one row in memory."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO, NoReturn
+
+from asg_gateway._bulk import table
+from asg_gateway._bulk.checks import Fault, faults
+from asg_gateway._tasks import MAX_BYTES
+
+_BOM = b"\xef\xbb\xbf"
+_SHOWN = 1_000
+"""Characters of a line that is no JSON which a report shows."""
+
+
+class SourceError(Exception):
+    """The file cannot be read as what it is said to be; the message says where and what to change."""
+
+
+@dataclass(slots=True)
+class Row:
+    """One task, or what is wrong with it. `number` is that of its (first) line, from 1; `text` is for the report."""
+
+    number: int
+    task: dict[str, Any] | None = None
+    faults: list[Fault] = field(default_factory=list)
+    text: str | None = None
+
+
+def jsonl(file: BinaryIO) -> Iterator[Row]:
+    """Lines that are empty or blank are passed over."""
+    number = 0
+    while line := file.readline(MAX_BYTES + 1):
+        number += 1
+        if len(line) > MAX_BYTES:
+            yield Row(number, None, [("", "the line must be smaller: a request takes 8 MiB")], _shown(line))
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_BYTES)
+            continue
+        line = line.removeprefix(_BOM).strip()
+        if line:
+            yield _parsed(number, line)
+
+
+def csv_rows(file: BinaryIO) -> Iterator[Row]:
+    """The first row names the columns, see `table`. Raises SourceError."""
+    csv.field_size_limit(MAX_BYTES)
+    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, strict=True)
+    try:
+        columns = [name.strip() for name in next(reader, [])]
+        if sentence := table.wrong_columns(columns):
+            raise SourceError(sentence)
+        number = reader.line_num + 1
+        for cells in reader:
+            if any(cells):
+                task, wrong = table.task_of(columns, cells)
+                wrong = wrong or faults(task) or _unsendable(task)
+                yield Row(
+                    number, task or None, wrong, None if task else _shown(",".join(cells).encode(errors="replace"))
+                )
+            number = reader.line_num + 1
+    except csv.Error as error:
+        raise SourceError(f"line {reader.line_num}: {error}") from None
+    finally:
+        text.detach()
+
+
+def _parsed(number: int, line: bytes) -> Row:
+    try:
+        task = json.loads(line.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        return Row(number, None, [("", f"the line is not UTF-8 (byte {error.start})")], _shown(line))
+    except (ValueError, RecursionError) as error:
+        return Row(number, None, [("", f"the line is not JSON: {error or 'nested too deeply'}")], _shown(line))
+    if wrong := faults(task) or _unsendable(task):
+        return Row(number, task if isinstance(task, dict) else None, wrong, _shown(line))
+    return Row(number, task)
+
+
+def _unsendable(task: object) -> list[Fault]:
+    """Python reads some things as JSON that it could not write, or that are no UTF-8."""
+    try:
+        json.dumps(task, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return [("", "the line holds text that is not Unicode, or a number out of range")]
+    return []
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _shown(line: bytes) -> str:
+    return line[:_SHOWN].decode(errors="replace").strip()
