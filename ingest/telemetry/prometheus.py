@@ -2,7 +2,7 @@
 
 import os
 import platform
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -82,16 +82,16 @@ class _Histogram(prometheus_client.Histogram):
     """A histogram that takes many values at once: one change a bucket, not two a value."""
 
     def observe_all(self, values: Iterable[float]) -> None:
+        values = sorted(values)
         bounds = self._upper_bounds
-        counts: dict[int, int] = {}
-        total = 0.0
-        for value in values:
-            index = bisect_left(bounds, value)
-            counts[index] = counts.get(index, 0) + 1
-            total += value
-        self._sum.inc(total)
-        for index, count in counts.items():
-            self._buckets[index].inc(count)
+        done, end = 0, len(values)
+        while done < end:
+            index = bisect_left(bounds, values[done])
+            # All that fall into the same bucket stand together.
+            after = bisect_right(values, bounds[index], done)
+            self._buckets[index].inc(after - done)
+            done = after
+        self._sum.inc(sum(values))
 
 
 def _make(metric: Metric, registry: CollectorRegistry) -> Any:

@@ -1,7 +1,7 @@
 """What a finished cohort adds to the metrics: one pass over its works, one call a series."""
 
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,33 +15,41 @@ _OLDEST: Final = 366 * 86_400
 
 
 def finished(meter: Meter, works: Sequence[Work]) -> None:
-    """Works that are settled and about to be acknowledged."""
+    """Works of one queue that are settled and about to be acknowledged."""
+    if not works:
+        return
+    kind = "batch" if works[0].delivery.queue == INGEST_BATCHES else "task"
     now = time.time()
-    ages: dict[tuple[str, str], list[float]] = defaultdict(list)
-    outcomes: Counter[tuple[str, str, str]] = Counter()
-    tasks: Counter[str] = Counter()
-    mismatches = 0
+    ages: dict[str, list[float]] = {"http": [], "amqp": []}
+    http, amqp = ages["http"].append, ages["amqp"].append
+    tasks = {"http": 0, "amqp": 0}
+    others = []
     for each in works:
-        kind = "batch" if each.delivery.queue == INGEST_BATCHES else "task"
-        if each.entries and each.decision is None:
-            door = "http"
-            submitted = each.entries[0].created_at / 1000
+        if each.decision is not None:
+            amqp(now - _sent(each, now))
+            tasks["amqp"] += len(each.first)
+        elif each.entries:
+            http(now - each.entries[0].created_at / 1000)
+            tasks["http"] += len(each.first)
         else:
-            door = "amqp"
-            outcomes[(kind, each.outcome, each.reason)] += 1
-            mismatches += each.mismatch
-            if not each.entries:
-                continue
-            submitted = _sent(each, now)
-        ages[(door, kind)].append(max(0.0, now - submitted))
-        tasks[door] += len(each.first)
-    for (door, kind), values in ages.items():
-        meter.observe(metrics.ACCEPTANCE_AGE, values, door, kind)
-    for door, count in tasks.items():
-        meter.add(metrics.ACCEPTED_TASKS, count, door)
-    for (kind, outcome, reason), count in outcomes.items():
+            others.append((each.outcome, each.reason, each.mismatch))
+    for door, values in ages.items():
+        if values:
+            if min(values) < 0:  # the clocks of two hosts
+                values = [max(0.0, value) for value in values]
+            meter.observe(metrics.ACCEPTANCE_AGE, values, door, kind)
+            meter.add(metrics.ACCEPTED_TASKS, tasks[door], door)
+    if ages["amqp"]:
+        meter.add(metrics.SUBMISSIONS, len(ages["amqp"]), "amqp", kind, "accepted", "")
+    if others:
+        _count(meter, kind, others)
+
+
+def _count(meter: Meter, kind: str, others: list[tuple[str, str, bool]]) -> None:
+    """Direct submissions that were not accepted: outcome, reason, whether the body was another than the original."""
+    for (outcome, reason), count in Counter([(outcome, reason) for outcome, reason, _ in others]).items():
         meter.add(metrics.SUBMISSIONS, count, "amqp", kind, outcome, reason)
-    if mismatches:
+    if mismatches := sum([mismatch for _, _, mismatch in others]):
         meter.add(metrics.PAYLOAD_MISMATCHES, mismatches, "amqp")
 
 
