@@ -23,16 +23,21 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Entry, Step, head_entry, item_entries
 from ingest.domain.ports import Ledger, Quotas
 from ingest.domain.submissions import Submission
+from ingest.domain.trace import Trace
 
 DEFAULT_LEASE: Final = 30.0
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """A submission to admit. `origin` is the AMQP message_id of a direct submission, else empty."""
+    """A submission to admit. `origin` is the AMQP message_id of a direct submission, else empty.
+
+    `trace` is the client's, to be passed on.
+    """
 
     submission: Submission
     customer: Customer
     origin: str = ""
+    trace: Trace | None = None
 
 
 class Verdict(StrEnum):

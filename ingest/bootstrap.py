@@ -85,14 +85,14 @@ async def shim(
     adapt: Adapt = as_they_are,
 ) -> None:
     """Serve HTTP until `stop`."""
-    telemetry = Telemetry(place, settings.watchdog)
+    telemetry = _telemetry(settings, "ingest serve", place)
     async with _adapters(settings, "ingest serve", telemetry, adapt) as (broker, store):
         await _serve(settings, broker, store, listener, telemetry, stop)
 
 
 async def worker(settings: Settings, place: Place | None, stop: asyncio.Event, *, adapt: Adapt = as_they_are) -> None:
     """Consume until `stop`."""
-    telemetry = Telemetry(place, settings.watchdog)
+    telemetry = _telemetry(settings, "ingest work", place)
     async with _adapters(settings, "ingest work", telemetry, adapt) as (broker, store):
         await _work(settings, broker, store, telemetry, stop)
 
@@ -105,7 +105,7 @@ async def both(
     prepare: Callable[[Store], Awaitable[None]],
 ) -> None:
     """Shim and worker in one process; the worker stops last, so that it sees what the shim has taken."""
-    telemetry = Telemetry(place, settings.watchdog)
+    telemetry = _telemetry(settings, "ingest dev", place)
     async with _adapters(settings, "ingest dev", telemetry) as (broker, store):
         await prepare(store)
         served = asyncio.Event()
@@ -154,6 +154,24 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
+def _telemetry(settings: Settings, role: str, place: Place | None) -> Telemetry:
+    """Also names the process in its log lines. Raises ConfigurationError."""
+    structlog.contextvars.bind_contextvars(role=role.removeprefix("ingest "))
+    if place is not None and place.shared is not None:
+        structlog.contextvars.bind_contextvars(process=place.process)
+    tracing = None
+    if settings.tracing:
+        try:
+            # Only here: who has no traces needs no OpenTelemetry.
+            from ingest.telemetry.otel import open_telemetry
+        except ImportError as error:
+            raise ConfigurationError(
+                f"INGEST_TRACING needs OpenTelemetry: pip install 'asg-gateway[server,otel]' ({error})"
+            ) from error
+        tracing = open_telemetry(role)
+    return Telemetry(place, settings.watchdog, tracing)
+
+
 @asynccontextmanager
 async def _adapters(
     settings: Settings, purpose: str, telemetry: Telemetry, adapt: Adapt = as_they_are
@@ -164,7 +182,8 @@ async def _adapters(
         plain_store = await open_store(settings)
         stack.push_async_callback(plain_store.close)
         adapted_broker, adapted_store = adapt(plain_broker, plain_store)
-        broker, store = telemetry.broker(adapted_broker), telemetry.store(adapted_store)
+        system = "rabbitmq" if isinstance(plain_broker, RabbitBroker) else "ingest.embedded"
+        broker, store = telemetry.broker(adapted_broker, system), telemetry.store(adapted_store)
         await stack.enter_async_context(telemetry.running())
         async with asyncio.TaskGroup() as group:
             declaring = group.create_task(_declare(broker))

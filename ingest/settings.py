@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     watchdog: float = Field(
         60.0, gt=0, le=3600, description="not ready when deliveries are held and none was settled for so long, seconds"
     )
+    tracing: bool = Field(False, description="traces with OpenTelemetry (extra `otel`), configured by OTEL_* variables")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error")
     log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal")
 

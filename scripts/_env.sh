@@ -23,7 +23,7 @@ prepare() {
     # --group needs pip 25.1.
     .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' >&2
     if [ "${1:-server}" = dev ]; then
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server]' --group dev >&2
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server,otel]' --group dev >&2
     else
         .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server]' >&2
     fi

@@ -10,6 +10,7 @@ from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.messages import Message
 from ingest.domain.submissions import Submission
 from ingest.domain.topology import SUBMISSIONS
+from ingest.domain.trace import Trace
 
 TYPE = "ingest.admitted.v1"
 """The AMQP `type` property of such a message. Believed only from the service's own, broker-checked `user_id`."""
@@ -28,8 +29,8 @@ _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(Admitted).decode
 
 
-def to_message(admitted: Admitted) -> Message:
-    """The message that carries it to the workers."""
+def to_message(admitted: Admitted, trace: Trace | None = None) -> Message:
+    """The message that carries it to the workers; the client's trace stands in its headers."""
     submission = admitted.submission
     return Message(
         exchange=SUBMISSIONS,
@@ -37,6 +38,7 @@ def to_message(admitted: Admitted) -> Message:
         body=_encode(admitted),
         message_id=submission.id,
         type=TYPE,
+        headers=trace.headers() if trace is not None else {},
     )
 
 

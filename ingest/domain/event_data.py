@@ -29,6 +29,14 @@ class _CloudEvent(TypedDict):
     source: Literal["/asg/ingest"]
     time: Time
     datacontenttype: Literal["application/json"]
+    traceparent: NotRequired[
+        Annotated[
+            str,
+            Field(description="W3C Trace Context of the submission, where it came with one or tracing is on."),
+            StringConstraints(pattern="^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"),
+        ]
+    ]
+    tracestate: NotRequired[Annotated[str, Field(max_length=512)]]
 
 
 class TaskAcceptedData(TypedDict):

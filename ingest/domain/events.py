@@ -14,6 +14,7 @@ from ingest.domain.errors import InvalidSubmission
 from ingest.domain.messages import CLOUDEVENTS, Message
 from ingest.domain.submissions import Submission, Task
 from ingest.domain.topology import EVENTS
+from ingest.domain.trace import Trace
 
 SOURCE = "/asg/ingest"
 TASK_ACCEPTED = "io.asgrefinery.task.accepted"
@@ -91,6 +92,12 @@ def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission, 
         "errors": error.errors,
     }
     return _event(REJECTED, f"rejected:{digest}", cust_id, now, data, "submission.rejected", False)
+
+
+def traced(event: Message, trace: Trace) -> Message:
+    """The event with its trace, as CloudEvents' distributed tracing extension has it, and in the message's headers."""
+    body = b"{" + trace.json_members() + event.body[1:]
+    return msgspec.structs.replace(event, body=body, headers=event.headers | trace.headers())
 
 
 def _digest(cust_id: str, message_id: str) -> str:

@@ -65,6 +65,7 @@ class Shim:
             return
         headers = dict(scope["headers"])
         tag = (b"x-request-id", request_id(headers))
+        structlog.contextvars.bind_contextvars(request_id=tag[1].decode())
         kind = _SUBMISSIONS.get(scope["path"])
         try:
             if kind is None:
@@ -81,7 +82,7 @@ class Shim:
         except ClientGone:
             return
         except Exception:  # noqa: BLE001 - a defect of ours must not show its inside
-            _log.exception("request failed", path=scope["path"], request_id=tag[1].decode())
+            _log.exception("request failed", path=scope["path"])
             if kind is None:
                 return  # Starlette has answered
             status, body, extra = 500, internal().body(), []
@@ -90,6 +91,7 @@ class Shim:
         await send_json(send, status, body, extra)
 
     def _refused(self, kind: Kind, problem: Problem) -> None:
+        _log.debug("submission refused", kind=kind, status=problem.status, error=problem.message)
         outcome = _OUTCOMES.get(problem.status, "rejected")
         self._meter.add(metrics.SUBMISSIONS, 1, "http", kind, outcome, problem.reason)
         if problem.reason == Reason.KEY_CONFLICT:

@@ -1,6 +1,7 @@
 """Gathers what waits into cohorts. There are no timers: light traffic makes cohorts of one, at once."""
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
@@ -30,6 +31,7 @@ class Coalescer(Generic[T, R]):
         self._limit = waiting
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._context = contextvars.copy_context()
 
     async def submit(self, item: T) -> R:
         """The item's result. Cancelling stops the waiting, not the work. Raises Full."""
@@ -49,7 +51,8 @@ class Coalescer(Generic[T, R]):
     def _start(self) -> None:
         self._free -= 1
         # The task starts after the loop has read what has arrived with this item: they travel together.
-        task = asyncio.get_running_loop().create_task(self._work())
+        # Its log lines are not those of the request that happened to come first.
+        task = asyncio.get_running_loop().create_task(self._work(), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -74,5 +74,6 @@ class Cohorts:
 def _message(decision: Decision) -> Message:
     request = decision.request
     return to_message(
-        Admitted(request.submission, decision.entry.created_at, request.customer.retention, decision.replayed)
+        Admitted(request.submission, decision.entry.created_at, request.customer.retention, decision.replayed),
+        request.trace,
     )

@@ -16,6 +16,7 @@ from ingest.domain.identity import Kind
 from ingest.domain.ledger import Entry
 from ingest.domain.ports import Publisher
 from ingest.domain.submissions import Submission, batch_submission, decode_json, task_submission
+from ingest.domain.trace import trace_of_http
 from ingest.domain.validation import validate_key
 from ingest.shim.coalescer import Coalescer, Full
 from ingest.shim.cohort import Cohorts
@@ -53,9 +54,10 @@ class Submitter:
     async def submit(self, kind: Kind, body: bytes, headers: dict[bytes, bytes], customer: Customer) -> Answer:
         """Status, body and headers of the answer. Raises Problem."""
         try:
-            request = Request(_parse(kind, body, headers.get(b"idempotency-key"), customer), customer)
+            submission = _parse(kind, body, headers.get(b"idempotency-key"), customer)
         except InvalidSubmission as error:
             raise invalid(error) from None
+        request = Request(submission, customer, trace=trace_of_http(headers))
         try:
             async with asyncio.timeout(self._deadline):
                 decision = await self._decide(request)
@@ -123,6 +125,8 @@ def _answer(decision: Decision, represent: bool) -> Answer:
     if decision.request.submission.key is not None:
         headers.append((b"idempotency-key-expires", _http_date(entry.created_at // 1000 + entry.retention)))
     status = 200 if replay else 202
+    # Not above debug: at thousands a second a line each would cost more than it tells, and the metrics count.
+    _log.debug("submission answered", status=status, cust_id=entry.cust_id, id=entry.id)
     if decision.request.submission.kind == "task":
         return status, task_body(entry, replay), headers
     if represent:

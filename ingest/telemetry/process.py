@@ -5,6 +5,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 import msgspec
 
@@ -28,15 +29,31 @@ class Place(msgspec.Struct, frozen=True):
     shared: Shared | None = None
 
 
+class Tracing(Protocol):
+    """Wraps what has spans; `ingest.telemetry.otel` has the only one."""
+
+    def app(self, app: App) -> App: ...
+
+    def broker(self, broker: Broker, system: str) -> Broker:
+        """`system`: OpenTelemetry's name of it."""
+        ...
+
+    async def close(self) -> None:
+        """Send what is left."""
+        ...
+
+
 class Telemetry:
-    """Wraps the ports of one process.
+    """Wraps the ports of one process. What is off wraps nothing and costs nothing.
 
     Args:
-        place: where it shows itself; None wraps nothing and costs nothing.
+        place: where it shows itself, if anywhere.
         watchdog: seconds after which deliveries that are held and not settled are a problem.
+        tracing: where its spans go, if anywhere.
     """
 
-    def __init__(self, place: Place | None, watchdog: float) -> None:
+    def __init__(self, place: Place | None, watchdog: float, tracing: Tracing | None = None) -> None:
+        self._tracing = tracing
         self.meter: Meter = NO_METER
         self._place = place
         self._watchdog = watchdog
@@ -50,7 +67,9 @@ class Telemetry:
             self._prometheus = PrometheusMeter(place.process, place.shared.directory if place.shared else None)
             self.meter = self._prometheus
 
-    def broker(self, broker: Broker) -> Broker:
+    def broker(self, broker: Broker, system: str) -> Broker:
+        if self._tracing is not None:
+            broker = self._tracing.broker(broker, system)
         if self._place is None:
             return broker
         self._broker = MeteredBroker(broker, self.meter)
@@ -66,6 +85,8 @@ class Telemetry:
         return Admission(store, lease=lease) if self._place is None else MeteredAdmission(store, self.meter, lease)
 
     def app(self, app: App) -> App:
+        if self._tracing is not None:
+            app = self._tracing.app(app)
         if self._place is None:
             return app
         self._app = MeteredApp(app, self.meter)
@@ -74,6 +95,15 @@ class Telemetry:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Look, and show, while the body runs. Broker and store are to be wrapped before."""
+        try:
+            async with self._shown():
+                yield
+        finally:
+            if self._tracing is not None:
+                await self._tracing.close()
+
+    @asynccontextmanager
+    async def _shown(self) -> AsyncIterator[None]:
         if self._place is None or self._broker is None or self._store is None:
             yield
             return

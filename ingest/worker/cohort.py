@@ -100,6 +100,9 @@ class Cohorts:
             await self._resume(plan, arrived.admitted)
         if arrived.direct:
             await self._admit(plan, arrived.direct)
+        for each in plan.works:
+            if each.delivery.headers:
+                work.pass_trace_on(each)
 
     async def _resume(self, plan: _Plan, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
         """What the shim has admitted and no worker has finished."""

@@ -11,8 +11,9 @@ from ingest.domain import events
 from ingest.domain.admitted import Admitted
 from ingest.domain.errors import Reason
 from ingest.domain.ledger import Entry, Phase, head_entry, item_entries
-from ingest.domain.messages import Delivery, Message
+from ingest.domain.messages import CLOUDEVENTS, Delivery, Message
 from ingest.domain.submissions import Submission
+from ingest.domain.trace import Trace, trace_of
 from ingest.worker.refusals import Refusal, dead_letter, digest
 
 _rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
@@ -64,6 +65,20 @@ def direct(delivery: Delivery, decision: Decision) -> Work:
     replayed = decision.replayed
     first, last = _events(submission, decision.entry.created_at, frozenset(replayed), replayed)
     return Work(delivery, first, last, decision.owned, decision)
+
+
+def pass_trace_on(work: Work) -> None:
+    """Put the trace that the delivery came with, if any, into all that goes out for it."""
+    trace = trace_of(work.delivery.headers)
+    if trace is not None:
+        work.first = [_traced(message, trace) for message in work.first]
+        work.last = [_traced(message, trace) for message in work.last]
+
+
+def _traced(message: Message, trace: Trace) -> Message:
+    if message.content_type == CLOUDEVENTS:
+        return events.traced(message, trace)
+    return msgspec.structs.replace(message, headers=message.headers | trace.headers())
 
 
 def ids_to_read(submission: Submission) -> list[str]:

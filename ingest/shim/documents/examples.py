@@ -37,3 +37,4 @@ BATCH_ANSWER: Final = {"batch_id": BATCH_ID, "task_count": 2, "status": "accepte
 REPLAY: Final = {"idempotent": True}
 EXPIRES: Final = "Thu, 16 Apr 2026 12:00:00 GMT"
 REQUEST_ID: Final = "5f2a9c0e7d31b864"
+TRACEPARENT: Final = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

@@ -34,6 +34,13 @@ _SUBMISSION_PROPERTIES: Final = {
         "type": {"not": {"const": ADMITTED}, "description": "Any but the service's own."},
     },
 }
+_TRACE_HEADERS: Final = {
+    "type": "object",
+    "properties": {
+        "traceparent": {"type": "string", "description": "W3C Trace Context.", "examples": [examples.TRACEPARENT]},
+        "tracestate": {"type": "string"},
+    },
+}
 _EVENT_PROPERTIES: Final = {
     "type": "object",
     "required": ["message_id", "content_type", "delivery_mode"],
@@ -131,6 +138,7 @@ def _submission(model: Any, summary: str, body: Mapping[str, Any]) -> dict[str, 
             "description": "Where the body has a key of its own; else it is the property message_id.",
             "location": "$message.payload#/idempotency_key",
         },
+        "headers": _TRACE_HEADERS,
         "payload": ref(model),
         "x-amqp-properties": _SUBMISSION_PROPERTIES,
         "examples": [{"name": model.__name__, "summary": summary, "payload": body}],
@@ -143,6 +151,7 @@ def _event(model: Any, correlation: str, sent: Mapping[str, Message]) -> dict[st
         "summary": (model.__doc__ or "").strip(),
         "contentType": CLOUDEVENTS,
         "correlationId": {"location": f"$message.payload#/data/{correlation}"},
+        "headers": _TRACE_HEADERS,
         "payload": ref(model),
         "x-amqp-properties": _EVENT_PROPERTIES,
         "examples": [

@@ -86,7 +86,7 @@ def _submit_task() -> dict[str, Any]:
         "tags": ["Submit"],
         "summary": "Submit a task",
         "operationId": "submit_task",
-        "parameters": _named("Idempotency-Key", "X-Request-Id"),
+        "parameters": _named("Idempotency-Key", "X-Request-Id", "traceparent"),
         "requestBody": _body(TaskBody, {"task": examples.TASK}),
         "responses": {
             "202": answer("Accepted.", TaskAnswer, {"accepted": said}, _NEW),
@@ -108,7 +108,7 @@ def _submit_batch() -> dict[str, Any]:
         "description": "An item whose own key was used before is a replay within the batch. Items with one key are "
         "one task. A top-level `callback_url` is for each task without one.",
         "operationId": "submit_batch",
-        "parameters": _named("Idempotency-Key", "Prefer", "X-Request-Id"),
+        "parameters": _named("Idempotency-Key", "Prefer", "X-Request-Id", "traceparent"),
         "requestBody": _body(BatchBody, {"batch": examples.BATCH}),
         "responses": {
             "202": answer("Accepted.", BatchAnswer, accepted, [*_NEW, "Preference-Applied"]),
@@ -178,10 +178,12 @@ def _parameters() -> dict[str, Any]:
     )
     prefer = "`return=representation` adds `task_ids` to the answer."
     request_id = "Names the request in the service's log; echoed where it is 1 to 200 printable ASCII characters."
+    trace = "W3C Trace Context, with `tracestate`: goes on into the events. One that is not valid is ignored."
     return {
         "Idempotency-Key": _parameter("header", "Idempotency-Key", key, _HEADER_KEY, "order-10042-line-3"),
         "Prefer": _parameter("header", "Prefer", prefer, {"type": "string"}, "return=representation"),
         "X-Request-Id": _parameter("header", "X-Request-Id", request_id, {"type": "string"}, examples.REQUEST_ID),
+        "traceparent": _parameter("header", "traceparent", trace, {"type": "string"}, examples.TRACEPARENT),
         "task_id": _parameter("path", "task_id", "As it was answered.", _plain(TaskId), examples.TASK_ID),
         "batch_id": _parameter("path", "batch_id", "As it was answered.", _plain(BatchId), examples.BATCH_ID),
     }

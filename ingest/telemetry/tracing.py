@@ -1,0 +1,297 @@
+"""Traces with OpenTelemetry, by its semantic conventions for HTTP and messaging (RabbitMQ).
+
+It wraps: the flow passes `traceparent` on by itself (`domain.trace`), so it is enough to put the context of each span
+where the next will look. A submission is one trace:
+
+    POST /v1/tasks > send asg.submissions > process ingest.tasks > send asg.events
+
+Lists have spans of their own, which link to their members: `receive`, `settle`, and `send` of several traces at once.
+What is not sampled is passed on as it came.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+import structlog
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.ports import Broker, ConnectionState, Consumer, Publisher
+from ingest.domain.trace import TRACEPARENT, TRACESTATE
+from ingest.telemetry.http import App, Receive, Scope, Send, route_of
+
+_PROPAGATOR: Final = TraceContextTextMapPropagator()
+_NAMES: Final = (TRACEPARENT.encode(), TRACESTATE.encode())
+
+
+class TracedApp:
+    """An ASGI application whose API requests have spans; probes and documents have none."""
+
+    def __init__(self, app: App, tracer: Tracer) -> None:
+        self._app = app
+        self._tracer = tracer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+            await self._app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        route = route_of(scope["path"])
+        span = self._tracer.start_span(
+            f"{scope['method']} {route}",
+            _extract({name.decode(): headers[name].decode("latin-1") for name in _NAMES if name in headers}),
+            SpanKind.SERVER,
+            {
+                "http.request.method": scope["method"],
+                "http.route": route,
+                "url.path": scope["path"],
+                "url.scheme": scope["scheme"],
+                "client.address": (scope.get("client") or ("",))[0],
+                "user_agent.original": headers.get(b"user-agent", b"").decode("latin-1"),
+            },
+        )
+        if not span.is_recording():
+            await self._app(scope, receive, send)
+            return
+
+        async def noted(message: Scope) -> None:
+            if message["type"] == "http.response.start":
+                span.set_attribute("http.response.status_code", message["status"])
+                if message["status"] >= 500:
+                    _fail(span, str(message["status"]))
+            await send(message)
+
+        own = [(name.encode(), value.encode()) for name, value in _inject(span).items()]
+        scope = {**scope, "headers": [*[each for each in scope["headers"] if each[0] not in _NAMES], *own]}
+        # Each request is a task with a context of its own: what is bound here is in its log lines alone.
+        ids = span.get_span_context()
+        structlog.contextvars.bind_contextvars(
+            trace_id=trace.format_trace_id(ids.trace_id), span_id=trace.format_span_id(ids.span_id)
+        )
+        with trace.use_span(span, end_on_exit=True):
+            await self._app(scope, receive, noted)
+
+
+class TracedBroker:
+    """`domain.ports.Broker` around another. `system`: OpenTelemetry's name of it."""
+
+    def __init__(self, broker: Broker, tracer: Tracer, system: str) -> None:
+        self._broker = broker
+        self._tracer = tracer
+        self._system = system
+
+    @property
+    def user(self) -> str | None:
+        return self._broker.user
+
+    def connections(self) -> list[ConnectionState]:
+        return self._broker.connections()
+
+    async def declare(self) -> None:
+        await self._broker.declare()
+
+    async def publisher(self) -> "TracedPublisher":
+        return TracedPublisher(await self._broker.publisher(), self._tracer, self._system)
+
+    async def consumer(self, queue: str, prefetch: int) -> "TracedConsumer":
+        return TracedConsumer(await self._broker.consumer(queue, prefetch), queue, self._tracer, self._system)
+
+    async def close(self) -> None:
+        await self._broker.close()
+
+
+class TracedPublisher:
+    """`domain.ports.Publisher` around another: a span for the messages of each trace, below the one they came from."""
+
+    def __init__(self, publisher: Publisher, tracer: Tracer, system: str) -> None:
+        self._publisher = publisher
+        self._tracer = tracer
+        self._system = system
+
+    async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
+        out = list(messages)
+        spans: list[tuple[Span, list[int]]] = []
+        for indexes in _by_trace(messages):
+            span = self._span(messages[indexes[0]], len(indexes))
+            if not span.is_recording():
+                continue
+            spans.append((span, indexes))
+            headers = _inject(span)
+            for index in indexes:
+                out[index] = msgspec.structs.replace(out[index], headers=out[index].headers | headers)
+        together = self._together([span for span, _ in spans], len(messages)) if len(spans) > 1 else None
+        outcomes = await self._publisher.publish(out)
+        for span, indexes in spans:
+            if bad := {outcomes[index] for index in indexes} - {PublishOutcome.CONFIRMED}:
+                _fail(span, min(bad))
+            span.end()
+        if together is not None:
+            together.end()
+        return outcomes
+
+    def _span(self, message: Message, count: int) -> Span:
+        what = {"messaging.message.id": message.message_id} if count == 1 else {"messaging.batch.message_count": count}
+        return self._tracer.start_span(
+            f"send {message.exchange}",
+            _extract(message.headers),
+            SpanKind.PRODUCER,
+            {
+                **_operation(self._system, "send", message.exchange),
+                "messaging.rabbitmq.destination.routing_key": message.routing_key,
+                **what,
+            },
+        )
+
+    def _together(self, members: Sequence[Span], count: int) -> Span:
+        return self._tracer.start_span(
+            "send",
+            Context(),
+            SpanKind.CLIENT,
+            {**_operation(self._system, "send"), "messaging.batch.message_count": count},
+            [Link(span.get_span_context()) for span in members],
+        )
+
+    async def ready(self) -> None:
+        await self._publisher.ready()
+
+    async def close(self) -> None:
+        await self._publisher.close()
+
+
+class TracedConsumer:
+    """`domain.ports.Consumer` around another: a span for each delivery, from its receipt until it is settled."""
+
+    def __init__(self, consumer: Consumer, queue: str, tracer: Tracer, system: str) -> None:
+        self._consumer = consumer
+        self._queue = queue
+        self._tracer = tracer
+        self._system = system
+        self._open: dict[Any, tuple[Span, Delivery]] = {}
+
+    @property
+    def held(self) -> int:
+        return self._consumer.held
+
+    async def receive(self) -> list[Delivery]:
+        deliveries = await self._consumer.receive()
+        self._drop_lost()
+        out = [self._begin(delivery) for delivery in deliveries]
+        self._list("receive", out)
+        return out
+
+    def _begin(self, delivery: Delivery) -> Delivery:
+        span = self._tracer.start_span(
+            f"process {self._queue}",
+            _extract(delivery.headers),
+            SpanKind.CONSUMER,
+            {
+                **_operation(self._system, "process", self._queue),
+                "messaging.message.id": delivery.message_id or "",
+                "messaging.message.body.size": len(delivery.body),
+                "messaging.rabbitmq.destination.routing_key": delivery.routing_key,
+                "ingest.redelivered": delivery.redelivered,
+            },
+        )
+        if not span.is_recording():
+            return delivery
+        mine = msgspec.structs.replace(delivery, headers=delivery.headers | _inject(span))
+        self._open[delivery.token] = (span, mine)
+        return mine
+
+    def _drop_lost(self) -> None:
+        """A connection was lost: its deliveries come again, with spans of their own."""
+        for token in [token for token, (_, delivery) in self._open.items() if not self._consumer.alive(delivery)]:
+            span, _ = self._open.pop(token)
+            _fail(span, "connection_lost")
+            span.end()
+
+    def alive(self, delivery: Delivery) -> bool:
+        return self._consumer.alive(delivery)
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        self._list("settle", deliveries, "ack")
+        await self._consumer.ack(deliveries)
+        self._end(deliveries)
+
+    async def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        self._list("settle", deliveries, "requeue")
+        await self._consumer.requeue(deliveries)
+        self._end(deliveries, "requeued")
+
+    async def discard(self, deliveries: Sequence[Delivery]) -> None:
+        self._list("settle", deliveries, "discard")
+        await self._consumer.discard(deliveries)
+        self._end(deliveries, "discarded")
+
+    def _end(self, deliveries: Sequence[Delivery], failure: str = "") -> None:
+        for delivery in deliveries:
+            found = self._open.pop(delivery.token, None)
+            if found is not None:
+                if failure:
+                    _fail(found[0], failure)
+                found[0].end()
+
+    def _list(self, type_: str, deliveries: Sequence[Delivery], name: str = "") -> None:
+        """A span for what happens to many at once."""
+        found = [self._open[delivery.token][0] for delivery in deliveries if delivery.token in self._open]
+        if found:
+            name = name or type_
+            attributes = _operation(self._system, type_, self._queue) | {"messaging.operation.name": name}
+            links = [Link(span.get_span_context()) for span in found]
+            self._tracer.start_span(
+                f"{name} {self._queue}",
+                Context(),
+                SpanKind.CLIENT,
+                {**attributes, "messaging.batch.message_count": len(deliveries)},
+                links,
+            ).end()
+
+    async def pause(self) -> None:
+        await self._consumer.pause()
+        self._drop_lost()
+
+    async def resume(self) -> None:
+        await self._consumer.resume()
+
+    async def stop(self) -> None:
+        await self._consumer.stop()
+
+    async def close(self) -> None:
+        await self._consumer.close()
+        for span, _ in self._open.values():
+            span.end()
+        self._open.clear()
+
+
+def _by_trace(messages: Sequence[Message]) -> list[list[int]]:
+    """Positions of the messages that have a trace, those of one trace and one exchange together."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for index, message in enumerate(messages):
+        if message.headers and (traceparent := message.headers.get(TRACEPARENT)):
+            groups.setdefault((traceparent, message.exchange), []).append(index)
+    return list(groups.values())
+
+
+def _operation(system: str, type_: str, destination: str = "") -> dict[str, Any]:
+    named = {"messaging.destination.name": destination} if destination else {}
+    return {"messaging.system": system, "messaging.operation.type": type_, "messaging.operation.name": type_, **named}
+
+
+def _extract(headers: Mapping[str, Any]) -> Context:
+    carrier = {name: value for name in (TRACEPARENT, TRACESTATE) if isinstance(value := headers.get(name), str)}
+    return _PROPAGATOR.extract(carrier, Context())
+
+
+def _inject(span: Span) -> dict[str, str]:
+    carrier: dict[str, str] = {}
+    _PROPAGATOR.inject(carrier, trace.set_span_in_context(span, Context()))
+    return carrier
+
+
+def _fail(span: Span, what: str) -> None:
+    span.set_attribute("error.type", what)
+    span.set_status(Status(StatusCode.ERROR))

@@ -1,0 +1,64 @@
+"""Trace contexts that are passed on."""
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.domain import events
+from ingest.domain.submissions import task_submission
+from ingest.domain.trace import Trace, trace_of, trace_of_http
+
+IDS = f"{'0af7651916cd43dd8448eb211c80319c'}-{'b7ad6b7169203331'}-01"
+TASK = {"type": "sentiment", "data_url": "https://a.example", "label_spec": {"question": "q", "options": ["a", "b"]}}
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        "",
+        "junk",
+        f"00-{IDS}-more",
+        f"ff-{IDS}",
+        f"00-{IDS}".upper(),
+        f"00-{'0' * 32}-b7ad6b7169203331-01",
+        f"00-0af7651916cd43dd8448eb211c80319c-{'0' * 16}-01",
+        f"01-{IDS}x",
+        f" 00-{IDS}",
+        f"00-{IDS}\n",
+        7,
+        b"00",
+        None,
+        {"a": 1},
+        ["00"],
+    ],
+)
+def test_what_is_no_valid_context_is_ignored(traceparent: object) -> None:
+    """As the specification asks; headers of a direct producer may hold anything."""
+    assert trace_of({"traceparent": traceparent, "tracestate": "a=b"}) is None
+    assert traceparent is None or trace_of_http({b"traceparent": str(traceparent).encode()}) is None
+
+
+@pytest.mark.parametrize("given_", [f"00-{IDS}", f"01-{IDS}", f"cc-{IDS}-what-comes"])
+def test_a_valid_context_is_passed_on_as_version_00(given_: str) -> None:
+    """Higher versions too, as far as they are known."""
+    assert trace_of({"traceparent": given_}) == Trace(f"00-{IDS}")
+    assert trace_of_http({b"traceparent": given_.encode()}) == Trace(f"00-{IDS}")
+
+
+@pytest.mark.parametrize("tracestate", ["", "a=\n", "ü=1", "a" * 513, 5, None])
+def test_a_bad_tracestate_does_not_cost_the_context(tracestate: object) -> None:
+    """It is dropped alone."""
+    assert trace_of({"traceparent": f"00-{IDS}", "tracestate": tracestate}) == Trace(f"00-{IDS}")
+
+
+@given(st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1, max_size=512))
+def test_an_event_with_a_trace_is_the_event_and_the_trace(tracestate: str) -> None:
+    """CloudEvents' attributes and AMQP headers; nothing else of the event changes, whatever stands in tracestate."""
+    task = task_submission(TASK, "c", frozenset(), "k").tasks[0]
+    plain = events.task_accepted(task, "c", "2026-04-09T12:00:00Z")
+    traced = events.traced(plain, Trace(f"00-{IDS}", tracestate))
+    attributes = {"traceparent": f"00-{IDS}", "tracestate": tracestate}
+    assert msgspec.json.decode(traced.body) == msgspec.json.decode(plain.body) | attributes
+    assert traced.headers == attributes
+    assert msgspec.structs.replace(traced, body=plain.body, headers={}) == plain
