@@ -37,6 +37,10 @@ class SqliteFile:
         """Open the file and bring its schema up to date. Raises `error`, ConfigurationError."""
         await self._on_thread(self._connect)
 
+    async def connect_to_read(self) -> None:
+        """Open the file to look only, also while another process has it. Raises `error`, ConfigurationError."""
+        await self._on_thread(self._connect_to_read)
+
     async def change(self, work: Work[T]) -> T:
         """Do work under the write lock, all or nothing; durable on return. Raises `error`."""
         return await self._on_thread(lambda: _transaction(self._opened(), work, "IMMEDIATE"))
@@ -82,6 +86,19 @@ class SqliteFile:
         _use_wal(db)
         db.execute("PRAGMA synchronous = FULL")
         _transaction(db, self._migrate, "IMMEDIATE")
+
+    def _connect_to_read(self) -> None:
+        if not self._path.exists():
+            raise ConfigurationError(f"there is no {self._path}: nothing has run with it yet")
+        uri = f"{self._path.absolute().as_uri()}?mode=ro"
+        db = sqlite3.connect(uri, uri=True, timeout=BUSY, isolation_level=None)
+        self._connection = db
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version != len(self._migrations):
+            raise ConfigurationError(
+                f"{self._path} has schema {version}, this program reads {len(self._migrations)}: `ingest dev` of this "
+                "version brings older files up to date"
+            )
 
     def _migrate(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA user_version").fetchone()[0]

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self, TextIO
 
-import msgspec
-
 from ingest.broker import embedded_queue as queue_
+from ingest.broker.embedded_dead import EmbeddedDeadLetters
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.messages import Delivery, Message, PublishOutcome
@@ -67,6 +66,10 @@ class EmbeddedBroker:
 
     async def consumer(self, queue: str, prefetch: int) -> "EmbeddedConsumer":
         return EmbeddedConsumer(self._file, self._news, queue, prefetch)
+
+    def dead_letters(self) -> EmbeddedDeadLetters:
+        """Of this file, to be cleared; it closes the broker with it."""
+        return EmbeddedDeadLetters(self._file, self._lock)
 
     async def depth(self, queue: str) -> int:
         """Messages in a queue, delivered ones included."""
@@ -137,7 +140,7 @@ class EmbeddedConsumer:
                 if len(rows) == room:
                     news.set()  # there may be more, for another consumer
                 self._unacked.update(row[0] for row in rows)
-                return [self._delivery(*row) for row in rows]
+                return [queue_.delivery(self._queue, *row) for row in rows]
             await news.wait()
         news.set()
         return []
@@ -198,33 +201,6 @@ class EmbeddedConsumer:
     def _wake(self) -> None:
         for queue in topology.QUEUES:
             self._news[queue.name].set()
-
-    def _delivery(
-        self,
-        id_: int,
-        routing_key: str,
-        body: bytes,
-        message_id: str,
-        content_type: str,
-        type_: str,
-        user: str,
-        headers: str,
-        count: int,
-    ) -> Delivery:
-        decoded = msgspec.json.decode(headers)
-        return Delivery(
-            body=body,
-            queue=self._queue,
-            routing_key=routing_key,
-            message_id=message_id or None,
-            content_type=content_type or None,
-            user_id=user,
-            type=type_ or None,
-            headers=decoded | {"x-delivery-count": count} if count else decoded,
-            redelivered=count > 0,
-            deliveries=count,
-            token=id_,
-        )
 
 
 def _lock(path: Path) -> TextIO:

@@ -1,6 +1,7 @@
 """The embedded queues in SQL. A delivered message is marked, so that a crash counts as a failed delivery."""
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
@@ -8,7 +9,7 @@ from typing import Final
 import msgspec
 
 from ingest.domain import topology
-from ingest.domain.messages import Message
+from ingest.domain.messages import Delivery, Message
 
 MIGRATIONS: Final = (
     (
@@ -66,6 +67,49 @@ def take(db: sqlite3.Connection, queue: str, room: int) -> list[Taken]:
     return taken
 
 
+def delivery(
+    queue: str,
+    id_: int,
+    routing_key: str,
+    body: bytes,
+    message_id: str,
+    content_type: str,
+    type_: str,
+    user: str,
+    headers: str,
+    count: int,
+) -> Delivery:
+    """What was taken, as the ports have it."""
+    decoded = msgspec.json.decode(headers)
+    return Delivery(
+        body=body,
+        queue=queue,
+        routing_key=routing_key,
+        message_id=message_id or None,
+        content_type=content_type or None,
+        user_id=user,
+        type=type_ or None,
+        headers=decoded | {"x-delivery-count": count} if count else decoded,
+        redelivered=count > 0,
+        deliveries=count,
+        token=id_,
+    )
+
+
+def after(db: sqlite3.Connection, queue: str, last: int, room: int) -> list[Taken]:
+    """What stands behind message `last`, at most `room`; nothing is marked."""
+    sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, count FROM message
+             WHERE queue = ? AND id > ? ORDER BY id LIMIT ?"""
+    return db.execute(sql, (queue, last, room)).fetchall()
+
+
+def depths(db: sqlite3.Connection) -> dict[str, tuple[int, int]]:
+    """Queue to (ready, delivered and not acknowledged)."""
+    found = {queue.name: (0, 0) for queue in topology.QUEUES}
+    sql = "SELECT queue, count(*) - sum(delivered), sum(delivered) FROM message GROUP BY queue"
+    return found | {queue: (ready, unacked) for queue, ready, unacked in db.execute(sql).fetchall()}
+
+
 def delete(db: sqlite3.Connection, ids: Sequence[int]) -> None:
     """They are done."""
     db.executemany("DELETE FROM message WHERE id = ?", [(id_,) for id_ in ids])
@@ -89,7 +133,11 @@ def bury(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> None:
             sql, (id_,)
         ).fetchall():
             exchange = _QUEUES[queue].dead_letter_exchange
-            death = {"x-first-death-queue": queue, "x-first-death-reason": reason}
+            death = {
+                "x-death": [{"queue": queue, "reason": reason, "time": int(time.time())}],
+                "x-first-death-queue": queue,
+                "x-first-death-reason": reason,
+            }
             marked = msgspec.json.encode(death | msgspec.json.decode(headers)).decode()
             targets = routes(exchange, routing_key) if exchange else ()
             insert(db, [(to, routing_key, body, message_id, content_type, type_, user, marked) for to in targets])

@@ -3,11 +3,13 @@
 import itertools
 import re
 import ssl
-from typing import Final
+from collections.abc import Iterable
+from typing import Final, cast
 from urllib.parse import quote
 
 import aio_pika
 import aiormq
+import msgspec
 from yarl import URL
 
 from ingest.broker.amqp_wire import CONNECT_TIMEOUT, Wire
@@ -20,6 +22,20 @@ from ingest.domain.ports import ConnectionState
 _URL: Final = re.compile(r"(?P<scheme>amqps?)://(?:(?P<userinfo>[^@/]*)@)?(?P<hosts>[^/?@]+)(?P<rest>[/?].*)?")
 
 _ISOLATED: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
+
+
+class Sight(msgspec.Struct, frozen=True):
+    """What any client may see of a broker. `queues`: name to (ready messages, consumers), None where it is missing."""
+
+    version: str
+    heartbeat: int
+    queues: dict[str, tuple[int, int] | None]
+
+    @property
+    def major(self) -> int:
+        """The first number of the version; 0 where it tells none."""
+        first = self.version.partition(".")[0]
+        return int(first) if first.isdigit() else 0
 
 
 class RabbitBroker:
@@ -62,18 +78,32 @@ class RabbitBroker:
     def connections(self) -> list[ConnectionState]:
         return [link.state() for link in self._links]
 
-    async def declare(self) -> None:
+    async def connect(self) -> aio_pika.abc.AbstractConnection:
+        """A connection for what is not done once a message; the caller closes it. Raises BrokerUnavailable."""
         error: Exception | None = None
         for url in self._urls:
             try:
-                connection = await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, ssl_context=self._ssl_context)
+                return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, ssl_context=self._ssl_context)
             except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as why:
                 error = why
-                continue
-            async with connection:
-                await self._declare_on(connection)
-            return
-        raise BrokerUnavailable(f"cannot connect to RabbitMQ at {_names(self._urls)}: {error or 'no answer'}")
+        raise BrokerUnavailable(f"cannot connect to {self}: {error or 'no answer'}")
+
+    async def look(self, queues: Iterable[str] = ()) -> Sight:
+        """Version, negotiated heartbeat in seconds, and the depth of queues. Raises BrokerUnavailable."""
+        async with await self.connect() as connection:
+            depths: dict[str, tuple[int, int] | None] = {}
+            try:
+                for name in queues:
+                    depths[name] = await _depth(connection, name)
+            except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
+                raise BrokerUnavailable(f"{self} does not tell about its queues: {error}") from error
+            transport = cast("aiormq.Connection", connection.transport and connection.transport.connection)
+            version = transport.server_properties.get("version", "")
+            return Sight(_text(version), transport.connection_tune.heartbeat or 0, depths)
+
+    async def declare(self) -> None:
+        async with await self.connect() as connection:
+            await self._declare_on(connection)
 
     async def publisher(self) -> RabbitPublisher:
         publisher = RabbitPublisher(lambda: self._wire("publish"), self.user, self._confirm_timeout)
@@ -112,7 +142,10 @@ class RabbitBroker:
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise ConfigurationError(f"RabbitMQ user {self.user} may not declare {what}: {error}") from error
         except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
-            raise BrokerUnavailable(f"RabbitMQ at {_names(self._urls)} went away: {error}") from error
+            raise BrokerUnavailable(f"{self} went away: {error}") from error
+
+    def __str__(self) -> str:
+        return f"RabbitMQ at {', '.join(f'{url.host}:{url.port or 5672}' for url in self._urls)}"
 
 
 def parse_urls(url: str) -> list[URL]:
@@ -134,5 +167,16 @@ def vhost_path(vhost: str) -> str:
     return "/" + quote(vhost, safe="")
 
 
-def _names(urls: list[URL]) -> str:
-    return ", ".join(f"{url.host}:{url.port or 5672}" for url in urls)
+async def _depth(connection: aio_pika.abc.AbstractConnection, name: str) -> tuple[int, int] | None:
+    channel = await connection.channel()
+    try:
+        declared = await channel.declare_queue(name, passive=True, timeout=CONNECT_TIMEOUT)
+    except aiormq.exceptions.ChannelNotFoundEntity:
+        return None  # it has closed the channel
+    await channel.close()
+    result = declared.declaration_result
+    return result.message_count or 0, result.consumer_count or 0
+
+
+def _text(value: object) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

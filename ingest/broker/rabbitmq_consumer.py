@@ -87,6 +87,12 @@ class RabbitConsumer(Link):
         self._stopping = True
         self._arrived.set()
 
+    async def widen(self, prefetch: int) -> None:
+        """Take `prefetch` more at a time from now on, until the connection is lost. Raises BrokerUnavailable."""
+        if self._channel is None:
+            raise BrokerUnavailable(f"cannot consume {self._queue}: {self._why}")
+        await self._channel.consume(prefetch)
+
     async def close(self) -> None:
         self._stopping = True
         self._arrived.set()
@@ -139,6 +145,7 @@ class _ConsumeChannel:
         self._queue = queue
         self._deliver = deliver
         self._consumers = 0
+        self._live: list[str] = []
         self._unacked: dict[int, None] = {}  # ordered: delivery tags only grow
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel.closing.add_done_callback(lambda _: self.finish())
@@ -152,26 +159,25 @@ class _ConsumeChannel:
         return len(self._unacked)
 
     async def consume(self, prefetch: int) -> None:
-        """QoS first, or the queue comes all at once. Raises BrokerUnavailable."""
+        """One more consumer. QoS first, or the queue comes all at once. Raises BrokerUnavailable."""
         self._consumers += 1
+        # Numbered so that they sort: when the channel ends, the queue takes the messages back consumer by consumer.
+        tag = f"ingest.{self._queue}.{self._consumers:05d}"
+        self._live.append(tag)
         try:
             await self._channel.basic_qos(prefetch_count=prefetch, timeout=CONNECT_TIMEOUT)
-            await self._channel.basic_consume(
-                self._queue, _no_callback, consumer_tag=self._tag, timeout=CONNECT_TIMEOUT
-            )
+            await self._channel.basic_consume(self._queue, _no_callback, consumer_tag=tag, timeout=CONNECT_TIMEOUT)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
             raise BrokerUnavailable(
                 f"cannot consume {self._queue} from {self._wire}: {error or 'no answer'}"
             ) from error
 
-    @property
-    def _tag(self) -> str:
-        return f"ingest.{self._queue}.{self._consumers}"
-
     async def cancel(self) -> None:
         """Ask for no more; returns when none will come, or the connection is gone."""
         try:
-            await self._channel.basic_cancel(self._tag, timeout=CONNECT_TIMEOUT)
+            while self._live:
+                await self._channel.basic_cancel(self._live[0], timeout=CONNECT_TIMEOUT)
+                del self._live[0]
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError):
             self._wire.abort()
 

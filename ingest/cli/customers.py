@@ -4,12 +4,13 @@ import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
 
 from ingest import bootstrap, settings
+from ingest.cli.options import Json, seconds
 from ingest.domain.customers import (
     ApiKey,
     Customer,
@@ -26,7 +27,6 @@ customer = typer.Typer(help="Customers: quota, retention, strictness.", no_args_
 key = typer.Typer(help="API keys. Only their hashes are stored.", no_args_is_help=True)
 webhook = typer.Typer(help="Webhook URLs that may be a callback_url.", no_args_is_help=True)
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Cust = Annotated[str, typer.Argument(metavar="CUST", help="The customer's id: 1 to 64 letters, digits, _ or -.")]
 Quota = Annotated[
     str | None, typer.Option(metavar="N", help="New tasks a calendar month (UTC), or `unlimited`.", show_default=False)
@@ -39,8 +39,6 @@ Strict = Annotated[
     typer.Option("--strict/--no-strict", help="Refuse another body under a used key (422) instead of a replay."),
 ]
 
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_MAX_RETENTION: Final = 3650 * 86_400
 T = TypeVar("T")
 
 
@@ -187,7 +185,7 @@ def _changed(before: Customer, quota: str | None, retention: str | None, strict:
     if quota is not None:
         changes["monthly_quota"] = None if quota == "unlimited" else _number(quota)
     if retention is not None:
-        changes["retention"] = _seconds(retention)
+        changes["retention"] = seconds(retention, "--retention")
     if strict is not None:
         changes["strict"] = strict
     return msgspec.structs.replace(before, **changes)
@@ -197,14 +195,6 @@ def _number(text: str) -> int:
     if not re.fullmatch(r"\d{1,15}", text):
         raise ConfigurationError(f"--quota must be a number of tasks or `unlimited`, it is {text!r}")
     return int(text)
-
-
-def _seconds(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    seconds = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not 1 <= seconds <= _MAX_RETENTION:
-        raise ConfigurationError(f"--retention must be a time such as 90s, 12h or 7d, at most 3650d; it is {text!r}")
-    return seconds
 
 
 def _described(each: Customer) -> dict[str, Any]:

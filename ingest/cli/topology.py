@@ -1,13 +1,13 @@
 """`ingest topology`: exchanges, queues, bindings and policies on RabbitMQ."""
 
 import asyncio
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 import typer
 
 from ingest import bootstrap, settings
-from ingest.broker.management import Management, definitions, rabbitmqctl_lines
+from ingest.broker.management import definitions, rabbitmqctl_lines
+from ingest.cli.wiring import management, vhost
 from ingest.domain.errors import ConfigurationError
 
 app = typer.Typer(help="The AMQP topology: make it, check it, export it.", no_args_is_help=True)
@@ -28,12 +28,12 @@ def apply() -> None:
 
     asyncio.run(declare())
     typer.echo("exchanges, queues and bindings are there")
-    if management := _management(loaded):
-        management.apply_policies()
+    if api := management(loaded):
+        api.apply_policies()
         typer.echo("policies are set")
         return
     typer.echo("INGEST_MANAGEMENT_URL is not set; run these on a broker host to set the policies:", err=True)
-    for line in rabbitmqctl_lines(_vhost(loaded)):
+    for line in rabbitmqctl_lines(vhost(loaded)):
         typer.echo(line)
 
 
@@ -41,10 +41,10 @@ def apply() -> None:
 def check() -> None:
     """Compare the broker with the topology; exit code 1 where they differ."""
     loaded = _rabbitmq("topology check")
-    management = _management(loaded)
-    if management is None:
+    api = management(loaded)
+    if api is None:
         raise ConfigurationError("`ingest topology check` needs INGEST_MANAGEMENT_URL=http://user:password@host:15672")
-    differences = management.differences()
+    differences = api.differences()
     for sentence in differences:
         typer.echo(sentence)
     if differences:
@@ -62,12 +62,3 @@ def _rabbitmq(command: str) -> settings.Settings:
     loaded = settings.load()
     bootstrap.need_rabbitmq(loaded, command)
     return loaded
-
-
-def _management(loaded: settings.Settings) -> Management | None:
-    url = loaded.management_url.get_secret_value()
-    return Management(url, _vhost(loaded)) if url else None
-
-
-def _vhost(loaded: settings.Settings) -> str:
-    return unquote(urlsplit(loaded.broker).path.removeprefix("/")) or "/"

@@ -143,7 +143,8 @@ class RefusedSubmission(TypedDict):
     routing_key: str
     message_id: str | None
     content_type: str | None
-    user_id: str | None
+    type: Annotated[str | None, Field(description="The AMQP property.")]
+    user_id: Annotated[str | None, Field(description="As RabbitMQ had checked it.")]
     body: NotRequired[str]
     body_base64: NotRequired[Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]]
 

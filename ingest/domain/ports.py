@@ -4,7 +4,7 @@ Results stand in the order of the arguments. Adapters raise `StoreUnavailable` o
 dependency is away and nothing else for operational trouble; they never return partial lists.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -184,3 +184,23 @@ class Broker(Protocol):
     async def consumer(self, queue: str, prefetch: int) -> Consumer: ...
 
     async def close(self) -> None: ...
+
+
+class DeadLetterQueue(Protocol):
+    """`ingest.dead`, to look through and to clear. What is not removed stays, in its order."""
+
+    async def count(self) -> int:
+        """Messages that are there. Raises BrokerUnavailable, ConfigurationError where looking would be unsafe."""
+        ...
+
+    def browse(self) -> AsyncIterator[list[Delivery]]:
+        """All that is there when it begins, the oldest first; once. Raises as `count` does."""
+        ...
+
+    async def remove(self, deliveries: Sequence[Delivery]) -> None:
+        """They are done. Raises BrokerUnavailable where they will come again."""
+        ...
+
+    async def close(self) -> None:
+        """Give back what was not removed."""
+        ...

@@ -15,6 +15,9 @@ INGEST_DEAD = "ingest.dead"
 DELIVERY_LIMIT = 20
 """Deliveries of one submission that may fail, as many as RabbitMQ 4's default. Up to 4.2 every return counts, also
 each connection that breaks in an outage: few enough to be rid of what kills workers, enough for an outage."""
+NO_LIMIT = 2**31 - 1
+"""Of deliveries, in effect. RabbitMQ 4 drops a message after 20 where no policy says otherwise, which must not befall
+dead letters that are looked at; its -1 is refused by 3.x."""
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -34,7 +37,7 @@ QUEUES = (
     Queue(INGEST_BATCHES, SUBMISSIONS, "batch.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(CONSENSUS_TASKS, EVENTS, "task.accepted.#"),
     Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook"),
-    Queue(INGEST_DEAD, DEAD, "#"),
+    Queue(INGEST_DEAD, DEAD, "#", NO_LIMIT),
 )
 
 

@@ -9,12 +9,13 @@ import msgspec
 from ingest.admission import Decision
 from ingest.domain import events
 from ingest.domain.admitted import Admitted
+from ingest.domain.dead_letters import dead_letter, digest
 from ingest.domain.errors import Reason
 from ingest.domain.ledger import Entry, Phase, head_entry, item_entries
 from ingest.domain.messages import CLOUDEVENTS, Delivery, Message
 from ingest.domain.submissions import Submission
 from ingest.domain.trace import Trace, trace_of
-from ingest.worker.refusals import Refusal, dead_letter, digest
+from ingest.worker.refusals import Refusal
 
 _rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
 
@@ -43,7 +44,7 @@ def refused(refusal: Refusal) -> Work:
     event = events.rejected(refusal.cust_id, delivery.message_id or "", now, error, digest(delivery))
     return Work(
         delivery,
-        [dead_letter(delivery, error), event],
+        [dead_letter(delivery, error, now), event],
         outcome="rejected",
         reason=error.reason,
         mismatch=error.reason is Reason.KEY_CONFLICT,

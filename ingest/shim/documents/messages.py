@@ -7,8 +7,9 @@ import msgspec
 
 from ingest.domain import event_data, events
 from ingest.domain.admitted import TYPE as ADMITTED
+from ingest.domain.dead_letters import REASON_HEADER, TIME_HEADER, dead_letter
 from ingest.domain.errors import InvalidSubmission, Reason
-from ingest.domain.messages import CLOUDEVENTS, JSON, Message
+from ingest.domain.messages import CLOUDEVENTS, JSON, Delivery, Message
 from ingest.domain.submissions import MAX_BODY, Submission, batch_submission, task_submission
 from ingest.domain.topology import INGEST_TASKS
 from ingest.domain.validation import BatchBody, TaskBody
@@ -61,8 +62,11 @@ _DEATH_HEADERS: Final = {
 }
 _REASON_HEADER: Final = {
     "type": "object",
-    "required": ["x-ingest-reason"],
-    "properties": {"x-ingest-reason": {"type": "string", "enum": [str(reason) for reason in Reason]}},
+    "required": [REASON_HEADER, TIME_HEADER],
+    "properties": {
+        REASON_HEADER: {"type": "string", "enum": [str(reason) for reason in Reason]},
+        TIME_HEADER: {"type": "string", "format": "date-time", "examples": [examples.CREATED_AT]},
+    },
 }
 
 
@@ -163,15 +167,20 @@ def _event(model: Any, correlation: str, sent: Mapping[str, Message]) -> dict[st
 
 def _dead_letter() -> dict[str, Any]:
     body = {name: value for name, value in examples.TASK.items() if name != "label_spec"}
-    submission = {
-        "queue": INGEST_TASKS,
-        "routing_key": f"task.submitted.{examples.CUSTOMER}",
-        "message_id": _MESSAGE_ID,
-        "content_type": JSON,
-        "user_id": examples.CUSTOMER,
-        "body": msgspec.json.encode(body | {"label_spec": {"options": ["yes", "no"]}}).decode(),
-    }
-    payload = {"reason": _WRONG.reason, "error": _WRONG.message, "errors": [], "submission": submission}
+    delivery = Delivery(
+        body=msgspec.json.encode(body | {"label_spec": {"options": ["yes", "no"]}}),
+        queue=INGEST_TASKS,
+        routing_key=f"task.submitted.{examples.CUSTOMER}",
+        message_id=_MESSAGE_ID,
+        content_type=JSON,
+        user_id=examples.CUSTOMER,
+        type=None,
+        headers={},
+        redelivered=False,
+        deliveries=0,
+        token=None,
+    )
+    sent = dead_letter(delivery, _WRONG, examples.CREATED_AT)
     return {
         "title": "DeadLetter",
         "summary": "A refused submission, with the reason and all it takes to submit it again.",
@@ -179,5 +188,5 @@ def _dead_letter() -> dict[str, Any]:
         "correlationId": {"location": "$message.payload#/submission/message_id"},
         "headers": _REASON_HEADER,
         "payload": ref(event_data.DeadLetter),
-        "examples": [{"name": "invalid", "headers": {"x-ingest-reason": str(_WRONG.reason)}, "payload": payload}],
+        "examples": [{"name": "invalid", "headers": sent.headers, "payload": msgspec.json.decode(sent.body)}],
     }

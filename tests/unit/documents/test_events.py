@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from ingest.domain import event_data, events
+from ingest.domain.dead_letters import dead_letter
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
 from ingest.domain.messages import Delivery, Message
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.domain.validation import TASK_TYPES
 from ingest.shim import event_schema
-from ingest.worker.refusals import Refusal, dead_letter
+from ingest.worker.refusals import Refusal
 from ingest.worker.work import refused
 
 HOOK = "https://a.example/hook"
@@ -125,7 +126,7 @@ def test_two_refusals_under_one_message_id_are_two_events() -> None:
     assert len(ids) == 2
     again = refused(Refusal(delivery(b"{}", "m", redelivered=True), error, "acme")).first
     assert again[1].message_id in ids
-    assert again[0].message_id == dead_letter(delivery(b"{}", "m"), error).message_id
+    assert again[0].message_id == dead_letter(delivery(b"{}", "m"), error, TIME).message_id
 
 
 def test_types_are_the_constants() -> None:

@@ -1,0 +1,22 @@
+"""Options and values that several commands share."""
+
+import re
+from typing import Annotated, Final
+
+import typer
+
+from ingest.domain.errors import ConfigurationError
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+_LONGEST: Final = 3650 * 86_400
+
+
+def seconds(text: str, option: str) -> int:
+    """A time such as 90s, 12h or 7d. Raises ConfigurationError, which names the option."""
+    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
+    value = int(match[1]) * _UNITS[match[2]] if match else 0
+    if not 1 <= value <= _LONGEST:
+        raise ConfigurationError(f"{option} must be a time such as 90s, 12h or 7d, at most 3650d; it is {text!r}")
+    return value

@@ -1,0 +1,232 @@
+"""What stands in `ingest.dead`: written by a worker that refuses, read back and turned into a submission again.
+
+Two kinds of messages are there. A worker's own dead letter is an envelope: the reason as a code in a header, detail
+and the submission in the body. What the broker itself has dead-lettered is the submission as it was, with
+RabbitMQ's `x-death` headers.
+"""
+
+import base64
+import binascii
+import hashlib
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import msgspec
+
+from ingest.domain import admitted, topology
+from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.messages import JSON, Delivery, Message
+from ingest.domain.trace import trace_of
+
+REASON_HEADER: Final = "x-ingest-reason"
+TIME_HEADER: Final = "x-ingest-rejected-at"
+UNKNOWN: Final = "unknown"
+"""The reason of a message that no worker and no broker has put there."""
+
+_ADDRESS: Final = re.compile(r"(?:task|batch)\.submitted\.(?P<cust_id>[^.]*)")
+_SHORT: Final = 255
+"""Bytes of an AMQP short string."""
+
+
+class Origin(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """The submission as it came. `user_id` is what the broker had checked."""
+
+    queue: str | None
+    routing_key: str
+    message_id: str | None
+    content_type: str | None
+    type: str | None
+    user_id: str | None
+    body: bytes
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """One message of `ingest.dead`.
+
+    `id` is its message_id, or a hash where it has none; copies share it. `died_at` is Unix seconds, None where
+    nobody wrote it down. `origin` None: this is no submission, only `delivery` is left to look at.
+    """
+
+    id: str
+    reason: str
+    error: str
+    errors: tuple[dict[str, str], ...] = ()
+    cust_id: str = ""
+    died_at: float | None = None
+    origin: Origin | None = None
+    delivery: Delivery
+
+
+def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Message:
+    """The reason as a code in a header; detail and the submission as it came in the body.
+
+    Args:
+        delivery: what is refused.
+        error: why.
+        now: RFC 3339.
+    """
+    submission: dict[str, Any] = {
+        "queue": delivery.queue,
+        "routing_key": delivery.routing_key,
+        "message_id": delivery.message_id,
+        "content_type": delivery.content_type,
+        "type": delivery.type,
+        "user_id": delivery.user_id,
+        **body_fields(delivery.body),
+    }
+    detail = {"reason": error.reason, "error": error.message, "errors": error.errors, "submission": submission}
+    return Message(
+        exchange=topology.DEAD,
+        routing_key=f"rejected.{error.reason}",
+        body=msgspec.json.encode(detail),
+        message_id=f"dead:{digest(delivery)}",
+        headers={REASON_HEADER: str(error.reason), TIME_HEADER: now},
+    )
+
+
+def digest(delivery: Delivery) -> str:
+    """Names the submission as it came: the same for a redelivery, another for another body. 32 hex digits."""
+    whole = f"{delivery.routing_key}:{delivery.message_id}:".encode() + delivery.body
+    return hashlib.sha256(whole).hexdigest()[:32]
+
+
+def body_fields(body: bytes) -> dict[str, str]:
+    """A body in JSON: `body`, or `body_base64` where it is not UTF-8."""
+    try:
+        return {"body": body.decode()}
+    except UnicodeDecodeError:
+        return {"body_base64": base64.b64encode(body).decode()}
+
+
+def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
+    """What a message of `ingest.dead` is. Whatever it is, it can be read: nothing is raised.
+
+    An envelope is believed only from the service's own users (`trusted`), under the routing keys that producers
+    cannot use: else a producer could have a submission of its making taken for another's.
+    """
+    if delivery.user_id in trusted and delivery.routing_key.startswith("rejected."):
+        return _refused(delivery)
+    address = _ADDRESS.fullmatch(delivery.routing_key)
+    death = _death(delivery.headers)
+    if address is None:
+        why = (
+            f"no submission: user {delivery.user_id}, who is none of the service's (INGEST_TRUSTED_USERS), put it here"
+        )
+        return DeadLetter(id=_id(delivery), reason=UNKNOWN, error=why, died_at=death[2], delivery=delivery)
+    queue, reason, died_at = death
+    return DeadLetter(
+        id=_id(delivery),
+        reason=reason,
+        error=f"dead-lettered by the broker: {reason}",
+        cust_id=address["cust_id"],
+        died_at=died_at,
+        origin=Origin(
+            queue=queue,
+            routing_key=delivery.routing_key,
+            message_id=delivery.message_id,
+            content_type=delivery.content_type,
+            type=delivery.type,
+            user_id=delivery.user_id,
+            body=delivery.body,
+        ),
+        delivery=delivery,
+    )
+
+
+def obstacle(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
+    """Why it must not be submitted again, in a sentence; None where it may.
+
+    The service's user may submit for any customer, so nothing may pass that another user had sent.
+    """
+    origin = dead.origin
+    if origin is None:
+        return "it holds no submission"
+    if any(
+        len((text or "").encode()) > _SHORT for text in (origin.routing_key, origin.message_id, origin.content_type)
+    ):
+        return "one of its properties is longer than AMQP allows"
+    if dead.reason in (Reason.USER_MISMATCH, Reason.FORGED_ADMISSION):
+        return f"another user than customer {dead.cust_id} sent it"
+    if origin.user_id in trusted:
+        return None
+    if origin.type == admitted.TYPE:
+        return "it claims to be admitted and does not come from the service"
+    if origin.user_id not in (None, dead.cust_id):
+        return f"user {origin.user_id} sent it in the name of customer {dead.cust_id}"
+    return None
+
+
+def resubmission(dead: DeadLetter) -> Message:
+    """The submission again, under the id it had: what was accepted meanwhile is a duplicate. Ask `obstacle` first."""
+    origin = dead.origin
+    if origin is None:
+        raise ValueError(f"{dead.id} holds no submission")
+    trace = trace_of(dead.delivery.headers)
+    return Message(
+        exchange=topology.SUBMISSIONS,
+        routing_key=origin.routing_key,
+        body=origin.body,
+        message_id=origin.message_id or "",
+        content_type=origin.content_type or JSON,
+        type=origin.type or "",
+        headers=trace.headers() if trace else {},
+    )
+
+
+def _refused(delivery: Delivery) -> DeadLetter:
+    try:
+        detail = msgspec.json.decode(delivery.body)
+        submission = detail["submission"]
+        origin = Origin(
+            body=_body(submission), **{name: submission.get(name) for name in Origin.__struct_fields__[:-1]}
+        )
+        address = _ADDRESS.fullmatch(origin.routing_key)
+        return DeadLetter(
+            id=_id(delivery),
+            reason=str(detail["reason"]),
+            error=str(detail["error"]),
+            errors=tuple(detail["errors"]),
+            cust_id=address["cust_id"] if address else "",
+            died_at=_seconds(delivery.headers.get(TIME_HEADER)),
+            origin=origin,
+            delivery=delivery,
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        why = f"its envelope cannot be read: {error}"
+        return DeadLetter(id=_id(delivery), reason=UNKNOWN, error=why, delivery=delivery)
+
+
+def _body(submission: Mapping[str, Any]) -> bytes:
+    if "body" in submission:
+        return str(submission["body"]).encode()
+    try:
+        return base64.b64decode(submission["body_base64"], validate=True)
+    except binascii.Error as error:
+        raise ValueError(f"bad base64: {error}") from error
+
+
+def _id(delivery: Delivery) -> str:
+    return delivery.message_id or f"none:{digest(delivery)}"
+
+
+def _death(headers: Mapping[str, Any]) -> tuple[str | None, str, float | None]:
+    """(queue, reason, Unix seconds) of the latest death that the broker has written down."""
+    deaths = headers.get("x-death")
+    last = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else {}
+    queue = last.get("queue") or headers.get("x-first-death-queue")
+    reason = last.get("reason") or headers.get("x-first-death-reason")
+    return queue and str(queue), str(reason or UNKNOWN), _seconds(last.get("time"))
+
+
+def _seconds(time: Any) -> float | None:
+    """A point in time as AMQP (datetime, UTC) or JSON (RFC 3339, number) has it."""
+    if isinstance(time, str):
+        try:
+            time = datetime.fromisoformat(time)
+        except ValueError:
+            return None
+    if isinstance(time, datetime):
+        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
+    return float(time) if isinstance(time, int | float) else None

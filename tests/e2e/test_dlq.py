@@ -1,0 +1,239 @@
+"""`ingest dlq` as an operator uses it: on RabbitMQ beside a running worker, and on the embedded queue."""
+
+import asyncio
+import json
+import stat
+import subprocess
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from ingest.broker.embedded import EmbeddedBroker
+from ingest.broker.rabbitmq import RabbitBroker
+from ingest.domain import topology
+from ingest.domain.messages import Message, PublishOutcome
+from tests.contract.test_dead_letters import refused
+from tests.e2e.contract import TASK
+from tests.e2e.processes import Ingest, run_ingest
+from tests.servers import RabbitServer
+from tests.servers.process import wait_until
+
+TASKS = 80
+QUOTA = 5
+
+
+class Operator:
+    """Runs commands in one environment."""
+
+    def __init__(self, directory: Path, env: dict[str, str]) -> None:
+        self.directory = directory
+        self.env = env
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return run_ingest(*arguments, env=self.env, directory=self.directory)
+
+    def json(self, *arguments: str) -> Any:
+        done = self.run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def counts(self) -> dict[str, int]:
+        return {each["reason"]: each["count"] for each in self.json("dlq", "list")}
+
+
+def submission(number: int, **changes: Any) -> Message:
+    given: dict[str, Any] = {
+        "exchange": topology.SUBMISSIONS,
+        "routing_key": "task.submitted.acme",
+        "body": msgspec.json.encode(TASK),
+        "message_id": f"order-{number}",
+    }
+    return Message(**(given | changes))
+
+
+@pytest.fixture
+async def operator(rabbitmq: RabbitServer, rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Operator]:
+    """A topology, a customer with a small quota, and a worker."""
+    env = {
+        "INGEST_BROKER_URL": rabbitmq_url,
+        "INGEST_STORE_URL": f"sqlite:///{tmp_path}/store.db",
+        "INGEST_MANAGEMENT_URL": rabbitmq.management_url.replace("//", "//guest:guest@"),
+    }
+    made = Operator(tmp_path, env)
+    assert (await asyncio.to_thread(made.run, "topology", "apply")).returncode == 0
+    made.json("customer", "add", "acme", "--quota", str(QUOTA))
+    with Ingest("work", directory=tmp_path, env=env) as worker:
+        worker.wait_for("working")
+        yield made
+        assert worker.stop() == 0
+
+
+async def publish(operator: Operator, messages: list[Message]) -> None:
+    broker = RabbitBroker(operator.env["INGEST_BROKER_URL"])
+    publisher = await broker.publisher()
+    assert set(await publisher.publish(messages)) == {PublishOutcome.CONFIRMED}
+    await broker.close()
+
+
+async def depth(operator: Operator, queue: str) -> int:
+    broker = RabbitBroker(operator.env["INGEST_BROKER_URL"])
+    found = (await broker.look([queue])).queues[queue]
+    return found[0] if found else 0
+
+
+async def until_depth(operator: Operator, queue: str, count: int) -> None:
+    async with asyncio.timeout(30):
+        while await depth(operator, queue) != count:
+            await asyncio.sleep(0.1)
+
+
+async def test_an_incident(operator: Operator, tmp_path: Path) -> None:
+    """List, show, export, redrive through a crash and once more, purge: nothing lost, nothing accepted twice."""
+    wrong = submission(900, body=b'{"type": "moderation", "password": "asg_live_topsecret"}')
+    await publish(operator, [submission(i) for i in range(TASKS)] + [wrong])
+    dead = TASKS - QUOTA + 1
+    await until_depth(operator, topology.INGEST_DEAD, dead)
+
+    listed = {each["reason"]: each for each in operator.json("dlq", "list")}
+    assert {reason: each["count"] for reason, each in listed.items()} == {"quota_exhausted": dead - 1, "invalid": 1}
+    assert listed["quota_exhausted"]["oldest_age_seconds"] < 60
+    assert "customer set" in listed["quota_exhausted"]["what_to_do"]
+    shown = operator.run("dlq", "show", listed["invalid"]["example"]["id"]).stdout
+    assert "data_url is required" in shown
+    assert "topsecret" not in shown
+    assert "order-900" in shown
+
+    exported = operator.run("dlq", "export", "dead.jsonl")
+    assert exported.returncode == 0, exported.stderr
+    lines = [json.loads(line) for line in (tmp_path / "dead.jsonl").read_text().splitlines()]
+    assert len({line["id"] for line in lines}) == len(lines) == dead
+    assert stat.S_IMODE((tmp_path / "dead.jsonl").stat().st_mode) == 0o600
+    assert operator.run("dlq", "export", "dead.jsonl").returncode == 2
+
+    operator.json("customer", "set", "acme", "--quota", "unlimited")
+    await asyncio.sleep(2.1)  # what workers remember of a customer
+    dry = operator.json("dlq", "redrive", "--reason", "quota_exhausted", "--dry-run")
+    assert (dry["matched"], dry["redriven"]) == (dead - 1, {"quota_exhausted": dead - 1})
+    assert operator.counts() == {"quota_exhausted": dead - 1, "invalid": 1}
+
+    await crash_in_the_middle(operator)
+    left = operator.counts()["quota_exhausted"]
+    assert 0 < left < dead - 1
+    again = operator.json("dlq", "redrive", "--reason", "quota_exhausted")
+    assert again["redriven"] == {"quota_exhausted": left}
+    assert (again["not_redriven"], again["failed"]) == ({}, {})
+    # What is wrong as it is comes back; twice changes nothing.
+    for _ in range(2):
+        assert operator.json("dlq", "redrive", "--all")["redriven"] == {"invalid": 1}
+        await until_depth(operator, topology.INGEST_DEAD, 1)
+    assert await accepted(operator) == Counter(dict.fromkeys(range(TASKS), 1))
+
+    unasked = operator.run("dlq", "purge", "--all")
+    assert (unasked.returncode, "--yes" in unasked.stderr) == (2, True)
+    assert operator.json("dlq", "purge", "--all", "--dry-run")["purged"] == 0
+    assert operator.json("dlq", "purge", "--reason", "invalid", "--yes")["purged"] == 1
+    assert operator.run("dlq", "list").stdout == "no dead letters\n"
+
+
+async def crash_in_the_middle(operator: Operator) -> None:
+    """SIGKILL a redrive that has done some."""
+    arguments = ("dlq", "redrive", "--all", "--rate", "20/s")
+    with Ingest(*arguments, directory=operator.directory, env=operator.env) as running:
+        async with asyncio.timeout(20):
+            while await depth(operator, topology.CONSENSUS_TASKS) < QUOTA + 10:
+                await asyncio.sleep(0.05)
+        running.process.kill()
+        running.process.wait()
+    before = -1
+    while before != (before := await depth(operator, topology.INGEST_DEAD)):
+        await asyncio.sleep(0.5)  # until the broker has taken back what the dead process held
+
+
+async def accepted(operator: Operator) -> Counter[int]:
+    """How often each order came out, by the number in its key's event."""
+    await until_depth(operator, topology.CONSENSUS_TASKS, TASKS)
+    broker = RabbitBroker(operator.env["INGEST_BROKER_URL"])
+    consumer = await broker.consumer(topology.CONSENSUS_TASKS, 1000)
+    got: list[Any] = []
+    while len(got) < TASKS:
+        got += await consumer.receive()
+    await broker.close()
+    ids = Counter(json.loads(each.body)["data"]["task_id"] for each in got)
+    from ingest.domain.identity import keyed_id
+
+    return Counter({number: ids[keyed_id("task", "acme", f"order-{number}")] for number in range(TASKS)})
+
+
+async def test_submitted_again_but_not_removed(operator: Operator) -> None:
+    """A crash between confirm and ack, every time: each dead letter is redriven twice, and accepted once."""
+    from ingest.broker.rabbitmq_dead import RabbitDeadLetters
+    from ingest.broker.redrive import Selection, redrive
+
+    class NeverRemoves(RabbitDeadLetters):
+        async def remove(self, deliveries: Any) -> None:
+            """As if the process had died."""
+
+    await publish(operator, [submission(i) for i in range(TASKS)])
+    dead = TASKS - QUOTA
+    await until_depth(operator, topology.INGEST_DEAD, dead)
+    operator.json("customer", "set", "acme", "--quota", "unlimited")
+    await asyncio.sleep(2.1)
+    url = operator.env["INGEST_BROKER_URL"]
+    for kind in (NeverRemoves, RabbitDeadLetters):
+        broker = RabbitBroker(url)
+        queue = kind(broker, None)
+        report = await redrive(queue, await broker.publisher(), Selection(), frozenset({"guest"}))
+        await queue.close()
+        assert report.done.total() == dead
+    await until_depth(operator, topology.INGEST_DEAD, 0)
+    await until_depth(operator, topology.INGEST_TASKS, 0)
+    assert await accepted(operator) == Counter(dict.fromkeys(range(TASKS), 1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("redrive",), "say which"),
+        (("purge", "--yes"), "say which"),
+        (("redrive", "--all", "--reason", "invalid"), "exclude each other"),
+        (("redrive", "--all", "--rate", "fast"), "--rate must be"),
+        (("list", "--older-than", "7"), "--older-than must be a time"),
+        (("show", "dead:0"), "there is no .ingest/queue.db"),
+    ],
+)
+def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    """One line that says what to change, exit code 2."""
+    done = run_ingest("dlq", *arguments, env={}, directory=tmp_path)
+    assert (done.returncode, message in done.stderr) == (2, True), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+async def test_embedded(tmp_path: Path) -> None:
+    """Looking works beside a running `ingest dev`; clearing says to stop it, and then works."""
+    operator = Operator(tmp_path, {"INGEST_DATA_DIR": str(tmp_path / "d")})
+    broker = await EmbeddedBroker.open(tmp_path / "d" / "queue.db")
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    await (await broker.publisher()).publish([refused(i, now=now) for i in range(3)])
+    await broker.close()
+    with Ingest("dev", "--port", "0", directory=tmp_path, env=operator.env) as dev:
+        dev.wait_for("Ctrl-C stops it")
+        assert operator.counts() == {"quota_exhausted": 3}
+        assert "m1" in operator.run("dlq", "show", "d1").stdout
+        assert operator.run("dlq", "show", "d9").returncode == 2
+        assert operator.run("dlq", "export", "-").stdout.count("\n") == 3
+        refused_ = operator.run("dlq", "redrive", "--all")
+        assert (refused_.returncode, "stop it first" in refused_.stderr) == (2, True), refused_.stderr
+        assert dev.stop() == 0
+    assert operator.json("dlq", "redrive", "d1", "d2")["redriven"] == {"quota_exhausted": 2}
+    assert operator.json("dlq", "purge", "--all", "--yes")["purged"] == 1
+    assert operator.counts() == {}
+    # Customer acme does not exist here, so the worker sends them back.
+    with Ingest("dev", "--port", "0", directory=tmp_path, env=operator.env) as dev:
+        dev.wait_for("Ctrl-C stops it")
+        wait_until(lambda: operator.counts() == {"unknown_customer": 2}, "refused again", 15)
+        assert dev.stop() == 0
