@@ -17,6 +17,7 @@ from ingest.telemetry.broker import MeteredBroker, MeteredConsumer
 
 BEAT: Final = 1.0
 """Seconds between two looks."""
+_STARTING: Final = "starting"
 _ANSWER_WITHIN: Final = 2.0
 STALE: Final = 10.0
 """Seconds after which a report counts no more for readiness: its process hangs."""
@@ -69,7 +70,7 @@ class Health:
         self._tell = tell
         self._clock = clock
         self._seen: dict[str, ConnectionState] = {}
-        self._last: list[str] | None = None
+        self._last: frozenset[str] = frozenset()
         self.braked: Callable[[], bool] = lambda: False
         """Whether the worker takes no deliveries because of an outage."""
         self.in_flight: Callable[[], int] = lambda: 0
@@ -78,20 +79,32 @@ class Health:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:  # noqa: BLE001 - what only looks must not stop what works
+                _log.exception("health cannot be told")
             await asyncio.sleep(BEAT)
 
     async def look(self) -> None:
         """One look: report it, and set the gauges."""
         problems = [*await self._dependencies(), *self._connections(), *self._progress()]
-        if problems != self._last and (problems or self._last):
-            _log.warning("not ready", problems=problems) if problems else _log.info("ready again")
-        self._last = problems
+        self._log(problems)
         self._meter.set(metrics.READY, not problems)
         self._meter.set(metrics.HTTP_IN_FLIGHT, self.in_flight())
         self._tell(Report(self._process, os.getpid(), self._clock(), problems))
 
+    def _log(self, problems: list[str]) -> None:
+        """A line when something is wrong that was not before, and when all is well again."""
+        kinds = frozenset(problem.partition(":")[0] for problem in problems)
+        if kinds - self._last - {_STARTING}:
+            _log.warning("not ready", problems=problems)
+        elif self._last and not kinds:
+            _log.info("ready")
+        self._last = kinds
+
     async def _dependencies(self) -> list[str]:
+        if not self._broker.publishers:
+            return [f"{_STARTING}: no connection to the broker yet"]
         checks = [("store", self._store_ready), *[("broker", each.ready) for each in self._broker.publishers]]
         found = await asyncio.gather(*[_problem(name, ready) for name, ready in checks])
         return [problem for problem in found if problem]

@@ -1,9 +1,11 @@
 """A real scrape of several processes: `serve --workers 2` and `work --processes 2`."""
 
+import asyncio
 import os
 import signal
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -11,6 +13,9 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ingest.broker.rabbitmq import RabbitBroker
+from ingest.domain import topology
+from ingest.domain.messages import Message, PublishOutcome
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
 from tests.e2e.test_supervisor import children
@@ -42,6 +47,7 @@ class Pair(msgspec.Struct):
     serve_url: str
     work_url: str
     headers: dict[str, str]
+    cust_id: str
     serve: Ingest
     work: Ingest
 
@@ -66,7 +72,7 @@ def pair(rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path) -> Itera
         Ingest("work", "--processes", "2", directory=tmp_path, env=work_env) as work,
     ):
         at = "http://127.0.0.1"
-        pair = Pair(f"{at}:{port}", f"{at}:{serve_port}", f"{at}:{work_port}", headers, serve, work)
+        pair = Pair(f"{at}:{port}", f"{at}:{serve_port}", f"{at}:{work_port}", headers, cust_id, serve, work)
         for url in (pair.url, pair.serve_url, pair.work_url):
             wait_until(lambda url=url: _answers(url), url, 30)  # type: ignore[misc]
             wait_ready(url)
@@ -122,6 +128,51 @@ def test_counts_add_up_across_processes_and_deaths(pair: Pair) -> None:
     after = Scraped(pair.work_url)
     assert after.total("ingest_acceptance_age_seconds_count") == 61
     assert after.processes("ingest_ready") == {"0", "1"}
+
+
+async def test_an_outage_is_told_and_kills_nothing(pair: Pair, aerospike: AerospikeServer, rabbitmq_url: str) -> None:
+    """Aerospike stalls: both are unready and say why, both are alive, the brake shows; and all is well after it."""
+    if not aerospike.controllable:
+        pytest.skip("the Aerospike server given cannot be paused")
+    broker = RabbitBroker(rabbitmq_url)
+    publisher = await broker.publisher()
+    direct = Message(
+        exchange=topology.SUBMISSIONS,
+        routing_key=f"task.submitted.{pair.cust_id}",
+        body=msgspec.json.encode(TASK),
+        message_id="m",
+    )
+    aerospike.pause()
+    try:
+        assert await publisher.publish([direct]) == [PublishOutcome.CONFIRMED]
+        await broker.close()
+        for url in (pair.serve_url, pair.work_url):
+            await asyncio.to_thread(wait_until, partial(_says, url, "store: "), "unready", 20)
+            assert httpx.get(f"{url}/healthz", timeout=5).status_code == 200
+        await asyncio.to_thread(wait_until, partial(_says, pair.work_url, "brake: "), "brake", 20)
+        during = Scraped(pair.work_url)
+        assert during.total("ingest_brake_engaged") == 1
+        assert during.total("ingest_ready") == 0
+        assert during.total("ingest_deliveries_in_flight") == 1
+        assert during.total("ingest_store_errors_total") > 0
+    finally:
+        aerospike.resume()
+    for url in (pair.work_url, pair.serve_url):
+        await asyncio.to_thread(wait_ready, url)
+    await asyncio.to_thread(
+        wait_until,
+        lambda: Scraped(pair.work_url).total("ingest_accepted_tasks_total", door="amqp") == 1,
+        "accepted",
+        20,
+    )
+    after = Scraped(pair.work_url)
+    assert after.total("ingest_submissions_total", door="amqp", kind="task", outcome="accepted") == 1
+    assert after.total("ingest_waiting_submissions_total", cause="unavailable") >= 1
+
+
+def _says(url: str, what: str) -> bool:
+    answer = httpx.get(f"{url}/readyz", timeout=10)
+    return answer.status_code == 503 and what in answer.json()["error"]
 
 
 def _unready(url: str) -> bool:

@@ -74,6 +74,10 @@ async def test_closed_connections_come_back(broker: RabbitBroker, rabbitmq: Rabb
     assert (again.body, again.redelivered) == (b"1", True)
     await consumer.ack([again])
     await until_confirmed(broker)
+    states = {state.name: state for state in broker.connections()}
+    assert states.keys() >= {"publish", "consume ingest.tasks"}
+    assert all(state.connected for state in states.values())
+    assert states["consume ingest.tasks"].reconnects >= 1
 
 
 async def test_a_memory_alarm_blocks(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
@@ -89,11 +93,17 @@ async def test_a_memory_alarm_blocks(broker: RabbitBroker, rabbitmq: RabbitServe
                 outcomes.update(await publisher.publish([message(1)]))
         with pytest.raises(BrokerUnavailable, match="takes no publishes"):
             await publisher.ready()
+        await asyncio.sleep(0.2)
+        assert broker.connections()[0].blocked_seconds > 0.2
     finally:
         await rabbitmq_eval(rabbitmq, "vm_memory_monitor:set_vm_memory_high_watermark(0.6).")
     async with asyncio.timeout(20):
         while await publisher.publish([message(2)]) != [PublishOutcome.CONFIRMED]:
             await asyncio.sleep(0.1)
+    (after,) = broker.connections()
+    await asyncio.sleep(0.1)
+    assert broker.connections() == [after], "blocked for no longer than that"
+    assert (after.name, after.connected, after.reconnects) == ("publish", True, 0)
 
 
 async def test_a_paused_broker_makes_unknown_in_time(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
