@@ -52,11 +52,11 @@ def unsatisfied(requirements: list[str], lock: dict[str, str]) -> list[str]:
 
 
 def test_the_lock_satisfies_the_project() -> None:
-    """Every dependency of every extra, at a version that pyproject.toml allows. If not: scripts/lock."""
+    """Every dependency of every extra, at a version that pyproject.toml allows."""
     project = PROJECT["project"]
     wanted = project["dependencies"] + [each for extra in project["optional-dependencies"].values() for each in extra]
-    assert unsatisfied(wanted, locked("requirements.lock")) == []
-    assert unsatisfied(PROJECT["build-system"]["requires"], locked("build.lock")) == []
+    assert unsatisfied(wanted, locked("requirements.lock")) == [], "run scripts/lock"
+    assert unsatisfied(PROJECT["build-system"]["requires"], locked("build.lock")) == [], "run scripts/lock"
 
 
 def test_the_lock_is_complete() -> None:
