@@ -9,6 +9,11 @@ from tests.servers import AerospikeServer, RabbitServer, Unavailable
 _used: dict[str, str] = {}
 
 
+def note_server(name: str, origin: str) -> None:
+    """To be said at the end: what a server was, or why it was not there."""
+    _used[name] = origin
+
+
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitServer]:
     """A private RabbitMQ node."""

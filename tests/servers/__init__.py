@@ -2,6 +2,7 @@
 
 from tests.servers.aerospike import AerospikeServer
 from tests.servers.process import Unavailable
+from tests.servers.prometheus import PrometheusServer
 from tests.servers.rabbitmq import RabbitServer
 
-__all__ = ["AerospikeServer", "RabbitServer", "Unavailable"]
+__all__ = ["AerospikeServer", "PrometheusServer", "RabbitServer", "Unavailable"]

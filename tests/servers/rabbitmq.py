@@ -19,11 +19,13 @@ _SBIN = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
 class RabbitServer(Server):
     """One node with the management plugin. Raises Unavailable.
 
-    `url` is its default virtual host; `new_vhost` makes one that nobody else uses.
+    `url` is its default virtual host; `new_vhost` makes one that nobody else uses. `metrics` is the address
+    (host:port) of its Prometheus plugin, where it has one.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self.metrics: str | None = None
         if url := os.environ.get("INGEST_TEST_RABBITMQ_URL"):
             self.url, self.origin = url, "INGEST_TEST_RABBITMQ_URL"
             self.management_url = os.environ.get("INGEST_TEST_RABBITMQ_MANAGEMENT_URL", "http://127.0.0.1:15672")
@@ -72,16 +74,18 @@ class RabbitServer(Server):
 
     def _prepare(self) -> None:
         self._process = process = PrivateServer("rabbitmq")
-        amqp, management, distribution, mapper = free_ports(4)
+        amqp, management, distribution, mapper, metrics = free_ports(5)
         home = process.directory
         self.url, self.origin = f"amqp://guest:guest@127.0.0.1:{amqp}", "rabbitmq-server on PATH"
         self.management_url = f"http://127.0.0.1:{management}"
+        self.metrics = f"127.0.0.1:{metrics}"
         (home / "rabbitmq.conf").write_text(
             f"listeners.tcp.1 = 127.0.0.1:{amqp}\n"
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
+            f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {metrics}\n"
             "disk_free_limit.absolute = 50MB\n"
         )
-        (home / "plugins").write_text("[rabbitmq_management].")
+        (home / "plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].")
         self._env = {
             "HOME": str(home),
             "RABBITMQ_NODENAME": f"t{uuid.uuid4().hex[:8]}@localhost",
@@ -100,11 +104,12 @@ class RabbitServer(Server):
     def _start_container(self) -> None:
         from testcontainers.core.container import DockerContainer
 
-        self._container = DockerContainer(IMAGE).with_exposed_ports(5672, 15672)
+        self._container = DockerContainer(IMAGE).with_exposed_ports(5672, 15672, 15692)
         self._container.start()
         host = self._container.get_container_host_ip()
         self.url = f"amqp://guest:guest@{host}:{self._container.get_exposed_port(5672)}"
         self.management_url = f"http://{host}:{self._container.get_exposed_port(15672)}"
+        self.metrics = f"{host}:{self._container.get_exposed_port(15692)}"
         self.origin = "Docker"
         wait_until(self._answers, "RabbitMQ in Docker", 120)
 
