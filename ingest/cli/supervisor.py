@@ -88,7 +88,9 @@ class _Supervisor:
         self._join(self._children[: self._count], end)
         _terminate(self._children[self._count :])
         self._join(self._children[self._count :], time.monotonic() + 5)
-        return max(abs(child.exitcode or 0) for child in self._children)
+        # SIGTERM ends a process that had not begun yet; it was told to.
+        codes = [child.exitcode or 0 for child in self._children]
+        return max(abs(code) if code != -signal.SIGTERM else 0 for code in codes)
 
     def _join(self, children: Sequence[multiprocessing.process.BaseProcess], end: float) -> None:
         for child in children:

@@ -96,10 +96,12 @@ class Health:
     def _log(self, problems: list[str]) -> None:
         """A line when something is wrong that was not before, and when all is well again."""
         kinds = frozenset(problem.partition(":")[0] for problem in problems)
-        if kinds - self._last - {_STARTING}:
+        if _STARTING in kinds:
+            return
+        if kinds - self._last:
             _log.warning("not ready", problems=problems)
         elif self._last and not kinds:
-            _log.info("ready")
+            _log.info("ready again")
         self._last = kinds
 
     async def _dependencies(self) -> list[str]:

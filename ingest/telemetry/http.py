@@ -1,5 +1,6 @@
 """An ASGI application whose requests are counted and timed."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
 from typing import Any, Final
@@ -21,11 +22,12 @@ _BELOW: Final = (("/v1/tasks/batch/", "/v1/tasks/batch/{id}"), ("/v1/tasks/", "/
 
 
 class MeteredApp:
-    """Wraps an ASGI application."""
+    """Wraps an ASGI application. Submissions are answered in cohorts: those answered together are counted together."""
 
     def __init__(self, app: App, meter: Meter) -> None:
         self._app = app
         self._meter = meter
+        self._answered: list[tuple[str, str, int, float]] = []
         self.in_flight = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -46,11 +48,24 @@ class MeteredApp:
             await self._app(scope, receive, noted)
         finally:
             self.in_flight -= 1
-            route = route_of(scope["path"])
-            method = scope["method"] if scope["method"] in _METHODS else OTHER
+            if not self._answered:
+                asyncio.get_running_loop().call_soon(self._count)
             # Without an answer the client has gone: 499, as nginx has it.
-            self._meter.add(metrics.HTTP_REQUESTS, 1, method, route, str(status or 499))
-            self._meter.observe(metrics.HTTP_DURATION, (perf_counter() - start,), route)
+            self._answered.append((scope["method"], scope["path"], status or 499, perf_counter() - start))
+
+    def _count(self) -> None:
+        answered, self._answered = self._answered, []
+        durations: dict[str, list[float]] = {}
+        counts: dict[tuple[str, str, int], int] = {}
+        for method, path, status, seconds in answered:
+            route = path if path in _EXACT else route_of(path)
+            durations.setdefault(route, []).append(seconds)
+            key = (method if method in _METHODS else OTHER, route, status)
+            counts[key] = counts.get(key, 0) + 1
+        for (method, route, status), count in counts.items():
+            self._meter.add(metrics.HTTP_REQUESTS, count, method, route, str(status))
+        for route, values in durations.items():
+            self._meter.observe(metrics.HTTP_DURATION, values, route)
 
 
 def route_of(path: str) -> str:

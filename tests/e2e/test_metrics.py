@@ -170,6 +170,14 @@ async def test_an_outage_is_told_and_kills_nothing(pair: Pair, aerospike: Aerosp
     assert after.total("ingest_waiting_submissions_total", cause="unavailable") >= 1
 
 
+def test_every_log_line_tells_its_process(pair: Pair) -> None:
+    """Lines of two processes never mix, and each says whose it is."""
+    pair.submit(5)
+    for running, role in ((pair.serve, "serve"), (pair.work, "work")):
+        lines = [msgspec.json.decode(line) for line in running.text().splitlines()]
+        assert {(line["role"], line["process"]) for line in lines if "role" in line} == {(role, "0"), (role, "1")}
+
+
 def _says(url: str, what: str) -> bool:
     answer = httpx.get(f"{url}/readyz", timeout=10)
     return answer.status_code == 503 and what in answer.json()["error"]
