@@ -16,65 +16,10 @@ from pathlib import Path
 import httpx
 import msgspec
 
-from tests.bench.house import Depth, House, preload
+from tests.bench import benches
+from tests.bench.house import House
+from tests.bench.measure import Meter, Row
 from tests.servers.process import free_ports, wait_until
-
-OURS = ("-m", "ingest", "work")
-PLAIN = ("-m", "tests.bench.peers", "plain")
-FASTSTREAM = ("-m", "tests.bench.peers", "faststream")
-LIMIT = 600.0
-
-
-class Row(msgspec.Struct):
-    """One measurement. `rate` per second, `cpu` in microseconds an item, times in ms, `rss` in MB."""
-
-    name: str
-    rate: float
-    cpu: float
-    rss: float
-    p50: float = 0.0
-    p99: float = 0.0
-
-
-async def consume(house: House, name: str, command: tuple[str, ...], count: int, batch: int = 0) -> Row:
-    """A full queue is worked off; the first tenth is warm-up."""
-    url = await house.fresh()
-    await preload(url, count, batch)
-    total = count * (batch or 1)
-    async with Depth(url, "consensus.tasks") as depth:
-        with house.running(*command) as process:
-            await depth.until(total // 10, LIMIT)
-            first, start, cpu = await depth.now(), time.perf_counter(), process.cpu()
-            await depth.until(total, LIMIT)
-            seconds, done = time.perf_counter() - start, total - first
-            return Row(name, done / seconds, (process.cpu() - cpu) / done * 1e6, process.peak_rss())
-
-
-async def worker(house: House) -> list[Row]:
-    """Single submissions: claim, event out, ack."""
-    return [
-        await consume(house, "plain aio-pika", PLAIN, 6_000),
-        await consume(house, "FastStream", FASTSTREAM, 4_000),
-        await consume(house, "ingest work", OURS, 40_000),
-    ]
-
-
-async def batch(house: House) -> list[Row]:
-    """Tasks of 1,000-task batches."""
-    return [await consume(house, "ingest work, tasks", OURS, 150, 1000)]
-
-
-async def backlog(house: House) -> list[Row]:
-    """CPU a message as the backlog grows."""
-    sizes = (1_000, 10_000, 100_000)
-    return [await consume(house, f"ingest work, backlog {size:,}", OURS, size) for size in sizes]
-
-
-async def scale(house: House) -> list[Row]:
-    """More processes."""
-    return [
-        await consume(house, f"ingest work --processes {n}", (*OURS, "--processes", str(n)), 40_000) for n in (1, 2, 4)
-    ]
 
 
 async def shim(house: House) -> list[Row]:
@@ -91,12 +36,11 @@ async def shim(house: House) -> list[Row]:
         with house.running(*(peer if name == "FastAPI" else ours)) as process:
             await asyncio.to_thread(wait_until, partial(httpx.get, url), name, 30)
             await _wrk(url, mode, 2)
-            cpu = process.cpu()
+            meter = Meter(house, process)
             found = await _wrk(url, mode, 5)
-            used = (process.cpu() - cpu) / found["requests"] * 1e6
-            rate = found["requests"] / found["seconds"]
             assert not found["failed"], f"{name}: {found['failed']} requests failed"
-            rows.append(Row(name, rate, used, process.peak_rss(), found["p50"], found["p99"]))
+            times = {"p50": found["p50"], "p99": found["p99"]}
+            rows.append(meter.row(name, found["requests"], found["seconds"], **times))
     return rows
 
 
@@ -111,12 +55,15 @@ async def _wrk(url: str, mode: str, seconds: int) -> dict[str, float]:
 
 
 BENCHES: dict[str, Callable[[House], Awaitable[list[Row]]]] = {
-    "worker": worker,
+    "worker": benches.worker,
     "shim": shim,
-    "batch": batch,
-    "backlog": backlog,
-    "scale": scale,
+    "batch": benches.batch,
+    "backlog": benches.backlog,
+    "memory": benches.memory,
+    "scale": benches.scale,
 }
+LONG = frozenset({"backlog", "memory"})
+"""Minutes each: one round is enough."""
 
 
 async def run(names: list[str], rounds: int) -> dict[str, list[Row]]:
@@ -125,7 +72,7 @@ async def run(names: list[str], rounds: int) -> dict[str, list[Row]]:
     results = {}
     try:
         for name in names:
-            measured = [await BENCHES[name](house) for _ in range(rounds)]
+            measured = [await BENCHES[name](house) for _ in range(1 if name in LONG else rounds)]
             results[name] = [_median([rows[i] for rows in measured]) for i in range(len(measured[0]))]
             _show(name, results[name])
     finally:
@@ -134,17 +81,21 @@ async def run(names: list[str], rounds: int) -> dict[str, list[Row]]:
 
 
 def _median(rows: list[Row]) -> Row:
-    fields = ("rate", "cpu", "rss", "p50", "p99")
-    return Row(rows[0].name, *[statistics.median(getattr(row, field) for row in rows) for field in fields])
+    fields = ("rate", "cpu", "broker", "store", "rss", "p50", "p99")
+    medians = {field: statistics.median(getattr(row, field) for row in rows) for field in fields}
+    return msgspec.structs.replace(rows[-1], **medians)
 
 
 def _show(name: str, rows: list[Row]) -> None:
     print(f"\n{name}: {(BENCHES[name].__doc__ or '').strip()}")
-    print(f"{'':32} {'per s':>9} {'x first':>8} {'CPU us':>8} {'RSS MB':>7} {'p50 ms':>7} {'p99 ms':>7}")
+    print(f"{'':32} {'':>9} {'':>8} {'CPU us each, of':>26}")
+    heads = ("per s", "x first", "itself", "RabbitMQ", "Aerospike", "cores", "RSS MB", "p50 ms", "p99 ms")
+    print(f"{'':32} {heads[0]:>9} {heads[1]:>8}" + "".join(f"{head:>10}" for head in heads[2:]))
     for row in rows:
-        times = f"{row.p50:7.1f} {row.p99:7.1f}" if row.p99 else ""
-        ratio = row.rate / rows[0].rate
-        print(f"{row.name:32} {row.rate:9,.0f} {ratio:8.1f} {row.cpu:8.0f} {row.rss:7.0f} {times}", flush=True)
+        ratio = row.rate / rows[0].rate if rows[0].rate else 0.0
+        figures = [f"{each:,.1f}" for each in (row.cpu, row.broker, row.store)]
+        figures += [f"{row.busy:.0%}", f"{row.rss:,.0f}", *[f"{ms:,.1f}" if ms else "" for ms in (row.p50, row.p99)]]
+        print(f"{row.name:32} {row.rate:9,.0f} {ratio:8.1f}" + "".join(f"{each:>10}" for each in figures), flush=True)
 
 
 def main() -> None:
@@ -152,15 +103,18 @@ def main() -> None:
     known = ", ".join(BENCHES)
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("bench", nargs="*", choices=[[], *BENCHES], help=f"{known}; default: the first three")
-    parser.add_argument("--rounds", type=int, default=3, help="medians are of so many rounds")
-    parser.add_argument("--json", type=Path, help="save the figures in this file")
+    parser.add_argument("--rounds", type=int, default=3, help="medians are of so many rounds; backlog and memory: one")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
     given = parser.parse_args()
-    if unknown := set(given.bench) - set(BENCHES):
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {known}")
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, rounds: {given.rounds}")
     results = asyncio.run(run(given.bench or ["worker", "shim", "batch"], given.rounds))
     if given.json:
         given.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
+    if given.plot:
+        from tests.bench import plot
+
+        plot.save(results, given.plot)
 
 
 if __name__ == "__main__":

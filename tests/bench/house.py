@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,10 @@ import aio_pika
 
 from ingest.broker.rabbitmq import RabbitBroker
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
+from ingest.domain.ledger import Change, Entry, Step
 from ingest.domain.messages import Message
 from ingest.store.aerospike import AerospikeStore
+from tests.bench import usage
 from tests.servers import AerospikeServer, RabbitServer
 
 TASK: dict[str, Any] = {
@@ -26,7 +29,6 @@ TASK: dict[str, Any] = {
     "label_spec": {"question": "Document category?", "options": ["invoice", "receipt", "other"]},
     "consensus_threshold": 3,
 }
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 class House:
@@ -36,6 +38,7 @@ class House:
         self.rabbitmq = RabbitServer()
         self.aerospike = AerospikeServer("4G")
         self.directory = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
+        self._url = ""
         address = self.aerospike.url.removeprefix("aerospike://").partition("/")[0]
         self.env = {
             "INGEST_STORE_URL": self.aerospike.url,
@@ -45,7 +48,9 @@ class House:
 
     async def fresh(self) -> str:
         """A new virtual host with the topology, and the customer `c` with the API key `key`; its URL."""
-        url = self.rabbitmq.new_vhost()
+        if self._url:
+            self.rabbitmq.drop_vhost(self._url)
+        self._url = url = self.rabbitmq.new_vhost()
         self.env |= {"INGEST_BROKER_URL": url, "BENCH_AMQP": url}
         broker = RabbitBroker(url)
         await broker.declare()
@@ -56,6 +61,18 @@ class House:
         await store.close()
         await broker.close()
         return url
+
+    async def fill_ledger(self, count: int) -> None:
+        """Add accepted entries."""
+        store = await AerospikeStore.open(self.aerospike.url)
+        size = 4000
+
+        async def fill(start: int) -> None:
+            await store.apply([Change(Step.ACCEPT, _entry()) for _ in range(start, min(start + size, count))])
+
+        for start in range(0, count, 4 * size):
+            await asyncio.gather(*[fill(each) for each in range(start, min(start + 4 * size, count), size)])
+        await store.close()
 
     @contextmanager
     def running(self, *command: str) -> Iterator["Process"]:
@@ -81,17 +98,18 @@ class Process:
                 [sys.executable, *command], env={**os.environ, **env}, stdout=output, stderr=output
             )
 
+    def check(self) -> None:
+        """Raises RuntimeError with the end of its output where it has ended."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"it has ended: {self.output.read_text()[-2000:]}")
+
     def cpu(self) -> float:
         """Seconds, user and system, children included."""
-        return sum(self._cpu(pid) for pid in self._pids())
+        return usage.cpu(self._process.pid)
 
-    def peak_rss(self) -> float:
-        """MB."""
-        peaks = []
-        for pid in self._pids():
-            status = Path(f"/proc/{pid}/status").read_text()
-            peaks.append(int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1]) / 1024)
-        return max(peaks)
+    def rss(self, *, peak: bool = False) -> float:
+        """MB, of the largest of parent and children."""
+        return usage.rss(self._process.pid, peak=peak)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -100,24 +118,30 @@ class Process:
         except subprocess.TimeoutExpired:
             self._process.kill()
 
-    def _pids(self) -> list[int]:
-        own = self._process.pid
-        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-        return [own, *map(int, children)]
 
-    @staticmethod
-    def _cpu(pid: int) -> float:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICK
+def _entry() -> Entry:
+    return Entry(
+        id=f"tsk_{uuid.uuid4().hex[:26]}",
+        cust_id="c",
+        created_at=1_775_000_000_000,
+        fingerprint=bytes(32),
+        retention=604_800,
+        owner=f"{uuid.uuid4().hex}.1",
+        origin=uuid.uuid4().hex,
+    )
 
 
-async def preload(url: str, count: int, batch: int = 0, tag: str = "") -> None:
-    """Direct submissions into the ingest queues: `count` singles, or batches of `batch` tasks each."""
+async def preload(url: str, count: int, batch: int = 0, tag: str = "", padding: int = 0) -> None:
+    """Direct submissions into the ingest queues: `count` singles, or batches of `batch` tasks each.
+
+    `padding`: so many bytes more in each task.
+    """
     broker = RabbitBroker(url, confirm_timeout=60)
     publisher = await broker.publisher()
     kind = "batch" if batch else "task"
-    body = json.dumps({"tasks": [TASK] * batch} if batch else TASK).encode()
-    size = 10 if batch else 2000
+    task = TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * padding}} if padding else TASK
+    body = json.dumps({"tasks": [task] * batch} if batch else task).encode()
+    size = max(1, 2_000_000 // len(body))
     for start in range(0, count, size):
         part = range(start, min(start + size, count))
         messages = [
@@ -149,8 +173,9 @@ class Depth:
         declared = await self._channel.declare_queue(self._queue, passive=True)
         return declared.declaration_result.message_count or 0
 
-    async def until(self, count: int, seconds: float) -> None:
-        """Poll until there are `count`."""
+    async def until(self, count: int, process: "Process", seconds: float = 600.0) -> None:
+        """Poll until there are `count`; no longer than the process lives."""
         async with asyncio.timeout(seconds):
             while await self.now() < count:
+                process.check()
                 await asyncio.sleep(0.02)

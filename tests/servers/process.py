@@ -78,6 +78,11 @@ class PrivateServer:
                 preexec_fn=_die_with_parent,
             )
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and its children."""
         if self._process is not None:
@@ -111,6 +116,11 @@ class Server:
     def controllable(self) -> bool:
         """Whether it can be killed and paused."""
         return self._process is not None
+
+    @property
+    def pid(self) -> int | None:
+        """None where it is not ours."""
+        return self._process.pid if self._process is not None else None
 
     def kill(self) -> None:
         """End it as a power cut would."""

@@ -1,0 +1,77 @@
+"""What is measured on the worker's side."""
+
+from typing import Final
+
+from tests.bench.house import Depth, House, preload
+from tests.bench.measure import Meter, Row, consume, fill
+
+OURS: Final = ("-m", "ingest", "work")
+PLAIN: Final = ("-m", "tests.bench.peers", "plain")
+FASTSTREAM: Final = ("-m", "tests.bench.peers", "faststream")
+RELAY: Final = ("-m", "tests.bench.raw", "relay")
+PUBLISH: Final = ("-m", "tests.bench.raw", "publish")
+
+
+async def worker(house: House) -> list[Row]:
+    """Single submissions: claim, event out, ack. The raw socket relays without claims, its frames made before."""
+    return [
+        await consume(house, "plain aio-pika", PLAIN, 6_000),
+        await consume(house, "FastStream", FASTSTREAM, 4_000),
+        await consume(house, "ingest work", OURS, 40_000),
+        await consume(house, "raw socket: the broker's limit", RELAY, 60_000),
+    ]
+
+
+async def batch(house: House) -> list[Row]:
+    """Tasks of 1,000-task batches. The raw socket only publishes, its frames made before."""
+    await house.fresh()
+    limit = await fill(house, "raw socket: the broker's limit", PUBLISH, 150_000)
+    return [limit, await consume(house, "ingest work, tasks", OURS, 150, 1000)]
+
+
+async def backlog(house: House) -> list[Row]:
+    """CPU a message as backlog and ledger grow; 40,000 messages each."""
+    rows = [await _small_backlog(house, size) for size in (1_000, 10_000)]
+    rows += [await consume(house, f"backlog {size:,}", OURS, size, until=40_000) for size in (100_000, 1_000_000)]
+    keys = 0
+    for more in (0, 1_000_000, 4_000_000):
+        await house.fill_ledger(more)
+        keys += more
+        rows.append(await consume(house, f"ledger +{keys:,}", OURS, 40_000))
+    return rows
+
+
+async def _small_backlog(house: House, size: int) -> Row:
+    """Filled again and again. Producer and broker are not told apart here, so only the process counts."""
+    url = await house.fresh()
+    async with Depth(url, "consensus.tasks") as depth:
+        with house.running(*OURS) as process:
+            await preload(url, size, tag="warm")
+            await depth.until(size, process)
+            meter = Meter(house, process)
+            for part in range(1, 40_000 // size + 1):
+                await preload(url, size, tag=f"{part}.")
+                await depth.until(size * (part + 1), process)
+            row = meter.row(f"backlog {size:,}", 40_000 // size * size)
+            row.rate = row.broker = row.store = 0.0
+            return row
+
+
+async def memory(house: House) -> list[Row]:
+    """Peak RSS on batches, and RSS along a million messages."""
+    return [
+        await consume(house, "1,000-task batches", OURS, 200, 1000),
+        await consume(house, "1,000-task batches of 8 MiB", OURS, 30, 1000, padding=8_000),
+        await consume(house, "1,000,000 singles", OURS, 1_000_000),
+    ]
+
+
+async def scale(house: House) -> list[Row]:
+    """More processes: the broker and the two cores are shared."""
+    singles = [
+        await consume(house, f"singles, --processes {n}", (*OURS, "--processes", str(n)), 40_000) for n in (1, 2, 4)
+    ]
+    batches = [
+        await consume(house, f"batches, --processes {n}", (*OURS, "--processes", str(n)), 150, 1000) for n in (1, 2, 4)
+    ]
+    return singles + batches

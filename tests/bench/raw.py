@@ -1,0 +1,149 @@
+"""The broker's limit: a blocking socket, frames made beforehand, nothing parsed but tags.
+
+`publish` sends events and counts confirms; `relay` takes single submissions, sends an event for each and acknowledges
+it once the event is confirmed. Both until they are terminated. The events are byte for byte what the worker sends.
+"""
+
+import os
+import socket
+import sys
+from typing import Any, Final
+
+from pamqp import commands, frame
+from pamqp.header import ProtocolHeader
+from yarl import URL
+
+from ingest.broker import amqp_frames as frames
+from ingest.domain.events import task_accepted
+from ingest.domain.submissions import batch_submission
+from tests.bench.house import TASK
+
+WINDOW: Final = 4000
+BLOCK: Final = 1000
+_BIG: Final = 1 << 20
+_TIME: Final = "2026-04-09T12:00:00Z"
+
+
+class Raw:
+    """A connection with one channel in confirm mode."""
+
+    def __init__(self, url: str) -> None:
+        address = URL(url)
+        self._socket = socket.create_connection((address.host, address.port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._tail = b""
+        self._socket.sendall(ProtocolHeader().marshal())
+        self._expect("Connection.Start")
+        login = f"\0{address.user}\0{address.password}"
+        self._send(0, commands.Connection.StartOk({}, "PLAIN", login, "en_US"))
+        self._expect("Connection.Tune")
+        self._send(0, commands.Connection.TuneOk(2047, 131_072, 0))
+        self._ask(0, commands.Connection.Open(address.path.strip("/") or "/"), "Connection.OpenOk")
+        self._ask(1, commands.Channel.Open(), "Channel.OpenOk")
+        self._ask(1, commands.Confirm.Select(), "Confirm.SelectOk")
+        encoder = frames.PublishEncoder(1, 131_072, address.user)
+        batch = batch_submission({"tasks": [TASK] * BLOCK}, "c", frozenset())
+        events = [task_accepted(task, "c", _TIME, (batch.id, i)) for i, task in enumerate(batch.tasks)]
+        self.events = [encoder.encode(event, i) for i, event in enumerate(events, 1)]
+
+    def consume(self, prefetch: int) -> None:
+        self._ask(1, commands.Basic.Qos(prefetch_count=prefetch), "Basic.QosOk")
+        self._send(1, commands.Basic.Consume(queue="ingest.tasks"))
+
+    def write(self, data: bytes) -> None:
+        self._socket.sendall(data)
+
+    def read(self) -> list[tuple[int, int, bool]]:
+        """What has come: (method, tag, multiple) of deliveries and confirms; waits for some."""
+        data = self._tail + self._socket.recv(_BIG)
+        found = []
+        position, end = 0, len(data)
+        while end - position >= frames.OVERHEAD:
+            kind, _, size = frames.frame_head.unpack_from(data, position)
+            if position + size + frames.OVERHEAD > end:
+                break
+            if kind == frames.METHOD:
+                found += self._method(data, position + 7)
+            position += size + frames.OVERHEAD
+        self._tail = data[position:]
+        return found
+
+    @staticmethod
+    def _method(data: bytes, start: int) -> list[tuple[int, int, bool]]:
+        (method,) = frames.method_id.unpack_from(data, start)
+        if method == frames.DELIVER:
+            return [(method, frames.read_deliver(data, start + 4)[0], False)]
+        if method in (frames.ACK, frames.NACK):
+            assert method == frames.ACK
+            return [(method, *frames.read_confirm(data, start + 4))]
+        return []
+
+    def _ask(self, channel: int, command: Any, answer: str) -> None:
+        self._send(channel, command)
+        self._expect(answer)
+
+    def _send(self, channel: int, command: Any) -> None:
+        self._socket.sendall(frame.marshal(command, channel))
+
+    def _expect(self, name: str) -> None:
+        buffer = b""
+        while True:
+            buffer += self._socket.recv(65_536)
+            consumed, _, command = frame.unmarshal(buffer)
+            if consumed:
+                assert command.name == name, f"{command.name} instead of {name}"
+                assert consumed == len(buffer)
+                return
+
+
+class Confirms:
+    """Publishes in flight. `done`: all up to it are confirmed."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.done = 0
+        self._beyond: set[int] = set()
+
+    def confirm(self, tag: int, multiple: bool) -> None:
+        if multiple:
+            self.done = max(self.done, tag)
+        else:
+            self._beyond.add(tag)
+        while self.done + 1 in self._beyond:
+            self._beyond.remove(self.done + 1)
+            self.done += 1
+
+
+def publish(raw: Raw) -> None:
+    """At most WINDOW unconfirmed."""
+    block = b"".join(raw.events)
+    confirms = Confirms()
+    while True:
+        while confirms.sent - confirms.done <= WINDOW - BLOCK:
+            raw.write(block)
+            confirms.sent += BLOCK
+        for _, tag, multiple in raw.read():
+            confirms.confirm(tag, multiple)
+
+
+def relay(raw: Raw) -> None:
+    """Deliveries and publishes are in step: the n-th event is that of the n-th delivery."""
+    confirms = Confirms()
+    acked = 0
+    raw.consume(WINDOW)
+    while True:
+        found = raw.read()
+        come = sum(method == frames.DELIVER for method, _, _ in found)
+        for method, tag, multiple in found:
+            if method == frames.ACK:
+                confirms.confirm(tag, multiple)
+        out = [raw.events[(confirms.sent + i) % BLOCK] for i in range(come)]
+        confirms.sent += come
+        if confirms.done > acked:
+            acked = confirms.done
+            out.append(frames.ack(1, acked, multiple=True))
+        raw.write(b"".join(out))
+
+
+if __name__ == "__main__":
+    {"publish": publish, "relay": relay}[sys.argv[1]](Raw(os.environ["BENCH_AMQP"]))
