@@ -7,7 +7,7 @@ Types are strict as JSON has them: "3" is no integer, true is no integer, null i
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NotRequired, cast, get_args
 
-from pydantic import AfterValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import TypedDict
 
@@ -27,6 +27,11 @@ _PORT = r"(?::(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2
 _URL_PATTERN = rf"^[hH][tT][tT][pP][sS]://{_HOST}{_PORT}(?:[/?#][^\u0000-\u001b\u007f{_BLANK}]*)?$"
 # No controls, no line ends, and nothing that is invisible or turns the direction of writing.
 _KEY_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff]*$"
+
+
+def _integral(value: object) -> object:
+    """3.0 is an integer in JSON Schema, and the same as 3."""
+    return int(value) if type(value) is float and value.is_integer() else value
 
 
 def _distinct(options: list[str]) -> list[str]:
@@ -90,7 +95,7 @@ class TaskBody(TypedDict):
     data_url: HttpsUrl
     label_spec: Annotated[LabelSpec, _nested_at_most(MAX_DEPTH)]
     consensus_threshold: NotRequired[
-        Annotated[int, Field(ge=2, le=10, description="Default 3. Written without a fraction: 3, not 3.0.")]
+        Annotated[int, Field(ge=2, le=10, description="Default 3."), BeforeValidator(_integral)]
     ]
     callback_url: NotRequired[CallbackUrl]
     idempotency_key: NotRequired[IdempotencyKey]

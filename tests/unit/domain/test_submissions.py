@@ -58,10 +58,16 @@ def test_first_errors_read_like_the_contract(data: object, message: str) -> None
     assert first_error(data) == message
 
 
-@pytest.mark.parametrize("value", ["3", True, 1, 11, 2.5, None])
+@pytest.mark.parametrize("value", ["3", True, 1, 11, 2.5, 1e300, None])
 def test_thresholds_are_strict_integers(value: object) -> None:
     """No strings, no booleans, 2 to 10."""
     assert first_error(GOOD | {"consensus_threshold": value}).startswith("consensus_threshold ")
+
+
+def test_a_threshold_may_be_written_with_a_fraction_of_nothing() -> None:
+    """3.0 is 3, as in JSON Schema: the same body, the same fingerprint."""
+    spelled, plain = (task_submission(GOOD | {"consensus_threshold": value}, "c", HOOKS, "k") for value in (3.0, 3))
+    assert (spelled.fingerprint, bytes(spelled.tasks[0].body)) == (plain.fingerprint, bytes(plain.tasks[0].body))
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3, True])

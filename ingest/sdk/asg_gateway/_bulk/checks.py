@@ -33,7 +33,7 @@ def _wrong(task: Mapping[str, Any]) -> Iterator[Fault]:
     if "label_spec" in task:
         yield from _wrong_spec(task["label_spec"])
     threshold = task.get("consensus_threshold", 3)
-    if not isinstance(threshold, int) or isinstance(threshold, bool) or not 2 <= threshold <= 10:
+    if not isinstance(threshold, int | float) or isinstance(threshold, bool) or threshold not in range(2, 11):
         yield "consensus_threshold", "must be an integer between 2 and 10"
     if not isinstance(task.get("callback_url", ""), str):
         yield "callback_url", "must be a string"

@@ -121,7 +121,8 @@ def test_rows_that_are_no_tasks(row: str, sentence: str) -> None:
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers(0, 12) | st.text(max_size=3), lambda each: st.lists(each, max_size=3)
+    st.none() | st.booleans() | st.integers(0, 12) | st.sampled_from([3.0, 2.5, 1e300]) | st.text(max_size=3),
+    lambda each: st.lists(each, max_size=3),
 )
 names = ["type", "data_url", "label_spec", "consensus_threshold", "callback_url", "idempotency_key", "colour"]
 
