@@ -4,6 +4,7 @@ Limits and dead-lettering are policies, not queue arguments, so that operators c
 """
 
 import re
+from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
@@ -91,6 +92,25 @@ def rabbitmqctl_lines(vhost: str) -> list[str]:
     ]
 
 
+class Policies:
+    """Policies and operator policies of a virtual host."""
+
+    def __init__(self, policies: list[dict[str, Any]], operators: list[dict[str, Any]]) -> None:
+        self._kinds = (policies, operators)
+
+    def of(self, queue: str) -> dict[str, Any]:
+        """What they say about a quorum queue: of each kind the one of highest priority."""
+        found: dict[str, Any] = {}
+        for kind in self._kinds:
+            fitting = [each for each in kind if each["apply-to"] in _APPLIES and re.search(each["pattern"], queue)]
+            if fitting:
+                # Of two limits the lower holds, as RabbitMQ has it; else the operator's.
+                for name, value in max(fitting, key=lambda each: int(each["priority"]))["definition"].items():
+                    both = isinstance(value, int) and isinstance(found.get(name), int)
+                    found[name] = min(value, found[name]) if both else value
+        return found
+
+
 class Management:
     """The management API.
 
@@ -114,6 +134,16 @@ class Management:
 
     def differences(self) -> list[str]:
         """What on the broker is not as the topology says, a sentence each. Raises as `apply_policies`."""
+        in_force = self.policies()
+        return self.drift() + [
+            f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
+            for queue, policy in policies().items()
+            for name, value in policy["definition"].items()
+            if in_force.of(queue).get(name) != value
+        ]
+
+    def drift(self) -> list[str]:
+        """The same without policies: what AMQP declares."""
         found = []
         exchanges = {each["name"]: each for each in self.get(f"exchanges/{self.vhost}")}
         queues = {each["name"]: each for each in self.get(f"queues/{self.vhost}")}
@@ -122,39 +152,24 @@ class Management:
             if queue.name not in queues:
                 found.append(f"queue {queue.name} is missing")
             else:
-                found += self._queue_differences(queue, queues[queue.name])
+                found += self._queue_drift(queue, queues[queue.name])
         return found
 
-    def _queue_differences(self, queue: topology.Queue, actual: dict[str, Any]) -> list[str]:
+    def _queue_drift(self, queue: topology.Queue, actual: dict[str, Any]) -> list[str]:
         found = []
         if actual.get("type") != "quorum":
             found.append(f"queue {queue.name} is of type {actual.get('type')}, it must be quorum")
         bound = self.get(f"queues/{self.vhost}/{queue.name}/bindings")
         if (queue.exchange, queue.binding) not in {(each["source"], each["routing_key"]) for each in bound}:
             found.append(f"queue {queue.name} is not bound to {queue.exchange} with {queue.binding}")
-        wanted = policies().get(queue.name, {}).get("definition", {})
-        effective = actual.get("effective_policy_definition") or {}
-        for name, value in wanted.items():
-            if effective.get(name) != value:
-                found.append(f"queue {queue.name}: policy {name} is {effective.get(name)}, it should be {value}")
         return found
 
-    def policy_of(self, queue: str) -> dict[str, Any]:
-        """What the policies in force say about a quorum queue, at once and not when statistics come."""
-        found: dict[str, Any] = {}
-        for kind in ("policies", "operator-policies"):
-            fitting = [
-                each
-                for each in self.get(f"{kind}/{self.vhost}")
-                if each["apply-to"] in _APPLIES and re.search(each["pattern"], queue)
-            ]
-            if fitting:
-                definition = max(fitting, key=lambda each: int(each["priority"]))["definition"]
-                # Of two limits the operator's holds where it is lower, as RabbitMQ has it.
-                for name, value in definition.items():
-                    both = isinstance(value, int) and isinstance(found.get(name), int)
-                    found[name] = min(value, found[name]) if both else value
-        return found
+    def policies(self) -> "Policies":
+        """The policies in force, as they are set and not as statistics show them seconds later. Raises as `get`."""
+        operators: list[dict[str, Any]] = []
+        with suppress(ConfigurationError):  # not every user may see them
+            operators = self.get(f"operator-policies/{self.vhost}")
+        return Policies(self.get(f"policies/{self.vhost}"), operators)
 
     def get(self, path: str) -> Any:
         """The JSON at a path of the API. Raises BrokerUnavailable, ConfigurationError where the user may not."""

@@ -81,7 +81,7 @@ class RabbitBroker:
     async def connect(self) -> aio_pika.abc.AbstractConnection:
         """A connection for what is not done once a message; the caller closes it. Raises BrokerUnavailable."""
         error: Exception | None = None
-        for url in self._urls:
+        for url in [each.update_query(heartbeat=str(self._heartbeat)) for each in self._urls]:
             try:
                 return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, ssl_context=self._ssl_context)
             except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as why:

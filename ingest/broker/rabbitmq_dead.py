@@ -70,7 +70,7 @@ class RabbitDeadLetters:
             await asyncio.sleep(_OTHERS_PAUSE)
         limit = None
         if self._management is not None:
-            limit = (await asyncio.to_thread(self._management.policy_of, INGEST_DEAD)).get("delivery-limit")
+            limit = (await asyncio.to_thread(self._management.policies)).of(INGEST_DEAD).get("delivery-limit")
         if why := danger(sight.major, self._management is not None, limit):
             raise ConfigurationError(why)
         return ready

@@ -37,16 +37,20 @@ def vhost(loaded: Settings) -> str:
     return unquote(urlsplit(loaded.broker).path.removeprefix("/")) or "/"
 
 
-def embedded_file(loaded: Settings) -> Path | None:
-    """The file of the embedded queue, where that is what is set."""
-    scheme, _, rest = loaded.broker.partition("://")
-    return Path(rest[1:]) if scheme == "sqlite" else None
+def sqlite_path(url: str) -> Path | None:
+    """The file in a `sqlite:///FILE` URL; None for other URLs. Raises ConfigurationError."""
+    scheme, _, rest = url.partition("://")
+    if scheme != "sqlite":
+        return None
+    if len(rest) < 2 or not rest.startswith("/"):
+        raise ConfigurationError("it must look like sqlite:///FILE (with four slashes for an absolute path)")
+    return Path(rest[1:])
 
 
 @asynccontextmanager
 async def dead_letters(loaded: Settings, *, clear: bool) -> AsyncIterator[Dead]:
     """Open `ingest.dead`; `clear`: not only to look. Raises ConfigurationError, BrokerUnavailable."""
-    path = embedded_file(loaded)
+    path = sqlite_path(loaded.broker)
     if path is not None and not clear:
         dead = Dead(await EmbeddedDeadLetters.look_at(path), _no_publisher, loaded.trusted_users or frozenset({USER}))
     else:
@@ -67,7 +71,7 @@ async def _no_publisher() -> Publisher:
 
 
 async def _open(loaded: Settings) -> RabbitBroker | EmbeddedBroker:
-    path = embedded_file(loaded)
+    path = sqlite_path(loaded.broker)
     if path is not None and not path.exists():
         raise ConfigurationError(f"there is no {path}: nothing has run with it yet")
     try:

@@ -46,27 +46,36 @@ network {{
 }}
 namespace test {{
     replication-factor 1
-    nsup-period 10
+    nsup-period {nsup}
     index-stage-size 128M
     sindex-stage-size 128M
     storage-engine memory {{
         data-size {size}
+        {storage}
     }}
+    {namespace}
 }}
 """
 
 
 class AerospikeServer(Server):
-    """One node with a namespace `test` in memory: what it holds is gone when it is killed. Raises Unavailable."""
+    """One node with a namespace `test` in memory: what it holds is gone when it is killed. Raises Unavailable.
 
-    def __init__(self, size: str = "1G") -> None:
+    Args:
+        size: of its data.
+        nsup: nsup-period in seconds; 0 refuses records with a time to live.
+        storage, namespace: further lines of its configuration, for a private one.
+    """
+
+    def __init__(self, size: str = "1G", *, nsup: int = 10, storage: str = "", namespace: str = "") -> None:
         super().__init__()
+        self._ttl = 60 if nsup else 0
         if url := os.environ.get("INGEST_TEST_AEROSPIKE_URL"):
             self.url, self.origin = url, "INGEST_TEST_AEROSPIKE_URL"
         elif docker_answers():
             self._start_container()
         elif shutil.which("asd"):
-            self._prepare(size)
+            self._prepare(size=size, nsup=nsup, storage=storage, namespace=namespace)
             self.start()
         else:
             raise Unavailable("no Docker engine answers and no asd is on PATH")
@@ -77,7 +86,7 @@ class AerospikeServer(Server):
         self._process.launch(["asd", "--config-file", str(self._process.directory / "aerospike.conf"), "--foreground"])
         wait_until(self._writes, "asd")
 
-    def _prepare(self, size: str) -> None:
+    def _prepare(self, **changes: object) -> None:
         self._process = process = PrivateServer("aerospike")
         (process.directory / "state/smd").mkdir(parents=True)
         (process.directory / "state/lua").mkdir()
@@ -85,7 +94,7 @@ class AerospikeServer(Server):
         self._address = ("127.0.0.1", service)
         self.url, self.origin = f"aerospike://127.0.0.1:{service}/test", "asd on PATH"
         text = _CONFIG.format(
-            directory=process.directory, service=service, fabric=fabric, heartbeat=heartbeat, admin=admin, size=size
+            directory=process.directory, service=service, fabric=fabric, heartbeat=heartbeat, admin=admin, **changes
         )
         (process.directory / "aerospike.conf").write_text(text)
 
@@ -102,6 +111,6 @@ class AerospikeServer(Server):
         client = aerospike.client({"hosts": [self._address], "use_services_alternate": self._container is not None})
         try:
             client.connect()
-            client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": 60})
+            client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": self._ttl})
         finally:
             client.close()
