@@ -1,6 +1,7 @@
 """deploy/ as the tests read it."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,3 +43,9 @@ def alerts() -> list[dict[str, Any]]:
 def keda_queries() -> list[str]:
     triggers = [each["spec"]["triggers"] for each in manifests() if each["kind"] == "ScaledObject"]
     return [trigger["metadata"]["query"] for some in triggers for trigger in some if trigger["type"] == "prometheus"]
+
+
+def page_queries() -> list[str]:
+    """PromQL in the operators' pages: what looks like a function of a metric in code."""
+    text = (DEPLOY / "watching.md").read_text()
+    return re.findall(r"`((?:\d\S* \* )?\w+[( ][^`]*ingest_[^`]+)`", text)

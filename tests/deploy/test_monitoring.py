@@ -10,12 +10,13 @@ import pytest
 
 from ingest.domain import metrics, topology
 from ingest.domain.metrics import Metric
-from tests.deploy.files import DEPLOY, alerts, dashboard_queries, keda_queries
+from tests.deploy.files import DEPLOY, alerts, dashboard_queries, keda_queries, page_queries
 
 QUERIES = [
     *[(f"panel {panel}", query) for panel, query in dashboard_queries()],
     *[(f"alert {alert['alert']}", alert["expr"]) for alert in alerts()],
     *[("KEDA", query) for query in keda_queries()],
+    *[("watching.md", query) for query in page_queries()],
 ]
 TARGET = {"job", "instance", "process", "le"}
 """Labels that come with the scrape, or with histograms."""
