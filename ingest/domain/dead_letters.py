@@ -22,6 +22,12 @@ from ingest.domain.trace import trace_of
 
 REASON_HEADER: Final = "x-ingest-reason"
 TIME_HEADER: Final = "x-ingest-rejected-at"
+ENVELOPE_HEADER: Final = "x-ingest-envelope"
+"""The envelope without the submission's body, where the message's body is that as it was."""
+LARGEST: Final = 15 * 1024 * 1024
+"""Bytes of an envelope: RabbitMQ 4 takes 16 MiB, and 8 MiB of control characters are 48 MiB in JSON. A message that is
+too large would be refused again and again, and its submission never be done with."""
+_LARGEST_HEADER: Final = 64 * 1024
 UNKNOWN: Final = "unknown"
 """The reason of a message that no worker and no broker has put there."""
 
@@ -74,15 +80,22 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
         "content_type": delivery.content_type,
         "type": delivery.type,
         "user_id": delivery.user_id,
-        **body_fields(delivery.body),
     }
     detail = {"reason": error.reason, "error": error.message, "errors": error.errors, "submission": submission}
+    headers = {REASON_HEADER: str(error.reason), TIME_HEADER: now}
+    body = msgspec.json.encode(detail | {"submission": submission | body_fields(delivery.body)})
+    if len(body) > LARGEST:
+        envelope = msgspec.json.encode(detail)
+        if len(envelope) > _LARGEST_HEADER:
+            envelope = msgspec.json.encode(detail | {"errors": []})
+        headers[ENVELOPE_HEADER] = envelope.decode()
+        body = delivery.body
     return Message(
         exchange=topology.DEAD,
         routing_key=f"rejected.{error.reason}",
-        body=msgspec.json.encode(detail),
+        body=body,
         message_id=f"dead:{digest(delivery)}",
-        headers={REASON_HEADER: str(error.reason), TIME_HEADER: now},
+        headers=headers,
     )
 
 
@@ -177,10 +190,12 @@ def resubmission(dead: DeadLetter) -> Message:
 
 def _refused(delivery: Delivery) -> DeadLetter:
     try:
-        detail = msgspec.json.decode(delivery.body)
+        apart = delivery.headers.get(ENVELOPE_HEADER)
+        detail = msgspec.json.decode(delivery.body if apart is None else str(apart))
         submission = detail["submission"]
         origin = Origin(
-            body=_body(submission), **{name: submission.get(name) for name in Origin.__struct_fields__[:-1]}
+            body=_body(submission) if apart is None else delivery.body,
+            **{name: submission.get(name) for name in Origin.__struct_fields__[:-1]},
         )
         address = _ADDRESS.fullmatch(origin.routing_key)
         return DeadLetter(

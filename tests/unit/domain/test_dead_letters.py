@@ -133,3 +133,15 @@ def test_without_a_message_id_there_is_still_a_name() -> None:
     assert one.startswith("none:")
     assert one != other
     assert one == read(delivery(message_id=None, body=b"1"), SERVICE).id
+
+
+@pytest.mark.parametrize("body", [b"\0" * 8 * 1024 * 1024, b"\xff" * 12 * 1024 * 1024, b"x" * (16 * 1024 * 1024 - 1)])
+def test_a_dead_letter_fits_where_its_submission_did(body: bytes) -> None:
+    """Where JSON would blow it up beyond the 16 MiB of RabbitMQ 4, the body stays as it was, and is read back."""
+    errors = tuple([FieldError("f" * 500, "g" * 500) for _ in range(100)])
+    message = dead_letter(delivery(body=body), InvalidSubmission(Reason.TOO_LARGE, "too large", errors), NOW)
+    assert len(message.body) <= 16 * 1024 * 1024
+    assert sum(len(str(value)) for value in message.headers.values()) < 100_000
+    dead = read(arrived(message), SERVICE)
+    assert (dead.reason, dead.error, dead.cust_id) == ("too_large", "too large", "acme")
+    assert resubmission(dead).body == body
