@@ -35,6 +35,7 @@ class RabbitConsumer(Link):
         self._suspects: Suspects | None = None
         self._buffer: list[Delivery] = []
         self._arrived = asyncio.Event()
+        self._narrow = False
         self._resumed = asyncio.Event()
         self._resumed.set()
 
@@ -71,6 +72,7 @@ class RabbitConsumer(Link):
 
     async def pause(self) -> None:
         self._resumed.clear()
+        self._narrow = True  # what goes wrong again is to go wrong with one delivery only
         if self._channel is not None:
             self._channel.finish()  # the link closes the connection: all is given back at once
 
@@ -105,9 +107,12 @@ class RabbitConsumer(Link):
         wire.lanes[channel.number] = lane
         if not self._stopping:
             self._channel = lane
+            width = self._prefetch
             if self._isolate:
-                self._suspects = Suspects(lane, self._prefetch, self._hand_out)
-            await lane.consume(self._prefetch)
+                width = 1 if self._narrow else width
+                self._narrow = False
+                self._suspects = Suspects(lane, self._prefetch, self._hand_out, width)
+            await lane.consume(width)
         return lane.end
 
     def _lost(self) -> None:

@@ -1,8 +1,11 @@
 """Publishing to RabbitMQ: the frames of many messages in one buffer, and an awaited confirm for each."""
 
 import asyncio
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
+
+import structlog
 
 from ingest.broker import amqp_frames as frames
 from ingest.broker.amqp_link import Link
@@ -12,6 +15,10 @@ from ingest.domain.messages import Message, PublishOutcome
 
 _BUFFER: Final = 1024 * 1024
 """Bytes to write before waiting for the socket to take them."""
+_NACKED_FOR: Final = 15.0
+"""Seconds of nacks after which a channel is given up for another, see `rabbitmq_versions`."""
+
+_log = structlog.get_logger(__name__)
 
 
 class RabbitPublisher(Link):
@@ -41,6 +48,9 @@ class RabbitPublisher(Link):
                 await flight.settled()
         except (TimeoutError, ConnectionError):
             pass  # the outcomes tell
+        if (channel := self._channel) is not None and channel.nacked_too_long():
+            _log.warning("nothing but nacks from a queue, trying on another connection", seconds=_NACKED_FOR)
+            channel.wire.abort()
         return list(flight.outcomes)
 
     async def ready(self) -> None:
@@ -103,6 +113,7 @@ class _ConfirmChannel:
         self._pending: dict[int, tuple[_Flight, int]] = {}
         self._next = 1
         self._lowest = 1
+        self._first_nack = self._last_nack = 0.0
         self._returns = ContentAssembler(self._returned)
         self.header = self._returns.header
         self.body = self._returns.body
@@ -133,6 +144,10 @@ class _ConfirmChannel:
         self.wire.write(b"".join(buffer))
         return position + len(buffer)
 
+    def nacked_too_long(self) -> bool:
+        """Whether nacks go on and on; as one publish is enough to see, it is asked after each."""
+        return self._last_nack - self._first_nack >= _NACKED_FOR
+
     def fail(self) -> None:
         """The channel is gone: no more answers."""
         for flight, _ in self._pending.values():
@@ -143,6 +158,10 @@ class _ConfirmChannel:
         if method == frames.ACK:
             self._settle(*frames.read_confirm(data, start), PublishOutcome.CONFIRMED)
         elif method == frames.NACK:
+            now = time.monotonic()
+            if now - self._last_nack > _NACKED_FOR:
+                self._first_nack = now
+            self._last_nack = now
             self._settle(*frames.read_confirm(data, start), PublishOutcome.NACKED)
         elif method == frames.RETURN:
             self._returns.begin(frames.RETURN)

@@ -44,14 +44,15 @@ class Suspects:
         channel: is narrowed and widened.
         prefetch: its usual width.
         hand_out: gets one suspect at a time.
+        width: how many deliveries at a time it takes now, `prefetch` or 1.
     """
 
-    def __init__(self, channel: Channel, prefetch: int, hand_out: Callable[[Delivery], None]) -> None:
+    def __init__(self, channel: Channel, prefetch: int, hand_out: Callable[[Delivery], None], width: int) -> None:
         self._channel = channel
         self._prefetch = prefetch
         self._hand_out = hand_out
         self._withheld: list[Delivery] = []
-        self._width = self._wanted = prefetch
+        self._width = self._wanted = width
         self._changing = False
         self._unsuspicious = False
         self._stopped = False

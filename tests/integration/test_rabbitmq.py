@@ -206,3 +206,20 @@ async def test_further_hosts_are_tried(rabbitmq_url: str) -> None:
 async def rabbitmq_eval(server: RabbitServer, expression: str) -> None:
     """Run Erlang on the node."""
     await asyncio.to_thread(server.ctl, "eval", expression)
+
+
+async def test_a_full_queue_that_is_full_no_more(
+    broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    """RabbitMQ 3.10 goes on to nack on a channel whose queue has lost its limit: another channel is opened."""
+    vhost = rabbitmq_url.rpartition("/")[2]
+    policy = {"pattern": "ingest.tasks", "definition": {"max-length": 5, "overflow": "reject-publish"}}
+    rabbitmq.api("PUT", f"policies/{vhost}/full", policy | {"apply-to": "queues"})
+    publisher = await broker.publisher()
+    async with asyncio.timeout(20):
+        while await publisher.publish([message(1)]) != [PublishOutcome.NACKED]:
+            await asyncio.sleep(0.01)
+    rabbitmq.api("DELETE", f"policies/{vhost}/full")
+    async with asyncio.timeout(40):
+        while await publisher.publish([message(2)]) != [PublishOutcome.CONFIRMED]:
+            await asyncio.sleep(0.5)
