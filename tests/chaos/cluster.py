@@ -1,0 +1,171 @@
+"""A private RabbitMQ cluster of three nodes on this machine, each of which can be killed, stopped and started again."""
+
+import asyncio
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from tests.servers.process import PrivateServer, Unavailable, free_ports, wait_until
+from tests.servers.rabbitmq import _program
+
+NODES: Final = 3
+_BOOT: Final = 120.0
+
+
+class Node:
+    """One node. `amqp` is its port."""
+
+    def __init__(self, number: int, mapper: int, cookie: str, first: str | None) -> None:
+        self.process = PrivateServer(f"chaos-rabbit{number}")
+        self.name = f"chaos{number}-{secrets.token_hex(3)}@localhost"
+        self.amqp, self.management, distribution = free_ports(3)
+        home = self.process.directory
+        self.log = home / "log"
+        (home / ".erlang.cookie").write_text(cookie)
+        (home / ".erlang.cookie").chmod(0o400)
+        lines = [
+            f"listeners.tcp.1 = 127.0.0.1:{self.amqp}",
+            "management.tcp.ip = 127.0.0.1",
+            f"management.tcp.port = {self.management}",
+            "disk_free_limit.absolute = 50MB",
+            "cluster_partition_handling = pause_minority",
+            "collect_statistics_interval = 2000",
+        ]
+        if first is not None:
+            lines += [
+                "cluster_formation.peer_discovery_backend = classic_config",
+                f"cluster_formation.classic_config.nodes.1 = {first}",
+                f"cluster_formation.classic_config.nodes.2 = {self.name}",
+            ]
+        (home / "rabbitmq.conf").write_text("\n".join(lines) + "\n")
+        (home / "plugins").write_text("[rabbitmq_management].")
+        self._env = {
+            "HOME": str(home),
+            "RABBITMQ_NODENAME": self.name,
+            "RABBITMQ_NODE_PORT": str(self.amqp),
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(self.log),
+            "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
+            "RABBITMQ_PID_FILE": str(home / "pid"),
+            # Three nodes share this machine with what they are to be tested with.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
+            "ERL_EPMD_PORT": str(mapper),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+        }
+
+    def launch(self) -> None:
+        self.process.launch([_program()], self._env)
+
+    def wait(self) -> None:
+        wait_until(self.running, f"{self.name} of the cluster", _BOOT)
+
+    def running(self) -> bool:
+        self.api("GET", "overview")
+        return True
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        url = f"http://127.0.0.1:{self.management}/api/{path}"
+        response = httpx.request(method, url, json=body, auth=("guest", "guest"), timeout=10)
+        response.raise_for_status()
+        return response.json() if response.content else None
+
+    def ctl(self, *arguments: str) -> str:
+        """Run rabbitmqctl against it. Raises CalledProcessError, TimeoutExpired."""
+        command = [str(Path(_program()).with_name("rabbitmqctl")), *arguments]
+        env = {**os.environ, **self._env}
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
+
+    def logged(self) -> str:
+        return "".join(path.read_text(errors="replace") for path in sorted(self.log.glob("*.log")))
+
+
+class Cluster:
+    """Three nodes. Blocking; the harness calls it in threads. Raises Unavailable where RabbitMQ is not installed."""
+
+    def __init__(self) -> None:
+        if not shutil.which("rabbitmq-server") or not shutil.which("epmd"):
+            raise Unavailable("no rabbitmq-server with epmd on PATH")
+        (mapper,) = free_ports(1)
+        # Not a node's: it must outlive each of them.
+        self._mapper = PrivateServer("chaos-epmd")
+        self._mapper.launch(["epmd", "-port", str(mapper), "-address", "127.0.0.1"])
+        cookie = secrets.token_hex(16).upper()
+        first = Node(0, mapper, cookie, None)
+        self.nodes = [first, *[Node(number, mapper, cookie, first.name) for number in range(1, NODES)]]
+
+    def start(self) -> None:
+        self.nodes[0].launch()
+        self.nodes[0].wait()
+        self.boot(self.nodes[1:])
+        names = {node["name"] for node in self.api("GET", "nodes") if node["running"]}
+        assert names == {node.name for node in self.nodes}, names
+
+    def boot(self, nodes: list[Node]) -> None:
+        """Start them together and wait for all."""
+        for node in nodes:
+            node.launch()
+        with ThreadPoolExecutor(len(nodes)) as pool:
+            list(pool.map(Node.wait, nodes))
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.process.signal(signal.SIGCONT)
+            node.process.stop()
+        self._mapper.stop()
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """The management API of the first node that answers."""
+        error: Exception | None = None
+        for node in self.nodes:
+            try:
+                return node.api(method, path, body)
+            except httpx.HTTPStatusError:
+                raise
+            except httpx.HTTPError as why:
+                error = why
+        raise TimeoutError(f"no node answers: {error}")
+
+    def leader(self, queue: str) -> Node:
+        """The node that leads a quorum queue."""
+        name = self.api("GET", f"queues/%2F/{queue}")["leader"]
+        return next(node for node in self.nodes if node.name == name)
+
+    def evaluate(self, expression: str) -> list[str]:
+        """Run Erlang on every node that runs; the answers."""
+
+        def one(node: Node) -> str:
+            try:
+                return node.ctl("eval", expression).strip()
+            except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
+                return ""
+
+        with ThreadPoolExecutor(NODES) as pool:
+            return list(pool.map(one, self.nodes))
+
+    def close_connections(self) -> int:
+        """Close all client connections, as an operator does; returns how many."""
+        answers = self.evaluate(
+            "Cs = rabbit_networking:local_connections(), "
+            '[rabbit_networking:close_connection(P, "chaos") || P <- Cs], length(Cs).'
+        )
+        return sum(int(answer) for answer in answers if answer.isdigit())
+
+    def depths(self) -> dict[str, int]:
+        """Messages of each queue, unacknowledged ones included."""
+        out = self.nodes[0].ctl("list_queues", "name", "messages", "--quiet", "--no-table-headers", "--timeout", "20")
+        rows = [line.split() for line in out.splitlines()]
+        return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+
+
+async def off_loop(call: Any, *arguments: Any) -> Any:
+    """Run something that blocks beside the event loop."""
+    return await asyncio.to_thread(call, *arguments)

@@ -1,0 +1,30 @@
+"""`ingest serve` and `ingest work` as they are, with their ports watched.
+
+Run as `python -m tests.chaos.entry serve|work NAME`.
+
+The directory of the harness is in CHAOS_DIRECTORY, everything else in `INGEST_*` as always.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from ingest import bootstrap, logs, settings
+from ingest.shim.server import listen
+from tests.chaos.probes import Probes
+
+
+def main(kind: str, name: str) -> int:
+    loaded = settings.load(log_format="json")
+    logs.configure(loaded.log_level, loaded.log_format)
+    adapt = Probes(Path(os.environ["CHAOS_DIRECTORY"]), name).adapt
+    if kind == "serve":
+        listener = listen(loaded.host, loaded.port)
+        return bootstrap.run(
+            lambda stop: bootstrap.shim(loaded, listener, None, stop, adapt=adapt), loaded.shutdown_deadline
+        )
+    return bootstrap.run(lambda stop: bootstrap.worker(loaded, None, stop, adapt=adapt), loaded.shutdown_deadline)
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:3]))

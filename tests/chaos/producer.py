@@ -1,0 +1,73 @@
+"""A direct producer, written with plain aio-pika: nothing of the code under test is trusted here."""
+
+import asyncio
+import contextlib
+import itertools
+import json
+from typing import Any
+
+import aio_pika
+import aiormq
+from aio_pika.exceptions import DeliveryError
+from pamqp.commands import Basic
+
+from tests.chaos.history import Attempt
+
+_TIMEOUT = 6.0
+_GONE = (aiormq.exceptions.AMQPError, OSError, TimeoutError, RuntimeError, asyncio.InvalidStateError)
+
+
+class Producer:
+    """One customer's connection. Publishes are confirmed, persistent and mandatory."""
+
+    def __init__(self, cust_id: str, ports: list[int]) -> None:
+        self._cust_id = cust_id
+        self._ports = itertools.cycle(ports)
+        self._connection: aio_pika.abc.AbstractConnection | None = None
+        self._exchange: aio_pika.abc.AbstractExchange | None = None
+        self._connecting = asyncio.Lock()
+
+    async def publish(self, kind: str, body: dict[str, Any], attempt: Attempt) -> None:
+        """Publish once; the outcome stands in the attempt."""
+        message = aio_pika.Message(
+            json.dumps(body).encode(),
+            message_id=attempt.message_id,
+            content_type="application/json",
+            delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+        )
+        try:
+            exchange = await self._channel()
+        except _GONE:
+            attempt.finish("unavailable")
+            return
+        key = f"{kind}.submitted.{self._cust_id}"
+        try:
+            answer = await exchange.publish(message, key, mandatory=True, timeout=_TIMEOUT)
+        except DeliveryError:
+            attempt.finish("unavailable")  # returned, or nacked
+        except Exception:  # noqa: BLE001 - aiormq raises a bare Exception where the channel closes meanwhile
+            attempt.finish("unknown")
+            await self._drop()
+        else:
+            attempt.finish("confirmed" if isinstance(answer, Basic.Ack) else "unknown")
+
+    async def close(self) -> None:
+        await self._drop()
+
+    async def _channel(self) -> aio_pika.abc.AbstractExchange:
+        async with self._connecting:
+            if self._exchange is not None and self._connection is not None and not self._connection.is_closed:
+                return self._exchange
+            await self._drop()
+            url = f"amqp://{self._cust_id}:{self._cust_id}@127.0.0.1:{next(self._ports)}/"
+            self._connection = await aio_pika.connect(url, timeout=5)
+            channel = await self._connection.channel(publisher_confirms=True, on_return_raises=True)
+            self._exchange = await channel.get_exchange("asg.submissions", ensure=False)
+            return self._exchange
+
+    async def _drop(self) -> None:
+        connection, self._connection, self._exchange = self._connection, None, None
+        if connection is not None:
+            with contextlib.suppress(*_GONE, asyncio.CancelledError):
+                async with asyncio.timeout(2):
+                    await connection.close()
