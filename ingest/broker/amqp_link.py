@@ -86,6 +86,15 @@ class Link:
             except BrokerUnavailable as error:
                 self._why = str(error)
                 _log.warning("broker unavailable, trying again", purpose=self._what, error=str(error), seconds=pause)
+            except asyncio.CancelledError:
+                # aiormq cancels whoever waits for an answer on a connection that breaks; that is not meant for us.
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise
+                self._why = "connection lost while it was set up"
+                _log.warning("broker connection lost while it was set up", purpose=self._what, broker=str(wire))
+            except Exception as error:  # noqa: BLE001 - nobody else would ever connect again
+                self._why = f"{type(error).__name__}: {error}"
+                _log.exception("broker connection failed", purpose=self._what, broker=str(wire))
             finally:
                 self._wire = None
                 self._blocked_seconds += wire.blocked_seconds
