@@ -84,7 +84,8 @@ class AerospikeClient:
         self.namespace = address.namespace
         self._address = address
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aerospike")
-        self._client = aerospike.client(_config(address, timeout))
+        self._config = _config(address, timeout)
+        self._client: Any = None
         self._connecting = asyncio.Lock()
         self._connected = False
         self._failed = (0.0, "")
@@ -103,11 +104,17 @@ class AerospikeClient:
             if time.monotonic() - self._failed[0] < _CONNECT_PAUSE:
                 raise StoreUnavailable(self._failed[1])
             try:
-                await self._run(lambda client: client.connect())
+                await self._run(self._make)
             except StoreUnavailable as error:
                 self._failed = (time.monotonic(), str(error))
                 raise
             self._connected = True
+
+    def _make(self, _: Any) -> None:
+        # Making one connects already, and raises where nobody is there.
+        client = aerospike.client(self._config)
+        client.connect()
+        self._client = client
 
     async def _run(self, job: Callable[[Any], T]) -> T:
         try:
@@ -153,7 +160,7 @@ class AerospikeClient:
         """Twice is fine."""
         self._connected = True  # not once more
         try:
-            await self._run(lambda client: client.close())
+            await self._run(lambda client: client and client.close())
         except StoreUnavailable:
             return
         self._threads.shutdown(wait=False)

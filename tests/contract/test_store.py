@@ -14,6 +14,7 @@ from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
 from ingest.domain.ports import Store
 from ingest.store.aerospike import AerospikeStore
 from ingest.store.sqlite import SqliteStore
+from tests.servers import AerospikeServer
 
 
 @pytest.fixture(params=["sqlite", "aerospike"])
@@ -253,3 +254,24 @@ async def test_a_closed_store_says_so(store: Store) -> None:
     await store.close()
     with pytest.raises(StoreUnavailable):
         await store.claim([new_entry()])
+
+
+async def test_an_aerospike_that_is_away_at_the_start(aerospike: AerospikeServer) -> None:
+    """Opening works; calls raise StoreUnavailable until it is there, and then go through."""
+    if not aerospike.controllable:
+        pytest.skip("the Aerospike server given is not ours to stop")
+    aerospike.kill()
+    try:
+        store = await AerospikeStore.open(aerospike.url, call_timeout=1.0)
+        with pytest.raises(StoreUnavailable):
+            await store.ready()
+    finally:
+        aerospike.start()
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await store.ready()
+                break
+            except StoreUnavailable:
+                await asyncio.sleep(0.2)
+    await store.close()
