@@ -60,13 +60,13 @@ async def stop(world: World) -> str:
     leader.process.signal(signal.SIGSTOP)
     try:
         await world.hold(30)
-        others = [node for node in world.cluster.nodes if node is not leader]
-        successor = await off_loop(lambda: others[0].api("GET", "queues/%2F/ingest.tasks").get("leader"))
+        other = next(node for node in world.cluster.nodes if node is not leader)
+        now = await off_loop(other.ctl, "eval", "ra_leaderboard:lookup_leader('%2F_ingest.tasks').")
     finally:
         leader.process.signal(signal.SIGCONT)
-    return (
-        f"{_short(leader)} led ingest.tasks and was stopped; by then the leader was {str(successor).partition('-')[0]}"
-    )
+    successor = next((node for node in world.cluster.nodes if node.name in now), None)
+    need(successor not in (None, leader), f"no other leader: {now}")
+    return f"{_short(leader)} led ingest.tasks and was stopped; by then {_short(successor or leader)} led it"
 
 
 @fault("rabbit-close-connections")
@@ -173,7 +173,12 @@ async def ack_timeout(world: World) -> str:
     """Delivery acknowledgement timeout (set to 5 s) while workers hold deliveries through an outage"""
     said = "timed out"
     before = sum(node.logged().count(said) for node in world.cluster.nodes)
-    await off_loop(world.cluster.evaluate, "application:set_env(rabbit, consumer_timeout, 5000).")
+    # Looked at with every tick of a channel, by default once a minute.
+    await off_loop(
+        world.cluster.evaluate,
+        "application:set_env(rabbit, channel_tick_interval, 2000), "
+        "application:set_env(rabbit, consumer_timeout, 5000).",
+    )
     await off_loop(world.cluster.close_connections)  # channels read it when they are opened
     await asyncio.sleep(3)
     world.store.process.signal(signal.SIGSTOP)

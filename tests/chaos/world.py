@@ -123,8 +123,6 @@ class World:
             await proxy.start()
         self.store.configure(self.store_proxy.port)
         await asyncio.gather(off_loop(self.cluster.start), off_loop(self.store.start))
-        # Delivery acknowledgement timeouts are looked at with every tick of a channel, by default once a minute.
-        await off_loop(self.cluster.evaluate, "application:set_env(rabbit, channel_tick_interval, 2000).")
         for cust_id in (*RICH, POOR):
             api = self.cluster.api
             await off_loop(api, "PUT", f"users/{cust_id}", {"password": cust_id, "tags": ""})
