@@ -227,7 +227,8 @@ class _ConsumeChannel:
                 type=get("type"),
                 headers=headers,
                 redelivered=redelivered,
-                deliveries=attempts(headers) if headers else 0,
+                # Before it has come back, the broker leaves these headers as the producer may have forged them.
+                deliveries=attempts(headers) if headers and redelivered else 0,
                 token=(self, tag),
                 timestamp=get("timestamp"),
             )

@@ -90,6 +90,26 @@ def test_names_that_amqp_cannot_carry_are_refused() -> None:
         frames.short_string("ü" * 128)
 
 
+@pytest.mark.parametrize(
+    "table",
+    [
+        b"".join(b"\x01aF" + (7 * n).to_bytes(4, "big") for n in range(5000, -1, -1)),
+        b"\x01aT" + b"\xff" * 8,
+        b"\x01aD" + b"\xff" * 5,
+        b"\x01a?",
+        b"\x05a",
+    ],
+    ids=["nested", "date", "decimal", "type", "cut"],
+)
+def test_a_table_that_cannot_be_decoded_is_empty(table: bytes) -> None:
+    """Consuming goes on: an exception here would end the connection, for this delivery and all others, on and on."""
+    raw = len(table).to_bytes(4, "big") + table
+    header = b"\0\x3c\0\0" + (5).to_bytes(8, "big") + (1 << 13 | 1 << 7).to_bytes(2, "big") + raw + b"\x01m"
+    size, got = frames.PropertyReader().read(header, 0)
+    assert (size, got["message_id"]) == (5, "m")
+    assert isinstance(got["headers"], dict)
+
+
 @given(st.binary(max_size=200))
 def test_bytes_that_are_no_utf8_stay_distinct(raw: bytes) -> None:
     """A producer's message_id may be anything; it is printable here and does not raise."""
