@@ -8,6 +8,7 @@ import msgspec
 from ingest.domain import identity
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
 from ingest.domain.identity import Kind
+from ingest.domain.json_names import repeated_name
 from ingest.domain.validation import NOT_REGISTERED, BatchBody, TaskBody, validate_batch, validate_task
 
 DEFAULT_THRESHOLD = 3
@@ -42,17 +43,24 @@ class Submission(msgspec.Struct, frozen=True, gc=False):
 
 
 def decode_json(body: bytes) -> Any:
-    """Decode JSON (RFC 8259: UTF-8, no NaN, no lone surrogates); of equal names in an object the last counts.
+    """Decode JSON (RFC 8259: UTF-8, no NaN, no lone surrogates; and as RFC 7493 has it, names in an object are unique).
+
+    Of equal names some parsers take the first and some the last: what is between us and the client, or reads the dead
+    letter, could see another task than we do.
 
     Raises:
         InvalidSubmission: MALFORMED, with what is wrong and where.
     """
     try:
-        return _decode(body)
+        data = _decode(body)
+        twice = repeated_name(body, data)
     except RecursionError:
         raise InvalidSubmission(Reason.MALFORMED, "body is nested too deeply") from None
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         raise InvalidSubmission(Reason.MALFORMED, _what_is_malformed(body, error)) from None
+    if twice is not None:
+        raise InvalidSubmission(Reason.MALFORMED, f"body has the name {twice[:100]!r} twice in one object")
+    return data
 
 
 def _what_is_malformed(body: bytes, error: ValueError) -> str:
