@@ -111,7 +111,7 @@ class Admission:
 
     async def accepted(self, entries: Sequence[Entry]) -> None:
         """All events of these are out."""
-        await self._store.apply([Change(Step.ACCEPT, entry) for entry in entries])
+        await self._store.accept(entries)
 
     async def release(self, decisions: Sequence[Decision], *, refund: bool) -> None:
         """Give claims back after a failed publish, so that a retry resumes at once.
@@ -201,8 +201,15 @@ class _Attempt:
         claims = []
         for candidate in self._candidates:
             request = candidate.request
-            entry = head_entry(request.submission, self._now, request.customer.retention)
-            claims.append(self._wish(candidate, entry, request.origin))
+            wanted = head_entry(
+                request.submission,
+                self._now,
+                request.customer.retention,
+                owner=candidate.owner,
+                lease=self._lease_end,
+                origin=request.origin,
+            )
+            claims.append(_Claim(candidate, wanted, wanted))
         await self._claim(claims)
         for claim in claims:
             candidate, entry = claim.candidate, claim.entry
@@ -218,8 +225,10 @@ class _Attempt:
         claims = []
         for candidate in batches:
             batch = candidate.request.submission
-            for item in item_entries(batch, candidate.entry.created_at, candidate.request.customer.retention):
-                claims.append(self._wish(candidate, item, batch.id))
+            retention = candidate.request.customer.retention
+            lease = self._lease_end
+            items = item_entries(batch, candidate.entry.created_at, retention, owner=candidate.owner, lease=lease)
+            claims += [_Claim(candidate, item, item) for item in items]
         await self._claim(claims)
         for claim in claims:
             candidate, entry = claim.candidate, claim.entry
@@ -288,10 +297,6 @@ class _Attempt:
         if entries:
             await self._store.apply([Change(Step.RELEASE, entry) for entry in entries])
         _disown(candidates)
-
-    def _wish(self, candidate: _Candidate, entry: Entry, origin: str) -> _Claim:
-        wanted = msgspec.structs.replace(entry, owner=candidate.owner, lease=self._lease_end, origin=origin)
-        return _Claim(candidate, wanted, wanted)
 
 
 def _inherit(wanted: Entry, dead: Entry) -> Entry:

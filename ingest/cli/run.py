@@ -106,7 +106,7 @@ def work(
     ] = None,
     prefetch: Annotated[
         int | None,
-        typer.Option(min=1, help="Single submissions in flight, each. [INGEST_PREFETCH, 500]", show_default=False),
+        typer.Option(min=1, help="Single submissions in flight, each. [INGEST_PREFETCH, 1000]", show_default=False),
     ] = None,
 ) -> None:
     """Consume submissions from RabbitMQ, emit acceptance events. SIGTERM finishes what is in flight."""

@@ -70,7 +70,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Step(StrEnum):
-    """A change of one entry. All but ACCEPT happen only if the stored generation is still `entry.generation`."""
+    """A change of one entry. It happens only if the stored generation is still `entry.generation`."""
 
     TAKE_OVER = "take_over"
     """Claim anew what a dead owner left: write `owner`, `lease`, `origin`, and what the body decides: `fingerprint`,
@@ -81,8 +81,6 @@ class Step(StrEnum):
     """Give the claim back so that a retry resumes at once: no lease, `charged` as given."""
     FORGET = "forget"
     """Delete the entry."""
-    ACCEPT = "accept"
-    """Phase accepted, no lease, whatever is stored; the whole entry where the store has lost it."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
@@ -107,15 +105,20 @@ def after(change: Change, generation: int) -> Entry:
     match change.step:
         case Step.QUEUE:
             return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0)
-        case Step.ACCEPT:
-            return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
         case Step.RELEASE:
             return msgspec.structs.replace(entry, lease=0)
         case _:
             return entry
 
 
-def head_entry(submission: Submission, created_at: int, retention: int) -> Entry:
+def accepted(entry: Entry) -> Entry:
+    """The entry once all its events are out."""
+    return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
+
+
+def head_entry(
+    submission: Submission, created_at: int, retention: int, *, owner: str = "", lease: int = 0, origin: str = ""
+) -> Entry:
     """The entry of the task or batch itself; `retention` is the customer's, in seconds."""
     is_batch = submission.kind == "batch"
     return Entry(
@@ -124,12 +127,15 @@ def head_entry(submission: Submission, created_at: int, retention: int) -> Entry
         created_at=created_at,
         fingerprint=submission.fingerprint,
         retention=retention_of(retention, keyed=submission.key is not None),
+        owner=owner,
+        lease=lease,
+        origin=origin,
         task_count=len(submission.tasks) if is_batch else 0,
         own_ids={i: task.task_id for i, task in enumerate(submission.tasks) if task.keyed} if is_batch else {},
     )
 
 
-def item_entries(batch: Submission, created_at: int, retention: int) -> list[Entry]:
+def item_entries(batch: Submission, created_at: int, retention: int, *, owner: str = "", lease: int = 0) -> list[Entry]:
     """The entries of a batch's tasks with keys of their own, one a distinct id, in order."""
     first: dict[str, Task] = {}
     for task in batch.tasks:
@@ -142,6 +148,8 @@ def item_entries(batch: Submission, created_at: int, retention: int) -> list[Ent
             created_at=created_at,
             fingerprint=fingerprint(task.body),
             retention=retention,
+            owner=owner,
+            lease=lease,
             origin=batch.id,
         )
         for task in first.values()

@@ -40,6 +40,14 @@ class Ledger(Protocol):
         """
         ...
 
+    async def accept(self, entries: Sequence[Entry]) -> None:
+        """Phase accepted, no lease, whatever is stored.
+
+        Where the store has lost the entry, or it was never seen stored (generation 0), the whole entry is written.
+        Doing it twice is fine. Raises StoreUnavailable: some may be accepted, some not.
+        """
+        ...
+
 
 class Quotas(Protocol):
     """Counters of new tasks, one a customer and month."""

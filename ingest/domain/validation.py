@@ -135,6 +135,8 @@ def validate_batch(data: object) -> BatchBody:
 
 def validate_key(key: str, source: str) -> str:
     """The idempotency key, if it is one; `source` names where it came from in the error."""
+    if key.isascii() and key.isprintable() and 0 < len(key) <= 255:
+        return key  # nearly every one
     try:
         return KEY.validate_python(key)
     except ValidationError as error:

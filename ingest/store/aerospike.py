@@ -8,6 +8,7 @@ generation, charges carry a filter expression. What timed out in doubt is read b
 import asyncio
 import hmac
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, Self
@@ -20,7 +21,7 @@ from aerospike_helpers.operations import operations
 
 from ingest.domain.customers import DAY, ApiKey, Customer, key_id_of
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Phase, Step, after
+from ingest.domain.ledger import Change, Charge, Entry, Phase, Step, accepted, after
 from ingest.store import aerospike_client as client_
 from ingest.store.aerospike_client import AerospikeClient, parse_url
 from ingest.store.aerospike_records import ACCEPTED, read_api_key, read_entry, write_all, write_step
@@ -70,7 +71,7 @@ class AerospikeStore:
     async def _create(self, entries: list[Entry]) -> dict[str, Entry]:
         """What is stored of each id after an attempt to create it; without those that vanished meanwhile."""
         records = [
-            batch.Write(self._ledger(entry.id), write_all(entry), policy={**_CREATE, "ttl": entry.retention})
+            batch.Write(self._ledger(entry.id), write_all(entry), policy=_create_policy(entry.retention))
             for entry in entries
         ]
         await self._client.write(records)
@@ -96,14 +97,6 @@ class AerospikeStore:
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         records = [self._change(change) for change in changes]
         await self._client.write(records)
-        lost = {
-            index: self._heal(change.entry)
-            for index, (change, record) in enumerate(zip(changes, records, strict=True))
-            if change.step is Step.ACCEPT and record.result == client_.NOT_FOUND
-        }
-        if lost:
-            await self._client.write(list(lost.values()))
-            records = [lost.get(index, record) for index, record in enumerate(records)]
         results: list[Entry | None] = []
         doubtful = []
         for index, (change, record) in enumerate(zip(changes, records, strict=True)):
@@ -126,27 +119,51 @@ class AerospikeStore:
             return change.entry
         if existing is not None and existing == after(change, existing.generation):
             return existing
-        if change.step is not Step.ACCEPT and (existing is None or existing.generation != change.entry.generation):
+        if existing is None or existing.generation != change.entry.generation:
             return None
         raise self._client.unavailable(code, f"{change.step} failed")
 
     def _change(self, change: Change) -> Any:
         entry = change.entry
         key = self._ledger(entry.id)
-        if change.step is Step.ACCEPT:
-            # An entry that was seen is most likely still there: two bins instead of all.
-            if not entry.generation:
-                return self._heal(entry)
-            return batch.Write(key, [*ACCEPTED], policy={**_UPDATE, "ttl": entry.retention})
         if change.step is Step.FORGET:
             return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
         policy = {**_SAME_GENERATION, "ttl": entry.retention}
         return batch.Write(key, write_step(change), meta={"gen": entry.generation}, policy=policy)
 
-    def _heal(self, entry: Entry) -> Any:
-        """Write the whole entry as accepted."""
-        accepted = msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
-        return batch.Write(self._ledger(entry.id), write_all(accepted), policy={**_REPLACE, "ttl": entry.retention})
+    async def accept(self, entries: Sequence[Entry]) -> None:
+        # An entry that was seen is most likely still there: two bins instead of all, the same for each.
+        seen = defaultdict(list)
+        lost = []
+        for entry in entries:
+            if entry.generation:
+                seen[entry.retention].append(entry)
+            else:
+                lost.append(entry)
+        doubtful = []
+        for retention, group in seen.items():
+            keys = [self._ledger(entry.id) for entry in group]
+            codes = await self._client.operate(keys, ACCEPTED, {**_UPDATE, "ttl": retention})
+            lost += [entry for entry, code in zip(group, codes, strict=True) if code == client_.NOT_FOUND]
+            fine = (client_.OK, client_.NOT_FOUND)
+            doubtful += [(entry, code) for entry, code in zip(group, codes, strict=True) if code not in fine]
+        if lost:
+            doubtful += await self._heal(lost)
+        if doubtful:
+            found = await self.read([entry.id for entry, _ in doubtful])
+            for (_, code), existing in zip(doubtful, found, strict=True):
+                if existing is None or existing.phase is not Phase.ACCEPTED:
+                    raise self._client.unavailable(code, "accept failed")
+
+    async def _heal(self, entries: Sequence[Entry]) -> list[tuple[Entry, int]]:
+        """Write whole entries as accepted; return those for which that did not go, with the result code."""
+        records = [
+            batch.Write(self._ledger(e.id), write_all(accepted(e)), policy={**_REPLACE, "ttl": e.retention})
+            for e in entries
+        ]
+        await self._client.write(records)
+        codes = [record.result for record in records]
+        return [(entry, code) for entry, code in zip(entries, codes, strict=True) if code != client_.OK]
 
     # Quotas
 
@@ -278,6 +295,11 @@ class AerospikeStore:
 
     def _quota(self, charge: Charge) -> tuple[str, str, str]:
         return (self._namespace, "quota", f"{charge.cust_id}:{charge.month}")
+
+
+@lru_cache(maxsize=4096)
+def _create_policy(retention: int) -> dict[str, Any]:
+    return {**_CREATE, "ttl": retention}
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ import msgspec
 
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Step, after
+from ingest.domain.ledger import Change, Charge, Entry, Step, accepted, after
 from ingest.sqlite_file import SqliteFile
 
 _MIGRATIONS: Final = (
@@ -78,6 +78,11 @@ class SqliteStore:
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         now = self._now()
         return await self._file.change(lambda db: [_apply(db, c, now) for c in changes]) if changes else []
+
+    async def accept(self, entries: Sequence[Entry]) -> None:
+        now = self._now()
+        if entries:
+            await self._file.change(lambda db: _accept(db, entries, now))
 
     # Quotas
 
@@ -170,13 +175,20 @@ def _claim(db: sqlite3.Connection, entries: Sequence[Entry], now: int) -> list[E
 
 def _apply(db: sqlite3.Connection, change: Change, now: int) -> Entry | None:
     stored = _stored(db, change.entry.id, now)
-    if change.step is not Step.ACCEPT and (stored is None or stored.generation != change.entry.generation):
+    if stored is None or stored.generation != change.entry.generation:
         return None
     if change.step is Step.FORGET:
         db.execute("DELETE FROM ledger WHERE id = ?", (change.entry.id,))
         return stored
-    generation = stored.generation + 1 if stored else 1
-    return _write(db, after(change, generation), now)
+    return _write(db, after(change, stored.generation + 1), now)
+
+
+def _accept(db: sqlite3.Connection, entries: Sequence[Entry], now: int) -> None:
+    for entry in entries:
+        stored = _stored(db, entry.id, now)
+        generation = stored.generation + 1 if stored else 1
+        latest = stored if stored and entry.generation else entry
+        _write(db, msgspec.structs.replace(accepted(latest), generation=generation), now)
 
 
 def _charge(db: sqlite3.Connection, charge: Charge) -> bool:

@@ -15,13 +15,11 @@ from ingest.domain.ports import Store
 T = TypeVar("T")
 
 _OPERATIONS: Final = {
-    Step.ACCEPT: "settle",
     Step.QUEUE: "queue",
     Step.RELEASE: "release",
     Step.TAKE_OVER: "take_over",
     Step.FORGET: "forget",
 }
-_COHORTS: Final = frozenset({"settle", "queue"})
 
 
 class MeteredStore:
@@ -42,9 +40,15 @@ class MeteredStore:
         if not changes:
             return await self._store.apply(changes)
         operation = _OPERATIONS[changes[0].step]  # callers apply one kind of step at a time
-        if operation in _COHORTS:
+        if operation == "queue":
             self._meter.observe(metrics.COHORT_ITEMS, (len(changes),), operation)
         return await self._timed(operation, self._store.apply(changes))
+
+    async def accept(self, entries: Sequence[Entry]) -> None:
+        if not entries:
+            return
+        self._meter.observe(metrics.COHORT_ITEMS, (len(entries),), "settle")
+        await self._timed("settle", self._store.accept(entries))
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
         self._meter.observe(metrics.COHORT_ITEMS, (sum(charge.count for charge in charges),), "charge")

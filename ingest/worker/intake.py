@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -57,7 +58,7 @@ class Intake:
         for delivery in deliveries:
             cust_id = ""
             try:
-                kind, cust_id = _address(delivery)
+                kind, cust_id = _address(delivery.queue, delivery.routing_key)
                 _check_attempts(delivery)
                 if delivery.type == admitted_.TYPE:
                     out.admitted.append((delivery, self._admitted(delivery, cust_id)))
@@ -107,12 +108,13 @@ class Intake:
         return customer
 
 
-def _address(delivery: Delivery) -> tuple[Kind, str]:
+@lru_cache(maxsize=_MAX_CUSTOMERS)
+def _address(queue: str, routing_key: str) -> tuple[Kind, str]:
     """What the routing key says: `task.submitted.<cust_id>` or `batch.submitted.<cust_id>`."""
-    kind = _KINDS[delivery.queue]
+    kind = _KINDS[queue]
     prefix = f"{kind}.submitted."
-    cust_id = delivery.routing_key.removeprefix(prefix)
-    if not delivery.routing_key.startswith(prefix) or not is_cust_id(cust_id):
+    cust_id = routing_key.removeprefix(prefix)
+    if not routing_key.startswith(prefix) or not is_cust_id(cust_id):
         raise InvalidSubmission(
             Reason.BAD_ROUTING_KEY, f"the routing key must be {prefix}<cust_id>, with 1 to 64 letters, digits, _ or -"
         )

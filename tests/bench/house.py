@@ -17,7 +17,7 @@ import aio_pika
 
 from ingest.broker.rabbitmq import RabbitBroker
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
-from ingest.domain.ledger import Change, Entry, Step
+from ingest.domain.ledger import Entry
 from ingest.domain.messages import Message
 from ingest.store.aerospike import AerospikeStore
 from tests.bench import usage
@@ -68,7 +68,7 @@ class House:
         size = 4000
 
         async def fill(start: int) -> None:
-            await store.apply([Change(Step.ACCEPT, _entry()) for _ in range(start, min(start + size, count))])
+            await store.accept([_entry() for _ in range(start, min(start + size, count))])
 
         for start in range(0, count, 4 * size):
             await asyncio.gather(*[fill(each) for each in range(start, min(start + 4 * size, count), size)])

@@ -30,7 +30,7 @@ from pydantic import BaseModel, ConfigDict, Field, HttpUrl, StrictInt
 AMQP = os.environ.get("BENCH_AMQP", "")
 _host, _, _port = os.environ.get("BENCH_AEROSPIKE", "127.0.0.1:3000").partition(":")
 POLICY = {"exists": aerospike.POLICY_EXISTS_CREATE, "ttl": 604_800}
-PREFETCH = 500
+PREFETCH = 1000
 
 
 class LabelSpec(BaseModel):

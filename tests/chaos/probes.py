@@ -16,7 +16,7 @@ from typing import Any, cast
 from ingest.domain import admitted
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.identity import Kind, keyed_id
-from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
+from ingest.domain.ledger import Charge, Entry, Phase
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher, Store
 from ingest.domain.topology import INGEST_BATCHES
@@ -100,12 +100,10 @@ class _Store(_Around):
             self._probes.reach(AFTER_CHARGE, f"{tasks} tasks just charged")
         return granted
 
-    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
-        done: list[Entry | None] = await self._inner.apply(changes)
-        settled = sum(change.step is Step.ACCEPT for change in changes)
-        if settled:
-            self._probes.reach(AFTER_SETTLE, f"{settled} entries just settled")
-        return done
+    async def accept(self, entries: Sequence[Entry]) -> None:
+        await self._inner.accept(entries)
+        if entries:
+            self._probes.reach(AFTER_SETTLE, f"{len(entries)} entries just settled")
 
 
 class _Publisher(_Around):

@@ -112,7 +112,6 @@ async def test_unknown_ids_read_as_none(store: Store) -> None:
         (Step.TAKE_OVER, {"owner": "new", "lease": 99, "origin": "m-2", "phase": Phase.CLAIMED}),
         (Step.QUEUE, {"phase": Phase.QUEUED, "lease": 0}),
         (Step.RELEASE, {"phase": Phase.CLAIMED, "lease": 0, "charged": 7}),
-        (Step.ACCEPT, {"phase": Phase.ACCEPTED, "lease": 0}),
     ],
 )
 async def test_a_step_is_written_and_returned(store: Store, step: Step, expected: dict[str, object]) -> None:
@@ -155,13 +154,45 @@ async def test_forget_deletes(store: Store) -> None:
     assert await store.read([claimed.id]) == [None]
 
 
+def settled(entry: Entry | None) -> Entry:
+    """As it was, but accepted."""
+    assert entry is not None
+    return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0, generation=0)
+
+
+async def test_accept_whatever_is_stored(store: Store) -> None:
+    """Claimed, queued meanwhile, taken over by another, of several retentions: accepted, twice as well as once."""
+    claimed = await store.claim([new_entry(retention=retention) for retention in (3600, 3600, 7200)])
+    await store.apply([Change(Step.QUEUE, claimed[1])])
+    (rival,) = await store.apply([Change(Step.TAKE_OVER, msgspec.structs.replace(claimed[2], owner="new"))])
+    await store.accept(claimed)
+    once = await store.read([entry.id for entry in claimed])
+    assert [settled(entry) for entry in once] == [settled(entry) for entry in (claimed[0], claimed[1], rival)]
+    assert [entry.phase for entry in once if entry] == [Phase.ACCEPTED] * 3
+    await store.accept(claimed)
+    assert [settled(entry) for entry in await store.read([entry.id for entry in claimed])] == [
+        settled(entry) for entry in once
+    ]
+
+
 async def test_accept_heals_a_lost_entry(store: Store) -> None:
-    """ACCEPT writes the whole entry whatever is stored."""
-    entry = new_entry()
-    (after,) = await store.apply([Change(Step.ACCEPT, entry)])
-    assert after is not None
-    assert after.phase is Phase.ACCEPTED
-    assert await store.read([entry.id]) == [after]
+    """Lost after it was seen, or never seen: the whole entry is written, also beside one that is still there."""
+    gone, there = await store.claim([new_entry(), new_entry()])
+    await store.apply([Change(Step.FORGET, gone)])
+    unseen = new_entry(task_count=2, own_ids={1: "tsk_1"})
+    entries = [gone, there, unseen]
+    await store.accept(entries)
+    found = await store.read([entry.id for entry in entries])
+    assert [entry and entry.phase for entry in found] == [Phase.ACCEPTED] * 3
+    assert [settled(entry) for entry in found] == [settled(entry) for entry in entries]
+
+
+async def test_an_unseen_entry_replaces_what_is_stored(store: Store) -> None:
+    """Generation 0 says that the caller knows better: every field is the caller's."""
+    (old,) = await store.claim([new_entry()])
+    better = msgspec.structs.replace(old, fingerprint=bytes(32), owner="", generation=0)
+    await store.accept([better])
+    assert [settled(entry) for entry in await store.read([old.id])] == [settled(better)]
 
 
 async def test_only_one_of_many_takes_over(store: Store) -> None:

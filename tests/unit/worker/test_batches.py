@@ -12,7 +12,7 @@ from ingest.domain import admitted
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Entry, Phase, Step
+from ingest.domain.ledger import Entry, Phase
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
@@ -33,10 +33,10 @@ class Unsettled(SqliteStore):
 
     back = False
 
-    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
-        if not self.back and any(change.step is Step.ACCEPT for change in changes):
+    async def accept(self, entries: Sequence[Entry]) -> None:
+        if not self.back:
             raise StoreUnavailable("away")
-        return await super().apply(changes)
+        await super().accept(entries)
 
 
 class House:
