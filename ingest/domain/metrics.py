@@ -8,6 +8,8 @@ from typing import Final, Literal, Protocol
 
 import msgspec
 
+from ingest.domain.errors import Reason
+
 Type = Literal["counter", "gauge", "histogram"]
 
 # Upper bounds. A call takes milliseconds; a submission may wait for a server that is away for hours.
@@ -229,3 +231,35 @@ class NoMeter:
 
 
 NO_METER: Final = NoMeter()
+
+_REJECTED: Final[dict[str, tuple[str, ...]]] = {
+    "http": (
+        Reason.MALFORMED,
+        Reason.INVALID,
+        Reason.TOO_LARGE,
+        Reason.UNSUPPORTED_CONTENT_TYPE,
+        Reason.KEY_CONFLICT,
+        Reason.QUOTA_EXHAUSTED,
+        "unauthorized",
+        "method_not_allowed",
+        "internal",
+    ),
+    "amqp": tuple(Reason),
+}
+_OTHERS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
+    "http": (
+        ("accepted", ""),
+        ("replay", ""),
+        ("busy", ""),
+        *(("unavailable", reason) for reason in ("store", "broker", "overloaded", "deadline")),
+    ),
+    "amqp": (("accepted", ""), ("duplicate", "")),
+}
+
+
+def open_door(meter: Meter, door: Literal["http", "amqp"]) -> None:
+    """Begin every series of a door at 0: a counter that appears with its first event has no rate for it."""
+    for outcome, reason in (*_OTHERS[door], *(("rejected", reason) for reason in _REJECTED[door])):
+        for kind in ("task", "batch"):
+            meter.add(SUBMISSIONS, 0, door, kind, outcome, reason)
+    meter.add(PAYLOAD_MISMATCHES, 0, door)

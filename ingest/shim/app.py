@@ -48,6 +48,7 @@ class Shim:
         meter: Meter = NO_METER,
     ) -> None:
         self._meter = meter
+        metrics.open_door(meter, "http")
         self._auth = Auth(store)
         self._submitter = Submitter(admission, publisher, deadline)
         self._others = Starlette(

@@ -50,15 +50,19 @@ class MeteredPublisher:
     def __init__(self, publisher: Publisher, meter: Meter) -> None:
         self._publisher = publisher
         self._meter = meter
+        self._exchanges: set[str] = set()
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
         start = perf_counter()
         outcomes = await self._publisher.publish(messages)
         self._meter.observe(metrics.PUBLISH_DURATION, (perf_counter() - start,))
         self._meter.observe(metrics.COHORT_ITEMS, (len(messages),), "publish")
-        # An exchange of its own is rare in a list, and so is another outcome.
         exchanges = [message.exchange for message in messages]
         for (exchange, outcome), count in Counter(zip(exchanges, outcomes, strict=True)).items():
+            if exchange not in self._exchanges:
+                self._exchanges.add(exchange)
+                for every in PublishOutcome:
+                    self._meter.add(metrics.PUBLISHED_MESSAGES, 0, exchange, every)
             self._meter.add(metrics.PUBLISHED_MESSAGES, count, exchange, outcome)
         return outcomes
 
@@ -80,6 +84,10 @@ class MeteredConsumer:
         self._meter = meter
         self.queue = queue
         self.last_settled = time.time()
+        for metric in (metrics.DELIVERIES, metrics.REDELIVERIES):
+            meter.add(metric, 0, queue)
+        for how in ("ack", "requeue", "discard"):
+            meter.add(metrics.SETTLED_DELIVERIES, 0, queue, how)
 
     @property
     def held(self) -> int:

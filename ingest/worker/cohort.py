@@ -60,6 +60,7 @@ class Cohorts:
         self._admission = admission
         self._intake = intake
         self._meter = meter
+        tally.begin(meter)
         self._under_way: set[str] = set()
 
     async def attempt(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> Left:

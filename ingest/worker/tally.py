@@ -14,6 +14,15 @@ _OLDEST: Final = 366 * 86_400
 """Seconds; a timestamp property further back is not taken for one."""
 
 
+def begin(meter: Meter) -> None:
+    """Begin every series of a worker at 0."""
+    metrics.open_door(meter, "amqp")
+    for door in ("http", "amqp"):
+        meter.add(metrics.ACCEPTED_TASKS, 0, door)
+    for cause in ("busy", "unavailable"):
+        meter.add(metrics.WAITING_SUBMISSIONS, 0, cause)
+
+
 def finished(meter: Meter, works: Sequence[Work]) -> None:
     """Works of one queue that are settled and about to be acknowledged."""
     if not works:

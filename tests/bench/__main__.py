@@ -61,6 +61,7 @@ BENCHES: dict[str, Callable[[House], Awaitable[list[Row]]]] = {
     "backlog": benches.backlog,
     "memory": benches.memory,
     "scale": benches.scale,
+    "telemetry": benches.telemetry,
 }
 LONG = frozenset({"backlog", "memory"})
 """Minutes each: one round is enough."""

@@ -75,3 +75,16 @@ async def scale(house: House) -> list[Row]:
         await consume(house, f"batches, --processes {n}", (*OURS, "--processes", str(n)), 150, 1000) for n in (1, 2, 4)
     ]
     return singles + batches
+
+
+async def telemetry(house: House) -> list[Row]:
+    """What metrics and traces add to single submissions; spans are made, not sent."""
+    metrics = {"INGEST_METRICS_PORT": "0"}
+    traces = {"INGEST_TRACING": "true", "OTEL_TRACES_EXPORTER": "none"}
+    plain = house.env
+    rows = []
+    for name, more in (("neither", {}), ("metrics", metrics), ("metrics and traces", metrics | traces)):
+        house.env = plain | more
+        rows.append(await consume(house, name, OURS, 40_000))
+    house.env = plain
+    return rows

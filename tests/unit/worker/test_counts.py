@@ -12,6 +12,7 @@ import pytest
 from ingest.admission import Admission
 from ingest.domain.admitted import Admitted, to_message
 from ingest.domain.customers import Customer
+from ingest.domain.errors import Reason
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.submissions import task_submission
 from ingest.store.sqlite import SqliteStore
@@ -41,9 +42,13 @@ class House:
         await self._cohorts.attempt(AckingConsumer(), deliveries)
 
     def counted(self, name: str) -> dict[str, float]:
-        """Label values, sorted by label and joined, to value."""
+        """Label values, sorted by label and joined, to value; without those at 0."""
         found = samples(self.meter.registry).items()
-        return {",".join(v for _, v in sorted(labels) if v): value for (each, labels), value in found if each == name}
+        return {
+            ",".join(v for _, v in sorted(labels) if v): value
+            for (each, labels), value in found
+            if each == name and value
+        }
 
 
 @pytest.fixture
@@ -79,6 +84,14 @@ def admitted(key: str, created_at: float) -> Delivery:
 
 
 SUBMISSIONS, TASKS, AGES = "ingest_submissions_total", "ingest_accepted_tasks_total", "ingest_acceptance_age_seconds"
+
+
+def test_series_begin_at_zero(house: House) -> None:
+    """So that the first refusal has a rate, and an alert."""
+    counted = samples(house.meter.registry)
+    for reason in Reason:
+        labels = {"door": "amqp", "kind": "task", "outcome": "rejected", "reason": str(reason)}
+        assert counted[SUBMISSIONS, frozenset(labels.items())] == 0
 
 
 async def test_every_outcome_of_a_direct_submission(house: House) -> None:
