@@ -10,7 +10,6 @@ import msgspec
 import typer
 from packaging.requirements import Requirement
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from ingest import bootstrap, logs, settings
@@ -168,6 +167,6 @@ def _print(found: list[Finding]) -> None:
             console.print(Text(area, style="bold"))
         console.print(Text.assemble("  ", (f"{each.severity.value:8}", _STYLES[each.severity]), each.what))
         if each.do:
-            console.print(Padding(Text(f"→ {each.do}"), (0, 0, 0, 10)))
+            console.print(Text(f"{'':10}→ {each.do}"))
     counts = {severity: sum(each.severity is severity for each in found) for severity in Severity}
     console.print(f"\n{counts[Severity.ERROR]} errors, {counts[Severity.WARNING]} warnings, {counts[Severity.OK]} fine")

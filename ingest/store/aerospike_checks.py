@@ -141,8 +141,16 @@ def _durability(node: Node) -> Iterator[Finding]:
         yield warning(
             AREA,
             "the namespace is in memory only: after a restart of all nodes used keys are accepted anew, under their id",
-            "use storage-engine device with commit-to-device, unless that is meant",
+            "use storage-engine device, unless that is meant",
         )
+    elif node.edition == "Community":
+        # It refuses to start with commit-to-device.
+        behind = node.number("storage-engine.flush-max-ms") or 1000
+        what = f"a crash of a node can forget the last {behind:.0f} ms of claims, where no other node has them"
+        if (node.number("replication-factor") or 1) < 2:
+            yield warning(AREA, what, "set replication-factor 2, or flush-max-ms lower")
+        else:
+            yield ok(AREA, what)
     elif not node.is_true("storage-engine.commit-to-device"):
         yield warning(
             AREA,

@@ -95,7 +95,8 @@ def _text(answer: Any) -> str:
     """(error, text) of one node; a refusal is an empty text, as is a namespace that is not there."""
     failed, text = answer or (None, "")
     text = (text or "").strip()
-    return "" if failed or text.upper().startswith(("ERROR", "FAIL")) else text
+    # Statistics may begin with `failed_best_practices=true`, which is no failure.
+    return "" if failed or text.upper().startswith(("ERROR:", "FAIL:")) or text.upper() in ("ERROR", "FAIL") else text
 
 
 def _pairs(text: str, separator: str = ";") -> dict[str, str]:

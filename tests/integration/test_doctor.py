@@ -72,6 +72,21 @@ async def test_a_badly_configured_aerospike(badly_configured: AerospikeServer, t
     assert "a write with a time to live is refused" in done.stdout
 
 
+async def test_one_node_that_is_well(aerospike: AerospikeServer) -> None:
+    """No error, also where the server finds fault with the machine and says so first in its statistics."""
+    (node,) = await nodes(aerospike.url)
+    assert node.statistics["cluster_size"] == "1"
+    assert [each for each in aerospike_checks.findings([node], "test") if each.severity is ERROR] == []
+
+
+async def test_an_enterprise_node_without_commit_to_device(aerospike: AerospikeServer) -> None:
+    """It could have it; the Community Edition refuses to start with it."""
+    (node,) = await nodes(aerospike.url)
+    namespace = node.namespace | {"storage-engine": "device"}
+    changed = msgspec.structs.replace(node, edition="Enterprise", namespace=namespace)
+    assert said(aerospike_checks.findings([changed], "test"), WARNING, "commit-to-device is false")
+
+
 async def test_a_namespace_that_is_not_there(aerospike: AerospikeServer) -> None:
     """The ones that are there are named."""
     url = aerospike.url.replace("/test", "/production")
@@ -100,7 +115,13 @@ async def test_clocks(aerospike: AerospikeServer) -> None:
         ({"replication-factor": "2"}, WARNING, "1 of 2 copies"),
         ({"nsup-period": "0", "allow-ttl-without-nsup": "true"}, ERROR, "nothing ever expires"),
         ({"strong-consistency": "true"}, OK, "strong consistency"),
-        ({"storage-engine": "device"}, WARNING, "commit-to-device is false"),
+        ({"storage-engine": "device"}, WARNING, "can forget the last 1000 ms of claims"),
+        (
+            {"storage-engine": "device", "storage-engine.flush-max-ms": "100"},
+            WARNING,
+            "forget the last 100 ms of claims",
+        ),
+        ({"storage-engine": "device", "replication-factor": "2"}, OK, "where no other node has them"),
     ],
 )
 async def test_states_of_a_cluster(
