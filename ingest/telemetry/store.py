@@ -28,7 +28,7 @@ class MeteredStore:
     def __init__(self, store: Store, meter: Meter) -> None:
         self._store = store
         self._meter = meter
-        for operation in ("claim", "read", "charge", "refund", "registry", "ready", *_OPERATIONS.values()):
+        for operation in ("claim", "read", "charge", "refund", "settle", "registry", "ready", *_OPERATIONS.values()):
             meter.add(metrics.STORE_ERRORS, 0, operation)
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
