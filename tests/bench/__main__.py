@@ -63,7 +63,7 @@ BENCHES: dict[str, Callable[[House], Awaitable[list[Row]]]] = {
     "scale": benches.scale,
     "telemetry": benches.telemetry,
 }
-LONG = frozenset({"backlog", "memory"})
+LONG = frozenset({"backlog", "memory", "scale"})
 """Minutes each: one round is enough."""
 
 
@@ -104,7 +104,9 @@ def main() -> None:
     known = ", ".join(BENCHES)
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("bench", nargs="*", choices=[[], *BENCHES], help=f"{known}; default: the first three")
-    parser.add_argument("--rounds", type=int, default=3, help="medians are of so many rounds; backlog and memory: one")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="medians are of so many rounds; backlog, memory, scale: one"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
     given = parser.parse_args()

@@ -17,9 +17,11 @@ import aio_pika
 
 from ingest.broker.rabbitmq import RabbitBroker
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
-from ingest.domain.ledger import Entry
+from ingest.domain.ledger import Entry, accepted
 from ingest.domain.messages import Message
 from ingest.store.aerospike import AerospikeStore
+from ingest.store.aerospike_client import AerospikeClient, parse_url
+from ingest.store.aerospike_records import write_all
 from tests.bench import usage
 from tests.servers import AerospikeServer, RabbitServer
 
@@ -29,6 +31,15 @@ TASK: dict[str, Any] = {
     "label_spec": {"question": "Document category?", "options": ["invoice", "receipt", "other"]},
     "consensus_threshold": 3,
 }
+_ENTRY = Entry(
+    id="",
+    cust_id="c",
+    created_at=1_775_000_000_000,
+    fingerprint=bytes(32),
+    retention=604_800,
+    owner=f"{uuid.uuid4().hex}.1",
+    origin=uuid.uuid4().hex,
+)
 
 
 class House:
@@ -62,17 +73,16 @@ class House:
         await broker.close()
         return url
 
-    async def fill_ledger(self, count: int) -> None:
-        """Add accepted entries."""
-        store = await AerospikeStore.open(self.aerospike.url)
-        size = 4000
-
-        async def fill(start: int) -> None:
-            await store.accept([_entry() for _ in range(start, min(start + size, count))])
-
-        for start in range(0, count, 4 * size):
-            await asyncio.gather(*[fill(each) for each in range(start, min(start + 4 * size, count), size)])
-        await store.close()
+    async def fill_ledger(self, start: int, stop: int) -> None:
+        """Add accepted entries, numbered, all alike but for their keys."""
+        client = AerospikeClient(parse_url(self.aerospike.url), 30)
+        ops = write_all(accepted(_ENTRY))
+        for first in range(start, stop, 4000):
+            part = range(first, min(first + 4000, stop), 1000)
+            blocks = [[("test", "ledger", f"tsk_{i:026d}") for i in range(at, min(at + 1000, stop))] for at in part]
+            codes = await asyncio.gather(*[client.operate(keys, ops, {"ttl": _ENTRY.retention}) for keys in blocks])
+            assert not any(code for block in codes for code in block)
+        await client.close()
 
     @contextmanager
     def running(self, *command: str) -> Iterator["Process"]:
@@ -117,18 +127,6 @@ class Process:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
-
-
-def _entry() -> Entry:
-    return Entry(
-        id=f"tsk_{uuid.uuid4().hex[:26]}",
-        cust_id="c",
-        created_at=1_775_000_000_000,
-        fingerprint=bytes(32),
-        retention=604_800,
-        owner=f"{uuid.uuid4().hex}.1",
-        origin=uuid.uuid4().hex,
-    )
 
 
 async def preload(url: str, count: int, batch: int = 0, tag: str = "", padding: int = 0) -> None:

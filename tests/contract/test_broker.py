@@ -109,6 +109,16 @@ async def test_unroutable_is_told_apart_in_one_list(broker: Broker) -> None:
     assert outcomes == [PublishOutcome.CONFIRMED, PublishOutcome.UNROUTABLE] + [PublishOutcome.CONFIRMED] * 2
 
 
+async def test_large_messages_are_told_apart_too(broker: Broker) -> None:
+    """A return of many frames between two that arrive: each has its own outcome, and later publishes theirs."""
+    publisher = await broker.publisher()
+    lost = message(1, exchange=topology.EVENTS, routing_key="nobody.wants", body=b"x" * 1_000_000)
+    large = message(2, body=b"y" * 1_000_000)
+    outcomes = await publisher.publish([large, lost, large, lost])
+    assert outcomes == [PublishOutcome.CONFIRMED, PublishOutcome.UNROUTABLE] * 2
+    assert await publisher.publish([message(3)]) == [PublishOutcome.CONFIRMED]
+
+
 async def test_a_long_list_keeps_its_order(broker: Broker) -> None:
     """5,000 messages in one call come out in order."""
     publisher = await broker.publisher()
