@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 from ingest.broker.embedded import EmbeddedBroker
 from ingest.broker.rabbitmq import RabbitBroker
@@ -13,12 +14,15 @@ from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer
+from ingest.telemetry.broker import MeteredBroker
+from ingest.telemetry.prometheus import PrometheusMeter
+from ingest.telemetry.tracing import TracedBroker
 from tests.servers import RabbitServer
 
 Reopen = Callable[[], Any]
 
 
-@pytest.fixture(params=["embedded", "rabbitmq"])
+@pytest.fixture(params=["embedded", "rabbitmq", "embedded, counted and traced"])
 async def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Reopen]:
     """Opens the broker, each time as a new process would; closes what is left open."""
     opened: list[Broker] = []
@@ -28,6 +32,9 @@ async def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 
     async def open_() -> Broker:
         broker: Broker = RabbitBroker(url) if url else await EmbeddedBroker.open(tmp_path / "queue.db")
+        if "traced" in request.param:
+            traced = TracedBroker(broker, TracerProvider().get_tracer("test"), "test")
+            broker = MeteredBroker(traced, PrometheusMeter())
         await broker.declare()
         opened.append(broker)
         return broker
@@ -95,7 +102,8 @@ async def test_topic_routing(broker: Broker, exchange: str, routing_key: str, qu
     for queue in queues:
         (got,) = await take(await broker.consumer(queue, 10), 1)
         assert (got.body, got.routing_key, got.message_id, got.type) == (sent.body, routing_key, "m1", "t")
-        assert (got.content_type, got.headers, got.queue) == ("application/x", {"n": 1, "s": "ü"}, queue)
+        headers = {name: value for name, value in got.headers.items() if name != "traceparent"}  # a tracer's own
+        assert (got.content_type, headers, got.queue) == ("application/x", {"n": 1, "s": "ü"}, queue)
         assert (got.redelivered, got.deliveries) == (False, 0)
         assert got.user_id in ("guest", "ingest")
 

@@ -14,15 +14,19 @@ from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
 from ingest.domain.ports import Store
 from ingest.store.aerospike import AerospikeStore
 from ingest.store.sqlite import SqliteStore
+from ingest.telemetry.prometheus import PrometheusMeter
+from ingest.telemetry.store import MeteredStore
 from tests.servers import AerospikeServer
 
 
-@pytest.fixture(params=["sqlite", "aerospike"])
+@pytest.fixture(params=["sqlite", "aerospike", "sqlite, counted"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
     """Each store in turn."""
     opened: Store
     if request.param == "sqlite":
         opened = await SqliteStore.open(tmp_path / "store.db")
+    elif "counted" in request.param:
+        opened = MeteredStore(await SqliteStore.open(tmp_path / "store.db"), PrometheusMeter())
     else:
         opened = await AerospikeStore.open(request.getfixturevalue("aerospike_url"))
     yield opened
