@@ -7,6 +7,7 @@ from typing import Final
 
 import uvicorn
 
+from ingest.shim.door import Door
 from ingest.shim.wire import Receive, Scope, Send
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -26,7 +27,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: App, grace: float) -> None:
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=Door,
             ws="none",
             lifespan="off",
             log_config=None,
