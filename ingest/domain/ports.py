@@ -55,7 +55,7 @@ class Quotas(Protocol):
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
         """Add each `count` where used + count <= limit; atomic each. False: refused, nothing added.
 
-        A write in doubt counts as done where it cannot be told: rather charged twice than never.
+        A write in doubt is repeated where it cannot be told: rather charged twice than never.
         Raises StoreUnavailable.
         """
         ...

@@ -186,7 +186,7 @@ class AerospikeStore:
         return [granted[index] for index in range(len(charges))]
 
     async def _charge(self, charges: Sequence[Charge], open_: Sequence[int]) -> dict[int, bool]:
-        """Grants by index; without those whose record was busy."""
+        """Grants by index; without those whose record was busy, and those in doubt: rather charged twice than never."""
         granted = {}
         records = {}
         for index in open_:
@@ -200,11 +200,11 @@ class AerospikeStore:
                 records[index] = batch.Write(self._quota(charge), ops, policy=policy)
         await self._client.write(list(records.values()))
         for index, record in records.items():
-            if record.result == client_.OK or record.in_doubt:
+            if record.result == client_.OK:
                 granted[index] = True
             elif record.result == client_.FILTERED_OUT:
                 granted[index] = False
-            elif record.result != client_.KEY_BUSY:
+            elif record.result != client_.KEY_BUSY and not record.in_doubt:
                 raise self._client.unavailable(record.result, "charge failed")
         return granted
 

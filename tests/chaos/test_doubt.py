@@ -1,0 +1,58 @@
+"""Charges through connections that break while they are answered."""
+
+import asyncio
+import contextlib
+
+import pytest
+
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import Charge
+from ingest.store.aerospike import AerospikeStore
+from tests.chaos.proxy import Proxy
+from tests.chaos.store import Store
+from tests.servers import Unavailable
+
+
+async def test_never_undercharged_through_resets() -> None:
+    """What was granted is charged, at least once, however many answers were lost on the way."""
+    try:
+        server = Store()
+    except Unavailable as error:
+        pytest.skip(f"Aerospike: {error}")
+    proxy = Proxy(server.port)
+    await proxy.start()
+    server.configure(proxy.port)
+    await asyncio.to_thread(server.start)
+    store = await AerospikeStore.open(f"aerospike://127.0.0.1:{proxy.port}/test", call_timeout=1.0)
+    granted = 0
+
+    async def charge() -> None:
+        nonlocal granted
+        for _ in range(150):
+            with contextlib.suppress(StoreUnavailable):
+                answer = await store.charge([Charge("c", "2026-11", 1, 10_000_000)])
+                granted += sum(answer)
+
+    async def disturb() -> None:
+        while True:
+            await asyncio.sleep(0.03)
+            proxy.cut()
+
+    disturbing = asyncio.create_task(disturb())
+    try:
+        await asyncio.gather(*[charge() for _ in range(4)])
+        disturbing.cancel()
+        assert proxy.cuts > 10
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(StoreUnavailable):
+                    used = await store.used("c", "2026-11")
+                    break
+                await asyncio.sleep(0.2)
+        assert granted > 0
+        assert used >= granted
+    finally:
+        disturbing.cancel()
+        await store.close()
+        await proxy.stop()
+        await asyncio.to_thread(server.stop)
