@@ -84,6 +84,18 @@ class Node:
         env = {**os.environ, **self._env}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
 
+    def state(self) -> str:
+        """The state of its Erlang process as in proc(5), e.g. S or T; empty where there is none."""
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                name, _, rest = path.read_text().partition("(")[2].rpartition(")")
+            except OSError:
+                continue
+            state, _, group = rest.split()[:3]
+            if name == "beam.smp" and group == str(self.process.group):
+                return state
+        return ""
+
     def logged(self) -> str:
         return "".join(path.read_text(errors="replace") for path in sorted(self.log.glob("*.log")))
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 import aio_pika
 
 from tests.chaos.history import History, Seen
-from tests.chaos.producer import _GONE
+from tests.chaos.producer import let_go, raise_if_ours
 
 SPY: Final = "chaos.spy"
 """Bound to what has no queue of its own; not to `task.accepted`, which would then always have one."""
@@ -42,39 +42,38 @@ class Observer:
     async def _follow(self, queue: str) -> None:
         while True:
             await self._going.wait()
-            with contextlib.suppress(*_GONE):
+            try:
                 connection = await aio_pika.connect(f"amqp://guest:guest@127.0.0.1:{next(self._ports)}/", timeout=5)
                 try:
                     await self._consume(connection, queue)
                 finally:
-                    with contextlib.suppress(*_GONE):
-                        async with asyncio.timeout(2):
-                            await connection.close()
+                    await let_go(connection)
+            except (Exception, asyncio.CancelledError):  # noqa: BLE001
+                raise_if_ours()
             await asyncio.sleep(0.3)
 
     async def _consume(self, connection: aio_pika.abc.AbstractConnection, queue: str) -> None:
-        channel = await connection.channel()
-        await channel.set_qos(prefetch_count=200)
-        if queue == SPY:
-            declared = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum"})
-            for key in ("submission.*", "batch.accepted.none"):
-                await declared.bind("asg.events", key)
-        taken = await channel.get_queue(queue, ensure=False)
         ended = asyncio.Event()
-        channel.close_callbacks.add(lambda *_: ended.set())
-        consumer = await taken.consume(lambda message: self._take(queue, message))
+        async with asyncio.timeout(10):
+            channel = await connection.channel()
+            channel.close_callbacks.add(lambda *_: ended.set())
+            await channel.set_qos(prefetch_count=200)
+            if queue == SPY:
+                declared = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum"})
+                for key in ("submission.*", "batch.accepted.none"):
+                    await declared.bind("asg.events", key)
+            taken = await channel.get_queue(queue, ensure=False)
+            await taken.consume(lambda message: self._take(queue, message))
         stopping = asyncio.create_task(self._paused())
         dead = asyncio.create_task(ended.wait())
         looking = asyncio.create_task(self._still_there(connection, queue))
         await asyncio.wait([stopping, dead, looking], return_when=asyncio.FIRST_COMPLETED)
         for task in (stopping, dead, looking):
             task.cancel()
-        if not channel.is_closed:
-            await taken.cancel(consumer, timeout=5)
 
     async def _still_there(self, connection: aio_pika.abc.AbstractConnection, queue: str) -> None:
         """Ends when the queue was deleted, or is not consumed any more."""
-        with contextlib.suppress(*_GONE):
+        with contextlib.suppress(Exception):
             while True:
                 await asyncio.sleep(3)
                 async with asyncio.timeout(5):
@@ -95,5 +94,5 @@ class Observer:
         seen = Seen(queue, message.routing_key or "", event_id, data, str(reason), bool(message.redelivered))
         self._history.seen.append(seen)
         self.ids.add(event_id)
-        with contextlib.suppress(*_GONE):
+        with contextlib.suppress(Exception):
             await message.ack()

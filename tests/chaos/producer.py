@@ -7,14 +7,12 @@ import json
 from typing import Any
 
 import aio_pika
-import aiormq
 from aio_pika.exceptions import DeliveryError
 from pamqp.commands import Basic
 
 from tests.chaos.history import Attempt
 
 _TIMEOUT = 6.0
-_GONE = (aiormq.exceptions.AMQPError, OSError, TimeoutError, RuntimeError, asyncio.InvalidStateError)
 
 
 class Producer:
@@ -37,7 +35,8 @@ class Producer:
         )
         try:
             exchange = await self._channel()
-        except _GONE:
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001
+            raise_if_ours()
             attempt.finish("unavailable")
             return
         key = f"{kind}.submitted.{self._cust_id}"
@@ -45,7 +44,8 @@ class Producer:
             answer = await exchange.publish(message, key, mandatory=True, timeout=_TIMEOUT)
         except DeliveryError:
             attempt.finish("unavailable")  # returned, or nacked
-        except Exception:  # noqa: BLE001 - aiormq raises a bare Exception where the channel closes meanwhile
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001
+            raise_if_ours()
             attempt.finish("unknown")
             await self._drop()
         else:
@@ -68,6 +68,27 @@ class Producer:
     async def _drop(self) -> None:
         connection, self._connection, self._exchange = self._connection, None, None
         if connection is not None:
-            with contextlib.suppress(*_GONE, asyncio.CancelledError):
-                async with asyncio.timeout(2):
-                    await connection.close()
+            await let_go(connection)
+
+
+def raise_if_ours() -> None:
+    """aiormq cancels whoever waits on a connection that breaks, or raises a bare Exception; a real cancel goes on."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+
+
+_closing: set[asyncio.Task[None]] = set()
+
+
+async def let_go(connection: aio_pika.abc.AbstractConnection) -> None:
+    """Close it, but wait no longer than two seconds: on a broken connection it may take for ever."""
+
+    async def close() -> None:
+        with contextlib.suppress(Exception):
+            await connection.close()
+
+    task = asyncio.create_task(close())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
+    await asyncio.wait([task], timeout=2)

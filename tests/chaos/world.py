@@ -109,6 +109,7 @@ class World:
     async def quiet(self, seconds: float, limit: float) -> bool:
         """Wait until the ingest queues are empty and nothing has come out for `seconds`; False: not within `limit`."""
         end = time.monotonic() + limit
+        depths: dict[str, int] = {}
         while time.monotonic() < end:
             last = self.history.seen[-1].at if self.history.seen else 0.0
             if time.monotonic() - last > seconds:
@@ -116,6 +117,7 @@ class World:
                 if depths and not any(depths.values()):
                     return True
             await asyncio.sleep(0.5)
+        print(f"not quiet after {limit:.0f} s: {[f'{name} {n}' for name, n in depths.items() if n]}", flush=True)
         return False
 
     async def _servers(self) -> None:

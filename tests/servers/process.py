@@ -83,6 +83,11 @@ class PrivateServer:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def group(self) -> int:
+        """The process group of server and children; 0 where it does not run."""
+        return self._process.pid if self._process is not None else 0
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and its children."""
         if self._process is not None:
