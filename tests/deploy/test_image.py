@@ -91,6 +91,17 @@ def test_all_that_is_copied_is_in_the_context() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
+def test_the_image_has_what_the_set_up_jobs_run() -> None:
+    """Compose and Kubernetes name files under the image's /usr/share/ingest/rabbitmq."""
+    (target,) = re.findall(r"^COPY deploy/rabbitmq (\S+)$", DOCKERFILE, re.MULTILINE)
+    compose = (DEPLOY / "docker-compose.yml").read_text()
+    kubernetes = (DEPLOY / "kubernetes/components/rabbitmq-users/users.yaml").read_text()
+    for text in (compose, kubernetes):
+        named = re.findall(rf"{target}/([\w.]+)", text)
+        assert {"provision.py", "definitions.json", "users.json"} == set(named)
+        assert all((DEPLOY / "rabbitmq" / name).exists() for name in named)
+
+
 def test_the_image_is_small_in_rights() -> None:
     """Not root, and started in exec form so that SIGTERM arrives."""
     assert re.search(r"^USER 10001:10001$", DOCKERFILE, re.MULTILINE)

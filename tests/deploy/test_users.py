@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -177,3 +178,13 @@ def test_no_password_is_in_the_file() -> None:
     assert {user["name"] for user in users} == set(USERS)
     assert {user["password_hash"] for user in users} == {""}
     assert not any("password" in user for user in users)
+
+
+def test_the_broker_has_the_shipped_configuration(rabbitmq: RabbitServer) -> None:
+    """The private node of all tests runs on deploy/'s rabbitmq.conf; what it sets is in force."""
+    if not rabbitmq.controllable:
+        pytest.skip("RabbitMQ is not a private node")
+    for name in re.findall(r"^(\w+)[.\w]* =", (RABBITMQ / "rabbitmq.conf").read_text(), re.MULTILINE):
+        asked = rabbitmq.ctl("eval", f"application:get_env(rabbit, {name}).")
+        assert asked.startswith("{ok,"), name
+    assert rabbitmq.ctl("eval", "application:get_env(rabbit, consumer_timeout).").strip() == "{ok,3600000}"

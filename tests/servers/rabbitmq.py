@@ -13,6 +13,7 @@ import httpx
 from tests.servers.process import PrivateServer, Server, Unavailable, docker_answers, free_ports, wait_until
 
 IMAGE = "rabbitmq:3.13-management"
+_DEPLOYED = Path(__file__).parents[2] / "deploy/rabbitmq"
 _SBIN = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
 
 
@@ -79,13 +80,14 @@ class RabbitServer(Server):
         self.url, self.origin = f"amqp://guest:guest@127.0.0.1:{amqp}", "rabbitmq-server on PATH"
         self.management_url = f"http://127.0.0.1:{management}"
         self.metrics = f"127.0.0.1:{metrics}"
+        # deploy/ is what the tests run on, the room on a test machine's disk aside.
+        deployed = (_DEPLOYED / "rabbitmq.conf").read_text().replace("2GB", "50MB")
         (home / "rabbitmq.conf").write_text(
-            f"listeners.tcp.1 = 127.0.0.1:{amqp}\n"
+            f"{deployed}\nlisteners.tcp.1 = 127.0.0.1:{amqp}\n"
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
             f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {metrics}\n"
-            "disk_free_limit.absolute = 50MB\n"
         )
-        (home / "plugins").write_text("[rabbitmq_management,rabbitmq_prometheus].")
+        shutil.copy(_DEPLOYED / "enabled_plugins", home / "plugins")
         self._env = {
             "HOME": str(home),
             "RABBITMQ_NODENAME": f"t{uuid.uuid4().hex[:8]}@localhost",
