@@ -16,7 +16,7 @@ from ingest.shim.auth import Auth
 from ingest.shim.lookups import Lookups
 from ingest.shim.problems import Header, Problem, internal, not_allowed
 from ingest.shim.submit import Answer, Submitter
-from ingest.shim.wire import ClientGone, Receive, Scope, Send, read_json_body, request_id, send_json
+from ingest.shim.wire import ClientGone, Held, Receive, Room, Scope, Send, read_json_body, request_id, send_json
 
 REQUEST_DEADLINE = 10.0
 _SUBMISSIONS: dict[str, Kind] = {"/v1/tasks": "task", "/v1/tasks/batch": "batch"}
@@ -36,6 +36,7 @@ class Shim:
         admission: on the same store.
         deadline: seconds for one submission.
         meter: told of each submission's outcome.
+        room: for the bodies of requests under way.
     """
 
     def __init__(
@@ -46,10 +47,12 @@ class Shim:
         admission: Admission,
         deadline: float = REQUEST_DEADLINE,
         meter: Meter = NO_METER,
+        room: Room | None = None,
     ) -> None:
         self._meter = meter
         metrics.open_door(meter, "http")
         self._auth = Auth(store)
+        self._room = room or Room()
         self._submitter = Submitter(admission, publisher, deadline)
         self._others = Starlette(
             routes=Lookups(store, publisher, self._auth).routes(),
@@ -106,8 +109,12 @@ class Shim:
         if scope["method"] != "POST":
             raise not_allowed(scope["method"])
         customer = await self._auth.customer(headers.get(b"authorization"))
-        body = await read_json_body(headers, receive)
-        return await self._submitter.submit(kind, body, headers, customer)
+        held = Held(self._room)
+        try:
+            body = await read_json_body(headers, receive, held)
+            return await self._submitter.submit(kind, body, headers, customer)
+        finally:
+            held.release()
 
 
 def _tagged(send: Send, tag: Header) -> Send:

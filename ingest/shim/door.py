@@ -1,4 +1,7 @@
-"""uvicorn's HTTP protocol with limits: a request's head has a size, and head and body have a time in which to come."""
+"""uvicorn's HTTP protocol with limits: a request's head has a size, and head and body have a time in which to come.
+
+And with answers in one write: uvicorn writes head and body apart, which is two system calls and two packets.
+"""
 
 import asyncio
 from typing import Any, Final
@@ -33,6 +36,7 @@ class Door(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.transport = OneWrite(transport)  # type: ignore[assignment]
         self._since = self.loop.time()
         self._watch = self.loop.call_later(_LOOK, self._look)
 
@@ -71,6 +75,10 @@ class Door(HttpToolsProtocol):
         self._what = None
         super().on_message_complete()
 
+    def on_response_complete(self) -> None:
+        self.transport.flush()  # type: ignore[attr-defined] # where no body follows: HEAD, 304
+        super().on_response_complete()
+
     def send_400_response(self, msg: str) -> None:
         """uvicorn has met what is no HTTP, or a callback of ours has raised."""
         if self._size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
@@ -96,3 +104,34 @@ class Door(HttpToolsProtocol):
                 % (status, len(body), body)
             )
         self.transport.close()
+
+
+class OneWrite:
+    """A transport that holds the head of an answer until its body comes, so that both leave together."""
+
+    __slots__ = ("_head", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100"):
+            self._head = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send a head that no body follows."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)

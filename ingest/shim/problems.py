@@ -81,6 +81,9 @@ broker_away = partial(
 overloaded = partial(
     Problem, 503, "too many requests are waiting, repeat the request later", (_RETRY,), reason="overloaded"
 )
+too_full = partial(
+    Problem, 503, "too much is under way, repeat the request later", (_RETRY, _CLOSE), reason="overloaded"
+)
 too_slow = partial(
     Problem, 503, "the request took too long, repeat it with the same idempotency key", (_RETRY,), reason="deadline"
 )

@@ -29,6 +29,7 @@ class Server(uvicorn.Server):
             app,
             http=Door,
             ws="none",
+            proxy_headers=False,  # nobody asks for the client's address
             lifespan="off",
             log_config=None,
             access_log=False,

@@ -39,16 +39,15 @@ class Submitter:
     Args:
         admission: claims and charges.
         publisher: to the ingest queues.
-        deadline: seconds for one request.
+        deadline: seconds for one request; where another request has the same key, for each of a few tries.
     """
 
     def __init__(self, admission: Admission, publisher: Publisher, deadline: float) -> None:
         cohorts = Cohorts(admission, publisher)
-        self._deadline = deadline
         # Apart, so that a single task never waits behind batches of a thousand.
         self._coalescers: dict[Kind, Coalescer[Request, Decision | Problem]] = {
-            "task": Coalescer(cohorts.run, size=512, slots=2, waiting=20_000),
-            "batch": Coalescer(cohorts.run, size=4, slots=2, waiting=64),
+            "task": Coalescer(cohorts.run, size=512, slots=4, crowd=64, waiting=20_000, deadline=deadline),
+            "batch": Coalescer(cohorts.run, size=4, slots=2, waiting=64, deadline=deadline),
         }
 
     async def submit(self, kind: Kind, body: bytes, headers: dict[bytes, bytes], customer: Customer) -> Answer:
@@ -58,11 +57,7 @@ class Submitter:
         except InvalidSubmission as error:
             raise invalid(error) from None
         request = Request(submission, customer, trace=trace_of_http(headers))
-        try:
-            async with asyncio.timeout(self._deadline):
-                decision = await self._decide(request)
-        except TimeoutError:
-            raise too_slow() from None
+        decision = await self._decide(request)
         return _answer(decision, _wants_representation(headers))
 
     async def drain(self) -> None:
@@ -81,6 +76,8 @@ class Submitter:
                 decision = await coalescer.submit(request)
             except Full:
                 raise overloaded() from None
+            except TimeoutError:
+                raise too_slow() from None
             if isinstance(decision, Problem):
                 raise decision
             if decision.verdict is Verdict.QUOTA_EXHAUSTED:

@@ -1,11 +1,11 @@
 """Reading bodies and sending JSON in plain ASGI: the few bytes that every request of the hot path costs."""
 
-import os
+import random
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
 from ingest.domain.submissions import MAX_BODY
-from ingest.shim.problems import Header, not_json_type, too_large
+from ingest.shim.problems import Header, not_json_type, too_full, too_large
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -14,6 +14,38 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _JSON: Final[Header] = (b"content-type", b"application/json")
 _MAX_REQUEST_ID: Final = 200
 _DISCARD: Final = 8 * MAX_BODY
+MAX_HELD: Final = 16 * MAX_BODY
+"""Bytes of bodies that one process holds at a time, from the first byte read to the answer."""
+
+
+class Room:
+    """How many bytes of bodies a process holds, and may hold."""
+
+    def __init__(self, limit: int = MAX_HELD) -> None:
+        self.limit = limit
+        self.held = 0
+
+
+class Held:
+    """The bytes of one request's body; `release` them once it is answered."""
+
+    __slots__ = ("_room", "_size")
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._size = 0
+
+    def fits(self, size: int) -> bool:
+        """Count `size` more bytes if there is room."""
+        if self._room.held + size > self._room.limit:
+            return False
+        self._room.held += size
+        self._size += size
+        return True
+
+    def release(self) -> None:
+        self._room.held -= self._size
+        self._size = 0
 
 
 class ClientGone(Exception):
@@ -25,11 +57,11 @@ def request_id(headers: dict[bytes, bytes]) -> bytes:
     given = headers.get(b"x-request-id")
     if given and len(given) <= _MAX_REQUEST_ID and all(32 < byte < 127 for byte in given):
         return given
-    return os.urandom(8).hex().encode()
+    return b"%016x" % random.getrandbits(64)
 
 
-async def read_json_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    """The whole body. Raises Problem (413, 415) or ClientGone."""
+async def read_json_body(headers: dict[bytes, bytes], receive: Receive, held: Held) -> bytes:
+    """The whole body, counted in `held`. Raises Problem (413, 415, 503) or ClientGone."""
     content_type, _, parameters = headers.get(b"content-type", b"").partition(b";")
     charset = parameters.strip().lower().replace(b'"', b"")
     if content_type.strip().lower() != b"application/json" or charset not in (b"", b"charset=utf-8"):
@@ -44,23 +76,28 @@ async def read_json_body(headers: dict[bytes, bytes], receive: Receive) -> bytes
     message = await receive()
     body: bytes = message.get("body", b"")
     if message["type"] == "http.request" and not message.get("more_body"):
+        if not held.fits(len(body)):
+            raise too_full()
         if len(body) > MAX_BODY:
             raise too_large()
         return body
-    return await _read_on(message, receive)
+    return await _read_on(message, receive, held)
 
 
-async def _read_on(message: MutableMapping[str, Any], receive: Receive) -> bytes:
-    parts = []
+async def _read_on(message: MutableMapping[str, Any], receive: Receive, held: Held) -> bytes:
+    parts: list[bytes] = []
     size = 0
     while True:
         if message["type"] != "http.request":
             raise ClientGone
         part = message.get("body", b"")
         size += len(part)
-        if size > MAX_BODY:
+        refusal = too_large if size > MAX_BODY else None if held.fits(len(part)) else too_full
+        if refusal is not None:
+            parts.clear()
+            held.release()
             await _discard(size, receive, message)
-            raise too_large()
+            raise refusal()
         parts.append(part)
         if not message.get("more_body"):
             return b"".join(parts)

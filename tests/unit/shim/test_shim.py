@@ -21,6 +21,7 @@ from ingest.domain.messages import PublishOutcome
 from ingest.domain.ports import Publisher
 from ingest.shim import Server, Shim
 from ingest.shim.server import listen
+from ingest.shim.wire import Room
 from ingest.store.sqlite import SqliteStore
 from tests.fakes import ScriptedPublisher
 
@@ -35,12 +36,14 @@ HOOK = "https://a.example/hook"
 class House:
     """A running shim; `client` speaks to it as the customer `c`."""
 
-    def __init__(self, store: SqliteStore, broker: EmbeddedBroker, publisher: Publisher) -> None:
+    def __init__(
+        self, store: SqliteStore, broker: EmbeddedBroker, publisher: Publisher, room: Room | None = None
+    ) -> None:
         self.store = store
         self.broker = broker
         self.port = 0
         self.client: httpx.AsyncClient
-        self._app = Shim(store=store, publisher=publisher, admission=Admission(store))
+        self._app = Shim(store=store, publisher=publisher, admission=Admission(store), room=room)
         self._server = Server(self._app, 5)
 
     async def __aenter__(self) -> "House":
@@ -280,6 +283,38 @@ async def test_expect_continue_and_pipelining(house: House) -> None:
     assert answers.count(b"HTTP/1.1 202") == 1
     assert answers.count(b"HTTP/1.1 200") == 2
     assert b"HTTP/1.1 100" in answers
+
+
+async def test_an_answer_is_one_write(house: House) -> None:
+    """Head and body arrive together, whatever kind of answer it is; a HEAD's head does not wait for a body."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    for request, end in (
+        (head + b"\r\n", b'{"status":"ok"}'),
+        (b"HEAD /docs HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\n"),
+        (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", b"}"),
+    ):
+        writer.write(request)
+        answer = await asyncio.wait_for(reader.read(1 << 20), 5)
+        assert answer.startswith(b"HTTP/1.1 ")
+        assert answer.endswith(end)
+    writer.close()
+
+
+async def test_bodies_have_bounded_room(parts: tuple[SqliteStore, EmbeddedBroker]) -> None:
+    """What does not fit beside the bodies under way is 503 with Retry-After, and its room is free again afterwards."""
+    store, broker = parts
+    room = Room(limit=1000)
+    publisher = await broker.publisher()
+    house = House(store, broker, publisher, room)
+    async with house:
+        padded = TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * 2000}}
+        for _ in range(3):
+            answer = await house.client.post("/v1/tasks", json=padded)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+            assert answer.json() == {"error": "too much is under way, repeat the request later"}
+            assert (await house.client.post("/v1/tasks", json=TASK)).status_code == 202
+        assert room.held == 0
 
 
 async def test_two_hundred_at_once_with_one_key(house: House) -> None:
