@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +19,17 @@ _LARGE: Final = 2**30
 def check_file(area: str, path: Path) -> list[Finding]:
     """All findings about the file, which need not be there yet."""
     return [*_writable(area, path), *_room(area, path), *_whole(area, path)]
+
+
+def read_time(path: Path) -> float:
+    """Seconds to open the file and read from it. Raises sqlite3.Error."""
+    start = time.perf_counter()
+    db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        db.close()
+    return time.perf_counter() - start
 
 
 def _writable(area: str, path: Path) -> Iterator[Finding]:

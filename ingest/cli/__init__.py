@@ -5,7 +5,7 @@ import sys
 import typer
 
 from ingest import __version__, settings
-from ingest.cli import customers, dlq, doctor, documents, run, topology
+from ingest.cli import customers, dlq, doctor, documents, run, status, topology
 from ingest.cli.exits import exit_code
 
 
@@ -40,6 +40,7 @@ app.add_typer(customers.key, name="key")
 app.add_typer(customers.webhook, name="webhook")
 app.add_typer(dlq.app, name="dlq")
 app.command()(doctor.doctor)
+app.command()(status.status)
 app.command()(documents.openapi)
 app.command()(documents.asyncapi)
 

@@ -87,6 +87,10 @@ class AerospikeView:
             raise StoreUnavailable("no node of the Aerospike cluster answers")
         return nodes
 
+    async def ping(self) -> None:
+        """Read one record, there or not, as the service does. Raises StoreUnavailable."""
+        await self._client.read([(self._client.namespace, "ready", "ready")])
+
     async def close(self) -> None:
         await self._client.close()
 

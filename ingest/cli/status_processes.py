@@ -1,0 +1,102 @@
+"""How processes are doing, from their own ports for metrics and health."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from typing import Final
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from ingest.domain import metrics
+from ingest.domain.overview import ProcessState
+
+_TIMEOUT: Final = 3.0
+
+
+class Scraper:
+    """Asks `/metrics` and `/readyz` of each URL; rates are between two looks.
+
+    Args:
+        urls: `http://host:port`, of INGEST_METRICS_PORT.
+    """
+
+    def __init__(self, urls: Iterable[str]) -> None:
+        self._urls = [url.rstrip("/").removesuffix("/metrics") for url in urls]
+        self._before: dict[str, tuple[float, float]] = {}
+
+    async def look(self) -> tuple[list[ProcessState], list[str]]:
+        """The processes, and what is wrong with them in sentences. Never raises."""
+        async with httpx.AsyncClient(timeout=_TIMEOUT) as client:
+            answers = await asyncio.gather(*[self._ask(client, url) for url in self._urls])
+        return [each for states, _ in answers for each in states], [each for _, said in answers for each in said]
+
+    async def _ask(self, client: httpx.AsyncClient, url: str) -> tuple[list[ProcessState], list[str]]:
+        try:
+            shown = await client.get(f"{url}/metrics")
+            shown.raise_for_status()
+            ready = await client.get(f"{url}/readyz")
+            samples = _samples(shown.text)
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+            return [], [f"{url} does not show metrics: {error or type(error).__name__}"]
+        problems = [] if ready.status_code == 200 else [f"{url}: {_error(ready)}"]
+        return self._states(url, samples), problems
+
+    def _states(self, url: str, samples: list[tuple[str, dict[str, str], float]]) -> list[ProcessState]:
+        accepted = sum(value for name, _, value in samples if name == metrics.ACCEPTED_TASKS.name)
+        rate = self._rate(url, accepted)
+        names = sorted({labels["process"] for _, labels, _ in samples if "process" in labels})
+        states = []
+        for process in names:
+            own = [(name, value) for name, labels, value in samples if labels.get("process") == process]
+            last = _gauge(own, metrics.LAST_PROGRESS)
+            states.append(
+                ProcessState(
+                    url=url,
+                    process=process,
+                    ready=_flag(own, metrics.READY),
+                    brake=_flag(own, metrics.BRAKE),
+                    stalled=_flag(own, metrics.STALLED),
+                    in_flight=_count(own, metrics.DELIVERIES_IN_FLIGHT),
+                    idle=None if last is None else max(0.0, time.time() - last),
+                    # Counters are of all processes behind one port: shown with the first.
+                    accepted=rate if process == names[0] else None,
+                )
+            )
+        return states
+
+    def _rate(self, url: str, total: float) -> float | None:
+        now = time.monotonic()
+        then, before = self._before.get(url, (0.0, 0.0))
+        self._before[url] = (now, total)
+        return (total - before) / (now - then) if then and total >= before else None
+
+
+def _samples(text: str) -> list[tuple[str, dict[str, str], float]]:
+    return [
+        (each.name, each.labels, each.value)
+        for family in text_string_to_metric_families(text)
+        for each in family.samples
+    ]
+
+
+def _gauge(samples: list[tuple[str, float]], metric: metrics.Metric) -> float | None:
+    found = [value for name, value in samples if name == metric.name]
+    return sum(found) if found else None
+
+
+def _flag(samples: list[tuple[str, float]], metric: metrics.Metric) -> bool | None:
+    value = _gauge(samples, metric)
+    return None if value is None else value > 0
+
+
+def _count(samples: list[tuple[str, float]], metric: metrics.Metric) -> int | None:
+    value = _gauge(samples, metric)
+    return None if value is None else int(value)
+
+
+def _error(response: httpx.Response) -> str:
+    try:
+        return str(response.json()["error"])
+    except (ValueError, KeyError, TypeError):
+        return f"answers {response.status_code}"
