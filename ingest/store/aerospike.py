@@ -1,14 +1,12 @@
 """The store on an Aerospike cluster.
 
 Sets as the design names them: `ledger` (key: id), `quota` (key: customer and month), `customer`, `api_key`. Lists
-travel in one `batch_write`. Nothing is read before it is written: claims are CREATE_ONLY, changes check the
-generation, charges carry a filter expression. What timed out in doubt is read back and compared.
+travel in one `batch_write`. Charges carry a filter expression; how the ledger stays atomic tells `aerospike_ledger`.
 """
 
 import asyncio
 import hmac
 import random
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Final, Self
@@ -21,27 +19,22 @@ from aerospike_helpers.operations import operations
 
 from ingest.domain.customers import DAY, ApiKey, Customer, key_id_of
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Phase, Step, accepted, after
+from ingest.domain.ledger import Charge
 from ingest.store import aerospike_client as client_
 from ingest.store.aerospike_client import AerospikeClient, parse_url
-from ingest.store.aerospike_records import ACCEPTED, read_api_key, read_entry, write_all, write_step
+from ingest.store.aerospike_ledger import AerospikeLedger
+from ingest.store.aerospike_records import read_api_key
 
 DEFAULT_TIMEOUT: Final = 3.0
 _QUOTA_TTL: Final = 100 * DAY
 _ROUNDS: Final = 5
-_CREATE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE}
 _REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
 _UPDATE: Final = {"exists": aerospike.POLICY_EXISTS_UPDATE}
-_SAME_GENERATION: Final = {"gen": aerospike.POLICY_GEN_EQ}
 _FOREVER: Final = {"ttl": aerospike.TTL_NEVER_EXPIRE}
 
 
-class AerospikeStore:
+class AerospikeStore(AerospikeLedger):
     """`domain.ports.Store` on a cluster. Open it with `open`."""
-
-    def __init__(self, client: AerospikeClient) -> None:
-        self._client = client
-        self._namespace = client.namespace
 
     @classmethod
     async def open(cls, url: str, *, call_timeout: float = DEFAULT_TIMEOUT) -> Self:
@@ -55,115 +48,6 @@ class AerospikeStore:
             ConfigurationError: the URL is wrong.
         """
         return cls(AerospikeClient(parse_url(url), call_timeout))
-
-    # Ledger
-
-    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
-        stored: dict[str, Entry] = {}
-        missing = {entry.id: entry for entry in reversed(entries)}  # of equal ids the first
-        for _ in range(_ROUNDS):
-            stored |= await self._create(list(missing.values()))
-            missing = {id_: entry for id_, entry in missing.items() if id_ not in stored}
-            if not missing:
-                return [stored[entry.id] for entry in entries]
-        raise StoreUnavailable(f"{len(missing)} ledger entries vanish as soon as they are there")
-
-    async def _create(self, entries: list[Entry]) -> dict[str, Entry]:
-        """What is stored of each id after an attempt to create it; without those that vanished meanwhile."""
-        records = [
-            batch.Write(self._ledger(entry.id), write_all(entry), policy=_create_policy(entry.retention))
-            for entry in entries
-        ]
-        await self._client.write(records)
-        stored = {}
-        doubtful = []
-        for entry, record in zip(entries, records, strict=True):
-            if record.result == client_.OK:
-                stored[entry.id] = msgspec.structs.replace(entry, generation=record.record[1]["gen"])
-            else:
-                doubtful.append((entry.id, record.result))
-        found = await self.read([id_ for id_, _ in doubtful]) if doubtful else []
-        for (id_, code), existing in zip(doubtful, found, strict=True):
-            if existing is not None:
-                stored[id_] = existing
-            elif code != client_.EXISTS:
-                raise self._client.unavailable(code, "claim failed")
-        return stored
-
-    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        found = await self._client.read([self._ledger(id_) for id_ in ids])
-        return [read_entry(id_, *record) if record else None for id_, record in zip(ids, found, strict=True)]
-
-    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
-        records = [self._change(change) for change in changes]
-        await self._client.write(records)
-        results: list[Entry | None] = []
-        doubtful = []
-        for index, (change, record) in enumerate(zip(changes, records, strict=True)):
-            results.append(None)
-            if record.result == client_.OK:
-                forgotten = change.step is Step.FORGET
-                generation = change.entry.generation if forgotten else record.record[1]["gen"]
-                results[index] = after(change, generation)
-            elif record.result not in (client_.GENERATION, client_.NOT_FOUND):
-                doubtful.append(index)
-        if doubtful:
-            found = await self.read([changes[index].entry.id for index in doubtful])
-            for index, existing in zip(doubtful, found, strict=True):
-                results[index] = self._read_back(changes[index], existing, records[index].result)
-        return results
-
-    def _read_back(self, change: Change, existing: Entry | None, code: int) -> Entry | None:
-        """Whether a change whose outcome is in doubt has happened. Raises StoreUnavailable where it has not."""
-        if change.step is Step.FORGET and existing is None:
-            return change.entry
-        if existing is not None and existing == after(change, existing.generation):
-            return existing
-        if existing is None or existing.generation != change.entry.generation:
-            return None
-        raise self._client.unavailable(code, f"{change.step} failed")
-
-    def _change(self, change: Change) -> Any:
-        entry = change.entry
-        key = self._ledger(entry.id)
-        if change.step is Step.FORGET:
-            return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
-        policy = {**_SAME_GENERATION, "ttl": entry.retention}
-        return batch.Write(key, write_step(change), meta={"gen": entry.generation}, policy=policy)
-
-    async def accept(self, entries: Sequence[Entry]) -> None:
-        # An entry that was seen is most likely still there: two bins instead of all, the same for each.
-        seen = defaultdict(list)
-        lost = []
-        for entry in entries:
-            if entry.generation:
-                seen[entry.retention].append(entry)
-            else:
-                lost.append(entry)
-        doubtful = []
-        for retention, group in seen.items():
-            keys = [self._ledger(entry.id) for entry in group]
-            codes = await self._client.operate(keys, ACCEPTED, {**_UPDATE, "ttl": retention})
-            lost += [entry for entry, code in zip(group, codes, strict=True) if code == client_.NOT_FOUND]
-            fine = (client_.OK, client_.NOT_FOUND)
-            doubtful += [(entry, code) for entry, code in zip(group, codes, strict=True) if code not in fine]
-        if lost:
-            doubtful += await self._heal(lost)
-        if doubtful:
-            found = await self.read([entry.id for entry, _ in doubtful])
-            for (_, code), existing in zip(doubtful, found, strict=True):
-                if existing is None or existing.phase is not Phase.ACCEPTED:
-                    raise self._client.unavailable(code, "accept failed")
-
-    async def _heal(self, entries: Sequence[Entry]) -> list[tuple[Entry, int]]:
-        """Write whole entries as accepted; return those for which that did not go, with the result code."""
-        records = [
-            batch.Write(self._ledger(e.id), write_all(accepted(e)), policy={**_REPLACE, "ttl": e.retention})
-            for e in entries
-        ]
-        await self._client.write(records)
-        codes = [record.result for record in records]
-        return [(entry, code) for entry, code in zip(entries, codes, strict=True) if code != client_.OK]
 
     # Quotas
 
@@ -290,16 +174,8 @@ class AerospikeStore:
         records = await self._client.call(lambda client: client.query(self._namespace, set_).results())
         return [bins for _, _, bins in records]
 
-    def _ledger(self, id_: str) -> tuple[str, str, str]:
-        return (self._namespace, "ledger", id_)
-
     def _quota(self, charge: Charge) -> tuple[str, str, str]:
         return (self._namespace, "quota", f"{charge.cust_id}:{charge.month}")
-
-
-@lru_cache(maxsize=4096)
-def _create_policy(retention: int) -> dict[str, Any]:
-    return {**_CREATE, "ttl": retention}
 
 
 @lru_cache(maxsize=4096)
