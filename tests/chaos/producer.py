@@ -13,6 +13,8 @@ from pamqp.commands import Basic
 from tests.chaos.history import Attempt
 
 _TIMEOUT = 6.0
+_PATIENCE = 20
+"""Refused publishes before another channel is tried: RabbitMQ 3.10 may nack on one for ever, see rabbitmq_versions."""
 
 
 class Producer:
@@ -24,6 +26,7 @@ class Producer:
         self._connection: aio_pika.abc.AbstractConnection | None = None
         self._exchange: aio_pika.abc.AbstractExchange | None = None
         self._connecting = asyncio.Lock()
+        self._refused = 0
 
     async def publish(self, kind: str, body: dict[str, Any], attempt: Attempt) -> None:
         """Publish once; the outcome stands in the attempt."""
@@ -44,6 +47,9 @@ class Producer:
             answer = await exchange.publish(message, key, mandatory=True, timeout=_TIMEOUT)
         except DeliveryError:
             attempt.finish("unavailable")  # returned, or nacked
+            self._refused += 1
+            if self._refused % _PATIENCE == 0:
+                await self._drop()
         except (Exception, asyncio.CancelledError):  # noqa: BLE001
             raise_if_ours()
             attempt.finish("unknown")
