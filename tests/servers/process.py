@@ -88,6 +88,11 @@ class PrivateServer:
         """The process group of server and children; 0 where it does not run."""
         return self._process.pid if self._process is not None else 0
 
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended by itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server and its children."""
         if self._process is not None:
