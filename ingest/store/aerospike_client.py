@@ -149,6 +149,8 @@ class AerospikeClient:
         for start in range(0, len(keys), _CHUNK):
             chunk = list(keys[start : start + _CHUNK])
             found = await self.call(partial(_batch_read, chunk))
+            if len(found.batch_records) != len(chunk):  # it raises nothing where the call as a whole has failed
+                raise self.unavailable(found.result, "read failed")
             for record in found.batch_records:
                 if record.result == OK:
                     out.append((record.record[1]["gen"], record.record[2]))
