@@ -157,6 +157,11 @@ class _Consumer(_Around):
             self._held.pop(id(each), None)
         await self._inner.ack(deliveries)
 
+    async def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        for each in deliveries:
+            self._held.pop(id(each), None)
+        await self._inner.requeue(deliveries)
+
     async def close(self) -> None:
         left = sum(self._inner.alive(each) for each in self._held.values())
         self._probes.leave(f"closed-{self._queue}", {"pid": os.getpid(), "unacknowledged": left})
