@@ -131,6 +131,7 @@ class AerospikeClient:
         for start in range(0, len(records), _CHUNK):
             chunk = batch.BatchRecords(list(records[start : start + _CHUNK]))
             await self.call(partial(_batch_write, chunk))
+            self._check(chunk, len(chunk.batch_records))
 
     async def operate(
         self, keys: Sequence[tuple[str, str, str]], ops: list[dict[str, Any]], policy: dict[str, Any]
@@ -140,6 +141,7 @@ class AerospikeClient:
         for start in range(0, len(keys), _CHUNK):
             chunk = list(keys[start : start + _CHUNK])
             done = await self.call(partial(_batch_operate, chunk, ops, policy))
+            self._check(done, len(chunk))
             codes += [record.result for record in done.batch_records]
         return codes
 
@@ -149,8 +151,7 @@ class AerospikeClient:
         for start in range(0, len(keys), _CHUNK):
             chunk = list(keys[start : start + _CHUNK])
             found = await self.call(partial(_batch_read, chunk))
-            if len(found.batch_records) != len(chunk):  # it raises nothing where the call as a whole has failed
-                raise self.unavailable(found.result, "read failed")
+            self._check(found, len(chunk))
             for record in found.batch_records:
                 if record.result == OK:
                     out.append((record.record[1]["gen"], record.record[2]))
@@ -159,6 +160,16 @@ class AerospikeClient:
                 else:
                     raise self.unavailable(record.result, "read failed")
         return out
+
+    def _check(self, done: Any, count: int) -> None:
+        """Raises StoreUnavailable where the call failed as a whole.
+
+        While the client knows no node of the cluster (a server that has hung for some seconds) it sends nothing and
+        raises nothing: it leaves records out, or leaves them as they were made, and that is OK (seen with 19.3).
+        """
+        records = done.batch_records
+        if len(records) != count or (done.result != OK and all(record.result == OK for record in records)):
+            raise self.unavailable(done.result, "the cluster cannot be reached")
 
     def unavailable(self, code: int | None, message: object) -> StoreUnavailable:
         """The error for a result code, with what an operator can do about it."""
