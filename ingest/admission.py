@@ -98,7 +98,7 @@ class Admission:
             StoreUnavailable: nothing is decided. Claims made on the way are given back where that still goes,
                 else their leases run out.
         """
-        attempt = _Attempt(self._store, requests, int(self._clock() * 1000), self._lease)
+        attempt = _Attempt(self._store, requests, self._clock, self._lease)
         try:
             return await attempt.run()
         except StoreUnavailable:
@@ -176,9 +176,10 @@ class _Claim(msgspec.Struct, gc=False):
 class _Attempt:
     """One pass over a list of requests: heads, then the items of batches that have keys, then the charge."""
 
-    def __init__(self, store: _Store, requests: Sequence[Request], now: int, lease: int) -> None:
+    def __init__(self, store: _Store, requests: Sequence[Request], clock: Callable[[], float], lease: int) -> None:
         self._store = store
-        self._now = now
+        self._clock = clock
+        self._now = now = int(clock() * 1000)
         self._lease_end = now + lease
         self._month = datetime.fromtimestamp(now / 1000, UTC).strftime("%Y-%m")
         # Unique per request, not only per attempt: of two equal ids in one list just one may win.
@@ -190,6 +191,9 @@ class _Attempt:
         batches = [c for c in self._candidates if c.owned and c.request.submission.kind == "batch"]
         if batches:
             await self._claim_items(batches)
+        if self._clock() * 1000 >= self._lease_end:
+            # This process stood still. Others may have taken the claims over, and paid for them.
+            raise StoreUnavailable("the claims ran out before they were charged")
         await self._charge([c for c in self._candidates if c.owned])
         return [candidate.decision() for candidate in self._candidates]
 

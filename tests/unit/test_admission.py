@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ingest.admission import Admission, Decision, Request, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Phase
+from ingest.domain.ledger import Entry, Phase
 from ingest.domain.submissions import batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
 from tests.fakes import Clock
@@ -61,6 +61,24 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
     yield House(store, clock)
     await store.close()
+
+
+async def test_a_process_that_stood_still_does_not_charge(house: House, tmp_path: Path) -> None:
+    """Stopped between claim and charge for longer than the lease: who took over has paid, so it must not pay again."""
+
+    class Stopped(SqliteStore):
+        async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+            claimed = await super().claim(entries)
+            house.clock.now += 31
+            assert (await house.one(task("k"))).verdict is Verdict.ADMITTED
+            return claimed
+
+    store = await Stopped.open(tmp_path / "s.db", clock=house.clock)
+    with pytest.raises(StoreUnavailable):
+        await Admission(store, lease=30, clock=house.clock).admit([task("k")])
+    await store.close()
+    assert await house.used() == 1
+    assert (await house.one(task("k"))).verdict is Verdict.BUSY
 
 
 async def test_new_then_replay(house: House) -> None:
