@@ -1,0 +1,1 @@
+"""Hostile input by the thousand, over HTTP and over AMQP, against real processes: `scripts/fuzz`."""

@@ -1,0 +1,70 @@
+"""What came out: every event and every dead letter, counted."""
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+
+import aio_pika
+from aio_pika.abc import AbstractIncomingMessage
+
+from ingest.domain.dead_letters import REASON_HEADER
+
+
+class Watch:
+    """Reads all of asg.events and ingest.dead as they come."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.tasks: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
+        self.dead: Counter[str] = Counter()
+
+    async def start(self) -> None:
+        self._connection = await aio_pika.connect(self._url)
+        channel = await self._connection.channel()
+        await channel.set_qos(1000)
+        events = await channel.declare_queue("fuzz.events", durable=True)
+        await events.bind("asg.events", "#")
+        await events.consume(self._event)
+        await (await channel.get_queue("ingest.dead")).consume(self._dead)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    @property
+    def submissions(self) -> int:
+        """How many direct submissions have come to an end."""
+        return sum(self.dead.values()) + sum(
+            self.outcomes[each] for each in ("task", "batch.accepted", "submission.duplicate")
+        )
+
+    async def until(self, count: int, seconds: float) -> None:
+        """Until so many submissions have come to an end, or nothing has for `seconds`."""
+        await self._reach(lambda: self.submissions, count, seconds)
+
+    async def until_tasks(self, count: int, seconds: float) -> None:
+        """Until so many tasks were accepted, or none was for `seconds`."""
+        await self._reach(lambda: len(self.tasks), count, seconds)
+
+    async def _reach(self, got: Callable[[], int], count: int, seconds: float) -> None:
+        last, idle = -1, 0.0
+        while got() < count and idle < seconds:
+            idle = idle + 0.1 if got() == last else 0.0
+            last = got()
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(1)  # what is too much would come now
+
+    async def _event(self, message: AbstractIncomingMessage) -> None:
+        event = json.loads(message.body)
+        kind = (message.routing_key or "").split(".")
+        if kind[:2] == ["task", "accepted"]:
+            self.tasks[event["data"]["task_id"]] += 1
+            self.outcomes["item" if "batch_id" in event["data"] else "task"] += 1
+        else:
+            self.outcomes[".".join(kind[:2])] += 1
+        await message.ack()
+
+    async def _dead(self, message: AbstractIncomingMessage) -> None:
+        self.dead[str(message.headers.get(REASON_HEADER))] += 1
+        await message.ack()
