@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from tests.servers import AerospikeServer, RabbitServer, Unavailable
+
+# A busy machine is no failure; pytest's timeout ends what hangs.
+settings.register_profile("tests", settings(), deadline=None)
+settings.load_profile("tests")
 
 _used: dict[str, str] = {}
 

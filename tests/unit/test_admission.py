@@ -278,7 +278,7 @@ steps = st.lists(
 
 
 @given(steps)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_laws_over_any_history(history: list[tuple[str, list[str | None], str]]) -> None:
     """One identity per key; one landing per key; never under-charged; over-charged only by crashes and doubts.
 

@@ -30,7 +30,7 @@ def unmarshal(data: bytes) -> list[object]:
 
 
 @given(short, short, short, headers, st.binary(max_size=3000), st.booleans(), st.integers(1, 2**40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_publish_is_what_pamqp_reads(
     key: str, id_: str, type_: str, table: dict[str, Any], body: bytes, mandatory: bool, sequence: int
 ) -> None:
@@ -55,7 +55,7 @@ def test_a_publish_is_what_pamqp_reads(
 
 
 @given(short, short, headers, st.integers(0, 255), st.integers(0, 2**40))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_headers_of_others_are_read(id_: str, reply: str, table: dict[str, Any], priority: int, size: int) -> None:
     """Properties that pamqp packs, those we do not use in between included."""
     properties = commands.Basic.Properties(

@@ -114,7 +114,7 @@ def test_a_task_that_no_request_can_hold_stops_the_batch_before_it_begins() -> N
     st.lists(st.integers(0, 3_000_000), max_size=20) | st.integers(0, 3_001).map(lambda count: [0] * count),
     st.text(st.characters(codec="utf-8"), min_size=1, max_size=255),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_splitting_keeps_order_and_limits(sizes: list[int], key: str) -> None:
     """Law: parts concatenate to the whole, none is too large, keys are distinct, stable and short enough."""
     tasks = [{"n": i, "pad": "x" * size} for i, size in enumerate(sizes)]

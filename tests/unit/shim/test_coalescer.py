@@ -94,7 +94,7 @@ async def test_full() -> None:
     assert await asyncio.gather(*waiting) == [1, 2]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 3), max_size=60), st.integers(1, 5), st.integers(1, 3), st.integers(1, 8), st.integers(0, 2)
 )

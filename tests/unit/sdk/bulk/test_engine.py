@@ -30,7 +30,7 @@ async def collect(
 
 
 @given(st.lists(st.sampled_from(["good", "bad"]), min_size=1, max_size=300), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 async def test_the_good_are_accepted_once_and_the_bad_are_named(kinds: list[str], mute: bool) -> None:
     """Law: whether or not the gateway says which ones are bad; and again, nothing more is accepted."""
     gateway = Gateway(mute=mute)

@@ -43,7 +43,7 @@ def test_other_lines_do_not_matter(rows: list[str], more: list[str], random: Any
 
 
 @given(st.lists(st.none() | st.integers(0, 3_000_000), max_size=30), st.integers(1, 10))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_chunks_are_whole(sizes: list[int | None], size: int) -> None:
     """Law: rows come out in order, good or not, none is lost, and no chunk is too large for one request."""
     rows = [
