@@ -16,7 +16,18 @@ from ingest.shim.auth import Auth
 from ingest.shim.lookups import Lookups
 from ingest.shim.problems import Header, Problem, internal, not_allowed
 from ingest.shim.submit import Answer, Submitter
-from ingest.shim.wire import ClientGone, Held, Receive, Room, Scope, Send, read_json_body, request_id, send_json
+from ingest.shim.wire import (
+    ClientGone,
+    Held,
+    Receive,
+    Room,
+    Scope,
+    Send,
+    read_json_body,
+    refuse_repeats,
+    request_id,
+    send_json,
+)
 
 REQUEST_DEADLINE = 10.0
 _SUBMISSIONS: dict[str, Kind] = {"/v1/tasks": "task", "/v1/tasks/batch": "batch"}
@@ -72,6 +83,8 @@ class Shim:
         structlog.contextvars.bind_contextvars(request_id=tag[1].decode())
         kind = _SUBMISSIONS.get(scope["path"])
         try:
+            if len(headers) < len(scope["headers"]):
+                refuse_repeats(scope["headers"])
             if kind is None:
                 await self._others(scope, receive, _tagged(send, tag))
                 return

@@ -94,6 +94,11 @@ def not_allowed(method: str) -> Problem:
     return Problem(405, f"{method} is not allowed here", ((b"allow", b"POST"),), reason="method_not_allowed")
 
 
+def repeated(name: str) -> Problem:
+    """400 for a header that must stand once."""
+    return Problem(400, f"the header {name} was sent more than once, send it once", reason=Reason.INVALID)
+
+
 def invalid(error: InvalidSubmission) -> Problem:
     """400 for a submission that is wrong; 413 where it is only too large."""
     if error.reason is Reason.TOO_LARGE:

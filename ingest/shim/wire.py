@@ -1,17 +1,21 @@
 """Reading bodies and sending JSON in plain ASGI: the few bytes that every request of the hot path costs."""
 
 import random
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 from ingest.domain.submissions import MAX_BODY
-from ingest.shim.problems import Header, not_json_type, too_full, too_large
+from ingest.shim.problems import Header, not_json_type, repeated, too_full, too_large
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _JSON: Final[Header] = (b"content-type", b"application/json")
+# Of two, a proxy may have gone by the first and we by the last.
+_ONCE: Final = {
+    name.lower().encode(): name for name in ("Authorization", "Content-Type", "Content-Length", "Idempotency-Key")
+}
 _MAX_REQUEST_ID: Final = 200
 _DISCARD: Final = 8 * MAX_BODY
 MAX_HELD: Final = 16 * MAX_BODY
@@ -58,6 +62,15 @@ def request_id(headers: dict[bytes, bytes]) -> bytes:
     if given and len(given) <= _MAX_REQUEST_ID and all(32 < byte < 127 for byte in given):
         return given
     return b"%016x" % random.getrandbits(64)
+
+
+def refuse_repeats(headers: Iterable[Header]) -> None:
+    """Raises Problem (400) where a header that decides something stands twice, even with one value."""
+    seen = set()
+    for name, _ in headers:
+        if name in _ONCE and name in seen:
+            raise repeated(_ONCE[name])
+        seen.add(name)
 
 
 async def read_json_body(headers: dict[bytes, bytes], receive: Receive, held: Held) -> bytes:

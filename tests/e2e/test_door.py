@@ -1,8 +1,10 @@
 """Attacks on the HTTP port: slow and idle clients, and requests that two parsers could read differently."""
 
 import asyncio
+import json
+import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import quantiles
 from typing import Final
 
@@ -16,6 +18,7 @@ from tests.servers.process import free_ports
 
 IDLE: Final = 1000
 SLOW: Final = 200
+_TASK: Final = json.dumps(TASK).encode()
 _HEAD: Final = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\nContent-Type: application/json\r\n"
 
 
@@ -169,3 +172,36 @@ async def test_what_does_not_come_in_time_is_cut_off(port: int) -> None:
     assert [answer[9:12] for answer in answers[:2]] == [b"408", b"408"]
     writer.write(_SMUGGLED)
     assert (await idle.read(100)).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+@pytest.mark.parametrize("name", ["Authorization", "Content-Type", "Content-Length", "Idempotency-Key"])
+@pytest.mark.parametrize("change", [str, str.upper])
+def test_headers_that_decide_something_stand_once(
+    port: int, method: str, name: str, change: Callable[[str], str]
+) -> None:
+    """Of two, even of two that are equal, neither is taken: 400 that names the header, and nothing is submitted."""
+    headers = [
+        ("Host", "x"),
+        ("Authorization", "Bearer k"),
+        ("Content-Type", "application/json"),
+        ("Idempotency-Key", "twice"),
+        ("Content-Length", str(len(_TASK))),
+    ]
+    path = "/v1/tasks" if method == "POST" else "/v1/tasks/tsk_x"
+    head = f"{method} {path} HTTP/1.1\r\n" + "".join(
+        f"{each}: {value}\r\n" for each, value in (*headers, (change(name), dict(headers)[name]))
+    )
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(head.encode() + b"\r\n" + _TASK)
+        answer = connection.recv(65536).decode()
+    assert answer.startswith("HTTP/1.1 400 ")
+    # The parser has its own word for lengths, before anybody sees a request.
+    assert name == "Content-Length" or f"the header {name} was sent more than once, send it once" in answer
+
+
+async def test_other_headers_may_repeat(port: int) -> None:
+    """As HTTP has them: a list in several lines."""
+    async with httpx.AsyncClient(headers={"Authorization": "Bearer k"}) as client:
+        answer = await client.post(f"http://127.0.0.1:{port}/v1/tasks", json=TASK, headers=[("X-A", "1"), ("X-A", "2")])
+    assert answer.status_code == 202
