@@ -204,12 +204,11 @@ _FIELD_RULES: Mapping[tuple[str, str], str] = {
     ("options", "too_short"): "must have at least 2 entries",
     ("tasks", "too_short"): "must have at least 1 task",
     ("tasks", "too_long"): f"must have at most {MAX_BATCH} tasks",
-    ("idempotency_key", "string_too_short"): _KEY_RULE,
-    ("idempotency_key", "string_too_long"): _KEY_RULE,
-    ("idempotency_key", "string_pattern_mismatch"): _KEY_RULE,
-    ("Idempotency-Key", "string_too_short"): _KEY_RULE,
-    ("Idempotency-Key", "string_too_long"): _KEY_RULE,
-    ("Idempotency-Key", "string_pattern_mismatch"): _KEY_RULE,
+    **{
+        (name, kind): _KEY_RULE
+        for name in ("idempotency_key", "Idempotency-Key", "message_id")
+        for kind in ("string_too_short", "string_too_long", "string_pattern_mismatch")
+    },
 }
 
 

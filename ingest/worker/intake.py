@@ -18,7 +18,7 @@ from ingest.domain.ports import Registry
 from ingest.domain.submissions import MAX_BODY, batch_submission, decode_json, task_submission
 from ingest.domain.topology import DELIVERY_LIMIT, INGEST_BATCHES, INGEST_TASKS
 from ingest.domain.validation import validate_key
-from ingest.worker.refusals import Refusal
+from ingest.worker.refusals import Refusal, refusal
 
 CUSTOMER_CACHE: Final = 2.0
 """Seconds for which a customer's settings may be stale."""
@@ -65,7 +65,7 @@ class Intake:
                 else:
                     out.direct.append((delivery, await self._direct(delivery, kind, cust_id)))
             except InvalidSubmission as error:
-                out.refused.append(Refusal(delivery, error, cust_id))
+                out.refused.append(refusal(delivery, error, cust_id))
         return out
 
     def _admitted(self, delivery: Delivery, cust_id: str) -> Admitted:

@@ -12,3 +12,13 @@ class Refusal(msgspec.Struct, frozen=True, eq=False):
     delivery: Delivery
     error: InvalidSubmission
     cust_id: str
+
+
+def refusal(delivery: Delivery, error: InvalidSubmission, cust_id: str) -> Refusal:
+    """Of an error that was caught.
+
+    Without its frames: they hold all that was delivered together, the refusals among it, and so the error itself. Such
+    a cycle, with bodies of 8 MiB in it, stays until the garbage collector looks at everything, which is rare.
+    """
+    error.__traceback__ = error.__context__ = None
+    return Refusal(delivery, error, cust_id)
