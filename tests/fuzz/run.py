@@ -7,7 +7,7 @@ import msgspec
 from tests.fuzz.amqp import Producer
 from tests.fuzz.http import Requests
 from tests.fuzz.watch import Watch
-from tests.fuzz.world import World
+from tests.fuzz.world import CUSTOMER, World
 
 LARGE = 0.0005
 """Share of bodies of about 8 MiB."""
@@ -59,7 +59,7 @@ async def over_amqp(world: World, count: int, seed: int) -> Outcome:
     watch = Watch(world.admin_url)
     await watch.start()
     began = time.monotonic()
-    producer = Producer(world.customer_url, seed, LARGE)
+    producer = Producer(world.producer_urls[CUSTOMER], seed, LARGE)
     await producer.send(range(count // 10))
     await watch.until(count // 10, 20)
     before = world.memory()

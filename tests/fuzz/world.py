@@ -17,12 +17,13 @@ from tests.servers.process import free_ports
 
 _DEPLOY = Path(__file__).parents[2] / "deploy/rabbitmq"
 CUSTOMER = "acme"
+OTHER = "other"
 DEFECTS = ("Traceback", "request failed", "attempt failed")
 """What the log of a process says when it meets a defect of ours."""
 
 
 class World:
-    """A context manager. `acme` is a customer with an API key and an AMQP user; `other` is another customer."""
+    """A context manager. `acme` and `other` are customers, each with an API key and a producer's AMQP user."""
 
     def __init__(
         self, rabbitmq: RabbitServer, aerospike: AerospikeServer, env: Mapping[str, str] | None = None
@@ -33,7 +34,7 @@ class World:
         self.admin_url = rabbitmq.new_vhost()
         self._provision(urlsplit(self.admin_url).path[1:])
         host = self.admin_url.partition("@")[2]
-        self.customer_url = f"amqp://{CUSTOMER}:password-of-{CUSTOMER}@{host}"
+        self.producer_urls = {name: f"amqp://{name}:password-of-{name}@{host}" for name in (CUSTOMER, OTHER)}
         management = rabbitmq.management_url.replace("//", "//operator:password-of-operator@")
         self.env = {
             "INGEST_BROKER_URL": f"amqp://ingest:password-of-ingest@{host}",
@@ -43,7 +44,7 @@ class World:
         }
         run_ingest("topology", "apply", env=self.env, directory=self.directory)
         self.keys = {}
-        for name in (CUSTOMER, "other"):
+        for name in (CUSTOMER, OTHER):
             run_ingest("customer", "add", name, env=self.env, directory=self.directory)
             self.keys[name] = self.ingest("key", "create", name)["api_key"]
         (self.port,) = free_ports(1)
@@ -88,9 +89,19 @@ class World:
     def _provision(self, vhost: str) -> None:
         passwords = self.directory / "passwords"
         passwords.mkdir()
-        for user in ("ingest", "operator", CUSTOMER):
+        for user in ("ingest", "operator", CUSTOMER, OTHER):
             (passwords / user).write_text(f"password-of-{user}")
-        files = [str(_DEPLOY / "users.json")]
+        shipped = json.loads((_DEPLOY / "users.json").read_text())
+        another = {
+            section: [
+                {name: OTHER if value == CUSTOMER else value for name, value in each.items()}
+                for each in objects
+                if CUSTOMER in each.values()
+            ]
+            for section, objects in shipped.items()
+        }
+        (self.directory / "users.json").write_text(json.dumps(another))
+        files = [str(_DEPLOY / "users.json"), str(self.directory / "users.json")]
         subprocess.run(
             [sys.executable, str(_DEPLOY / "provision.py"), "--passwords", str(passwords), "--vhost", vhost, *files],
             env={**os.environ, "RABBITMQ_ADMIN_URL": self._rabbitmq.management_url.replace("//", "//guest:guest@")},
