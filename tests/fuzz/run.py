@@ -11,7 +11,7 @@ from tests.fuzz.world import CUSTOMER, World
 
 LARGE = 0.0005
 """Share of bodies of about 8 MiB."""
-GROWTH = 120.0
+GROWTH = 60.0
 """MB that a process may grow after its first tenth: what a few bodies of 8 MiB at once leave in the allocator."""
 
 
