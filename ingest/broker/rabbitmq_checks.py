@@ -128,14 +128,11 @@ def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Findi
         yield error(
             AREA, f"{queue}: delivery-limit is {has or 20}: dead letters are dropped when looked at so often", _APPLY
         )
+    elif limit == topology.NO_LIMIT and queue != topology.INGEST_DEAD:
+        if (has is not None or major >= 4) and "dead-letter-exchange" not in effective:
+            yield warning(AREA, f"{queue}: what its consumer returns more than {has or 20} times is dropped", _APPLY)
     elif limit is not None and queue != topology.INGEST_DEAD:
         yield warning(AREA, f"{queue}: delivery-limit is {has or 'not set'}, {limit} is what was tested", _APPLY)
-    if not wanted and major >= 4 and "delivery-limit" not in effective and "dead-letter-exchange" not in effective:
-        yield warning(
-            AREA,
-            f"{queue}: what its consumer returns more than 20 times is dropped (RabbitMQ 4's default)",
-            "give it a policy with delivery-limit or dead-letter-exchange, as suits its consumer",
-        )
     for name, follows in _LOSES.items():
         if name in effective:
             yield error(AREA, f"{queue} has {name} {effective[name]}: {follows}", "remove it from the policy or queue")

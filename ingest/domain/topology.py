@@ -17,7 +17,7 @@ DELIVERY_LIMIT = 20
 each connection that breaks in an outage: few enough to be rid of what kills workers, enough for an outage."""
 NO_LIMIT = 2**31 - 1
 """Of deliveries, in effect. RabbitMQ 4 drops a message after 20 where no policy says otherwise, which must not befall
-dead letters that are looked at; its -1 is refused by 3.x."""
+dead letters that are looked at, nor events whose consumer fails on them; its -1 is refused by 3.x."""
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -35,8 +35,8 @@ EXCHANGES = (SUBMISSIONS, EVENTS, DEAD)
 QUEUES = (
     Queue(INGEST_TASKS, SUBMISSIONS, "task.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(INGEST_BATCHES, SUBMISSIONS, "batch.submitted.*", DELIVERY_LIMIT, DEAD),
-    Queue(CONSENSUS_TASKS, EVENTS, "task.accepted.#"),
-    Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook"),
+    Queue(CONSENSUS_TASKS, EVENTS, "task.accepted.#", NO_LIMIT),
+    Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook", NO_LIMIT),
     Queue(INGEST_DEAD, DEAD, "#", NO_LIMIT),
 )
 

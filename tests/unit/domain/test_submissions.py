@@ -41,7 +41,7 @@ def without(name: str) -> dict[str, Any]:
         (GOOD | {"label_spec": {"question": "q", "options": ["a"]}}, "label_spec.options must have at least 2 entries"),
         (
             GOOD | {"label_spec": {"question": "q", "options": ["a", "a"]}},
-            "label_spec.options must be distinct",
+            "label_spec.options must have at least 2 distinct entries",
         ),
         (GOOD | {"data_url": "http://a.example"}, "data_url must be an https URL"),
         (GOOD | {"data_url": "https://user:pw@a.example/"}, "data_url must be an https URL"),

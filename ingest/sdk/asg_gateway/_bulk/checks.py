@@ -53,8 +53,8 @@ def _wrong_spec(spec: object) -> Iterator[Fault]:
         yield "label_spec.options", "is required" if options is None else "must have at least 2 entries"
     elif not all(_is_text(option) for option in options):
         yield "label_spec.options", "must be strings that are not empty"
-    elif len(set(options)) < len(options):
-        yield "label_spec.options", "must be distinct"
+    elif len(set(options)) < 2:
+        yield "label_spec.options", "must have at least 2 distinct entries"
 
 
 def _is_text(value: object) -> bool:
