@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import aio_pika
+import aiormq
 import pytest
 
 from ingest.broker.rabbitmq import RabbitBroker
@@ -223,3 +225,14 @@ async def test_a_full_queue_that_is_full_no_more(
     async with asyncio.timeout(40):
         while await publisher.publish([message(2)]) != [PublishOutcome.CONFIRMED]:
             await asyncio.sleep(0.5)
+
+
+async def test_messages_have_a_greatest_size(rabbitmq_url: str) -> None:
+    """With deploy/'s configuration the broker refuses what is above 16 MiB, and closes the producer's channel."""
+    connection = await aio_pika.connect(rabbitmq_url)
+    async with connection:
+        channel = await connection.channel()
+        exchange = await channel.declare_exchange("large", aio_pika.ExchangeType.TOPIC)
+        message = aio_pika.Message(bytes(17 * 1024 * 1024))
+        with pytest.raises((aiormq.exceptions.AMQPError, ConnectionError)):
+            await asyncio.wait_for(exchange.publish(message, "x", mandatory=False), 20)
