@@ -9,6 +9,7 @@
 - ``problems``   every error an HTTP client can meet.
 - ``lookups``    GET by id, health, documents.
 - ``documents``  OpenAPI and AsyncAPI, from the models.
+- ``framing``    what httptools lets through although two parsers could read it differently.
 - ``server``     uvicorn, without its signal handlers.
 """
 

@@ -9,6 +9,8 @@ from typing import Any, Final
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ingest.shim.framing import Doubtful, check_framing
+
 MAX_HEAD: Final = 32 * 1024
 """Bytes of names and values; ours need a few hundred, browsers' cookies up to 8 KiB."""
 MAX_HEADERS: Final = 100
@@ -33,6 +35,7 @@ class Door(HttpToolsProtocol):
     _since = 0.0
     _watch: asyncio.TimerHandle | None = None
     _refused = False
+    _why: tuple[int, str] | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -69,11 +72,26 @@ class Door(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._what = "body"
+        upgrade = self.parser.should_upgrade()
+        try:
+            check_framing(self.parser.get_http_version(), self.headers, upgrade=upgrade)
+        except Doubtful as doubt:
+            self._why = doubt.status, doubt.message
+            raise  # httptools makes an error of its own of it
         super().on_headers_complete()
+        if upgrade:
+            self.cycle.keep_alive = False  # the parser takes nothing that follows for HTTP
 
     def on_message_complete(self) -> None:
         self._what = None
         super().on_message_complete()
+
+    def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks whether to stay open
+        """Who has sent all it has to say may still be told the answer."""
+        whole = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        if whole:
+            self.cycle.keep_alive = False
+        return whole
 
     def on_response_complete(self) -> None:
         self.transport.flush()  # type: ignore[attr-defined] # where no body follows: HEAD, 304
@@ -81,7 +99,9 @@ class Door(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn has met what is no HTTP, or a callback of ours has raised."""
-        if self._size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
+        if self._why is not None:
+            self._refuse(*self._why)
+        elif self._size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
             self._refuse(431, "the request's headers are too large")
         else:
             self._refuse(400, "this is no valid HTTP request")
@@ -95,9 +115,11 @@ class Door(HttpToolsProtocol):
 
     def _refuse(self, status: int, why: str) -> None:
         self._refused = True
-        if (
-            self.cycle is None or self.cycle.response_complete
-        ):  # else an answer is on its way, and this one no part of it
+        cycle = self.cycle
+        if cycle is not None and not cycle.response_complete and not cycle.more_body:
+            cycle.keep_alive = False  # a whole request came before, and may be accepted: its answer, then the end
+            return
+        if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
             body: Any = msgspec.json.encode({"error": why})
             self.transport.write(
                 b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"

@@ -77,10 +77,12 @@ async def test_slow_half_open_and_idle_connections(port: int, capsys: pytest.Cap
     assert beside < max(10 * alone, 500)
 
 
-async def _answers(port: int, request: bytes) -> list[int]:
+async def _answers(port: int, request: bytes, *, eof: bool = False) -> list[int]:
     """The statuses of all answers until the server closes, or says no more for a while."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
+    if eof:
+        writer.write_eof()
     got = b""
     try:
         while part := await asyncio.wait_for(reader.read(65536), 1):
@@ -127,6 +129,10 @@ _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
         (b"X-A: a\n\n", _SMUGGLED),
         (b"X-A: " + b"a" * 1_000_000 + b"\r\n", _SMUGGLED),
         (b"X-A: a\r\n" * 20_000, _SMUGGLED),
+        (b"Host: y\r\nContent-Length: 7\r\n", _BODY + _SMUGGLED),
+        (b"Transfer-Encoding: gzip, chunked\r\n", b"0\r\n\r\n" + _SMUGGLED),
+        (b"Transfer-Encoding: identity\r\n" + _CHUNKED, b"0\r\n\r\n" + _SMUGGLED),
+        (b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 7\r\n", _BODY + _SMUGGLED),
     ],
 )
 async def test_what_two_parsers_could_read_differently_is_refused(port: int, headers: bytes, body: bytes) -> None:
@@ -134,6 +140,46 @@ async def test_what_two_parsers_could_read_differently_is_refused(port: int, hea
     statuses = await _answers(port, _HEAD + headers + b"\r\n" + body)
     assert len(statuses) <= 1, statuses
     assert all(400 <= status < 500 for status in statuses), statuses
+
+
+@pytest.mark.parametrize(
+    ("request_line", "headers", "body", "status"),
+    [
+        (b"POST /v1/tasks HTTP/1.0\r\n", _CHUNKED, b"7\r\n" + _BODY + b"\r\n0\r\n\r\n", 400),
+        (b"POST /v1/tasks HTTP/2.0\r\n", b"Content-Length: 7\r\n", _BODY, 505),
+        (b"POST /v1/tasks\r\n", b"Content-Length: 7\r\n", _BODY, 505),
+    ],
+)
+async def test_other_versions_of_http_are_refused(
+    port: int, request_line: bytes, headers: bytes, body: bytes, status: int
+) -> None:
+    """HTTP/1.0 has no chunks; 0.9 and 2 are not spoken in this form."""
+    head = request_line + _HEAD.partition(b"\r\n")[2]
+    assert await _answers(port, head + headers + b"\r\n" + body + _SMUGGLED) == [status]
+
+
+async def test_a_request_without_a_host_is_refused(port: int) -> None:
+    """HTTP/1.1 requires it; HTTP/1.0 does not."""
+    assert await _answers(port, b"GET /healthz HTTP/1.1\r\n\r\n" + _SMUGGLED) == [400]
+    assert await _answers(port, b"GET /healthz HTTP/1.0\r\n\r\n") == [200]
+
+
+async def test_what_was_whole_is_answered_whatever_follows(port: int) -> None:
+    """Rubbish behind it, or the end of what the client sends: its answer comes, since it may be accepted."""
+    body = json.dumps(TASK).encode()
+    task = _HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    assert await _answers(port, task + b"\0rubbish\r\n\r\n") == [202]
+    assert await _answers(port, task + task + b"\0rubbish\r\n\r\n") == [202, 202]
+    assert await _answers(port, task, eof=True) == [202]
+    assert await _answers(port, task + task, eof=True) == [202, 202]
+    assert await _answers(port, _HEAD + b"Content-Length: 100\r\n\r\n{", eof=True) == []
+    assert await _answers(port, _HEAD + _CHUNKED + b"\r\nzz\r\n") == [400]
+
+
+async def test_another_protocol_is_not_spoken(port: int) -> None:
+    """An upgrade is ignored, as HTTP allows; nothing that follows is taken for a request."""
+    ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    assert await _answers(port, ask + _SMUGGLED) == [200]
 
 
 async def test_what_is_right_is_served(port: int) -> None:
@@ -169,7 +215,7 @@ async def test_what_does_not_come_in_time_is_cut_off(port: int) -> None:
     idle, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(_SMUGGLED)
     answers = await asyncio.gather(*[attack(*each) for each in zip(openings, limits, strict=True)])
-    assert [answer[9:12] for answer in answers[:2]] == [b"408", b"408"]
+    assert [answer[9:12] for answer in answers] == [b"408", b"408", b"408"]
     writer.write(_SMUGGLED)
     assert (await idle.read(100)).startswith(b"HTTP/1.1 200")
 
