@@ -137,7 +137,10 @@ class SubmissionRejected(_CloudEvent):
 
 
 class RefusedSubmission(TypedDict):
-    """The submission as it came; its body as text, or in base64 where it is not UTF-8."""
+    """The submission as it came; its body as text, or in base64 where it is not UTF-8.
+
+    Neither is there where this stands in the header `x-ingest-envelope`: the message's body is then the submission's.
+    """
 
     queue: str
     routing_key: str
@@ -150,7 +153,10 @@ class RefusedSubmission(TypedDict):
 
 
 class DeadLetter(TypedDict):
-    """A refused submission in `ingest.dead`, with all it takes to submit it again."""
+    """A refused submission in `ingest.dead`, with all it takes to submit it again.
+
+    The message's body; of one that would be too large for the broker, the header `x-ingest-envelope`.
+    """
 
     reason: Reason
     error: str

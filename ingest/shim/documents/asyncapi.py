@@ -45,7 +45,7 @@ SCHEMAS: Final = {
 
 
 class _Route(msgspec.Struct, frozen=True):
-    """Messages of one kind under one form of routing key. `mandatory` as the service publishes them."""
+    """Messages under one form of routing key. `mandatory` as the service publishes them; `large`: where it differs."""
 
     name: str
     exchange: str
@@ -53,6 +53,11 @@ class _Route(msgspec.Struct, frozen=True):
     message: str
     summary: str
     mandatory: bool = False
+    large: str | None = None
+
+    @property
+    def messages(self) -> list[str]:
+        return [self.message] if self.large is None else [self.message, self.large]
 
     def parameters(self) -> dict[str, Any]:
         return {name: about for name, about in _PARAMETERS.items() if f"{{{name}}}" in self.address}
@@ -83,7 +88,15 @@ _ROUTES: Final = (
     _Route(
         "rejections", EVENTS, "submission.rejected", "submissionRejected", "One a direct submission that is refused."
     ),
-    _Route("refused", DEAD, "rejected.{reason}", "deadLetter", "One a submission that is refused.", mandatory=True),
+    _Route(
+        "refused",
+        DEAD,
+        "rejected.{reason}",
+        "deadLetter",
+        "One a submission that is refused.",
+        mandatory=True,
+        large="largeDeadLetter",
+    ),
 )
 _USES: Final = {
     topology.CONSENSUS_TASKS: "Every accepted task, for consensus.",
@@ -142,7 +155,7 @@ def _route_channel(route: _Route) -> dict[str, Any]:
     return {
         "address": route.address,
         "summary": route.summary,
-        "messages": {route.message: {"$ref": f"#/components/messages/{route.message}"}},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in route.messages},
         **({"parameters": parameters} if parameters else {}),
         "bindings": {
             "amqp": {
@@ -180,8 +193,9 @@ def _queue_channel(queue: Queue) -> dict[str, Any]:
 def arrivals(queue: Queue) -> list[str]:
     """The messages that reach a queue: those its binding matches, and what dies in queues that dead-letter to it."""
     names = [
-        route.message
+        name
         for route in _ROUTES
+        for name in route.messages
         if route.exchange == queue.exchange
         and any(topology.matches(queue.binding, key) for key in route.routing_keys())
     ]
@@ -200,7 +214,7 @@ def _route_operation(route: _Route) -> dict[str, Any]:
         "action": "receive" if receives else "send",
         "channel": {"$ref": f"#/channels/{route.name}"},
         "summary": route.summary,
-        "messages": [{"$ref": f"#/channels/{route.name}/messages/{route.message}"}],
+        "messages": [{"$ref": f"#/channels/{route.name}/messages/{name}"} for name in route.messages],
         "bindings": {"amqp": {**how, "bindingVersion": _BINDING}},
     }
 

@@ -7,7 +7,7 @@ import msgspec
 
 from ingest.domain import event_data, events
 from ingest.domain.admitted import TYPE as ADMITTED
-from ingest.domain.dead_letters import REASON_HEADER, TIME_HEADER, dead_letter
+from ingest.domain.dead_letters import ENVELOPE_HEADER, LARGEST, REASON_HEADER, TIME_HEADER, dead_letter
 from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.messages import CLOUDEVENTS, JSON, Delivery, Message
 from ingest.domain.submissions import MAX_BODY, Submission, batch_submission, task_submission
@@ -60,13 +60,9 @@ _DEATH_HEADERS: Final = {
         "x-death": {"type": "array"},
     },
 }
-_REASON_HEADER: Final = {
-    "type": "object",
-    "required": [REASON_HEADER, TIME_HEADER],
-    "properties": {
-        REASON_HEADER: {"type": "string", "enum": [str(reason) for reason in Reason]},
-        TIME_HEADER: {"type": "string", "format": "date-time", "examples": [examples.CREATED_AT]},
-    },
+_REASON_HEADERS: Final = {
+    REASON_HEADER: {"type": "string", "enum": [str(reason) for reason in Reason]},
+    TIME_HEADER: {"type": "string", "format": "date-time", "examples": [examples.CREATED_AT]},
 }
 
 
@@ -109,6 +105,7 @@ def messages() -> dict[str, Any]:
             },
         ),
         "deadLetter": _dead_letter(),
+        "largeDeadLetter": _large_dead_letter(),
         "poisoned": {
             "title": "Poisoned submission",
             "summary": "A submission that was delivered too often, as it was in its queue.",
@@ -186,7 +183,40 @@ def _dead_letter() -> dict[str, Any]:
         "summary": "A refused submission, with the reason and all it takes to submit it again.",
         "contentType": JSON,
         "correlationId": {"location": "$message.payload#/submission/message_id"},
-        "headers": _REASON_HEADER,
+        "headers": {
+            "type": "object",
+            "required": [REASON_HEADER, TIME_HEADER],
+            "properties": _REASON_HEADERS,
+            "not": {"required": [ENVELOPE_HEADER]},
+        },
         "payload": ref(event_data.DeadLetter),
         "examples": [{"name": "invalid", "headers": sent.headers, "payload": msgspec.json.decode(sent.body)}],
+    }
+
+
+def _large_dead_letter() -> dict[str, Any]:
+    envelope = {
+        "type": "string",
+        "description": "JSON: what is else the body, without the submission's own; `errors` is empty where they are "
+        "too large for a header.",
+        "contentMediaType": JSON,
+        "contentSchema": {
+            "allOf": [
+                ref(event_data.DeadLetter),
+                {"properties": {"submission": {"properties": {"body": False, "body_base64": False}}}},
+            ]
+        },
+    }
+    return {
+        "title": "LargeDeadLetter",
+        "summary": f"A refused submission that as a DeadLetter would have more than {LARGEST} bytes.",
+        "contentType": JSON,
+        "headers": {
+            "type": "object",
+            "required": [REASON_HEADER, TIME_HEADER, ENVELOPE_HEADER],
+            "properties": {**_REASON_HEADERS, ENVELOPE_HEADER: envelope},
+        },
+        "payload": {
+            "description": "The submission's body as it came: any bytes, for it may have been refused as no JSON."
+        },
     }

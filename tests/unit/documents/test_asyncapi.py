@@ -37,7 +37,7 @@ def test_examples_are_valid(name: str) -> None:
         assert problems(DOCUMENT, message["payload"], shown["payload"]) == []
         if "headers" in message:
             assert problems(DOCUMENT, message["headers"], shown.get("headers", {})) == []
-    assert message.get("examples") or name == "poisoned"
+    assert message.get("examples") or name in ("poisoned", "largeDeadLetter")
 
 
 def test_every_exchange_and_every_queue_for_others_is_there() -> None:
@@ -54,7 +54,7 @@ def test_every_exchange_and_every_queue_for_others_is_there() -> None:
     [
         (topology.CONSENSUS_TASKS, {"taskAccepted"}),
         (topology.WEBHOOK_DISPATCH, {"taskAccepted", "batchAccepted"}),
-        (topology.INGEST_DEAD, {"deadLetter", "poisoned"}),
+        (topology.INGEST_DEAD, {"deadLetter", "largeDeadLetter", "poisoned"}),
     ],
 )
 def test_what_arrives_in_a_queue(queue: str, arriving: set[str]) -> None:

@@ -3,19 +3,21 @@
 from typing import Any
 
 import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from ingest.domain import event_data, events
-from ingest.domain.dead_letters import dead_letter
+from ingest.domain.dead_letters import ENVELOPE_HEADER, dead_letter
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
 from ingest.domain.messages import Delivery, Message
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.domain.validation import TASK_TYPES
-from ingest.shim import event_schema
+from ingest.shim import asyncapi_document, event_schema
 from ingest.worker.refusals import Refusal
 from ingest.worker.work import refused
+from tests.unit.documents.schemas import problems
 
 HOOK = "https://a.example/hook"
 TIME = "2026-04-09T12:00:00Z"
@@ -117,6 +119,28 @@ def test_submission_rejected_and_dead_letter(
     event = check("submission.rejected", rejected)
     assert ("body" in letter["submission"]) != ("body_base64" in letter["submission"])
     assert event.get("subject", "") == cust_id
+
+
+@pytest.mark.parametrize("errors", [1, 100])
+def test_large_dead_letter(errors: int) -> None:
+    """Where the envelope is a header: headers and envelope fit, and each of the two forms is not the other."""
+    faults = tuple([FieldError("f" * 500, "g" * 500)] * errors)
+    error = InvalidSubmission(Reason.MALFORMED, "why", faults)
+    large = dead_letter(delivery(b"\0" * 4 * 1024 * 1024, "m"), error, TIME)
+    small = dead_letter(delivery(b"\0", "m"), error, TIME)
+    document = asyncapi_document()
+    kinds = {name: document["components"]["messages"][name] for name in ("deadLetter", "largeDeadLetter")}
+    fits = {
+        name: [not problems(document, kind["headers"], each.headers) for each in (small, large)]
+        for name, kind in kinds.items()
+    }
+    assert fits == {"deadLetter": [True, False], "largeDeadLetter": [False, True]}
+    header = kinds["largeDeadLetter"]["headers"]["properties"][ENVELOPE_HEADER]
+    envelope = msgspec.json.decode(str(large.headers[ENVELOPE_HEADER]))
+    assert problems(document, header["contentSchema"], envelope) == []
+    assert problems(document, header["contentSchema"], msgspec.json.decode(small.body)) != []
+    assert len(envelope["errors"]) == (errors if errors == 1 else 0)
+    assert large.content_type == kinds["largeDeadLetter"]["contentType"]
 
 
 def test_two_refusals_under_one_message_id_are_two_events() -> None:
