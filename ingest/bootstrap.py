@@ -61,6 +61,7 @@ async def open_broker(settings: Settings, purpose: str = "ingest") -> RabbitBrok
             confirm_timeout=settings.confirm_timeout,
             name=purpose,
             ssl_context=_ssl_context(settings) if scheme == "amqps" else None,
+            certificate_user=settings.broker_user,
         )
     if scheme == "sqlite":
         return await EmbeddedBroker.open(_file(rest, "INGEST_BROKER_URL"))

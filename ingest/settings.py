@@ -27,11 +27,16 @@ class Settings(BaseSettings):
     broker_cafile: Path | None = Field(None, description="CA certificates (PEM) for amqps; default: the system's")
     broker_certfile: Path | None = Field(None, description="client certificate (PEM) for amqps")
     broker_keyfile: Path | None = Field(None, description="its private key (PEM)")
+    broker_user: str | None = Field(
+        None,
+        description="the AMQP user that its client certificate stands for, with `?auth=external` in the broker URL",
+    )
     management_url: SecretStr = Field(
         SecretStr(""), description="RabbitMQ management API, http[s]://user:password@host:15672, for policies"
     )
     trusted_users: frozenset[str] = Field(
-        frozenset(), description="AMQP users of the service itself, a JSON list; default: the broker URL's user"
+        frozenset(),
+        description="AMQP users of the service itself, a JSON list; default: the broker URL's or certificate's user",
     )
     heartbeat: int = Field(10, ge=1, le=60, description="AMQP heartbeat, seconds")
     confirm_timeout: float = Field(5.0, gt=0, le=60, description="wait for a publisher confirm, seconds")

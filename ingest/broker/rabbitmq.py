@@ -47,9 +47,10 @@ class RabbitBroker:
         confirm_timeout: seconds a publish waits for its confirm.
         name: the connections' name, as operators see it.
         ssl_context: for amqps; by default the system's trust store.
+        certificate_user: whom RabbitMQ takes the client certificate for, with `?auth=external` in the URL.
 
     Raises:
-        ConfigurationError: the URL is not of that form.
+        ConfigurationError: the URL is not of that form, or does not go with `certificate_user`.
     """
 
     def __init__(
@@ -60,8 +61,10 @@ class RabbitBroker:
         confirm_timeout: float = 5.0,
         name: str = "ingest",
         ssl_context: ssl.SSLContext | None = None,
+        certificate_user: str | None = None,
     ) -> None:
         self._urls = parse_urls(url)
+        self._user = _user(self._urls[0], certificate_user)
         self._hosts = itertools.cycle(self._urls)
         self._heartbeat = heartbeat
         self._confirm_timeout = confirm_timeout
@@ -70,10 +73,9 @@ class RabbitBroker:
         self._links: list[RabbitPublisher | RabbitConsumer] = []
 
     @property
-    def user(self) -> str | None:
-        """The user that the broker sees; None where a client certificate decides."""
-        url = self._urls[0]
-        return None if url.query.get("auth", "").lower() == "external" else (url.user or "guest")
+    def user(self) -> str:
+        """The user that the broker sees."""
+        return self._user
 
     def connections(self) -> list[ConnectionState]:
         return [link.state() for link in self._links]
@@ -160,6 +162,24 @@ def parse_urls(url: str) -> list[URL]:
         ]
     except ValueError as error:
         raise ConfigurationError(f"the broker URL has a bad host or port: {match['hosts']}") from error
+
+
+def _user(url: URL, certificate_user: str | None) -> str:
+    """Published messages name it, and RabbitMQ refuses any other than the connection's own."""
+    if url.query.get("auth", "").lower() == "external":
+        if url.scheme != "amqps":
+            raise ConfigurationError("INGEST_BROKER_URL with ?auth=external must begin with amqps://")
+        if not certificate_user:
+            raise ConfigurationError(
+                "INGEST_BROKER_URL has ?auth=external: set INGEST_BROKER_USER to the name that RabbitMQ takes from the "
+                "client certificate (rabbitmq.conf: ssl_cert_login_from)"
+            )
+        return certificate_user
+    if certificate_user:
+        raise ConfigurationError(
+            "INGEST_BROKER_USER is for client certificates: add ?auth=external to INGEST_BROKER_URL, or leave it out"
+        )
+    return url.user or "guest"
 
 
 def vhost_path(vhost: str) -> str:

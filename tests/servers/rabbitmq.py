@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,21 +23,27 @@ class RabbitServer(Server):
 
     `url` is its default virtual host; `new_vhost` makes one that nobody else uses. `metrics` is the address
     (host:port) of its Prometheus plugin, where it has one.
+
+    Args:
+        more: lines of configuration besides; such a node is always a private process.
+        plugins: likewise.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, more: str = "", plugins: Sequence[str] = ()) -> None:
         super().__init__()
         self.metrics: str | None = None
-        if url := os.environ.get("INGEST_TEST_RABBITMQ_URL"):
+        special = bool(more or plugins)
+        if not special and (url := os.environ.get("INGEST_TEST_RABBITMQ_URL")):
             self.url, self.origin = url, "INGEST_TEST_RABBITMQ_URL"
             self.management_url = os.environ.get("INGEST_TEST_RABBITMQ_MANAGEMENT_URL", "http://127.0.0.1:15672")
-        elif docker_answers():
+        elif not special and docker_answers():
             self._start_container()
         elif shutil.which("rabbitmq-server"):
-            self._prepare()
+            self._prepare(more, plugins)
             self.start()
         else:
-            raise Unavailable("no Docker engine answers and no rabbitmq-server is on PATH")
+            docker = "" if special else "no Docker engine answers and "
+            raise Unavailable(f"{docker}no rabbitmq-server is on PATH")
 
     def start(self) -> None:
         """Start it, again after `kill`, with the data it has."""
@@ -73,7 +80,7 @@ class RabbitServer(Server):
         parts = urlsplit(self.url)
         return parts.username or "guest", parts.password or "guest"
 
-    def _prepare(self) -> None:
+    def _prepare(self, more: str, plugins: Sequence[str]) -> None:
         self._process = process = PrivateServer("rabbitmq")
         amqp, management, distribution, mapper, metrics = free_ports(5)
         home = process.directory
@@ -85,9 +92,10 @@ class RabbitServer(Server):
         (home / "rabbitmq.conf").write_text(
             f"{deployed}\nlisteners.tcp.1 = 127.0.0.1:{amqp}\n"
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
-            f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {metrics}\n"
+            f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {metrics}\n{more}"
         )
-        shutil.copy(_DEPLOYED / "enabled_plugins", home / "plugins")
+        enabled = (_DEPLOYED / "enabled_plugins").read_text().rstrip().removesuffix("].")
+        (home / "plugins").write_text(f"{','.join([enabled, *plugins])}].\n")
         self._env = {
             "HOME": str(home),
             "RABBITMQ_NODENAME": f"t{uuid.uuid4().hex[:8]}@localhost",
