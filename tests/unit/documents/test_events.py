@@ -31,7 +31,10 @@ bodies = st.fixed_dictionaries(
         "type": st.sampled_from(TASK_TYPES),
         "data_url": st.from_regex(r"\Ahttps://[a-z]{1,9}(/[a-z\"\\?ü]{0,9})?\Z"),
         "label_spec": st.fixed_dictionaries(
-            {"question": words, "options": st.lists(words, min_size=2, max_size=4, unique=True)},
+            {
+                "question": words,
+                "options": st.lists(words, min_size=2, max_size=4).filter(lambda each: len({*each}) > 1),
+            },
             optional={"hint": st.recursive(text | st.none() | st.integers(-9, 9), st.lists, max_leaves=5)},
         ),
     },

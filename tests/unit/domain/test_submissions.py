@@ -133,6 +133,13 @@ def test_further_label_spec_keys_pass_through() -> None:
     assert msgspec.json.decode(made.tasks[0].body)["label_spec"] == spec
 
 
+def test_options_may_repeat_where_two_are_distinct() -> None:
+    """They are taken, and passed on as they are."""
+    spec = {"question": "q", "options": ["a", "b", "a"]}
+    made = task_submission(GOOD | {"label_spec": spec}, "c", HOOKS)
+    assert msgspec.json.decode(made.tasks[0].body)["label_spec"] == spec
+
+
 @given(st.permutations(list(GOOD)), st.booleans())
 def test_the_fingerprint_is_of_the_meaning(order: list[str], spelled: bool) -> None:
     """Law: order of keys, defaults spelled out and the key itself do not change it."""

@@ -150,3 +150,4 @@ def test_the_checks_find_what_is_likely() -> None:
     found = dict(faults(wrong))
     assert set(found) == {*wrong, "label_spec.question", "label_spec.options"} - {"label_spec"}
     assert faults(task("a", consensus_threshold=2, callback_url="https://h.example", idempotency_key="k")) == []
+    assert faults(task("a", label_spec={"question": "q", "options": ["a", "b", "a"]})) == []
