@@ -120,8 +120,7 @@ def give_back(db: sqlite3.Connection, ids: Sequence[int]) -> None:
     for id_ in ids:
         sql = "UPDATE message SET delivered = 0, count = count + 1 WHERE id = ? RETURNING queue, count"
         for queue, count in db.execute(sql, (id_,)).fetchall():
-            limit = _QUEUES[queue].delivery_limit
-            if limit is not None and count > limit:
+            if count > _QUEUES[queue].delivery_limit:
                 bury(db, [id_], "delivery_limit")
 
 

@@ -4,6 +4,7 @@ Limits and dead-lettering are policies, not queue arguments, so that operators c
 """
 
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
@@ -28,8 +29,18 @@ def policies() -> dict[str, dict[str, Any]]:
             "definition": {"delivery-limit": queue.delivery_limit, **_dead_lettering(queue)},
         }
         for queue in topology.QUEUES
-        if queue.delivery_limit is not None
     }
+
+
+def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
+    """What of its policy is not in force on a queue.
+
+    Events may have another limit where a dead-letter exchange takes what exceeds it: that is their consumer's business.
+    """
+    if queue in topology.FOR_CONSUMERS and effective.get("dead-letter-exchange") is not None:
+        return {}
+    wanted: dict[str, Any] = policies()[queue]["definition"]
+    return {name: value for name, value in wanted.items() if effective.get(name) != value}
 
 
 def _dead_lettering(queue: topology.Queue) -> dict[str, Any]:
@@ -137,9 +148,8 @@ class Management:
         in_force = self.policies()
         return self.drift() + [
             f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
-            for queue, policy in policies().items()
-            for name, value in policy["definition"].items()
-            if in_force.of(queue).get(name) != value
+            for queue in policies()
+            for name, value in unmet(queue, in_force.of(queue)).items()
         ]
 
     def drift(self) -> list[str]:

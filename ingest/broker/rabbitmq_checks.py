@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from ingest.broker.management import Management, policies
+from ingest.broker.management import Management, unmet
 from ingest.broker.rabbitmq import RabbitBroker, Sight
 from ingest.broker.rabbitmq_permissions import permissions
 from ingest.domain import topology
@@ -114,8 +114,7 @@ def effective_findings(queue: str, effective: dict[str, Any], major: int, outage
 
 
 def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Finding]:
-    wanted: dict[str, Any] = policies().get(queue, {}).get("definition", {})
-    wrong = {name: value for name, value in wanted.items() if effective.get(name) != value}
+    wrong = unmet(queue, effective)
     limit = wrong.pop("delivery-limit", None)
     for name, value in wrong.items():
         yield error(
@@ -128,9 +127,13 @@ def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Findi
         yield error(
             AREA, f"{queue}: delivery-limit is {has or 20}: dead letters are dropped when looked at so often", _APPLY
         )
-    elif limit == topology.NO_LIMIT and queue != topology.INGEST_DEAD:
-        if (has is not None or major >= 4) and "dead-letter-exchange" not in effective:
-            yield warning(AREA, f"{queue}: what its consumer returns more than {has or 20} times is dropped", _APPLY)
+    elif limit is not None and queue in topology.FOR_CONSUMERS:
+        if has is not None or major >= 4:
+            yield error(
+                AREA,
+                f"{queue}: delivery-limit is {has or 20}: what its consumer returns more often is dropped",
+                f"{_APPLY}, or add a dead-letter-exchange to the policy that limits it",
+            )
     elif limit is not None and queue != topology.INGEST_DEAD:
         yield warning(AREA, f"{queue}: delivery-limit is {has or 'not set'}, {limit} is what was tested", _APPLY)
     for name, follows in _LOSES.items():
@@ -138,7 +141,7 @@ def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Findi
             yield error(AREA, f"{queue} has {name} {effective[name]}: {follows}", "remove it from the policy or queue")
     if {"max-length", "max-length-bytes"} & effective.keys() and effective.get("overflow") != "reject-publish":
         yield error(AREA, f"{queue} has a greatest length and drops the oldest beyond", "set overflow reject-publish")
-    if wanted and not wrong and limit is None:
+    if not wrong and limit is None:
         yield ok(AREA, f"{queue}: policies are as they should be")
 
 

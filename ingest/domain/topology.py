@@ -21,12 +21,12 @@ dead letters that are looked at, nor events whose consumer fails on them; its -1
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """A quorum queue bound to one topic exchange. `delivery_limit` None: the broker's default."""
+    """A quorum queue bound to one topic exchange."""
 
     name: str
     exchange: str
     binding: str
-    delivery_limit: int | None = None
+    delivery_limit: int
     dead_letter_exchange: str | None = None
 
 
@@ -39,6 +39,9 @@ QUEUES = (
     Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook", NO_LIMIT),
     Queue(INGEST_DEAD, DEAD, "#", NO_LIMIT),
 )
+
+FOR_CONSUMERS = (CONSENSUS_TASKS, WEBHOOK_DISPATCH)
+"""Queues of events, which others consume."""
 
 
 def matches(binding: str, routing_key: str) -> bool:

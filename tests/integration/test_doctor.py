@@ -191,7 +191,8 @@ async def test_a_badly_configured_broker(rabbitmq: RabbitServer, rabbitmq_url: s
     [
         (topology.INGEST_DEAD, {}, 4, ERROR, "delivery-limit is 20: dead letters are dropped"),
         (topology.INGEST_DEAD, {"delivery-limit": 3}, 3, ERROR, "delivery-limit is 3: dead letters are dropped"),
-        (topology.CONSENSUS_TASKS, {}, 4, WARNING, "returns more than 20 times is dropped"),
+        (topology.CONSENSUS_TASKS, {}, 4, ERROR, "delivery-limit is 20: what its consumer returns more often"),
+        (topology.WEBHOOK_DISPATCH, {"delivery-limit": 5}, 3, ERROR, "delivery-limit is 5: what its consumer"),
         (topology.WEBHOOK_DISPATCH, {"consumer-timeout": 60_000}, 3, ERROR, "consumer-timeout is 60 s"),
         (topology.WEBHOOK_DISPATCH, {"max-length": 9}, 3, ERROR, "drops the oldest"),
     ],
@@ -207,6 +208,22 @@ def test_what_is_no_danger_on_rabbitmq_3() -> None:
     """No limit is its default: nothing is dropped."""
     for queue in (topology.INGEST_DEAD, topology.CONSENSUS_TASKS):
         assert [each for each in effective_findings(queue, {}, 3, 600) if each.severity is not OK] == []
+
+
+async def test_a_consumers_own_limit(rabbitmq: RabbitServer, rabbitmq_url: str, management: Management) -> None:
+    """Events may have another one where a dead-letter exchange takes what exceeds it; alone it drops them."""
+    await RabbitBroker(rabbitmq_url).declare()
+    management.apply_policies()
+    assert management.differences() == []
+    own: list[tuple[dict[str, str], bool]] = [({}, True), ({"dead-letter-exchange": "webhook.poisoned"}, False)]
+    for more, finds in own:
+        definition = {"delivery-limit": 5, **more}
+        policy = {"pattern": "^webhook", "apply-to": "queues", "priority": 5, "definition": definition}
+        rabbitmq.api("PUT", f"policies/{vhost_of(rabbitmq_url)}/own", policy)
+        assert bool(management.differences()) is finds
+        found = await check(rabbitmq_url, management)
+        assert said(found, ERROR, "webhook.dispatch: delivery-limit is 5: what its consumer returns") is finds
+        assert said(found, OK, "webhook.dispatch: policies are as they should be") is not finds
 
 
 async def test_users_that_may_too_much(rabbitmq: RabbitServer, rabbitmq_url: str, management: Management) -> None:
