@@ -111,8 +111,9 @@ def test_a_memory_alarm(shim: Shim, rabbitmq: RabbitServer) -> None:
         in_trouble(shim, "k")
         assert shim.post("first").status_code == 200
     finally:
-        rabbitmq.ctl("set_vm_memory_high_watermark", "0.4")
+        rabbitmq.ctl("set_vm_memory_high_watermark", "0.6")  # as in deploy/rabbitmq/rabbitmq.conf
     shim.recovers("k")
+    wait_until(lambda: not any(node["mem_alarm"] for node in rabbitmq.api("GET", "nodes")), "the end of the alarm", 30)
 
 
 async def test_sigterm_under_load_fails_nobody(shim: Shim, rabbitmq_url: str) -> None:

@@ -46,6 +46,8 @@ class World:
         self.keys = {}
         for name in (CUSTOMER, OTHER):
             run_ingest("customer", "add", name, env=self.env, directory=self.directory)
+            # An Aerospike may have served another world, in which the customer had a quota.
+            self.ingest("customer", "set", name, "--quota", "unlimited", "--no-strict")
             self.keys[name] = self.ingest("key", "create", name)["api_key"]
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
