@@ -72,6 +72,11 @@ def in_trouble(shim: Shim, key: str) -> None:
     assert shim.client.get("/openapi.json").status_code == 200
 
 
+def alarmed(rabbitmq: RabbitServer) -> bool:
+    """What the management API's statistics say."""
+    return any(node["mem_alarm"] for node in rabbitmq.api("GET", "nodes"))
+
+
 def test_a_store_that_hangs(shim: Shim, aerospike: AerospikeServer) -> None:
     """Aerospike neither answers nor closes: 503 in time, never a hang; afterwards the same key is accepted once."""
     if not aerospike.controllable:
@@ -110,10 +115,11 @@ def test_a_memory_alarm(shim: Shim, rabbitmq: RabbitServer) -> None:
         wait_until(lambda: shim.post(f"k{time.monotonic_ns()}").status_code == 503, "the alarm", 20)
         in_trouble(shim, "k")
         assert shim.post("first").status_code == 200
+        wait_until(lambda: alarmed(rabbitmq), "the alarm in the statistics, which are seconds late", 30)
     finally:
         rabbitmq.ctl("set_vm_memory_high_watermark", "0.6")  # as in deploy/rabbitmq/rabbitmq.conf
     shim.recovers("k")
-    wait_until(lambda: not any(node["mem_alarm"] for node in rabbitmq.api("GET", "nodes")), "the end of the alarm", 30)
+    wait_until(lambda: not alarmed(rabbitmq), "the end of the alarm, for the tests that follow", 30)
 
 
 async def test_sigterm_under_load_fails_nobody(shim: Shim, rabbitmq_url: str) -> None:
