@@ -118,6 +118,7 @@ class RabbitConsumer(Link):
     def _lost(self) -> None:
         self._channel = None
         if self._suspects is not None:
+            self._narrow = self._narrow or self._suspects.gave_up
             self._suspects.close()
             self._suspects = None
         self._buffer = []

@@ -6,6 +6,11 @@ out one at a time, the least suspicious first and in random order among equals. 
 delivered together with at most a few times, and half of that is settled before its turn each time; alone it goes on
 to the delivery limit. Meanwhile the consumer takes no more than one message at a time, until an unsuspicious one has
 gone through.
+
+To narrow or widen is to cancel a consumer and, once all is settled, to start another. In between its node must not die:
+what a cancelled consumer has not acknowledged then belongs to nobody until the queue has another leader (seen on
+RabbitMQ 3.10.8; https://github.com/rabbitmq/rabbitmq-server/issues/15473 tells of the like on 4.x). So where nothing
+is settled for a while, as in an outage, all is given back, and the next consumer is narrow from the start.
 """
 
 import asyncio
@@ -20,6 +25,8 @@ from ingest.domain.messages import Delivery
 
 SUSPECT: Final = 2
 """Returns that make a suspect: one may happen to anybody."""
+PATIENCE: Final = 3.0
+"""Seconds for which a cancelled consumer waits until something more of what it holds is settled."""
 
 _log = structlog.get_logger(__name__)
 
@@ -45,9 +52,12 @@ class Suspects:
         prefetch: its usual width.
         hand_out: gets one suspect at a time.
         width: how many deliveries at a time it takes now, `prefetch` or 1.
+
+    `gave_up`: it has ended the channel, because nothing was settled any more.
     """
 
     def __init__(self, channel: Channel, prefetch: int, hand_out: Callable[[Delivery], None], width: int) -> None:
+        self.gave_up = False
         self._channel = channel
         self._prefetch = prefetch
         self._hand_out = hand_out
@@ -113,14 +123,27 @@ class Suspects:
                 await self._channel.cancel()
                 self._changing = True
                 self.settled()
-                await self._until(lambda: not self._channel.unacked)
+                await self._drain()
                 if self._stopped:
                     return
                 self._changing = False
                 self._width = self._wanted
                 await self._channel.consume(self._width)
+        except TimeoutError:
+            _log.warning("nothing is settled, suspects go back to their queue", held=self._channel.unacked)
+            self.gave_up = True
+            self._channel.finish()
         except BrokerUnavailable:
             self._channel.finish()
+
+    async def _drain(self) -> None:
+        """Until nothing is unacknowledged. Raises TimeoutError where that comes no nearer."""
+        while not self._stopped and self._channel.unacked:
+            async with asyncio.timeout(PATIENCE):
+                await self._fewer_than(self._channel.unacked)
+
+    async def _fewer_than(self, unacked: int) -> None:
+        await self._until(lambda: self._channel.unacked < unacked)
 
     async def _until(self, reached: Callable[[], bool]) -> None:
         while not self._stopped and not reached():
