@@ -181,6 +181,18 @@ class Cluster:
         rows = [line.split() for line in out.splitlines()]
         return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
+    def holders(self, queue: str) -> str:
+        """What is in a queue and who holds it, for a person to read."""
+        commands = (
+            ("list_queues", "name", "messages_ready", "messages_unacknowledged", "leader", "online"),
+            ("list_consumers", "queue_name", "consumer_tag", "channel_pid", "prefetch_count", "active"),
+        )
+        rows = [row for command in commands for row in self.nodes[0].ctl(*command, "--quiet").splitlines()]
+        # The Raft machine's own account: consumers with their credit, and what is checked out to whom.
+        name = f"'%2F_{queue}'"
+        states = self.evaluate(f"element(2, ra:local_query({{{name}, node()}}, fun rabbit_fifo:overview/1)).")
+        return "\n".join([row for row in rows if row.startswith(queue)] + states)
+
 
 async def off_loop(call: Any, *arguments: Any) -> Any:
     """Run something that blocks beside the event loop."""

@@ -2,10 +2,13 @@
 
 Run as `python -m tests.chaos.entry serve|work NAME`.
 
-The directory of the harness is in CHAOS_DIRECTORY, everything else in `INGEST_*` as always.
+The directory of the harness is in CHAOS_DIRECTORY, everything else in `INGEST_*` as always. At SIGUSR1 it logs what
+each of its tasks waits for.
 """
 
+import asyncio
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from tests.chaos.probes import Probes
 def main(kind: str, name: str) -> int:
     loaded = settings.load(log_format="json")
     logs.configure(loaded.log_level, loaded.log_format)
+    signal.signal(signal.SIGUSR1, lambda *_: _print_tasks())
     adapt = Probes(Path(os.environ["CHAOS_DIRECTORY"]), name).adapt
     if kind == "serve":
         listener = listen(loaded.host, loaded.port)
@@ -24,6 +28,11 @@ def main(kind: str, name: str) -> int:
             lambda stop: bootstrap.shim(loaded, listener, None, stop, adapt=adapt), loaded.shutdown_deadline
         )
     return bootstrap.run(lambda stop: bootstrap.worker(loaded, None, stop, adapt=adapt), loaded.shutdown_deadline)
+
+
+def _print_tasks() -> None:
+    for task in asyncio.all_tasks():
+        task.print_stack()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import aio_pika
-from aio_pika.exceptions import DeliveryError
+from aio_pika.exceptions import DeliveryError, PublishError
 from pamqp.commands import Basic
 
 from tests.chaos.history import Attempt
@@ -45,8 +45,9 @@ class Producer:
         key = f"{kind}.submitted.{self._cust_id}"
         try:
             answer = await exchange.publish(message, key, mandatory=True, timeout=_TIMEOUT)
-        except DeliveryError:
-            attempt.finish("unavailable")  # returned, or nacked
+        except DeliveryError as error:
+            # Returned, or nacked: then it may all the same be in the queue.
+            attempt.finish("unavailable" if isinstance(error, PublishError) else "unknown")
             self._refused += 1
             if self._refused % _PATIENCE == 0:
                 await self._drop()

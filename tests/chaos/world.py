@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import json
+import os
 import random
+import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -117,7 +119,13 @@ class World:
                 if depths and not any(depths.values()):
                     return True
             await asyncio.sleep(0.5)
-        print(f"not quiet after {limit:.0f} s: {[f'{name} {n}' for name, n in depths.items() if n]}", flush=True)
+        left = {name: n for name, n in depths.items() if n}
+        print(f"not quiet after {limit:.0f} s: {left}", flush=True)
+        for name in left:
+            print(await off_loop(self.cluster.holders, name), flush=True)
+        if left:
+            for process in self.workers:
+                os.kill(process.pid, signal.SIGUSR1)
         return False
 
     async def _servers(self) -> None:
