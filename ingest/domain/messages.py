@@ -45,6 +45,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     """A message received and not yet acknowledged. `token` belongs to the adapter that delivered it.
 
     `deliveries` counts earlier attempts where the broker tells it (`x-delivery-count`), else 0.
+    `redelivered`: an earlier attempt may have come to an end of which nothing is known here.
     `user_id` is set only where the broker has checked it. `timestamp` is the producer's, in Unix seconds.
     """
 

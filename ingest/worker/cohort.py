@@ -77,21 +77,21 @@ class Cohorts:
             return Left(failed=list(deliveries))
         finally:
             self._under_way -= plan.ids
-        left = Left(plan.busy, [each.delivery for each in failed])
         if self._meter.on:
-            self._count(deliveries, plan.works, left)
-        unfinished = {id(delivery) for delivery in (*left.busy, *left.failed)}
+            self._count(deliveries, plan, failed)
+        unfinished = {id(delivery) for delivery in (*plan.busy, *[each.delivery for each in failed])}
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
-        return left
+        # They may have been settled all the same: then the next attempt must not take them for copies of themselves.
+        return Left(plan.busy, [msgspec.structs.replace(each.delivery, redelivered=True) for each in failed])
 
-    def _count(self, deliveries: Sequence[Delivery], works: Sequence[Work], left: Left) -> None:
-        failed = {id(delivery) for delivery in left.failed}
-        tally.finished(self._meter, [each for each in works if id(each.delivery) not in failed] if failed else works)
-        if dropped := len(deliveries) - len(works) - len(left.busy):
+    def _count(self, deliveries: Sequence[Delivery], plan: _Plan, failed: list[Work]) -> None:
+        works = plan.works
+        tally.finished(self._meter, [each for each in works if each not in failed] if failed else works)
+        if dropped := len(deliveries) - len(works) - len(plan.busy):
             self._meter.add(metrics.REPEATED_DELIVERIES, dropped)
-        for cause, waiting in (("busy", left.busy), ("unavailable", left.failed)):
+        for cause, waiting in (("busy", len(plan.busy)), ("unavailable", len(failed))):
             if waiting:
-                self._meter.add(metrics.WAITING_SUBMISSIONS, len(waiting), cause)
+                self._meter.add(metrics.WAITING_SUBMISSIONS, waiting, cause)
 
     async def _make(self, plan: _Plan, deliveries: Sequence[Delivery]) -> None:
         """Nothing is claimed or sent where this raises StoreUnavailable."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ingest.domain import admitted
+from ingest.domain.dead_letters import digest
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.identity import Kind, keyed_id
 from ingest.domain.ledger import Charge, Entry, Phase
@@ -137,7 +138,7 @@ class _Consumer(_Around):
     async def receive(self) -> list[Delivery]:
         got: list[Delivery] = await self._inner.receive()
         self._held = {key: each for key, each in self._held.items() if self._inner.alive(each)}
-        self._held |= {id(each): each for each in got}
+        self._held |= {_tag(each): each for each in got}
         count = len(self._held)
         # A leader that loses sight of this node takes its deliveries back and sends as many again, while those held
         # here can still be acknowledged: up to twice the prefetch is RabbitMQ's doing.
@@ -154,12 +155,12 @@ class _Consumer(_Around):
         if doubtful:
             await self._look_up(doubtful)
         for each in deliveries:
-            self._held.pop(id(each), None)
+            self._held.pop(_tag(each), None)
         await self._inner.ack(deliveries)
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         for each in deliveries:
-            self._held.pop(id(each), None)
+            self._held.pop(_tag(each), None)
         await self._inner.requeue(deliveries)
 
     async def close(self) -> None:
@@ -176,6 +177,8 @@ class _Consumer(_Around):
             if submission.kind == "batch":
                 owed.append(f"{submission.id}:accepted")
             return None if all(each in confirmed for each in owed) else submission.id
+        if f"rejected:{digest(delivery)}" in confirmed:
+            return None
         body = json.loads(delivery.body)
         cust_id = delivery.routing_key.rpartition(".")[2]
         kind: Kind = "batch" if self._queue == INGEST_BATCHES else "task"
@@ -198,6 +201,11 @@ class _Consumer(_Around):
             if entry is None or entry.phase is not Phase.ACCEPTED:
                 phase = entry.phase if entry else "not in the ledger"
                 self._probes.violate(f"{id_} acknowledged with events not confirmed, it is {phase}")
+
+
+def _tag(delivery: Delivery) -> int:
+    """Stays when a worker has put a copy in its place."""
+    return id(delivery.token)
 
 
 class _Broker(_Around):

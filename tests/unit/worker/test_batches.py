@@ -213,3 +213,34 @@ async def test_the_ledger_tells_what_went_out(house: House) -> None:
         [task.task_id for task in first.tasks],
     )
     assert head.created_at == decision.entry.created_at
+
+
+class InDoubt(Unsettled):
+    """A store that settles, and loses the answer the first time."""
+
+    lost = 0
+
+    async def accept(self, entries: Sequence[Entry]) -> None:
+        await super().accept(entries)
+        if not self.lost:
+            self.lost = 1
+            raise StoreUnavailable("no answer")
+
+
+async def test_a_submission_is_no_duplicate_of_itself(tmp_path: Path) -> None:
+    """It was settled, though the answer was lost: the next attempt acknowledges it and tells nobody of a duplicate."""
+    clock = Clock()
+    store = await InDoubt.open(tmp_path / "s.db", clock=clock)
+    store.back = True
+    await store.save_customer(CUSTOMER)
+    publisher, consumer = ScriptedPublisher(), AckingConsumer()
+    cohorts = Cohorts(store, publisher, Admission(store, clock=clock), Intake(store, frozenset({"shim"})))
+    left = await cohorts.attempt(consumer, [direct(None)])
+    assert len(left.failed) == 1
+    assert consumer.acked == []
+    publisher.sent.clear()
+    again = await cohorts.attempt(consumer, left.failed)
+    assert again.failed == []
+    assert len(consumer.acked) == 1
+    assert publisher.sent == []
+    await store.close()
