@@ -2,61 +2,21 @@
 
 import argparse
 import asyncio
-import json
 import os
 import platform
-import shutil
 import statistics
-import subprocess
-import time
 from collections.abc import Awaitable, Callable
-from functools import partial
 from pathlib import Path
 
-import httpx
 import msgspec
 
-from tests.bench import benches
+from tests.bench import benches, http
 from tests.bench.house import House
-from tests.bench.measure import Meter, Row
-from tests.servers.process import free_ports, wait_until
-
-
-async def shim(house: House) -> list[Row]:
-    """POST /v1/tasks at 64 connections, 5 s after 2 s of warm-up."""
-    if shutil.which("wrk") is None:
-        raise SystemExit("scripts/bench shim needs wrk: apt-get install wrk")
-    rows = []
-    for name, mode in (("FastAPI", "fresh"), ("ingest serve", "fresh"), ("ingest serve, replays", "replay")):
-        await house.fresh()
-        (port,) = free_ports(1)
-        peer = ("-m", "uvicorn", "tests.bench.peers:fastapi_app", "--no-access-log", "--port", str(port))
-        ours = ("-m", "ingest", "serve", "--port", str(port))
-        url = f"http://127.0.0.1:{port}"
-        with house.running(*(peer if name == "FastAPI" else ours)) as process:
-            await asyncio.to_thread(wait_until, partial(httpx.get, url), name, 30)
-            await _wrk(url, mode, 2)
-            meter = Meter(house, process)
-            found = await _wrk(url, mode, 5)
-            assert not found["failed"], f"{name}: {found['failed']} requests failed"
-            times = {"p50": found["p50"], "p99": found["p99"]}
-            rows.append(meter.row(name, found["requests"], found["seconds"], **times))
-    return rows
-
-
-async def _wrk(url: str, mode: str, seconds: int) -> dict[str, float]:
-    script = str(Path(__file__).with_name("fresh.lua"))
-    tag = str(time.monotonic_ns())
-    command = ["wrk", "-t1", "-c64", f"-d{seconds}s", "-s", script, url, "--", mode, tag, "key"]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("JSON "))
-    found: dict[str, float] = json.loads(line.removeprefix("JSON "))
-    return found
-
+from tests.bench.measure import Row
 
 BENCHES: dict[str, Callable[[House], Awaitable[list[Row]]]] = {
     "worker": benches.worker,
-    "shim": shim,
+    "shim": http.shim,
     "batch": benches.batch,
     "backlog": benches.backlog,
     "memory": benches.memory,

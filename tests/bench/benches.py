@@ -1,7 +1,8 @@
-"""What is measured on the worker's side."""
+"""What is measured on the worker's side, and how both sides scale."""
 
 from typing import Final
 
+from tests.bench import http
 from tests.bench.house import Depth, House, preload
 from tests.bench.measure import Meter, Row, consume, fill
 
@@ -74,7 +75,10 @@ async def scale(house: House) -> list[Row]:
     batches = [
         await consume(house, f"batches, --processes {n}", (*OURS, "--processes", str(n)), 150, 1000) for n in (1, 2, 4)
     ]
-    return singles + batches
+    shims = [
+        await http.post(house, f"serve --workers {n}", (*http.OURS, "--workers", str(n)), "fresh") for n in (1, 2, 4)
+    ]
+    return singles + batches + shims
 
 
 async def telemetry(house: House) -> list[Row]:

@@ -1,7 +1,9 @@
--- wrk: POST /v1/tasks with a fresh key each; with the argument `replay`, one key over and over.
-local body = '{"type":"text_classification","data_url":"https://cdn.example.com/doc.txt",' ..
+-- wrk: POST /v1/tasks with a fresh key each; with the argument `replay`, one key over and over; with `batch`,
+-- POST /v1/tasks/batch of 1,000 tasks under a fresh key each.
+local task = '"type":"text_classification","data_url":"https://cdn.example.com/doc.txt",' ..
     '"label_spec":{"question":"Document category?","options":["invoice","receipt","other"]},' ..
-    '"consensus_threshold":3,"idempotency_key":"%s"}'
+    '"consensus_threshold":3'
+local path, head, tail = "/v1/tasks", "{" .. task .. ',"idempotency_key":"', '"}'
 local count, tag, replay, threads = 0, "", false, 0
 
 function setup(thread)
@@ -11,6 +13,10 @@ end
 
 function init(args)
     replay = args[1] == "replay"
+    if args[1] == "batch" then
+        path = "/v1/tasks/batch"
+        head = '{"tasks":[' .. string.rep("{" .. task .. "},", 999) .. "{" .. task .. '}],"idempotency_key":"'
+    end
     tag = string.format("%s-%d-", args[2] or "", number)
     wrk.headers["Content-Type"] = "application/json"
     wrk.headers["Authorization"] = "Bearer " .. (args[3] or "key")
@@ -18,7 +24,7 @@ end
 
 function request()
     count = count + 1
-    return wrk.format("POST", "/v1/tasks", nil, body:format(replay and "the-one" or tag .. count))
+    return wrk.format("POST", path, nil, head .. (replay and "the-one" or tag .. count) .. tail)
 end
 
 function done(summary, latency)
