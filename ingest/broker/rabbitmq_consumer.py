@@ -72,9 +72,7 @@ class RabbitConsumer(Link):
 
     async def pause(self) -> None:
         self._resumed.clear()
-        self._narrow = True  # what goes wrong again is to go wrong with one delivery only
-        if self._channel is not None:
-            self._channel.finish()  # the link closes the connection: all is given back at once
+        self._give_back()
 
     async def resume(self) -> None:
         self._resumed.set()
@@ -111,14 +109,13 @@ class RabbitConsumer(Link):
             if self._isolate:
                 width = 1 if self._narrow else width
                 self._narrow = False
-                self._suspects = Suspects(lane, self._prefetch, self._hand_out, width)
+                self._suspects = Suspects(lane, self._prefetch, self._hand_out, width, self._give_back)
             await lane.consume(width)
         return lane.end
 
     def _lost(self) -> None:
         self._channel = None
         if self._suspects is not None:
-            self._narrow = self._narrow or self._suspects.gave_up
             self._suspects.close()
             self._suspects = None
         self._buffer = []
@@ -131,6 +128,11 @@ class RabbitConsumer(Link):
     def _hand_out(self, delivery: Delivery) -> None:
         self._buffer.append(delivery)
         self._arrived.set()
+
+    def _give_back(self) -> None:
+        self._narrow = True  # what goes wrong again is to go wrong with one delivery only
+        if self._channel is not None:
+            self._channel.finish()  # the link closes the connection: all is given back at once
 
     def _settled(self) -> None:
         if self._suspects is not None:

@@ -52,13 +52,19 @@ class Suspects:
         prefetch: its usual width.
         hand_out: gets one suspect at a time.
         width: how many deliveries at a time it takes now, `prefetch` or 1.
-
-    `gave_up`: it has ended the channel, because nothing was settled any more.
+        give_back: ends the channel; the next consumer takes one delivery at a time.
     """
 
-    def __init__(self, channel: Channel, prefetch: int, hand_out: Callable[[Delivery], None], width: int) -> None:
-        self.gave_up = False
+    def __init__(
+        self,
+        channel: Channel,
+        prefetch: int,
+        hand_out: Callable[[Delivery], None],
+        width: int,
+        give_back: Callable[[], None],
+    ) -> None:
         self._channel = channel
+        self._give_back = give_back
         self._prefetch = prefetch
         self._hand_out = hand_out
         self._withheld: list[Delivery] = []
@@ -131,8 +137,7 @@ class Suspects:
                 await self._channel.consume(self._width)
         except TimeoutError:
             _log.warning("nothing is settled, suspects go back to their queue", held=self._channel.unacked)
-            self.gave_up = True
-            self._channel.finish()
+            self._give_back()
         except BrokerUnavailable:
             self._channel.finish()
 

@@ -77,19 +77,20 @@ class Cohorts:
             return Left(failed=list(deliveries))
         finally:
             self._under_way -= plan.ids
-        if self._meter.on:
-            self._count(deliveries, plan, failed)
         unfinished = {id(delivery) for delivery in (*plan.busy, *[each.delivery for each in failed])}
+        if self._meter.on:
+            finished = [each for each in plan.works if id(each.delivery) not in unfinished]
+            self._count(len(deliveries), plan, finished)
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
         # They may have been settled all the same: then the next attempt must not take them for copies of themselves.
         return Left(plan.busy, [msgspec.structs.replace(each.delivery, redelivered=True) for each in failed])
 
-    def _count(self, deliveries: Sequence[Delivery], plan: _Plan, failed: list[Work]) -> None:
-        works = plan.works
-        tally.finished(self._meter, [each for each in works if each not in failed] if failed else works)
-        if dropped := len(deliveries) - len(works) - len(plan.busy):
+    def _count(self, deliveries: int, plan: _Plan, finished: list[Work]) -> None:
+        works, busy = len(plan.works), len(plan.busy)
+        tally.finished(self._meter, finished)
+        if dropped := deliveries - works - busy:
             self._meter.add(metrics.REPEATED_DELIVERIES, dropped)
-        for cause, waiting in (("busy", len(plan.busy)), ("unavailable", len(failed))):
+        for cause, waiting in (("busy", busy), ("unavailable", works - len(finished))):
             if waiting:
                 self._meter.add(metrics.WAITING_SUBMISSIONS, waiting, cause)
 

@@ -188,7 +188,7 @@ class Cluster:
             ("list_consumers", "queue_name", "consumer_tag", "channel_pid", "prefetch_count", "active"),
         )
         rows = [row for command in commands for row in self.nodes[0].ctl(*command, "--quiet").splitlines()]
-        # The Raft machine's own account: consumers with their credit, and what is checked out to whom.
+        # The Raft machine's own account also counts consumers that were cancelled, and what they still hold.
         name = f"'%2F_{queue}'"
         states = self.evaluate(f"element(2, ra:local_query({{{name}, node()}}, fun rabbit_fifo:overview/1)).")
         return "\n".join([row for row in rows if row.startswith(queue)] + states)

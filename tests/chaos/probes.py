@@ -133,12 +133,12 @@ class _Consumer(_Around):
         self._queue = queue
         self._prefetch = prefetch
         self._store = store
-        self._held: dict[int, Delivery] = {}
+        self._held: dict[Any, Delivery] = {}
 
     async def receive(self) -> list[Delivery]:
         got: list[Delivery] = await self._inner.receive()
         self._held = {key: each for key, each in self._held.items() if self._inner.alive(each)}
-        self._held |= {_tag(each): each for each in got}
+        self._held |= {each.token: each for each in got}
         count = len(self._held)
         # A leader that loses sight of this node takes its deliveries back and sends as many again, while those held
         # here can still be acknowledged: up to twice the prefetch is RabbitMQ's doing.
@@ -155,12 +155,12 @@ class _Consumer(_Around):
         if doubtful:
             await self._look_up(doubtful)
         for each in deliveries:
-            self._held.pop(_tag(each), None)
+            self._held.pop(each.token, None)
         await self._inner.ack(deliveries)
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         for each in deliveries:
-            self._held.pop(_tag(each), None)
+            self._held.pop(each.token, None)
         await self._inner.requeue(deliveries)
 
     async def close(self) -> None:
@@ -201,11 +201,6 @@ class _Consumer(_Around):
             if entry is None or entry.phase is not Phase.ACCEPTED:
                 phase = entry.phase if entry else "not in the ledger"
                 self._probes.violate(f"{id_} acknowledged with events not confirmed, it is {phase}")
-
-
-def _tag(delivery: Delivery) -> int:
-    """Stays when a worker has put a copy in its place."""
-    return id(delivery.token)
 
 
 class _Broker(_Around):

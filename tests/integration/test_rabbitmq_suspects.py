@@ -10,8 +10,9 @@ import pytest
 from ingest.broker.rabbitmq import RabbitBroker
 from ingest.broker.rabbitmq_suspects import PATIENCE
 from ingest.domain import topology
-from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.ports import Consumer
+from tests.integration.test_rabbitmq import message
 
 _COUNT = 300
 
@@ -27,9 +28,7 @@ async def broker(rabbitmq_url: str) -> AsyncIterator[RabbitBroker]:
 async def _publish(broker: RabbitBroker, count: int, pause: float = 0.0) -> None:
     publisher = await broker.publisher()
     for number in range(count):
-        body = b"%d" % number
-        message = Message(exchange=topology.SUBMISSIONS, routing_key="task.submitted.c", body=body, message_id="m")
-        assert await publisher.publish([message]) == [PublishOutcome.CONFIRMED]
+        assert await publisher.publish([message(number)]) == [PublishOutcome.CONFIRMED]
         await asyncio.sleep(random.uniform(0, pause))
 
 
@@ -77,9 +76,6 @@ async def test_a_narrowing_that_gets_nowhere_gives_all_back(broker: RabbitBroker
             await asyncio.sleep(0.1)
         (again,) = await consumer.receive()
         assert consumer.held == 1
-        done = 1
         await consumer.ack([again])
-        while done < 5:
-            (again,) = await consumer.receive()
-            await consumer.ack([again])
-            done += 1
+        for _ in range(4):
+            await consumer.ack(await _receive(consumer, 1))
