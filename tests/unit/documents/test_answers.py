@@ -9,7 +9,8 @@ import pytest
 from ingest.domain.customers import Customer
 from ingest.shim import openapi_document
 from tests.unit.documents.schemas import problems, resolved
-from tests.unit.shim.test_shim import HOOK, TASK, House, house, parts
+from tests.unit.shim.conftest import house, parts
+from tests.unit.shim.house import HOOK, TASK, House
 
 __all__ = ["house", "parts"]  # fixtures
 

@@ -3,96 +3,19 @@
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
-import httpx
 import msgspec
 import pytest
 
-from ingest.admission import Admission
 from ingest.broker.embedded import EmbeddedBroker
 from ingest.domain import topology
-from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
+from ingest.domain.customers import Customer
 from ingest.domain.identity import fresh_id, item_id
 from ingest.domain.ledger import Phase
 from ingest.domain.messages import PublishOutcome
-from ingest.domain.ports import Publisher
-from ingest.shim import Server, Shim
-from ingest.shim.server import listen
-from ingest.shim.wire import Room
 from ingest.store.sqlite import SqliteStore
 from tests.fakes import ScriptedPublisher
-
-TASK: dict[str, Any] = {
-    "type": "sentiment",
-    "data_url": "https://a.example/x",
-    "label_spec": {"question": "q?", "options": ["a", "b"]},
-}
-HOOK = "https://a.example/hook"
-
-
-class House:
-    """A running shim; `client` speaks to it as the customer `c`."""
-
-    def __init__(
-        self, store: SqliteStore, broker: EmbeddedBroker, publisher: Publisher, room: Room | None = None
-    ) -> None:
-        self.store = store
-        self.broker = broker
-        self.port = 0
-        self.client: httpx.AsyncClient
-        self._app = Shim(store=store, publisher=publisher, admission=Admission(store), room=room)
-        self._server = Server(self._app, 5)
-
-    async def __aenter__(self) -> "House":
-        listener = listen("127.0.0.1", 0)
-        self.port = listener.getsockname()[1]
-        self._task = asyncio.create_task(self._server.serve(sockets=[listener]))
-        await self.add_customer(Customer(cust_id="c", monthly_quota=2000, webhooks=frozenset({HOOK})), "key")
-        self.client = self.client_of("key")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.client.aclose()
-        self._server.should_exit = True
-        await self._task
-
-    async def add_customer(self, customer: Customer, api_key: str) -> None:
-        await self.store.save_customer(customer)
-        hashed = hash_api_key(api_key)
-        key = ApiKey(key_id=key_id_of(hashed), cust_id=customer.cust_id, key_hash=hashed, created_at=1)
-        await self.store.save_key(key)
-
-    def client_of(self, api_key: str) -> httpx.AsyncClient:
-        headers = {"Authorization": f"Bearer {api_key}"}
-        return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
-
-    async def raw(self, request: bytes) -> bytes:
-        """Bytes in, bytes out, until the server closes."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(request)
-        try:
-            return await asyncio.wait_for(reader.read(), 10)
-        finally:
-            writer.close()
-
-
-@pytest.fixture
-async def parts(tmp_path: Path) -> AsyncIterator[tuple[SqliteStore, EmbeddedBroker]]:
-    store = await SqliteStore.open(tmp_path / "store.db")
-    broker = await EmbeddedBroker.open(tmp_path / "queue.db")
-    yield store, broker
-    await store.close()
-    await broker.close()
-
-
-@pytest.fixture
-async def house(parts: tuple[SqliteStore, EmbeddedBroker]) -> AsyncIterator[House]:
-    store, broker = parts
-    async with House(store, broker, await broker.publisher()) as running:
-        yield running
+from tests.unit.shim.house import HOOK, TASK, House
 
 
 async def test_a_task_and_its_replay(house: House) -> None:
@@ -249,72 +172,6 @@ async def test_wrong_paths_and_methods(house: House, method: str, path: str, sta
     assert (allowed and sorted(allowed.split(", "))) == (allow and sorted(allow.split(", ")))
     assert answer.json()["error"]
     assert answer.headers["X-Request-Id"]
-
-
-async def test_too_large_without_a_content_length(house: House) -> None:
-    """Refused while it streams in."""
-
-    async def endless() -> AsyncIterator[bytes]:
-        for _ in range(9 * 16):
-            yield b" " * 65_536
-
-    answer = await house.client.post("/v1/tasks", content=endless(), headers={"Content-Type": "application/json"})
-    assert answer.status_code == 413
-    assert (await house.client.get("/healthz")).status_code == 200
-
-
-async def test_a_client_that_goes_away_half_way(house: House) -> None:
-    """Its half request does no harm."""
-    head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n"
-    _, writer = await asyncio.open_connection("127.0.0.1", house.port)
-    writer.write(head + b'Content-Length: 100\r\n\r\n{"type"')
-    await writer.drain()
-    writer.close()
-    assert (await house.client.post("/v1/tasks", json=TASK)).status_code == 202
-
-
-async def test_expect_continue_and_pipelining(house: House) -> None:
-    """As HTTP/1.1 has them."""
-    body = json.dumps(TASK | {"idempotency_key": "p"}).encode()
-    head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n"
-    one = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    expect = head + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    answers = await house.raw(one + one + expect)
-    assert answers.count(b"HTTP/1.1 202") == 1
-    assert answers.count(b"HTTP/1.1 200") == 2
-    assert b"HTTP/1.1 100" in answers
-
-
-async def test_an_answer_is_one_write(house: House) -> None:
-    """Head and body arrive together, whatever kind of answer it is; a HEAD's head does not wait for a body."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
-    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
-    for request, end in (
-        (head + b"\r\n", b'{"status":"ok"}'),
-        (b"HEAD /docs HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\n"),
-        (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", b"}"),
-    ):
-        writer.write(request)
-        answer = await asyncio.wait_for(reader.read(1 << 20), 5)
-        assert answer.startswith(b"HTTP/1.1 ")
-        assert answer.endswith(end)
-    writer.close()
-
-
-async def test_bodies_have_bounded_room(parts: tuple[SqliteStore, EmbeddedBroker]) -> None:
-    """What does not fit beside the bodies under way is 503 with Retry-After, and its room is free again afterwards."""
-    store, broker = parts
-    room = Room(limit=1000)
-    publisher = await broker.publisher()
-    house = House(store, broker, publisher, room)
-    async with house:
-        padded = TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * 2000}}
-        for _ in range(3):
-            answer = await house.client.post("/v1/tasks", json=padded)
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-            assert answer.json() == {"error": "too much is under way, repeat the request later"}
-            assert (await house.client.post("/v1/tasks", json=TASK)).status_code == 202
-        assert room.held == 0
 
 
 async def test_two_hundred_at_once_with_one_key(house: House) -> None:

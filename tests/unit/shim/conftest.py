@@ -1,0 +1,26 @@
+"""A running shim for the tests of this directory."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from ingest.broker.embedded import EmbeddedBroker
+from ingest.store.sqlite import SqliteStore
+from tests.unit.shim.house import House
+
+
+@pytest.fixture
+async def parts(tmp_path: Path) -> AsyncIterator[tuple[SqliteStore, EmbeddedBroker]]:
+    store = await SqliteStore.open(tmp_path / "store.db")
+    broker = await EmbeddedBroker.open(tmp_path / "queue.db")
+    yield store, broker
+    await store.close()
+    await broker.close()
+
+
+@pytest.fixture
+async def house(parts: tuple[SqliteStore, EmbeddedBroker]) -> AsyncIterator[House]:
+    store, broker = parts
+    async with House(store, broker, await broker.publisher()) as running:
+        yield running
