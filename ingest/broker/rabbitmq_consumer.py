@@ -1,7 +1,7 @@
 """Consuming from RabbitMQ: deliveries as lists, acknowledgements as one buffer."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, KeysView, Sequence
 from typing import Any
 
 import aiormq
@@ -50,7 +50,7 @@ class RabbitConsumer(Link):
 
     @property
     def held(self) -> int:
-        return self._channel.unacked if self._channel is not None else 0
+        return len(self._channel.unacked) if self._channel is not None else 0
 
     def alive(self, delivery: Delivery) -> bool:
         return delivery.token[0] is self._channel
@@ -72,7 +72,9 @@ class RabbitConsumer(Link):
 
     async def pause(self) -> None:
         self._resumed.clear()
-        self._give_back()
+        self._narrow = True  # an outage that is not over is to cost one delivery only
+        if self._channel is not None:
+            self._channel.finish()  # the link closes the connection: all is given back at once
 
     async def resume(self) -> None:
         self._resumed.set()
@@ -82,7 +84,7 @@ class RabbitConsumer(Link):
         if not self._stopping:
             if self._suspects is not None:
                 await self._suspects.stop()
-            elif self._channel is not None:
+            if self._channel is not None:
                 await self._channel.cancel()
         self._stopping = True
         self._arrived.set()
@@ -105,12 +107,11 @@ class RabbitConsumer(Link):
         wire.lanes[channel.number] = lane
         if not self._stopping:
             self._channel = lane
-            width = self._prefetch
+            narrow = self._narrow and self._isolate
+            self._narrow = False
             if self._isolate:
-                width = 1 if self._narrow else width
-                self._narrow = False
-                self._suspects = Suspects(lane, self._prefetch, self._hand_out, width, self._give_back)
-            await lane.consume(width)
+                self._suspects = Suspects(lane, self._prefetch, self._hand_out, narrow=narrow)
+            await lane.consume(1 if narrow else self._prefetch)
         return lane.end
 
     def _lost(self) -> None:
@@ -128,11 +129,6 @@ class RabbitConsumer(Link):
     def _hand_out(self, delivery: Delivery) -> None:
         self._buffer.append(delivery)
         self._arrived.set()
-
-    def _give_back(self) -> None:
-        self._narrow = True  # what goes wrong again is to go wrong with one delivery only
-        if self._channel is not None:
-            self._channel.finish()  # the link closes the connection: all is given back at once
 
     def _settled(self) -> None:
         if self._suspects is not None:
@@ -162,9 +158,9 @@ class _ConsumeChannel:
         self.body = self._contents.body
 
     @property
-    def unacked(self) -> int:
-        """Deliveries that are neither acknowledged nor rejected."""
-        return len(self._unacked)
+    def unacked(self) -> KeysView[int]:
+        """Tags of the deliveries that are neither acknowledged nor rejected."""
+        return self._unacked.keys()
 
     async def consume(self, prefetch: int) -> None:
         """One more consumer. QoS first, or the queue comes all at once. Raises BrokerUnavailable."""

@@ -1,21 +1,20 @@
 """Isolation of what may kill its consumers, so that it takes no neighbours with it.
 
 When a consumer dies, everything that it held comes back with a higher delivery count, the innocent as well as the
-culprit. What has come back twice is a suspect: it is withheld until all else is settled, and then suspects are handed
-out one at a time, the least suspicious first and in random order among equals. So a culprit dies with what it was
-delivered together with at most a few times, and half of that is settled before its turn each time; alone it goes on
-to the delivery limit. Meanwhile the consumer takes no more than one message at a time, until an unsuspicious one has
-gone through.
+culprit. What has come back twice is a suspect. From the first suspect on everything is withheld, and handed out in
+rounds: what has come by then, the unsuspicious together, and after them one suspect at a time, the least suspicious
+first and in random order among equals. What comes meanwhile waits for the next round; a round without suspects is the
+last. So all that came with a culprit is settled before its turn but for its equals, of which half are; alone it goes on
+to the delivery limit.
 
-To narrow or widen is to cancel a consumer and, once all is settled, to start another. In between its node must not die:
-what a cancelled consumer has not acknowledged then belongs to nobody until the queue has another leader (seen on
-RabbitMQ 3.10.8; https://github.com/rabbitmq/rabbitmq-server/issues/15473 tells of the like on 4.x). So where nothing
-is settled for a while, as in an outage, all is given back, and the next consumer is narrow from the start.
+The consumer is not cancelled to make it hold less: what a cancelled consumer has not acknowledged when its node dies
+belongs to nobody until the queue has another leader (seen on RabbitMQ 3.10.8;
+https://github.com/rabbitmq/rabbitmq-server/issues/15473 tells of the like on 4.x).
 """
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, KeysView, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -25,8 +24,10 @@ from ingest.domain.messages import Delivery
 
 SUSPECT: Final = 2
 """Returns that make a suspect: one may happen to anybody."""
+QUIET: Final = 0.3
+"""Seconds without a delivery after which all is taken to have come that was given back together."""
 PATIENCE: Final = 3.0
-"""Seconds for which a cancelled consumer waits until something more of what it holds is settled."""
+"""Seconds after which what is handed out and not settled keeps nobody waiting: it may wait for another's lease."""
 
 _log = structlog.get_logger(__name__)
 
@@ -35,11 +36,9 @@ class Channel(Protocol):
     """What is needed of a channel that consumes."""
 
     @property
-    def unacked(self) -> int: ...
+    def unacked(self) -> KeysView[int]: ...
 
     async def consume(self, prefetch: int) -> None: ...
-
-    async def cancel(self) -> None: ...
 
     def finish(self) -> None: ...
 
@@ -48,109 +47,126 @@ class Suspects:
     """Watches one channel, which consumes already.
 
     Args:
-        channel: is narrowed and widened.
-        prefetch: its usual width.
-        hand_out: gets one suspect at a time.
-        width: how many deliveries at a time it takes now, `prefetch` or 1.
-        give_back: ends the channel; the next consumer takes one delivery at a time.
+        channel: its deliveries are to be shown to `withhold`.
+        prefetch: how many deliveries at a time it may hold.
+        hand_out: gets what was withheld.
+        narrow: it takes only one at a time so far, until something unsuspicious is settled.
     """
 
     def __init__(
-        self,
-        channel: Channel,
-        prefetch: int,
-        hand_out: Callable[[Delivery], None],
-        width: int,
-        give_back: Callable[[], None],
+        self, channel: Channel, prefetch: int, hand_out: Callable[[Delivery], None], *, narrow: bool = False
     ) -> None:
         self._channel = channel
-        self._give_back = give_back
-        self._prefetch = prefetch
         self._hand_out = hand_out
-        self._withheld: list[Delivery] = []
-        self._width = self._wanted = width
-        self._changing = False
+        self._width = 1 if narrow else prefetch
+        self._more = prefetch - self._width
         self._unsuspicious = False
+        self._withheld: list[Delivery] = []
+        self._round: list[Delivery] = []
+        self._isolating: asyncio.Task[None] | None = None
+        self._widening: asyncio.Task[None] | None = None
         self._stopped = False
-        self._turn = asyncio.Event()
-        self._task = asyncio.create_task(self._regulate())
+        self._change = asyncio.Event()
 
     @property
     def waiting(self) -> bool:
-        """Whether suspects wait for their turn."""
-        return bool(self._withheld)
+        """Whether something is withheld."""
+        return bool(self._withheld or self._round)
 
     def withhold(self, delivery: Delivery) -> bool:
-        """A delivery has come; whether it is a suspect, to be handed out later."""
-        if delivery.deliveries < SUSPECT:
-            self._unsuspicious = True
-            return False
-        if self._wanted != 1:
-            _log.warning("suspects are taken one by one", queue=delivery.queue, deliveries=delivery.deliveries)
-        self._wanted = 1
-        self._unsuspicious = False
+        """A delivery has come; whether it is handed out later."""
+        suspicious = _suspicious(delivery)
+        self._unsuspicious = not suspicious
+        if self._isolating is None:
+            if not suspicious:
+                return False
+            if self._width > 1:
+                _log.warning("suspects are taken one by one", queue=delivery.queue, deliveries=delivery.deliveries)
+            self._isolating = asyncio.create_task(self._isolate())
         self._withheld.append(delivery)
-        self.settled()
+        self._change.set()
         return True
 
     def settled(self) -> None:
-        """Something was settled, or has come."""
-        if self._withheld:
-            nothing_else_comes = self._changing or self._width == 1
-            if nothing_else_comes and self._channel.unacked == len(self._withheld):
-                self._hand_out(self._next())
-        elif self._wanted == self._width == 1 and self._unsuspicious:
-            self._wanted = self._prefetch
-        if self._changing or self._wanted != self._width:
-            self._turn.set()
+        """Something was settled."""
+        self._change.set()
+        if self._more and self._unsuspicious and not self._stopped:
+            more, self._more = self._more, 0
+            self._widening = asyncio.create_task(self._widen(more))
 
     async def stop(self) -> None:
-        """Take no more; suspects that are here are still handed out."""
+        """No more is to come; what is withheld is still handed out."""
         self._stopped = True
-        self._turn.set()
-        await asyncio.wait([self._task])
+        self._change.set()
+        if self._widening is not None:
+            await asyncio.wait([self._widening])
 
     def close(self) -> None:
         """The channel is gone."""
         self._withheld.clear()
-        self._task.cancel()
+        self._round.clear()
+        for task in (self._isolating, self._widening):
+            if task is not None:
+                task.cancel()
 
-    def _next(self) -> Delivery:
-        least = min(delivery.deliveries for delivery in self._withheld)
-        chosen = random.choice([each for each in self._withheld if each.deliveries == least])  # noqa: S311 - fairness
-        self._withheld.remove(chosen)
-        return chosen
+    async def _isolate(self) -> None:
+        withheld = {_tag(each) for each in self._withheld}
+        await self._settled_in_time([tag for tag in self._channel.unacked if tag not in withheld])
+        while any(map(_suspicious, self._withheld)):
+            await self._all_come()
+            here, self._withheld = self._withheld, []
+            self._round = [each for each in here if _suspicious(each)]
+            random.shuffle(self._round)
+            self._round.sort(key=lambda each: each.deliveries, reverse=True)
+            await self._turn([each for each in here if not _suspicious(each)])
+            while self._round:
+                await self._turn([self._round.pop()])
+        for each in self._withheld:
+            self._hand_out(each)
+        self._withheld = []
+        self._isolating = None
 
-    async def _regulate(self) -> None:
-        """Another width takes another consumer: cancel, let all be settled, consume anew."""
+    async def _turn(self, deliveries: Sequence[Delivery]) -> None:
+        for each in deliveries:
+            self._hand_out(each)
+        await self._settled_in_time([_tag(each) for each in deliveries])
+
+    async def _settled_in_time(self, tags: Sequence[int]) -> None:
+        end = _now() + PATIENCE
+        while not self._channel.unacked.isdisjoint(tags) and await self._changes_before(end):
+            pass
+
+    async def _all_come(self) -> None:
+        """Until nothing more comes, for now or because it holds all that it may."""
+        while not self._stopped and len(self._channel.unacked) < self._width:
+            if not await self._changes_before(_now() + QUIET):
+                return
+
+    async def _changes_before(self, end: float) -> bool:
+        self._change.clear()
         try:
-            while True:
-                await self._until(lambda: self._wanted != self._width)
-                await self._channel.cancel()
-                self._changing = True
-                self.settled()
-                await self._drain()
-                if self._stopped:
-                    return
-                self._changing = False
-                self._width = self._wanted
-                await self._channel.consume(self._width)
+            async with asyncio.timeout_at(end):
+                await self._change.wait()
         except TimeoutError:
-            _log.warning("nothing is settled, suspects go back to their queue", held=self._channel.unacked)
-            self._give_back()
+            return False
+        return True
+
+    async def _widen(self, more: int) -> None:
+        self._width += more
+        try:
+            await self._channel.consume(more)
         except BrokerUnavailable:
             self._channel.finish()
 
-    async def _drain(self) -> None:
-        """Until nothing is unacknowledged. Raises TimeoutError where that comes no nearer."""
-        while not self._stopped and self._channel.unacked:
-            async with asyncio.timeout(PATIENCE):
-                await self._fewer_than(self._channel.unacked)
 
-    async def _fewer_than(self, unacked: int) -> None:
-        await self._until(lambda: self._channel.unacked < unacked)
+def _suspicious(delivery: Delivery) -> bool:
+    return delivery.deliveries >= SUSPECT
 
-    async def _until(self, reached: Callable[[], bool]) -> None:
-        while not self._stopped and not reached():
-            self._turn.clear()
-            await self._turn.wait()
+
+def _tag(delivery: Delivery) -> int:
+    tag: int = delivery.token[1]
+    return tag
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
