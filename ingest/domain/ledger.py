@@ -101,14 +101,14 @@ class Charge(msgspec.Struct, frozen=True):
 
 def after(change: Change, generation: int) -> Entry:
     """The entry as the step leaves it (FORGET: as it was)."""
-    entry = msgspec.structs.replace(change.entry, generation=generation)
+    replace = msgspec.structs.replace
     match change.step:
         case Step.QUEUE:
-            return msgspec.structs.replace(entry, phase=Phase.QUEUED, lease=0)
+            return replace(change.entry, phase=Phase.QUEUED, lease=0, generation=generation)
         case Step.RELEASE:
-            return msgspec.structs.replace(entry, lease=0)
+            return replace(change.entry, lease=0, generation=generation)
         case _:
-            return entry
+            return replace(change.entry, generation=generation)
 
 
 def accepted(entry: Entry) -> Entry:

@@ -103,8 +103,9 @@ class AerospikeLedger:
         key = self._ledger(entry.id)
         if change.step is Step.FORGET:
             return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
-        policy = {**_SAME_GENERATION, "ttl": entry.retention}
-        return batch.Write(key, write_step(change), meta={"gen": entry.generation}, policy=policy)
+        return batch.Write(
+            key, write_step(change), meta={"gen": entry.generation}, policy=_change_policy(entry.retention)
+        )
 
     async def accept(self, entries: Sequence[Entry]) -> None:
         # An entry that was seen is most likely still there: two bins instead of all, the same for each.
@@ -147,3 +148,8 @@ class AerospikeLedger:
 @lru_cache(maxsize=4096)
 def _create_policy(retention: int) -> dict[str, Any]:
     return {**_CREATE, "ttl": retention}
+
+
+@lru_cache(maxsize=4096)
+def _change_policy(retention: int) -> dict[str, Any]:
+    return {**_SAME_GENERATION, "ttl": retention}

@@ -14,6 +14,7 @@ def _write(name: str, value: object) -> dict[str, Any]:
 
 
 ACCEPTED: Final = [_write("phase", Phase.ACCEPTED.value), _write("lease", 0)]
+_QUEUED: Final = [_write("phase", Phase.QUEUED.value), _write("lease", 0)]
 
 
 def write_all(entry: Entry) -> list[dict[str, Any]]:
@@ -41,7 +42,7 @@ def write_step(change: Change) -> list[dict[str, Any]]:
         names = ("owner", "lease", "origin", "fingerprint", *(("task_count", "own_ids") if entry.task_count else ()))
         return [_write(name, getattr(entry, name)) for name in names]
     if change.step is Step.QUEUE:
-        return [_write("phase", Phase.QUEUED.value), _write("lease", 0)]
+        return _QUEUED
     return [_write("lease", 0), _write("charged", entry.charged)]
 
 
