@@ -27,7 +27,8 @@ SUSPECT: Final = 2
 QUIET: Final = 0.3
 """Seconds without a delivery after which all is taken to have come that was given back together."""
 PATIENCE: Final = 3.0
-"""Seconds after which what is handed out and not settled keeps nobody waiting: it may wait for another's lease."""
+"""Seconds after which nobody waits any more for what is to come, nor for what is handed out and not settled: it may
+wait for another's lease."""
 
 _log = structlog.get_logger(__name__)
 
@@ -137,9 +138,10 @@ class Suspects:
             pass
 
     async def _all_come(self) -> None:
-        """Until nothing more comes, for now or because it holds all that it may."""
+        """Until nothing more comes, for now or because it holds all that it may; under steady traffic, for a while."""
+        end = _now() + PATIENCE
         while not self._stopped and len(self._channel.unacked) < self._width:
-            if not await self._changes_before(_now() + QUIET):
+            if not await self._changes_before(min(_now() + QUIET, end)):
                 return
 
     async def _changes_before(self, end: float) -> bool:

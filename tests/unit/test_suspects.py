@@ -10,7 +10,7 @@ from ingest.broker.rabbitmq_suspects import PATIENCE, QUIET, SUSPECT, Suspects
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import DELIVERY_LIMIT
 
-PREFETCH = 20
+PREFETCH = 50
 
 
 class Lane:
@@ -122,6 +122,19 @@ async def test_full_is_all_that_can_come() -> None:
     lane.come(2, 0)
     await asyncio.sleep(QUIET / 3)
     assert [each.deliveries for each in lane.out] == [0]
+
+
+async def test_a_trickle_does_not_put_it_off() -> None:
+    """Where something comes all the time, a round begins all the same, and nothing else is handed out before."""
+    lane = Lane()
+    lane.come(2)
+    for _ in range(int(PATIENCE / QUIET * 2) - 3):
+        assert lane.out == []
+        lane.come(0)
+        await asyncio.sleep(QUIET / 2)
+    async with asyncio.timeout(2 * QUIET):
+        while not lane.out:
+            await asyncio.sleep(QUIET / 10)
 
 
 async def test_what_takes_too_long_keeps_nobody_waiting() -> None:
