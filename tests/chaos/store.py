@@ -7,61 +7,21 @@ from typing import Any, Final
 
 import aerospike
 
+from tests.servers import aerospike as aerospike_server
 from tests.servers.process import PrivateServer, Unavailable, free_ports, wait_until
 
 FLUSH: Final = 0.1
 """Seconds after which what was acknowledged is on the file: the community edition flushes after it has answered."""
-_CONFIG = """
-service {{
-    cluster-name chaos
-    proto-fd-max 1024
-    work-directory {directory}/state
-    pidfile {directory}/asd.pid
-}}
-mod-lua {{
-    user-path {directory}/state/lua
-}}
-logging {{
-    file {directory}/asd.log {{
-        context any info
-    }}
-}}
-network {{
-    service {{
-        address 127.0.0.1
-        port {service}
-        access-address 127.0.0.1
-        access-port {proxy}
-        alternate-access-address 127.0.0.1
-        alternate-access-port {service}
-    }}
-    fabric {{
-        address 127.0.0.1
-        port {fabric}
-    }}
-    heartbeat {{
-        mode mesh
-        address 127.0.0.1
-        port {heartbeat}
-        interval 150
-        timeout 10
-    }}
-    admin {{
-        address 127.0.0.1
-        port {admin}
-    }}
-}}
-namespace test {{
-    replication-factor 1
-    nsup-period 5
-    index-stage-size 128M
-    sindex-stage-size 128M
-    storage-engine device {{
-        file {directory}/state/test.dat
-        filesize 512M
-        flush-max-ms 10
-    }}
-}}
+_STORAGE: Final = """
+file {directory}/state/test.dat
+filesize 512M
+flush-max-ms 10
+"""
+_ACCESS: Final = """
+access-address 127.0.0.1
+access-port {proxy}
+alternate-access-address 127.0.0.1
+alternate-access-port {service}
 """
 
 
@@ -72,21 +32,15 @@ class Store:
         if not shutil.which("asd"):
             raise Unavailable("no asd on PATH")
         self.process = PrivateServer("chaos-aerospike")
-        self.port, self._fabric, self._heartbeat, self._admin = free_ports(4)
-        (self.process.directory / "state/smd").mkdir(parents=True)
-        (self.process.directory / "state/lua").mkdir()
+        self._ports = free_ports(4)
+        self.port = self._ports[0]
 
     def configure(self, proxy: int) -> None:
-        """`proxy`: the port that it tells its clients."""
-        text = _CONFIG.format(
-            directory=self.process.directory,
-            service=self.port,
-            proxy=proxy,
-            fabric=self._fabric,
-            heartbeat=self._heartbeat,
-            admin=self._admin,
-        )
-        (self.process.directory / "aerospike.conf").write_text(text)
+        """Once, before `start`. `proxy`: the port that it tells its clients."""
+        directory = self.process.directory
+        storage = _STORAGE.format(directory=directory)
+        access = _ACCESS.format(proxy=proxy, service=self.port)
+        aerospike_server.configure(directory, self._ports, nsup=5, engine="device", storage=storage, access=access)
 
     def start(self) -> None:
         config = self.process.directory / "aerospike.conf"

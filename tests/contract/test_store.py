@@ -16,7 +16,7 @@ from ingest.store.aerospike import AerospikeStore
 from ingest.store.sqlite import SqliteStore
 from ingest.telemetry.prometheus import PrometheusMeter
 from ingest.telemetry.store import MeteredStore
-from tests.servers import AerospikeServer
+from tests.servers import AerospikeServer, until_ready
 
 
 @pytest.fixture(params=["sqlite", "aerospike", "sqlite, counted"])
@@ -302,11 +302,5 @@ async def test_an_aerospike_that_is_away_at_the_start(aerospike: AerospikeServer
             await store.ready()
     finally:
         aerospike.start()
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                await store.ready()
-                break
-            except StoreUnavailable:
-                await asyncio.sleep(0.2)
+    await until_ready(store)
     await store.close()

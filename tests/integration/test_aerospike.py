@@ -11,7 +11,7 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Phase, Step
 from ingest.store.aerospike import AerospikeStore
 from tests.contract.test_store import new_entry
-from tests.servers import AerospikeServer, Unavailable
+from tests.servers import AerospikeServer, Unavailable, until_ready
 
 
 async def test_accept_through_a_stall_and_a_loss() -> None:
@@ -93,13 +93,7 @@ async def test_no_silent_success_while_the_client_has_given_its_nodes_up() -> No
             with pytest.raises(StoreUnavailable):
                 await call()
         server.resume()
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    await store.ready()
-                    break
-                except StoreUnavailable:
-                    await asyncio.sleep(0.2)
+        await until_ready(store)
     finally:
         await store.close()
         await asyncio.to_thread(server.stop)

@@ -1,8 +1,8 @@
 """Private servers for tests and benchmarks: on free ports, in temporary directories, stopped when done."""
 
-from tests.servers.aerospike import AerospikeServer
+from tests.servers.aerospike import AerospikeServer, until_ready
 from tests.servers.process import Unavailable
 from tests.servers.prometheus import PrometheusServer
 from tests.servers.rabbitmq import RabbitServer
 
-__all__ = ["AerospikeServer", "PrometheusServer", "RabbitServer", "Unavailable"]
+__all__ = ["AerospikeServer", "PrometheusServer", "RabbitServer", "Unavailable", "until_ready"]

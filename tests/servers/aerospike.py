@@ -1,10 +1,15 @@
 """A private Aerospike server: a URL given, else Docker, else `asd` on PATH."""
 
+import asyncio
 import os
 import shutil
+from collections.abc import Sequence
+from pathlib import Path
 
 import aerospike
 
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ports import Store
 from tests.servers.process import PrivateServer, Server, Unavailable, docker_answers, free_ports, wait_until
 
 IMAGE = "aerospike/aerospike-server:8.1.0.1"
@@ -27,6 +32,7 @@ network {{
     service {{
         address 127.0.0.1
         port {service}
+        {access}
     }}
     fabric {{
         address 127.0.0.1
@@ -49,13 +55,49 @@ namespace test {{
     nsup-period {nsup}
     index-stage-size 128M
     sindex-stage-size 128M
-    storage-engine memory {{
-        data-size {size}
+    storage-engine {engine} {{
         {storage}
     }}
     {namespace}
 }}
 """
+
+
+def configure(
+    directory: Path,
+    ports: Sequence[int],
+    *,
+    nsup: int,
+    engine: str,
+    storage: str,
+    namespace: str = "",
+    access: str = "",
+) -> None:
+    """Lay out a directory for a node: `state` and `aerospike.conf`, with a namespace `test`.
+
+    Args:
+        directory: of the node.
+        ports: for service, fabric, heartbeat and admin.
+        nsup: nsup-period in seconds; 0 refuses records with a time to live.
+        engine: where it stores, memory or device.
+        storage, namespace, access: lines of its configuration, for storage, namespace and service.
+    """
+    (directory / "state/smd").mkdir(parents=True)
+    (directory / "state/lua").mkdir()
+    service, fabric, heartbeat, admin = ports
+    text = _CONFIG.format(
+        directory=directory,
+        service=service,
+        fabric=fabric,
+        heartbeat=heartbeat,
+        admin=admin,
+        nsup=nsup,
+        engine=engine,
+        storage=storage,
+        namespace=namespace,
+        access=access,
+    )
+    (directory / "aerospike.conf").write_text(text)
 
 
 class AerospikeServer(Server):
@@ -75,7 +117,12 @@ class AerospikeServer(Server):
         elif docker_answers():
             self._start_container()
         elif shutil.which("asd"):
-            self._prepare(size=size, nsup=nsup, storage=storage, namespace=namespace)
+            self._process = process = PrivateServer("aerospike")
+            ports = free_ports(4)
+            self._address = ("127.0.0.1", ports[0])
+            self.url, self.origin = f"aerospike://127.0.0.1:{ports[0]}/test", "asd on PATH"
+            storage = f"data-size {size}\n{storage}"
+            configure(process.directory, ports, nsup=nsup, engine="memory", storage=storage, namespace=namespace)
             self.start()
         else:
             raise Unavailable("no Docker engine answers and no asd is on PATH")
@@ -85,18 +132,6 @@ class AerospikeServer(Server):
         assert self._process is not None
         self._process.launch(["asd", "--config-file", str(self._process.directory / "aerospike.conf"), "--foreground"])
         wait_until(self._writes, "asd")
-
-    def _prepare(self, **changes: object) -> None:
-        self._process = process = PrivateServer("aerospike")
-        (process.directory / "state/smd").mkdir(parents=True)
-        (process.directory / "state/lua").mkdir()
-        service, fabric, heartbeat, admin = free_ports(4)
-        self._address = ("127.0.0.1", service)
-        self.url, self.origin = f"aerospike://127.0.0.1:{service}/test", "asd on PATH"
-        text = _CONFIG.format(
-            directory=process.directory, service=service, fabric=fabric, heartbeat=heartbeat, admin=admin, **changes
-        )
-        (process.directory / "aerospike.conf").write_text(text)
 
     def _start_container(self) -> None:
         from testcontainers.core.container import DockerContainer
@@ -114,3 +149,13 @@ class AerospikeServer(Server):
             client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": self._ttl})
         finally:
             client.close()
+
+
+async def until_ready(store: Store, seconds: float = 30.0) -> None:
+    """Wait until a store works again. Raises TimeoutError."""
+    async with asyncio.timeout(seconds):
+        while True:
+            try:
+                return await store.ready()
+            except StoreUnavailable:
+                await asyncio.sleep(0.2)
