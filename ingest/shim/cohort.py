@@ -1,6 +1,5 @@
 """What many requests share: one admission, one publish, one ledger write."""
 
-import asyncio
 from collections.abc import Sequence
 
 import structlog
@@ -26,7 +25,6 @@ class Cohorts:
     def __init__(self, admission: Admission, publisher: Publisher) -> None:
         self._admission = admission
         self._publisher = publisher
-        self._noting: set[asyncio.Task[None]] = set()
 
     async def run(self, requests: Sequence[Request]) -> list[Decision | Problem]:
         """For each request the decision that stands now, or the problem. An ADMITTED one was confirmed."""
@@ -50,26 +48,19 @@ class Cohorts:
             answers[index] = broker_away()
             (untaken if outcome.certainly_not_taken else doubtful).append(decisions[index])
         if confirmed:
-            # The broker's confirm is what 2xx promises: nobody waits for the ledger to know of it.
-            task = asyncio.create_task(self._note(confirmed))
-            self._noting.add(task)
-            task.add_done_callback(self._noting.discard)
+            await self._note(confirmed)
         if untaken or doubtful:
             _log.warning("publish not confirmed, requests refused", not_taken=len(untaken), in_doubt=len(doubtful))
             await self._release(untaken, refund=True)
             await self._release(doubtful, refund=False)
         return answers
 
-    async def drain(self) -> None:
-        """Wait until the ledger knows of all that was confirmed, or cannot be told."""
-        while self._noting:
-            await asyncio.wait(self._noting)
-
     async def _note(self, confirmed: Sequence[Decision]) -> None:
+        """Before the answer: a GET by id finds what was answered 2xx, and a repeat is a replay."""
         try:
             await self._admission.queued(confirmed)
         except StoreUnavailable as error:
-            # The worker settles what stays claimed.
+            # The broker has them, which is what 2xx promises. The worker settles what stays claimed.
             _log.warning("store unavailable after the confirm", error=str(error), requests=len(confirmed))
 
     async def _release(self, decisions: Sequence[Decision], *, refund: bool) -> None:

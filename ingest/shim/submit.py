@@ -43,7 +43,7 @@ class Submitter:
     """
 
     def __init__(self, admission: Admission, publisher: Publisher, deadline: float) -> None:
-        self._cohorts = cohorts = Cohorts(admission, publisher)
+        cohorts = Cohorts(admission, publisher)
         # Apart, so that a single task never waits behind batches of a thousand.
         self._coalescers: dict[Kind, Coalescer[Request, Decision | Problem]] = {
             "task": Coalescer(cohorts.run, size=512, slots=4, crowd=16, waiting=20_000, deadline=deadline),
@@ -64,7 +64,6 @@ class Submitter:
         """Wait for what is under way."""
         for coalescer in self._coalescers.values():
             await coalescer.drain()
-        await self._cohorts.drain()
 
     async def _decide(self, request: Request) -> Decision:
         """The final decision: ADMITTED and confirmed, or REPLAY. Raises Problem for every other."""

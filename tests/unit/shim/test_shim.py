@@ -3,6 +3,8 @@
 import asyncio
 import json
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -11,7 +13,7 @@ from ingest.broker.embedded import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.customers import Customer
 from ingest.domain.identity import fresh_id, item_id
-from ingest.domain.ledger import Phase
+from ingest.domain.ledger import Change, Entry, Phase
 from ingest.domain.messages import PublishOutcome
 from ingest.store.sqlite import SqliteStore
 from tests.fakes import ScriptedPublisher
@@ -99,6 +101,27 @@ async def test_quota(house: House) -> None:
         refused = await client.post("/v1/tasks", json=TASK)
         assert (refused.status_code, refused.json()) == (403, {"error": "quota exhausted"})
         assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 200
+
+
+class SlowToNote(SqliteStore):
+    """Changes of entries take their time."""
+
+    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
+        await asyncio.sleep(0.3)
+        return await super().apply(changes)
+
+
+async def test_a_lookup_finds_what_was_answered(tmp_path: Path) -> None:
+    """From the moment the 2xx was sent, however long the ledger takes to be told; and a repeat is a replay at once."""
+    store = await SlowToNote.open(tmp_path / "store.db")
+    broker = await EmbeddedBroker.open(tmp_path / "queue.db")
+    async with House(store, broker, await broker.publisher()) as house:
+        posted = await house.client.post("/v1/tasks", json={**TASK, "idempotency_key": "k"})
+        found = await house.client.get(f"/v1/tasks/{posted.json()['task_id']}")
+        repeated = await house.client.post("/v1/tasks", json={**TASK, "idempotency_key": "k"})
+    assert (posted.status_code, found.status_code, repeated.status_code) == (202, 200, 200)
+    await broker.close()
+    await store.close()
 
 
 async def test_strict_customers_get_422(house: House) -> None:
