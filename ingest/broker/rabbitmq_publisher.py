@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
+import aiormq
 import structlog
 
 from ingest.broker import amqp_frames as frames
@@ -17,6 +18,8 @@ _BUFFER: Final = 1024 * 1024
 """Bytes to write before waiting for the socket to take them."""
 _NACKED_FOR: Final = 15.0
 """Seconds of nacks after which a channel is given up for another, see `rabbitmq_versions`."""
+_ANSWER: Final = 1.5
+"""Seconds in which RabbitMQ answers a question, or is not ready: a hung one is noticed long before its heartbeat is."""
 
 _log = structlog.get_logger(__name__)
 
@@ -59,10 +62,12 @@ class RabbitPublisher(Link):
             raise BrokerUnavailable(f"no connection for publishing: {self._why}")
         if channel.wire.blocked is not None:
             raise BrokerUnavailable(f"{channel.wire} takes no publishes for now: {channel.wire.blocked}")
+        if not await channel.answers():
+            raise BrokerUnavailable(f"{channel.wire} does not answer")
 
     async def _open(self, wire: Wire) -> asyncio.Future[None]:
         channel = await wire.channel(confirms=True)
-        self._channel = _ConfirmChannel(wire, channel.number, self._user_id)
+        self._channel = _ConfirmChannel(wire, channel, self._user_id)
         wire.lanes[channel.number] = self._channel
         return channel.closing
 
@@ -107,9 +112,11 @@ class _Flight:
 class _ConfirmChannel:
     """One channel in confirm mode: numbers what it writes, and matches acks, nacks and returns to it."""
 
-    def __init__(self, wire: Wire, number: int, user_id: str | None) -> None:
+    def __init__(self, wire: Wire, channel: aiormq.abc.AbstractChannel, user_id: str | None) -> None:
         self.wire = wire
-        self._encoder = frames.PublishEncoder(number, wire.frame_max, user_id)
+        self._channel = channel
+        self._question: asyncio.Task[bool] | None = None
+        self._encoder = frames.PublishEncoder(channel.number, wire.frame_max, user_id)
         self._pending: dict[int, tuple[_Flight, int]] = {}
         self._next = 1
         self._lowest = 1
@@ -143,6 +150,22 @@ class _ConfirmChannel:
         self._next = number
         self.wire.write(b"".join(buffer))
         return position + len(buffer)
+
+    async def answers(self) -> bool:
+        """Whether RabbitMQ answers on this channel in time."""
+        # One question for all who ask, never given up: aiormq would close the channel, and what is in flight with it.
+        question = self._question
+        if question is None or question.done():
+            question = self._question = asyncio.create_task(self._ask())
+        await asyncio.wait([question], timeout=_ANSWER)
+        return question.done() and question.result()
+
+    async def _ask(self) -> bool:
+        try:
+            await self._channel.basic_qos()  # without effect where nothing is consumed
+        except (aiormq.exceptions.AMQPError, RuntimeError, OSError, asyncio.CancelledError):
+            return False  # the connection is gone; aiormq cancels whoever waits on it
+        return True
 
     def nacked_too_long(self) -> bool:
         """Whether nacks go on and on; as one publish is enough to see, it is asked after each."""

@@ -92,7 +92,10 @@ def test_a_store_that_hangs(shim: Shim, aerospike: AerospikeServer) -> None:
 
 
 def test_a_broker_that_hangs(shim: Shim, rabbitmq: RabbitServer) -> None:
-    """RabbitMQ neither confirms nor closes: 503, no 2xx without a confirm; replays of what was accepted go on."""
+    """RabbitMQ neither confirms nor closes: 503, no 2xx without a confirm; replays of what was accepted go on.
+
+    The shim is not ready, at once: a load balancer need not wait for the heartbeat to be missed.
+    """
     if not rabbitmq.controllable:
         pytest.skip("this RabbitMQ cannot be paused")
     rabbitmq.pause()
@@ -101,9 +104,12 @@ def test_a_broker_that_hangs(shim: Shim, rabbitmq: RabbitServer) -> None:
         assert answer.status_code == 503, shim.process.text()
         assert answer.headers["retry-after"] == "1"
         assert shim.post("first").status_code == 200
+        ready = shim.client.get("/readyz")
+        assert (ready.status_code, ready.elapsed.total_seconds() < 3) == (503, True)
     finally:
         rabbitmq.resume()
     shim.recovers("k")
+    assert shim.client.get("/readyz").status_code == 200
 
 
 def test_a_memory_alarm(shim: Shim, rabbitmq: RabbitServer) -> None:

@@ -109,16 +109,21 @@ async def test_a_memory_alarm_blocks(broker: RabbitBroker, rabbitmq: RabbitServe
 
 
 async def test_a_paused_broker_makes_unknown_in_time(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
-    """No answer: UNKNOWN after the timeout, not a hang."""
+    """No answer: UNKNOWN after the timeout, not a hang; and not ready. All on one connection, which lives on."""
     if not rabbitmq.controllable:
         pytest.skip("the RabbitMQ given is not ours to disturb")
     publisher = await broker.publisher()
     rabbitmq.pause()
     try:
         assert await asyncio.wait_for(publisher.publish([message(1)]), 5) == [PublishOutcome.UNKNOWN]
+        for _ in range(2):
+            with pytest.raises(BrokerUnavailable, match="does not answer"):
+                await asyncio.wait_for(publisher.ready(), 3)
     finally:
         rabbitmq.resume()
     assert await asyncio.wait_for(publisher.publish([message(2)]), 10) == [PublishOutcome.CONFIRMED]
+    await publisher.ready()
+    assert [state.reconnects for state in broker.connections()] == [0]
 
 
 async def test_a_killed_broker_loses_nothing_confirmed(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
