@@ -124,10 +124,10 @@ class RabbitConsumer(Link):
 
     def _delivered(self, delivery: Delivery) -> None:
         if self._suspects is None or not self._suspects.withhold(delivery):
-            self._hand_out(delivery)
+            self._hand_out((delivery,))
 
-    def _hand_out(self, delivery: Delivery) -> None:
-        self._buffer.append(delivery)
+    def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
+        self._buffer += deliveries
         self._arrived.set()
 
     def _settled(self) -> None:

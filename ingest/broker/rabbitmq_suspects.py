@@ -55,7 +55,7 @@ class Suspects:
     """
 
     def __init__(
-        self, channel: Channel, prefetch: int, hand_out: Callable[[Delivery], None], *, narrow: bool = False
+        self, channel: Channel, prefetch: int, hand_out: Callable[[Sequence[Delivery]], None], *, narrow: bool = False
     ) -> None:
         self._channel = channel
         self._hand_out = hand_out
@@ -96,7 +96,7 @@ class Suspects:
             self._widening = asyncio.create_task(self._widen(more))
 
     async def stop(self) -> None:
-        """No more is to come; what is withheld is still handed out."""
+        """No more is to come; what is withheld is still handed out, as long as it is settled."""
         self._stopped = True
         self._change.set()
         if self._widening is not None:
@@ -122,20 +122,21 @@ class Suspects:
             await self._turn([each for each in here if not _suspicious(each)])
             while self._round:
                 await self._turn([self._round.pop()])
-        for each in self._withheld:
-            self._hand_out(each)
+        self._hand_out(self._withheld)
         self._withheld = []
         self._isolating = None
 
     async def _turn(self, deliveries: Sequence[Delivery]) -> None:
-        for each in deliveries:
-            self._hand_out(each)
+        self._hand_out(deliveries)
         await self._settled_in_time([_tag(each) for each in deliveries])
 
     async def _settled_in_time(self, tags: Sequence[int]) -> None:
         end = _now() + PATIENCE
-        while not self._channel.unacked.isdisjoint(tags) and await self._changes_before(end):
-            pass
+        while not self._channel.unacked.isdisjoint(tags):
+            if not await self._changes_before(end):
+                if self._stopped:  # whoever stops settles at once or not at all: the rest comes again elsewhere
+                    self._withheld, self._round = [], []
+                return
 
     async def _all_come(self) -> None:
         """Until nothing more comes, for now or because it holds all that it may; under steady traffic, for a while."""

@@ -40,7 +40,7 @@ class Lane:
         for each in come:
             self._unacked[each.token[1]] = None
             if not self.suspects.withhold(each):
-                self._hand_out(each)
+                self._hand_out([each])
         return come
 
     def settle(self, deliveries: Sequence[Delivery]) -> None:
@@ -60,9 +60,9 @@ class Lane:
             await asyncio.sleep(0)
         return together
 
-    def _hand_out(self, delivery: Delivery) -> None:
-        self.out.append(delivery)
-        self.handed_out.append(delivery)
+    def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
+        self.out += deliveries
+        self.handed_out += deliveries
 
     def _delivery(self, count: int) -> Delivery:
         self._tags += 1
@@ -174,6 +174,17 @@ async def test_stopped_it_hands_out_what_is_here() -> None:
     await asyncio.sleep(QUIET / 3)
     assert [each.deliveries for each in lane.out] == [2]
     assert await lane.work() == [[2], [3]]
+
+
+async def test_stopped_it_waits_for_nothing_that_is_not_settled() -> None:
+    """As in an outage: the rest comes again elsewhere, and whoever stops is not held up suspect by suspect."""
+    lane = Lane()
+    lane.come(*[2] * 10)
+    await lane.suspects.stop()
+    await until(lane, 1)
+    await asyncio.sleep(PATIENCE + QUIET)
+    assert not lane.suspects.waiting
+    assert len(lane.out) == 1
 
 
 async def test_closed_it_hands_out_nothing() -> None:
