@@ -8,27 +8,18 @@ from time import perf_counter
 from ingest.domain import metrics
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import Meter
-from ingest.domain.ports import Broker, ConnectionState, Consumer, Publisher
+from ingest.domain.ports import Broker, Consumer, Publisher
+from ingest.telemetry.around import BrokerAround, ConsumerAround, PublisherAround
 
 
-class MeteredBroker:
+class MeteredBroker(BrokerAround):
     """`domain.ports.Broker` around another. `publishers` and `consumers` are those it has handed out."""
 
     def __init__(self, broker: Broker, meter: Meter) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._meter = meter
         self.publishers: list[MeteredPublisher] = []
         self.consumers: list[MeteredConsumer] = []
-
-    @property
-    def user(self) -> str | None:
-        return self._broker.user
-
-    def connections(self) -> list[ConnectionState]:
-        return self._broker.connections()
-
-    async def declare(self) -> None:
-        await self._broker.declare()
 
     async def publisher(self) -> "MeteredPublisher":
         publisher = MeteredPublisher(await self._broker.publisher(), self._meter)
@@ -40,15 +31,12 @@ class MeteredBroker:
         self.consumers.append(consumer)
         return consumer
 
-    async def close(self) -> None:
-        await self._broker.close()
 
-
-class MeteredPublisher:
+class MeteredPublisher(PublisherAround):
     """`domain.ports.Publisher` around another."""
 
     def __init__(self, publisher: Publisher, meter: Meter) -> None:
-        self._publisher = publisher
+        super().__init__(publisher)
         self._meter = meter
         self._exchanges: set[str] = set()
 
@@ -66,21 +54,15 @@ class MeteredPublisher:
             self._meter.add(metrics.PUBLISHED_MESSAGES, count, exchange, outcome)
         return outcomes
 
-    async def ready(self) -> None:
-        await self._publisher.ready()
 
-    async def close(self) -> None:
-        await self._publisher.close()
-
-
-class MeteredConsumer:
+class MeteredConsumer(ConsumerAround):
     """`domain.ports.Consumer` around another.
 
     `last_settled`: Unix time at which a delivery was last settled, at first that of the start.
     """
 
     def __init__(self, consumer: Consumer, queue: str, meter: Meter) -> None:
-        self._consumer = consumer
+        super().__init__(consumer)
         self._meter = meter
         self.queue = queue
         self.last_settled = time.time()
@@ -89,10 +71,6 @@ class MeteredConsumer:
         for how in ("ack", "requeue", "discard"):
             meter.add(metrics.SETTLED_DELIVERIES, 0, queue, how)
 
-    @property
-    def held(self) -> int:
-        return self._consumer.held
-
     async def receive(self) -> list[Delivery]:
         deliveries = await self._consumer.receive()
         if deliveries:
@@ -100,9 +78,6 @@ class MeteredConsumer:
             if repeats := sum([delivery.redelivered for delivery in deliveries]):
                 self._meter.add(metrics.REDELIVERIES, repeats, self.queue)
         return deliveries
-
-    def alive(self, delivery: Delivery) -> bool:
-        return self._consumer.alive(delivery)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await self._consumer.ack(deliveries)
@@ -117,18 +92,6 @@ class MeteredConsumer:
     async def discard(self, deliveries: Sequence[Delivery]) -> None:
         await self._consumer.discard(deliveries)
         self._settled(len(deliveries), "discard")
-
-    async def pause(self) -> None:
-        await self._consumer.pause()
-
-    async def resume(self) -> None:
-        await self._consumer.resume()
-
-    async def stop(self) -> None:
-        await self._consumer.stop()
-
-    async def close(self) -> None:
-        await self._consumer.close()
 
     def _settled(self, count: int, how: str) -> None:
         self.last_settled = time.time()

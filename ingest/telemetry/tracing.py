@@ -20,8 +20,9 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from ingest.domain.messages import Delivery, Message, PublishOutcome
-from ingest.domain.ports import Broker, ConnectionState, Consumer, Publisher
+from ingest.domain.ports import Broker, Consumer, Publisher
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
+from ingest.telemetry.around import BrokerAround, ConsumerAround, PublisherAround
 from ingest.telemetry.http import App, Receive, Scope, Send, route_of
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
@@ -76,23 +77,13 @@ class TracedApp:
             await self._app(scope, receive, noted)
 
 
-class TracedBroker:
+class TracedBroker(BrokerAround):
     """`domain.ports.Broker` around another. `system`: OpenTelemetry's name of it."""
 
     def __init__(self, broker: Broker, tracer: Tracer, system: str) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._tracer = tracer
         self._system = system
-
-    @property
-    def user(self) -> str | None:
-        return self._broker.user
-
-    def connections(self) -> list[ConnectionState]:
-        return self._broker.connections()
-
-    async def declare(self) -> None:
-        await self._broker.declare()
 
     async def publisher(self) -> "TracedPublisher":
         return TracedPublisher(await self._broker.publisher(), self._tracer, self._system)
@@ -100,15 +91,12 @@ class TracedBroker:
     async def consumer(self, queue: str, prefetch: int) -> "TracedConsumer":
         return TracedConsumer(await self._broker.consumer(queue, prefetch), queue, self._tracer, self._system)
 
-    async def close(self) -> None:
-        await self._broker.close()
 
-
-class TracedPublisher:
+class TracedPublisher(PublisherAround):
     """`domain.ports.Publisher` around another: a span for the messages of each trace, below the one they came from."""
 
     def __init__(self, publisher: Publisher, tracer: Tracer, system: str) -> None:
-        self._publisher = publisher
+        super().__init__(publisher)
         self._tracer = tracer
         self._system = system
 
@@ -155,26 +143,16 @@ class TracedPublisher:
             [Link(span.get_span_context()) for span in members],
         )
 
-    async def ready(self) -> None:
-        await self._publisher.ready()
 
-    async def close(self) -> None:
-        await self._publisher.close()
-
-
-class TracedConsumer:
+class TracedConsumer(ConsumerAround):
     """`domain.ports.Consumer` around another: a span for each delivery, from its receipt until it is settled."""
 
     def __init__(self, consumer: Consumer, queue: str, tracer: Tracer, system: str) -> None:
-        self._consumer = consumer
+        super().__init__(consumer)
         self._queue = queue
         self._tracer = tracer
         self._system = system
         self._open: dict[Any, tuple[Span, Delivery]] = {}
-
-    @property
-    def held(self) -> int:
-        return self._consumer.held
 
     async def receive(self) -> list[Delivery]:
         deliveries = await self._consumer.receive()
@@ -208,9 +186,6 @@ class TracedConsumer:
             span, _ = self._open.pop(token)
             _fail(span, "connection_lost")
             span.end()
-
-    def alive(self, delivery: Delivery) -> bool:
-        return self._consumer.alive(delivery)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         self._list("settle", deliveries, "ack")
@@ -253,12 +228,6 @@ class TracedConsumer:
     async def pause(self) -> None:
         await self._consumer.pause()
         self._drop_lost()
-
-    async def resume(self) -> None:
-        await self._consumer.resume()
-
-    async def stop(self) -> None:
-        await self._consumer.stop()
 
     async def close(self) -> None:
         await self._consumer.close()
