@@ -23,8 +23,8 @@ from ingest.shim.wire import (
     Room,
     Scope,
     Send,
+    combined,
     read_json_body,
-    refuse_repeats,
     request_id,
     send_json,
 )
@@ -84,7 +84,7 @@ class Shim:
         kind = _SUBMISSIONS.get(scope["path"])
         try:
             if len(headers) < len(scope["headers"]):
-                refuse_repeats(scope["headers"])
+                headers = combined(scope["headers"])
             if kind is None:
                 await self._others(scope, receive, _tagged(send, tag))
                 return

@@ -103,6 +103,18 @@ async def test_quota(house: House) -> None:
         assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 200
 
 
+async def test_headers_in_several_lines_are_one_list(house: House) -> None:
+    """As RFC 9110 has it, section 5.3: neither of two lines is lost."""
+    parent = f"00-{'1' * 32}-{'2' * 16}-01"
+    lines = [("traceparent", parent), ("tracestate", "a=1"), ("tracestate", "b=2")]
+    lines += [("Prefer", "return=representation"), ("Prefer", "wait=1")]
+    answer = await house.client.post("/v1/tasks/batch", json={"tasks": [TASK]}, headers=lines)
+    assert (answer.status_code, answer.headers["Preference-Applied"]) == (202, "return=representation")
+    consumer = await house.broker.consumer(topology.INGEST_BATCHES, 1)
+    (delivery,) = await consumer.receive()
+    assert delivery.headers == {"traceparent": parent, "tracestate": "a=1, b=2"}
+
+
 class SlowToNote(SqliteStore):
     """Changes of entries take their time."""
 
