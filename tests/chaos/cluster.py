@@ -23,7 +23,7 @@ class Node:
     """One node. `amqp` is its port."""
 
     def __init__(self, number: int, mapper: int, cookie: str, first: str | None) -> None:
-        self.process = PrivateServer(f"chaos-rabbit{number}", orphaned=signal.SIGTERM)
+        self.process = PrivateServer(f"chaos-rabbit{number}")
         self.name = f"chaos{number}-{secrets.token_hex(3)}@localhost"
         self.amqp, self.management, distribution = free_ports(3)
         home = self.process.directory

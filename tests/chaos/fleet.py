@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tests.servers.process import die_with_parent
+from tests.servers.process import _die_with_parent
 
 _RESTART: Final = 0.5
 
@@ -45,7 +45,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                preexec_fn=die_with_parent,
+                preexec_fn=_die_with_parent,
             )
         self._doomed = False
 

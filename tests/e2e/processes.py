@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.servers.process import die_with_parent, wait_until
+from tests.servers.process import wait_until
 
 
 class Ingest:
@@ -27,7 +27,6 @@ class Ingest:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                preexec_fn=die_with_parent,
             )
 
     def __enter__(self) -> "Ingest":

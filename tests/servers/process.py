@@ -10,7 +10,6 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +58,9 @@ def wait_until(ready: Callable[[], object], what: str, seconds: float = START) -
 
 
 class PrivateServer:
-    """A server process in a directory of its own. Its children share its session and end with it.
+    """A server process in a directory of its own. Its children share its session and end with it."""
 
-    Args:
-        name: of its directory.
-        orphaned: the signal that it gets where whoever launched it dies. A script needs one that it can pass on.
-    """
-
-    def __init__(self, name: str, orphaned: signal.Signals = signal.SIGKILL) -> None:
-        self._orphaned = orphaned
+    def __init__(self, name: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=f"ingest-{name}-"))
         self._process: subprocess.Popen[bytes] | None = None
         atexit.register(self.stop)
@@ -82,7 +75,7 @@ class PrivateServer:
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
-                preexec_fn=partial(die_with_parent, self._orphaned),
+                preexec_fn=_die_with_parent,
             )
 
     @property
@@ -161,6 +154,5 @@ class Server:
             self._container.stop()
 
 
-def die_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """For a child before it starts: the signal that it gets once its parent is gone."""
-    ctypes.CDLL(None).prctl(1, number)  # PR_SET_PDEATHSIG, prctl(2)
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

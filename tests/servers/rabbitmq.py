@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import signal
 import subprocess
 import uuid
 from collections.abc import Sequence
@@ -82,7 +81,7 @@ class RabbitServer(Server):
         return parts.username or "guest", parts.password or "guest"
 
     def _prepare(self, more: str, plugins: Sequence[str]) -> None:
-        self._process = process = PrivateServer("rabbitmq", orphaned=signal.SIGTERM)
+        self._process = process = PrivateServer("rabbitmq")
         amqp, management, distribution, mapper, metrics = free_ports(5)
         home = process.directory
         self.url, self.origin = f"amqp://guest:guest@127.0.0.1:{amqp}", "rabbitmq-server on PATH"
