@@ -14,7 +14,7 @@ https://github.com/rabbitmq/rabbitmq-server/issues/15473 tells of the like on 4.
 
 import asyncio
 import random
-from collections.abc import Callable, KeysView, Sequence
+from collections.abc import Callable, Collection, KeysView, Sequence
 from typing import Final, Protocol
 
 import structlog
@@ -60,7 +60,7 @@ class Suspects:
         self._channel = channel
         self._hand_out = hand_out
         self._width = 1 if narrow else prefetch
-        self._more = prefetch - self._width
+        self._prefetch = prefetch
         self._unsuspicious = False
         self._withheld: list[Delivery] = []
         self._round: list[Delivery] = []
@@ -91,8 +91,8 @@ class Suspects:
     def settled(self) -> None:
         """Something was settled."""
         self._change.set()
-        if self._more and self._unsuspicious and not self._stopped:
-            more, self._more = self._more, 0
+        if self._width < self._prefetch and self._unsuspicious and not self._stopped:
+            more, self._width = self._prefetch - self._width, self._prefetch
             self._widening = asyncio.create_task(self._widen(more))
 
     async def stop(self) -> None:
@@ -111,8 +111,7 @@ class Suspects:
                 task.cancel()
 
     async def _isolate(self) -> None:
-        withheld = {_tag(each) for each in self._withheld}
-        await self._settled_in_time([tag for tag in self._channel.unacked if tag not in withheld])
+        await self._settled_in_time(self._channel.unacked - {_tag(each) for each in self._withheld})
         while any(map(_suspicious, self._withheld)):
             await self._all_come()
             here, self._withheld = self._withheld, []
@@ -130,7 +129,7 @@ class Suspects:
         self._hand_out(deliveries)
         await self._settled_in_time([_tag(each) for each in deliveries])
 
-    async def _settled_in_time(self, tags: Sequence[int]) -> None:
+    async def _settled_in_time(self, tags: Collection[int]) -> None:
         end = _now() + PATIENCE
         while not self._channel.unacked.isdisjoint(tags):
             if not await self._changes_before(end):
@@ -155,7 +154,6 @@ class Suspects:
         return True
 
     async def _widen(self, more: int) -> None:
-        self._width += more
         try:
             await self._channel.consume(more)
         except BrokerUnavailable:

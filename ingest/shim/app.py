@@ -9,6 +9,7 @@ from starlette.responses import Response
 from ingest.admission import Admission
 from ingest.domain import metrics
 from ingest.domain.errors import Reason
+from ingest.domain.header_lines import joined
 from ingest.domain.identity import Kind
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Publisher, Store
@@ -23,8 +24,8 @@ from ingest.shim.wire import (
     Room,
     Scope,
     Send,
-    combined,
     read_json_body,
+    refuse_repeats,
     request_id,
     send_json,
 )
@@ -84,7 +85,8 @@ class Shim:
         kind = _SUBMISSIONS.get(scope["path"])
         try:
             if len(headers) < len(scope["headers"]):
-                headers = combined(scope["headers"])
+                refuse_repeats(scope["headers"])
+                headers = joined(scope["headers"])
             if kind is None:
                 await self._others(scope, receive, _tagged(send, tag))
                 return

@@ -64,20 +64,13 @@ def request_id(headers: dict[bytes, bytes]) -> bytes:
     return b"%016x" % random.getrandbits(64)
 
 
-def combined(headers: Iterable[Header]) -> dict[bytes, bytes]:
-    """Headers by name; of one that stands several times the values as one list (RFC 9110, section 5.3).
-
-    Raises Problem (400) where one that decides something stands twice, even with one value.
-    """
-    found: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if name not in found:
-            found[name] = value
-        elif name in _ONCE:
+def refuse_repeats(headers: Iterable[Header]) -> None:
+    """Raises Problem (400) where a header that decides something stands twice, even with one value."""
+    seen = set()
+    for name, _ in headers:
+        if name in _ONCE and name in seen:
             raise repeated(_ONCE[name])
-        else:
-            found[name] += b", " + value
-    return found
+        seen.add(name)
 
 
 async def read_json_body(headers: dict[bytes, bytes], receive: Receive, held: Held) -> bytes:

@@ -9,7 +9,7 @@ Lists have spans of their own, which link to their members: `receive`, `settle`,
 What is not sampled is passed on as it came.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -19,6 +19,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from ingest.domain.header_lines import joined
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
@@ -40,11 +41,11 @@ class TracedApp:
         if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
             await self._app(scope, receive, send)
             return
-        headers = dict(scope["headers"])
+        headers = joined(scope["headers"])
         route = route_of(scope["path"])
         span = self._tracer.start_span(
             f"{scope['method']} {route}",
-            _extract({name.decode(): _joined(name, scope["headers"]) for name in _NAMES if name in headers}),
+            _extract({name.decode(): headers[name].decode("latin-1") for name in _NAMES if name in headers}),
             SpanKind.SERVER,
             {
                 "http.request.method": scope["method"],
@@ -234,11 +235,6 @@ class TracedConsumer(ConsumerAround):
         for span, _ in self._open.values():
             span.end()
         self._open.clear()
-
-
-def _joined(name: bytes, headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The value of a header; of one that stands several times the values as one list (RFC 9110, section 5.3)."""
-    return b", ".join([value for each, value in headers if each == name]).decode("latin-1")
 
 
 def _by_trace(messages: Sequence[Message]) -> list[list[int]]:

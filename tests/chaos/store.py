@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import aerospike
 
-from tests.servers import aerospike as aerospike_server
+from tests.servers.aerospike import configure, launch
 from tests.servers.process import PrivateServer, Unavailable, free_ports, wait_until
 
 FLUSH: Final = 0.1
@@ -40,11 +40,10 @@ class Store:
         directory = self.process.directory
         storage = _STORAGE.format(directory=directory)
         access = _ACCESS.format(proxy=proxy, service=self.port)
-        aerospike_server.configure(directory, self._ports, nsup=5, engine="device", storage=storage, access=access)
+        configure(directory, self._ports, nsup=5, engine="device", storage=storage, access=access)
 
     def start(self) -> None:
-        config = self.process.directory / "aerospike.conf"
-        self.process.launch(["asd", "--config-file", str(config), "--foreground"])
+        launch(self.process)
         wait_until(lambda: self.info("status").strip() == "ok" and self._writes(), "asd")
 
     def stop(self) -> None:

@@ -7,9 +7,9 @@ import pytest
 
 from ingest.broker.rabbitmq import RabbitBroker
 from ingest.domain import topology
-from ingest.domain.messages import Delivery, PublishOutcome
-from ingest.domain.ports import Consumer
+from ingest.domain.messages import PublishOutcome
 from tests.chaos.cluster import Cluster, Node
+from tests.contract.test_broker import take
 from tests.integration.test_rabbitmq import message
 from tests.servers.process import Unavailable
 
@@ -33,13 +33,6 @@ def on(node: Node) -> RabbitBroker:
     return RabbitBroker(f"amqp://guest:guest@127.0.0.1:{node.amqp}/")
 
 
-async def receive(consumer: Consumer, count: int) -> list[Delivery]:
-    got: list[Delivery] = []
-    while len(got) < count:
-        got += await consumer.receive()
-    return got
-
-
 @pytest.mark.timeout(240)
 async def test_it_leaves_nothing_unacknowledged(cluster: Cluster) -> None:
     """All that the consumer held comes again elsewhere at once: what a consumer that was cancelled to hold less had not
@@ -54,7 +47,7 @@ async def test_it_leaves_nothing_unacknowledged(cluster: Cluster) -> None:
     async with asyncio.timeout(60):
         consumer = await brokers[victim.name].consumer(topology.INGEST_TASKS, 50)
         for _ in range(2):
-            await consumer.requeue(await receive(consumer, COUNT))
+            await consumer.requeue(await take(consumer, COUNT))
         (first,) = await consumer.receive()
         assert consumer.held == COUNT
         await asyncio.to_thread(victim.process.kill)

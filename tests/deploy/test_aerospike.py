@@ -7,6 +7,7 @@ import aerospike
 import pytest
 
 from tests.deploy.files import DEPLOY
+from tests.servers.aerospike import launch
 from tests.servers.process import PrivateServer, free_ports, wait_until
 
 
@@ -39,7 +40,7 @@ def test_the_server_takes_the_configuration() -> None:
         text = text.replace("proto-fd-max 15000", "proto-fd-max 1000")
     (home / "aerospike.conf").write_text(text)
     try:
-        process.launch(["asd", "--config-file", str(home / "aerospike.conf"), "--foreground"])
+        launch(process)
 
         def takes_records() -> None:
             with_ttl = {"ttl": 7 * 86_400}

@@ -9,8 +9,8 @@ import pytest
 
 from ingest.broker.rabbitmq import RabbitBroker
 from ingest.domain import topology
-from ingest.domain.messages import Delivery, PublishOutcome
-from ingest.domain.ports import Consumer
+from ingest.domain.messages import PublishOutcome
+from tests.contract.test_broker import take
 from tests.integration.test_rabbitmq import message
 
 _COUNT = 300
@@ -29,13 +29,6 @@ async def _publish(broker: RabbitBroker, count: int, pause: float = 0.0) -> None
     for number in range(count):
         assert await publisher.publish([message(number)]) == [PublishOutcome.CONFIRMED]
         await asyncio.sleep(random.uniform(0, pause))
-
-
-async def _receive(consumer: Consumer, count: int) -> list[Delivery]:
-    got: list[Delivery] = []
-    while len(got) < count:
-        got += await consumer.receive()
-    return got
 
 
 @pytest.mark.parametrize("round_", range(3))
@@ -64,12 +57,12 @@ async def test_after_a_pause_one_at_a_time_until_one_is_settled(broker: RabbitBr
     consumer = await broker.consumer(topology.INGEST_TASKS, 20)
     await _publish(broker, 30)
     async with asyncio.timeout(20):
-        await _receive(consumer, 20)
+        await take(consumer, 20)
         await consumer.pause()
         await consumer.resume()
         (one,) = await consumer.receive()
         await asyncio.sleep(0.5)
         assert consumer.held == 1
         await consumer.ack([one])
-        await _receive(consumer, 20)
+        await take(consumer, 20)
         assert consumer.held == 20

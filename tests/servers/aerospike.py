@@ -100,6 +100,11 @@ def configure(
     (directory / "aerospike.conf").write_text(text)
 
 
+def launch(process: PrivateServer) -> None:
+    """Start `asd` on what `configure` has laid out; returns before it answers."""
+    process.launch(["asd", "--config-file", str(process.directory / "aerospike.conf"), "--foreground"])
+
+
 class AerospikeServer(Server):
     """One node with a namespace `test` in memory: what it holds is gone when it is killed. Raises Unavailable.
 
@@ -130,7 +135,7 @@ class AerospikeServer(Server):
     def start(self) -> None:
         """Start it, again after `kill`."""
         assert self._process is not None
-        self._process.launch(["asd", "--config-file", str(self._process.directory / "aerospike.conf"), "--foreground"])
+        launch(self._process)
         wait_until(self._writes, "asd")
 
     def _start_container(self) -> None:
