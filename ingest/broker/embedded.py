@@ -61,7 +61,7 @@ class EmbeddedBroker:
     async def declare(self) -> None:
         """The topology is built in."""
 
-    async def publisher(self, user: str = USER) -> "EmbeddedPublisher":
+    async def publisher(self, connections: int = 1, *, user: str = USER) -> "EmbeddedPublisher":
         return EmbeddedPublisher(self._file, self._news, user)
 
     async def consumer(self, queue: str, prefetch: int) -> "EmbeddedConsumer":

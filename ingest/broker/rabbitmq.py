@@ -1,5 +1,6 @@
 """RabbitMQ behind `domain.ports.Broker`. Works on 3.10 to 4.x."""
 
+import asyncio
 import itertools
 import re
 import ssl
@@ -15,9 +16,10 @@ from yarl import URL
 from ingest.broker.amqp_wire import CONNECT_TIMEOUT, Wire
 from ingest.broker.rabbitmq_consumer import RabbitConsumer
 from ingest.broker.rabbitmq_publisher import RabbitPublisher
+from ingest.broker.rabbitmq_spread import SpreadPublisher
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
-from ingest.domain.ports import ConnectionState
+from ingest.domain.ports import ConnectionState, Publisher
 
 _URL: Final = re.compile(r"(?P<scheme>amqps?)://(?:(?P<userinfo>[^@/]*)@)?(?P<hosts>[^/?@]+)(?P<rest>[/?].*)?")
 
@@ -107,11 +109,14 @@ class RabbitBroker:
         async with await self.connect() as connection:
             await self._declare_on(connection)
 
-    async def publisher(self) -> RabbitPublisher:
-        publisher = RabbitPublisher(lambda: self._wire("publish"), self.user, self._confirm_timeout)
-        self._links.append(publisher)
-        await publisher.start()
-        return publisher
+    async def publisher(self, connections: int = 1) -> Publisher:
+        publishers = [self._new_publisher("publish" if n == 1 else f"publish {n}") for n in range(1, connections + 1)]
+        self._links += publishers
+        await asyncio.gather(*[each.start() for each in publishers])
+        return publishers[0] if connections == 1 else SpreadPublisher(publishers)
+
+    def _new_publisher(self, what: str) -> RabbitPublisher:
+        return RabbitPublisher(lambda: self._wire(what), what, self.user, self._confirm_timeout)
 
     async def consumer(self, queue: str, prefetch: int) -> RabbitConsumer:
         consumer = RabbitConsumer(lambda: self._wire(f"consume {queue}"), queue, prefetch, isolate=queue in _ISOLATED)

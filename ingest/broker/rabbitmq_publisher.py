@@ -29,15 +29,21 @@ class RabbitPublisher(Link):
 
     Args:
         connect: makes a wire, not yet connected.
+        what: what it is for, in logs and metrics.
         user_id: the connection's user, or None where it is not known.
         timeout: seconds one call waits; what is not confirmed by then is UNKNOWN.
     """
 
-    def __init__(self, connect: Callable[[], Wire], user_id: str | None, timeout: float) -> None:
-        super().__init__(connect, "publish")
+    def __init__(self, connect: Callable[[], Wire], what: str, user_id: str | None, timeout: float) -> None:
+        super().__init__(connect, what)
         self._user_id = user_id
         self._timeout = timeout
         self._channel: _ConfirmChannel | None = None
+
+    @property
+    def writable(self) -> bool:
+        """Whether a publish would be written now."""
+        return self._channel is not None and self._channel.writable
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
         flight = _Flight(len(messages))

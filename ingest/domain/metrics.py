@@ -162,7 +162,10 @@ DELIVERIES_IN_FLIGHT: Final = _gauge(
     "ingest_deliveries_in_flight", "Deliveries not acknowledged yet, at most the prefetch", "process", "queue"
 )
 BROKER_CONNECTED: Final = _gauge(
-    "ingest_broker_connected", "1 while connected; connection publish or consume <queue>", "process", "connection"
+    "ingest_broker_connected",
+    "1 while connected; connection publish, publish 2 or consume <queue>",
+    "process",
+    "connection",
 )
 BROKER_RECONNECTS: Final = _counter(
     "ingest_broker_reconnects_total",

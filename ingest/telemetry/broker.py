@@ -21,8 +21,8 @@ class MeteredBroker(BrokerAround):
         self.publishers: list[MeteredPublisher] = []
         self.consumers: list[MeteredConsumer] = []
 
-    async def publisher(self) -> "MeteredPublisher":
-        publisher = MeteredPublisher(await self._broker.publisher(), self._meter)
+    async def publisher(self, connections: int = 1) -> "MeteredPublisher":
+        publisher = MeteredPublisher(await self._broker.publisher(connections), self._meter)
         self.publishers.append(publisher)
         return publisher
 

@@ -86,8 +86,8 @@ class TracedBroker(BrokerAround):
         self._tracer = tracer
         self._system = system
 
-    async def publisher(self) -> "TracedPublisher":
-        return TracedPublisher(await self._broker.publisher(), self._tracer, self._system)
+    async def publisher(self, connections: int = 1) -> "TracedPublisher":
+        return TracedPublisher(await self._broker.publisher(connections), self._tracer, self._system)
 
     async def consumer(self, queue: str, prefetch: int) -> "TracedConsumer":
         return TracedConsumer(await self._broker.consumer(queue, prefetch), queue, self._tracer, self._system)

@@ -24,6 +24,8 @@ OUTAGE_HOLD: Final = 600.0
 """Seconds for which deliveries are held through an outage."""
 _UNDER_WAY: Final = 4
 """Cohorts of one queue under way at once: while one waits for confirms the next is made."""
+_PUBLISHING: Final = 2
+"""Connections that events go out on: RabbitMQ routes those of one on one core, which is less than a worker makes."""
 
 _log = structlog.get_logger(__name__)
 
@@ -69,7 +71,7 @@ class Worker:
 
     async def run(self) -> None:
         """Work until `stop`; then finish what was delivered, acknowledge it and close. Cancelling closes at once."""
-        publisher = await self._broker.publisher()
+        publisher = await self._broker.publisher(_PUBLISHING)
         intake = Intake(self._store, self._trusted_users)
         cohorts = Cohorts(self._store, publisher, self._admission, intake, self._meter)
         lanes = []

@@ -208,8 +208,8 @@ class _Broker(_Around):
         super().__init__(inner, probes)
         self._store = store
 
-    async def publisher(self) -> Publisher:
-        return cast("Publisher", _Publisher(await self._inner.publisher(), self._probes))
+    async def publisher(self, connections: int = 1) -> Publisher:
+        return cast("Publisher", _Publisher(await self._inner.publisher(connections), self._probes))
 
     async def consumer(self, queue: str, prefetch: int) -> Consumer:
         inner = await self._inner.consumer(queue, prefetch)

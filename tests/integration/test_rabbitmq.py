@@ -82,6 +82,33 @@ async def test_closed_connections_come_back(broker: RabbitBroker, rabbitmq: Rabb
     assert states["consume ingest.tasks"].reconnects >= 1
 
 
+async def test_publishes_are_spread(broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
+    """Of two calls at once each has a connection; while one is lost, all go out on the other, which is ready enough."""
+    publisher = await broker.publisher(connections=2)
+    vhost = rabbitmq_url.rpartition("/")[2]
+    async with asyncio.timeout(30):
+        while len(used := await publishing_connections(rabbitmq, vhost)) < 2:
+            both = await asyncio.gather(*[publisher.publish([message(n) for n in range(50)]) for _ in range(2)])
+            assert both == [[PublishOutcome.CONFIRMED] * 50] * 2
+    (first,) = [name for name, purpose in used.items() if purpose.endswith(" publish")]
+    rabbitmq.api("DELETE", f"connections/{first.replace(' ', '%20').replace('>', '%3E')}")
+    outcomes = set()
+    async with asyncio.timeout(20):
+        while (state := broker.connections()[0]).reconnects == 0 or not state.connected:
+            outcomes.update(await publisher.publish([message(1)]))
+            await publisher.ready()
+    assert outcomes <= {PublishOutcome.CONFIRMED, PublishOutcome.UNKNOWN}, "what is not sent waits for nobody"
+
+
+async def publishing_connections(rabbitmq: RabbitServer, vhost: str) -> dict[str, str]:
+    """Connections of the virtual host that have published: RabbitMQ's name of each, and the client's."""
+    await asyncio.sleep(0.2)
+    channels = await asyncio.to_thread(rabbitmq.api, "GET", f"vhosts/{vhost}/channels")
+    used = {c["connection_details"]["name"] for c in channels if c.get("message_stats", {}).get("publish")}
+    connections = await asyncio.to_thread(rabbitmq.api, "GET", f"vhosts/{vhost}/connections")
+    return {c["name"]: c["client_properties"]["connection_name"] for c in connections if c["name"] in used}
+
+
 async def test_a_memory_alarm_blocks(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
     """Blocked: nothing is sent and nothing hangs; the alarm over, it goes on. Consumers never notice."""
     if not rabbitmq.controllable:
