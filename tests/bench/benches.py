@@ -9,8 +9,8 @@ from tests.bench.measure import Meter, Row, consume, fill
 OURS: Final = ("-m", "ingest", "work")
 PLAIN: Final = ("-m", "tests.bench.peers", "plain")
 FASTSTREAM: Final = ("-m", "tests.bench.peers", "faststream")
-RELAY: Final = ("-m", "tests.bench.raw", "relay")
-PUBLISH: Final = ("-m", "tests.bench.raw", "publish")
+RELAY: Final = ("-m", "tests.bench.raw", "relay", "1")
+PUBLISH: Final = ("-m", "tests.bench.raw", "publish")  # how many connections follows
 
 
 async def worker(house: House) -> list[Row]:
@@ -24,10 +24,12 @@ async def worker(house: House) -> list[Row]:
 
 
 async def batch(house: House) -> list[Row]:
-    """Tasks of 1,000-task batches. The raw socket only publishes, its frames made before."""
-    await house.fresh()
-    limit = await fill(house, "raw socket: the broker's limit", PUBLISH, 150_000)
-    return [limit, await consume(house, "ingest work, tasks", OURS, 150, 1000)]
+    """Tasks of 1,000-task batches. The raw sockets only publish, their frames made before."""
+    limits = []
+    for count, name in enumerate(("raw socket: one connection's limit", "two raw sockets"), 1):
+        await house.fresh()
+        limits.append(await fill(house, name, (*PUBLISH, str(count)), 150_000))
+    return [*limits, await consume(house, "ingest work, tasks", OURS, 150, 1000)]
 
 
 async def backlog(house: House) -> list[Row]:

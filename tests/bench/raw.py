@@ -7,6 +7,7 @@ it once the event is confirmed. Both until they are terminated. The events are b
 import os
 import socket
 import sys
+import threading
 from typing import Any, Final
 
 from pamqp import commands, frame
@@ -146,4 +147,6 @@ def relay(raw: Raw) -> None:
 
 
 if __name__ == "__main__":
-    {"publish": publish, "relay": relay}[sys.argv[1]](Raw(os.environ["BENCH_AMQP"]))
+    job = {"publish": publish, "relay": relay}[sys.argv[1]]
+    for _ in range(int(sys.argv[2])):
+        threading.Thread(target=job, args=(Raw(os.environ["BENCH_AMQP"]),)).start()
