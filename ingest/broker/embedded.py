@@ -61,8 +61,8 @@ class EmbeddedBroker:
     async def declare(self) -> None:
         """The topology is built in."""
 
-    async def publisher(self, connections: int = 1, *, user: str = USER) -> "EmbeddedPublisher":
-        return EmbeddedPublisher(self._file, self._news, user)
+    async def publisher(self, connections: int = 1) -> "EmbeddedPublisher":
+        return EmbeddedPublisher(self._file, self._news)
 
     async def consumer(self, queue: str, prefetch: int) -> "EmbeddedConsumer":
         return EmbeddedConsumer(self._file, self._news, queue, prefetch)
@@ -82,12 +82,11 @@ class EmbeddedBroker:
 
 
 class EmbeddedPublisher:
-    """`domain.ports.Publisher`; everything is published as `user`."""
+    """`domain.ports.Publisher`; everything is published as `USER`."""
 
-    def __init__(self, file: SqliteFile, news: dict[str, asyncio.Event], user: str) -> None:
+    def __init__(self, file: SqliteFile, news: dict[str, asyncio.Event]) -> None:
         self._file = file
         self._news = news
-        self._user = user
         self._closed = False
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
@@ -99,7 +98,7 @@ class EmbeddedPublisher:
             queues = queue_.routes(message.exchange, message.routing_key)
             unroutable = message.mandatory and not queues
             outcomes.append(PublishOutcome.UNROUTABLE if unroutable else PublishOutcome.CONFIRMED)
-            rows += [queue_.row(queue, message, self._user) for queue in queues]
+            rows += [queue_.row(queue, message, USER) for queue in queues]
         try:
             # Shielded: a caller that is cancelled does not take back what the others may see already.
             await asyncio.shield(self._file.change(lambda db: queue_.insert(db, rows)))

@@ -1,7 +1,8 @@
 """The broker's limit: a blocking socket, frames made beforehand, nothing parsed but tags.
 
 `publish` sends events and counts confirms; `relay` takes single submissions, sends an event for each and acknowledges
-it once the event is confirmed. Both until they are terminated. The events are byte for byte what the worker sends.
+it once the event is confirmed. On how many connections is the second argument. Both until they are terminated. The
+events are byte for byte what the worker sends.
 """
 
 import os

@@ -72,7 +72,7 @@ def test_no_process_ever_tells_one(world: World, rabbitmq: RabbitServer) -> None
     wait_until(lambda: "accepted" in world.worker.text(), "the worker's log", 20)
     for connection in rabbitmq.api("GET", "connections"):
         if connection["vhost"] in world.admin_url:
-            rabbitmq.api("DELETE", f"connections/{connection['name'].replace(' ', '%20').replace('>', '%3E')}")
+            rabbitmq.close_connection(connection["name"])
     world.shim.stop()
     world.worker.stop()
     for text in (world.shim.text(), world.worker.text(), "".join(answer.text for answer in answers if answer.is_error)):

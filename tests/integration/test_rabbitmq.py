@@ -69,7 +69,7 @@ async def test_closed_connections_come_back(broker: RabbitBroker, rabbitmq: Rabb
     async with asyncio.timeout(30):
         while consumer.alive(old):
             for each in rabbitmq.api("GET", f"vhosts/{vhost}/connections"):
-                rabbitmq.api("DELETE", f"connections/{each['name'].replace(' ', '%20').replace('>', '%3E')}")
+                rabbitmq.close_connection(each["name"])
             await asyncio.sleep(0.2)
     await consumer.ack([old])
     (again,) = await asyncio.wait_for(consumer.receive(), 20)
@@ -91,7 +91,7 @@ async def test_publishes_are_spread(broker: RabbitBroker, rabbitmq: RabbitServer
             both = await asyncio.gather(*[publisher.publish([message(n) for n in range(50)]) for _ in range(2)])
             assert both == [[PublishOutcome.CONFIRMED] * 50] * 2
     (first,) = [name for name, purpose in used.items() if purpose.endswith(" publish")]
-    rabbitmq.api("DELETE", f"connections/{first.replace(' ', '%20').replace('>', '%3E')}")
+    rabbitmq.close_connection(first)
     outcomes = set()
     async with asyncio.timeout(20):
         while (state := broker.connections()[0]).reconnects == 0 or not state.connected:

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -74,6 +74,10 @@ class RabbitServer(Server):
         response = httpx.request(method, f"{self.management_url}/api/{path}", json=body, auth=self._user, timeout=30)
         response.raise_for_status()
         return response.json() if response.content else None
+
+    def close_connection(self, name: str) -> None:
+        """Close a client's connection, by RabbitMQ's name of it."""
+        self.api("DELETE", f"connections/{quote(name, safe='')}")
 
     @property
     def _user(self) -> tuple[str, str]:
