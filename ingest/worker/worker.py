@@ -22,8 +22,8 @@ _DEFECT_PAUSE: Final = 0.2
 """Seconds before a delivery that brings out a defect goes back."""
 OUTAGE_HOLD: Final = 600.0
 """Seconds for which deliveries are held through an outage."""
-_UNDER_WAY: Final = 4
-"""Cohorts of one queue under way at once: while one waits for confirms the next is made."""
+_UNDER_WAY: Final = 3
+"""Cohorts of one queue under way at once: while one waits for confirms the next is made, and one more gathers."""
 _PUBLISHING: Final = 2
 """Connections that events go out on: RabbitMQ routes those of one on one core, which is less than a worker makes."""
 
@@ -79,7 +79,7 @@ class Worker:
             for queue, prefetch in self._prefetch.items():
                 consumer = await self._broker.consumer(queue, prefetch)
                 # A batch is a thousand tasks: one is a cohort.
-                size = 1 if queue == INGEST_BATCHES else prefetch
+                size = 1 if queue == INGEST_BATCHES else max(1, prefetch // (_UNDER_WAY + 1))
                 lanes.append(_Lane(consumer, cohorts, self._brake, self._stopping, size))
             _log.info("working", prefetch=dict(self._prefetch))
             async with asyncio.TaskGroup() as group:
@@ -101,7 +101,11 @@ class Worker:
 
 
 class _Lane:
-    """One queue: receives, attempts, and tries again what could not be finished."""
+    """One queue: receives, attempts, and tries again what could not be finished.
+
+    `size`: most deliveries in a cohort; while one is under way a further one waits until it is full: large cohorts cost
+    less, to RabbitMQ too. There is no timer: light traffic makes small cohorts, at once.
+    """
 
     def __init__(self, consumer: Consumer, cohorts: Cohorts, brake: Brake, stopping: asyncio.Event, size: int) -> None:
         self.consumer = consumer
@@ -109,28 +113,35 @@ class _Lane:
         self._brake = brake
         self._stopping = stopping
         self._size = size
-        self._slots = asyncio.Semaphore(_UNDER_WAY)
+        self._waiting: list[Delivery] = []
+        self._under_way = 0
+        self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self._stop_in_time())
+        async with self._group:
+            self._group.create_task(self._stop_in_time())
             while deliveries := await self.consumer.receive():
-                for start in range(0, len(deliveries), self._size):
-                    await self._slots.acquire()
-                    group.create_task(self._carry_through(deliveries[start : start + self._size]))
+                self._waiting += deliveries
+                self._start()
+
+    def _start(self) -> None:
+        """Make cohorts of what waits, as far as that may be."""
+        while self._waiting and self._under_way < (_UNDER_WAY if len(self._waiting) >= self._size else 1):
+            cohort, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
+            self._under_way += 1
+            self._group.create_task(self._carry_through(cohort))
 
     async def _stop_in_time(self) -> None:
         await self._stopping.wait()
         await self.consumer.stop()
 
     async def _carry_through(self, deliveries: Sequence[Delivery]) -> None:
-        """Attempt until nothing is left, the deliveries are lost, or it is time to stop. Holds a slot on entry."""
+        """Attempt until nothing is left, the deliveries are lost, or it is time to stop. Under way on entry."""
         busy, failed = _BUSY_PAUSES[0], PAUSES[0]
         while True:
-            try:
-                left = await self._attempt_when_possible(deliveries)
-            finally:
-                self._slots.release()
+            left = await self._attempt_when_possible(deliveries)
+            self._under_way -= 1
+            self._start()
             if not left.busy and not left.failed:
                 return
             pause = failed if left.failed else busy
@@ -142,7 +153,7 @@ class _Lane:
             else:
                 busy = min(busy * 2, _BUSY_PAUSES[1])
             deliveries = [*left.busy, *left.failed]
-            await self._slots.acquire()
+            self._under_way += 1  # at once: those that wait for somebody else are few, the others the brake holds back
 
     async def _attempt_when_possible(self, deliveries: Sequence[Delivery]) -> Left:
         """One attempt, once the brake lets it through, at those deliveries that are still alive."""

@@ -11,15 +11,17 @@ PLAIN: Final = ("-m", "tests.bench.peers", "plain")
 FASTSTREAM: Final = ("-m", "tests.bench.peers", "faststream")
 RELAY: Final = ("-m", "tests.bench.raw", "relay", "1")
 PUBLISH: Final = ("-m", "tests.bench.raw", "publish")  # how many connections follows
+BACKLOG: Final = 40_000
+"""Messages that all find. None comes to the end: with nothing more to deliver RabbitMQ has less to do."""
 
 
 async def worker(house: House) -> list[Row]:
     """Single submissions: claim, event out, ack. The raw socket relays without claims, its frames made before."""
     return [
-        await consume(house, "plain aio-pika", PLAIN, 6_000),
-        await consume(house, "FastStream", FASTSTREAM, 4_000),
-        await consume(house, "ingest work", OURS, 40_000),
-        await consume(house, "raw socket: the broker's limit", RELAY, 60_000),
+        await consume(house, "plain aio-pika", PLAIN, BACKLOG, until=BACKLOG // 2),
+        await consume(house, "FastStream", FASTSTREAM, BACKLOG, until=BACKLOG // 4),
+        await consume(house, "ingest work", OURS, BACKLOG, until=BACKLOG * 9 // 10),
+        await consume(house, "raw socket: the broker's limit", RELAY, BACKLOG, until=BACKLOG * 9 // 10),
     ]
 
 

@@ -1,0 +1,130 @@
+"""How a worker makes cohorts of what is delivered, on a real ledger and a real queue."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.admission import Admission
+from ingest.broker.embedded import EmbeddedBroker
+from ingest.domain import topology
+from ingest.domain.customers import Customer
+from ingest.domain.ledger import Entry
+from ingest.domain.messages import Message, PublishOutcome
+from ingest.store.sqlite import SqliteStore
+from ingest.worker import Worker
+
+PREFETCH = 40
+FULL = PREFETCH // 4
+"""Deliveries of a full cohort."""
+_SETTLE = 0.2
+"""Seconds in which whatever is to begin has begun."""
+TASK: dict[str, Any] = {
+    "type": "sentiment",
+    "data_url": "https://a.example/x",
+    "label_spec": {"question": "q?", "options": ["a", "b"]},
+}
+
+
+class Gate(SqliteStore):
+    """A store whose claims wait until it is opened. `cohorts` are the sizes of those that came."""
+
+    def prepare(self) -> None:
+        self.cohorts: list[int] = []
+        self.opened = asyncio.Event()
+
+    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+        self.cohorts.append(len(entries))
+        await self.opened.wait()
+        return await super().claim(entries)
+
+
+class House:
+    """A worker that runs, and its queues."""
+
+    def __init__(self, store: Gate, broker: EmbeddedBroker) -> None:
+        self.store, self._broker = store, broker
+        self.worker = Worker(
+            store=store,
+            broker=broker,
+            admission=Admission(store),
+            trusted_users=frozenset({"ingest"}),
+            prefetch={topology.INGEST_TASKS: PREFETCH},
+        )
+        self.running = asyncio.create_task(self.worker.run())
+        self._sent = 0
+
+    async def submit(self, count: int) -> None:
+        """Returns when what is to be done about them has begun."""
+        publisher = await self._broker.publisher()
+        body = json.dumps(TASK).encode()
+        numbers = range(self._sent, self._sent + count)
+        self._sent += count
+        key = "task.submitted.c"
+        sent = [Message(exchange=topology.SUBMISSIONS, routing_key=key, body=body, message_id=f"m{i}") for i in numbers]
+        assert set(await publisher.publish(sent)) == {PublishOutcome.CONFIRMED}
+        await asyncio.sleep(_SETTLE)
+
+    async def events(self, count: int) -> None:
+        """So many, and no more, come out."""
+        consumer = await self._broker.consumer(topology.CONSENSUS_TASKS, 100)
+        ids: list[str | None] = []
+        async with asyncio.timeout(10):
+            while len(ids) < count:
+                ids += [each.message_id for each in await consumer.receive()]
+        assert len(set(ids)) == len(ids) == count
+        await consumer.close()
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    store = await Gate.open(tmp_path / "store.db")
+    store.prepare()
+    await store.save_customer(Customer(cust_id="c"))
+    broker = await EmbeddedBroker.open(tmp_path / "queue.db")
+    made = House(store, broker)
+    yield made
+    store.opened.set()
+    made.worker.stop()
+    await asyncio.wait_for(made.running, 5)
+    await broker.close()
+    await store.close()
+
+
+async def test_beside_another_a_cohort_is_full(house: House) -> None:
+    """The first begins at once, however small. What comes while it is under way waits until it fills a cohort, or the
+    worker has nothing else to do."""
+    await house.submit(1)
+    assert house.store.cohorts == [1]
+    await house.submit(FULL - 1)
+    assert house.store.cohorts == [1]
+    await house.submit(2)
+    assert house.store.cohorts == [1, FULL]
+    house.store.opened.set()
+    await house.events(FULL + 2)
+    assert house.store.cohorts == [1, FULL, 1]
+
+
+async def test_one_cohort_gathers_while_three_are_under_way(house: House) -> None:
+    """Three at once; the fourth begins when one is through."""
+    await house.submit(PREFETCH)
+    assert house.store.cohorts == [FULL] * 3
+    house.store.opened.set()
+    await house.events(PREFETCH)
+    assert house.store.cohorts == [FULL] * 4
+
+
+async def test_a_stop_finishes_what_waits(house: House) -> None:
+    """Also what does not fill a cohort."""
+    await house.submit(1)
+    await house.submit(3)
+    house.worker.stop()
+    await asyncio.sleep(_SETTLE)
+    assert not house.running.done()
+    house.store.opened.set()
+    await asyncio.wait_for(house.running, 5)
+    assert house.store.cohorts == [1, 3]
+    await house.events(4)
