@@ -53,15 +53,15 @@ class Quotas(Protocol):
     """Counters of new tasks, one a customer and month."""
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
-        """Add each `count` where used + count <= limit; atomic each. False: refused, nothing added.
+        """Add each `count` where used + count <= `limit`; atomic each. False: refused, nothing added.
 
-        A write in doubt is repeated where it cannot be told: rather charged twice than never.
-        Raises StoreUnavailable.
+        In one call a customer has one charge a month at most. Raises StoreUnavailable: nothing counts; what was added
+        all the same, or may be yet, is taken back as soon as the store answers.
         """
         ...
 
     async def refund(self, charges: Sequence[Charge]) -> None:
-        """Take back what `charge` had granted. In doubt it is not repeated. Raises StoreUnavailable."""
+        """Take back what `charge` had granted; where the store is away, as soon as it answers."""
         ...
 
     async def used(self, cust_id: str, month: str) -> int:

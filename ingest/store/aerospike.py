@@ -1,33 +1,27 @@
 """The store on an Aerospike cluster.
 
 Sets as the design names them: `ledger` (key: id), `quota` (key: customer and month), `customer`, `api_key`. Lists
-travel in one `batch_write`. Charges carry a filter expression; how the ledger stays atomic tells `aerospike_ledger`.
+travel in one `batch_write`. How that stays atomic tell `aerospike_ledger` and `aerospike_quotas`.
 """
 
-import asyncio
 import hmac
-import random
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, Final, Self
 
 import aerospike
 import msgspec
-from aerospike_helpers import expressions as exp
 from aerospike_helpers.batch import records as batch
 from aerospike_helpers.operations import operations
 
-from ingest.domain.customers import DAY, ApiKey, Customer, key_id_of
-from ingest.domain.errors import StoreUnavailable
+from ingest.domain.customers import ApiKey, Customer, key_id_of
 from ingest.domain.ledger import Charge
 from ingest.store import aerospike_client as client_
 from ingest.store.aerospike_client import AerospikeClient, parse_url
 from ingest.store.aerospike_ledger import AerospikeLedger
+from ingest.store.aerospike_quotas import AerospikeQuotas
 from ingest.store.aerospike_records import read_api_key
 
 DEFAULT_TIMEOUT: Final = 3.0
-_QUOTA_TTL: Final = 100 * DAY
-_ROUNDS: Final = 5
 _REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
 _UPDATE: Final = {"exists": aerospike.POLICY_EXISTS_UPDATE}
 _FOREVER: Final = {"ttl": aerospike.TTL_NEVER_EXPIRE}
@@ -35,6 +29,10 @@ _FOREVER: Final = {"ttl": aerospike.TTL_NEVER_EXPIRE}
 
 class AerospikeStore(AerospikeLedger):
     """`domain.ports.Store` on a cluster. Open it with `open`."""
+
+    def __init__(self, client: AerospikeClient) -> None:
+        super().__init__(client)
+        self._quotas = AerospikeQuotas(client)
 
     @classmethod
     async def open(cls, url: str, *, call_timeout: float = DEFAULT_TIMEOUT) -> Self:
@@ -52,63 +50,13 @@ class AerospikeStore(AerospikeLedger):
     # Quotas
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
-        granted: dict[int, bool] = {}
-        try:
-            for round_ in range(_ROUNDS):
-                open_ = [index for index in range(len(charges)) if index not in granted]
-                if not open_:
-                    break
-                if round_:
-                    await asyncio.sleep(random.uniform(0.5, 1.5) * 0.01 * 2**round_)  # noqa: S311 - jitter
-                granted |= await self._charge(charges, open_)
-            else:
-                if len(granted) < len(charges):
-                    raise StoreUnavailable("a quota record is too busy")
-        except StoreUnavailable:
-            await self.refund([charge for index, charge in enumerate(charges) if granted.get(index)])
-            raise
-        return [granted[index] for index in range(len(charges))]
-
-    async def _charge(self, charges: Sequence[Charge], open_: Sequence[int]) -> dict[int, bool]:
-        """Grants by index; without those whose record was busy, and those in doubt: rather charged twice than never."""
-        granted = {}
-        records = {}
-        for index in open_:
-            charge = charges[index]
-            # The filter is not asked where there is no record yet.
-            if charge.count > charge.limit:
-                granted[index] = False
-            else:
-                policy = {"expressions": _at_most("used", charge.limit - charge.count), "ttl": _QUOTA_TTL}
-                ops = [operations.increment("used", charge.count)]
-                records[index] = batch.Write(self._quota(charge), ops, policy=policy)
-        await self._client.write(list(records.values()))
-        for index, record in records.items():
-            if record.result == client_.OK:
-                granted[index] = True
-            elif record.result == client_.FILTERED_OUT:
-                granted[index] = False
-            elif record.result != client_.KEY_BUSY and not record.in_doubt:
-                raise self._client.unavailable(record.result, "charge failed")
-        return granted
+        return await self._quotas.charge(charges)
 
     async def refund(self, charges: Sequence[Charge]) -> None:
-        records = [
-            batch.Write(
-                self._quota(charge),
-                [operations.increment("used", -charge.count)],
-                policy={"expressions": _at_least("used", charge.count), "ttl": _QUOTA_TTL},
-            )
-            for charge in charges
-        ]
-        await self._client.write(records)
-        for record in records:
-            if record.result not in (client_.OK, client_.FILTERED_OUT) and not record.in_doubt:
-                raise self._client.unavailable(record.result, "refund failed")
+        await self._quotas.refund(charges)
 
     async def used(self, cust_id: str, month: str) -> int:
-        found = await self._client.read([(self._namespace, "quota", f"{cust_id}:{month}")])
-        return int(found[0][1]["used"]) if found[0] else 0
+        return await self._quotas.used(cust_id, month)
 
     # Registry
 
@@ -161,6 +109,7 @@ class AerospikeStore(AerospikeLedger):
             raise self._client.unavailable(record.result, "cannot write")
 
     async def close(self) -> None:
+        await self._quotas.end_doubts()
         await self._client.close()
 
     async def _save(self, set_: str, key: str, bins: dict[str, Any]) -> None:
@@ -173,16 +122,3 @@ class AerospikeStore(AerospikeLedger):
     async def _scan(self, set_: str) -> list[dict[str, Any]]:
         records = await self._client.call(lambda client: client.query(self._namespace, set_).results())
         return [bins for _, _, bins in records]
-
-    def _quota(self, charge: Charge) -> tuple[str, str, str]:
-        return (self._namespace, "quota", f"{charge.cust_id}:{charge.month}")
-
-
-@lru_cache(maxsize=4096)
-def _at_most(name: str, value: int) -> Any:
-    return exp.LE(exp.IntBin(name), value).compile()
-
-
-@lru_cache(maxsize=4096)
-def _at_least(name: str, value: int) -> Any:
-    return exp.GE(exp.IntBin(name), value).compile()

@@ -1,5 +1,6 @@
 """What processes use, read from /proc."""
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Final
@@ -30,5 +31,6 @@ def _family(pid: int) -> list[int]:
     family = [pid]
     for each in family:
         for task in Path(f"/proc/{each}/task").iterdir():
-            family += map(int, (task / "children").read_text().split())
+            with contextlib.suppress(FileNotFoundError):  # a thread that has ended
+                family += map(int, (task / "children").read_text().split())
     return family
