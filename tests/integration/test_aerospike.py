@@ -31,29 +31,23 @@ async def stalling() -> AsyncIterator[AerospikeServer]:
     await asyncio.to_thread(server.stop)
 
 
-async def test_accept_through_a_stall_and_a_loss() -> None:
+async def test_accept_through_a_stall_and_a_loss(stalling: AerospikeServer) -> None:
     """While it stalls StoreUnavailable in time, never a silent success; what a restart has lost is written anew."""
-    try:
-        server = await asyncio.to_thread(AerospikeServer)
-    except Unavailable as error:
-        pytest.skip(f"Aerospike: {error}")
-    if not server.controllable:
-        pytest.skip("the Aerospike server given is not ours to disturb")
-    store = await AerospikeStore.open(server.url, call_timeout=1.0)
+    store = await AerospikeStore.open(stalling.url, call_timeout=1.0)
     try:
         entries = await store.claim([new_entry() for _ in range(50)])
-        server.pause()
+        stalling.pause()
         start = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await store.accept(entries)
         assert time.monotonic() - start < 5
-        server.resume()
+        stalling.resume()
         await store.accept(entries)
         assert {entry.phase for entry in await store.read([e.id for e in entries]) if entry} == {Phase.ACCEPTED}
-        await asyncio.to_thread(server.kill)
+        await asyncio.to_thread(stalling.kill)
         with pytest.raises(StoreUnavailable):
             await store.accept(entries)
-        await asyncio.to_thread(server.start)
+        await asyncio.to_thread(stalling.start)
         async with asyncio.timeout(30):
             while True:
                 try:
@@ -65,26 +59,19 @@ async def test_accept_through_a_stall_and_a_loss() -> None:
         assert [entry and (entry.id, entry.fingerprint) for entry in found] == [(e.id, e.fingerprint) for e in entries]
     finally:
         await store.close()
-        await asyncio.to_thread(server.stop)
 
 
-async def test_no_silent_success_while_the_client_has_given_its_nodes_up() -> None:
+async def test_no_silent_success_while_the_client_has_given_its_nodes_up(stalling: AerospikeServer) -> None:
     """A server that hangs for seconds leaves the client without nodes: whatever is asked then is StoreUnavailable.
 
     The client neither raises nor marks the records then. Calls would pass as done: claims as won, quotas as charged.
     """
-    try:
-        server = await asyncio.to_thread(AerospikeServer)
-    except Unavailable as error:
-        pytest.skip(f"Aerospike: {error}")
-    if not server.controllable:
-        pytest.skip("the Aerospike server given is not ours to disturb")
-    store = await AerospikeStore.open(server.url, call_timeout=1.0)
+    store = await AerospikeStore.open(stalling.url, call_timeout=1.0)
     charge = Charge("c", "2026-11", 1, 1000)
     try:
         (entry,) = await store.claim([new_entry()])
         assert await store.charge([charge]) == [True]
-        server.pause()
+        stalling.pause()
         calls: list[Callable[[], Awaitable[object]]] = [
             lambda: store.claim([new_entry()]),
             lambda: store.charge([charge]),
@@ -108,11 +95,10 @@ async def test_no_silent_success_while_the_client_has_given_its_nodes_up() -> No
         for call in calls:
             with pytest.raises(StoreUnavailable):
                 await call()
-        server.resume()
+        stalling.resume()
         await until_ready(store)
     finally:
         await store.close()
-        await asyncio.to_thread(server.stop)
 
 
 async def settled(store: AerospikeStore, cust_id: str, used: int) -> None:
