@@ -109,7 +109,7 @@ class AerospikeStore(AerospikeLedger):
             raise self._client.unavailable(record.result, "cannot write")
 
     async def close(self) -> None:
-        await self._quotas.end_doubts()
+        await self._quotas.close()
         await self._client.close()
 
     async def _save(self, set_: str, key: str, bins: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """The official client behind threads: addresses, time limits and errors. Knows nothing of what is stored."""
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -181,13 +182,13 @@ class AerospikeClient:
         return StoreUnavailable(f"{self._address!r}: {message} (code {code}){hint}")
 
     async def close(self) -> None:
-        """Twice is fine."""
+        """Twice is fine. Calls under way end first: they use what the client frees."""
         self._connected = True  # not once more
-        try:
-            await self._run(lambda client: client and client.close())
-        except StoreUnavailable:
-            return
-        self._threads.shutdown(wait=False)
+        await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(aerospike_errors.AerospikeError):
+                await asyncio.to_thread(client.close)
 
 
 def _batch_write(records: Any, client: Any) -> None:

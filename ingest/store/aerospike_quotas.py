@@ -33,7 +33,8 @@ _PAUSES: Final = (0.1, 5.0)
 _LAST: Final = 3.0
 """Seconds for that once the store is to be closed."""
 _FORGOTTEN: Final = 3_600_000_000
-"""Microseconds after which a receipt is dropped: no write is on its way for so long."""
+"""Microseconds after which a receipt is dropped. A doubt is given up after half of that, as without its receipt a
+refund could take effect twice; the other half is for clocks that differ."""
 _USED: Final = "used"
 _RECEIPTS: Final = "receipts"
 _CERTAIN: Final = frozenset({client_.OK, client_.FILTERED_OUT, client_.NOT_FOUND})
@@ -51,6 +52,10 @@ class _Change(msgspec.Struct, frozen=True):
     number: int
 
 
+_Doubt = tuple[Callable[[_Change], Any], _Change]
+"""What is to be repeated until its outcome is certain: a void or a refund."""
+
+
 class AerospikeQuotas:
     """`domain.ports.Quotas` in the set `quota`: bins `used` and `receipts`."""
 
@@ -60,7 +65,8 @@ class AerospikeQuotas:
         self._lanes: list[str] = []
         self._lane_count = 0
         self._number = 0
-        self._doubts: set[asyncio.Task[None]] = set()
+        self._doubts: list[_Doubt] = []
+        self._ending: asyncio.Task[None] | None = None
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
         lane = self._take_lane()
@@ -73,7 +79,7 @@ class AerospikeQuotas:
             for round_ in range(_ROUNDS):
                 if round_:
                     await asyncio.sleep(random.uniform(0.5, 1.5) * 0.01 * 2**round_)  # noqa: S311 - jitter
-                records = await self._write(self._charge, list(open_.values()))
+                records = await self._write([self._charge(change) for change in open_.values()])
                 for (index, change), record in zip(list(open_.items()), records, strict=True):
                     if record.in_doubt:
                         doubted.add(index)
@@ -85,12 +91,12 @@ class AerospikeQuotas:
                         raise self._client.unavailable(record.result, "charge failed")
                 if not open_:
                     # What was refused after a doubt may come late, when there is room again.
-                    self._later(self._void, [tried[index] for index in doubted if not granted[index]], lane)
+                    self._end_later(lane, [(self._void, tried[index]) for index in doubted if not granted[index]])
                     return granted
             raise StoreUnavailable("a quota record is too busy, or does not answer")
         except BaseException:
             # Some have taken effect, or may yet: none is to count, as nobody is told that it was granted.
-            self._later(self._void, list(tried.values()), lane)
+            self._end_later(lane, [(self._void, change) for change in tried.values()])
             raise
 
     async def refund(self, charges: Sequence[Charge]) -> None:
@@ -99,25 +105,23 @@ class AerospikeQuotas:
             counts[each.cust_id, each.month] += each.count
         lane = self._take_lane()
         changes = [self._change(Charge(*key, count, 0), -count, lane) for key, count in counts.items()]
-        left = changes
+        left: list[_Doubt] = [(self._refund, change) for change in changes]
         try:
-            left = await self._uncertain(self._refund, changes)
+            left = await self._uncertain(left)
         finally:
-            self._later(self._refund, left, lane)
+            self._end_later(lane, left)
 
     async def used(self, cust_id: str, month: str) -> int:
         found = await self._client.read([self._key(f"{cust_id}:{month}")])
         return int(found[0][1][_USED]) if found[0] else 0
 
-    async def end_doubts(self) -> None:
+    async def close(self) -> None:
         """Before the client is closed: a little time for what is in doubt."""
-        if not self._doubts:
-            return
-        _, left = await asyncio.wait(self._doubts, timeout=_LAST)
-        for task in left:
-            task.cancel()
-        if left:
-            _log.warning("the store is away: charges that nobody was told of may stay", calls=len(left))
+        if self._ending is not None and not self._ending.done():
+            await asyncio.wait([self._ending], timeout=_LAST)
+            if not self._ending.done():
+                self._ending.cancel()
+                _log.warning("the store is away: charges that nobody was told of may stay")
 
     def _take_lane(self) -> str:
         if self._lanes:
@@ -130,40 +134,46 @@ class AerospikeQuotas:
         self._number = max(time.time_ns() // 1000, self._number + 2)
         return _Change(f"{charge.cust_id}:{charge.month}", count, charge.limit, lane, self._number)
 
-    def _later(self, make: Callable[[_Change], Any], changes: list[_Change], lane: str) -> None:
-        """Repeat, in the background, until the outcome of each is certain; then the lane is free."""
-        if not changes:
+    def _end_later(self, lane: str, doubts: list[_Doubt]) -> None:
+        """A call on the lane is over. One that leaves doubts is never used again."""
+        if not doubts:
             self._lanes.append(lane)
             return
-        _log.warning("quota changes in doubt, they are settled once the store answers", changes=len(changes))
-        task = asyncio.create_task(self._end(make, changes, lane))
-        self._doubts.add(task)
-        task.add_done_callback(self._doubts.discard)
+        _log.warning("quota changes in doubt, they are settled once the store answers", changes=len(doubts))
+        self._doubts += doubts
+        if self._ending is None or self._ending.done():
+            self._ending = asyncio.create_task(self._end_doubts())
 
-    async def _end(self, make: Callable[[_Change], Any], changes: list[_Change], lane: str) -> None:
+    async def _end_doubts(self) -> None:
         pause = _PAUSES[0]
-        while changes := await self._uncertain(make, changes):
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-            pause = min(pause * 2, _PAUSES[1])
-        self._lanes.append(lane)
+        while self._doubts:
+            doubts, self._doubts = self._doubts, []
+            left = await self._uncertain(doubts)
+            young = time.time_ns() // 1000 - _FORGOTTEN // 2
+            kept = [each for each in left if each[1].number > young]
+            if len(kept) < len(left):
+                _log.error("quota changes given up, customers may be charged too much", changes=len(left) - len(kept))
+            self._doubts += kept
+            if kept:
+                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                pause = min(pause * 2, _PAUSES[1])
 
-    async def _uncertain(self, make: Callable[[_Change], Any], changes: list[_Change]) -> list[_Change]:
+    async def _uncertain(self, doubts: list[_Doubt]) -> list[_Doubt]:
         """Try once; return those of which it is not certain that they need no other try."""
         try:
-            records = await self._write(make, changes)
+            records = await self._write([make(change) for make, change in doubts])
         except StoreUnavailable:
-            return changes
-        return [change for change, record in zip(changes, records, strict=True) if record.result not in _CERTAIN]
+            return doubts
+        return [each for each, record in zip(doubts, records, strict=True) if record.result not in _CERTAIN]
 
-    async def _write(self, make: Callable[[_Change], Any], changes: Sequence[_Change]) -> list[Any]:
-        records = [make(change) for change in changes]
+    async def _write(self, records: list[Any]) -> list[Any]:
         await self._client.write(records)
         return records
 
     async def _is_in(self, change: _Change) -> bool:
         """Whether a change has taken effect, while its lane has no other."""
         found = await self._client.read([self._key(change.key)])
-        return found[0] is not None and found[0][1][_RECEIPTS].get(change.lane) == change.number
+        return found[0] is not None and found[0][1].get(_RECEIPTS, {}).get(change.lane) == change.number
 
     def _charge(self, change: _Change) -> Any:
         room = exp.LE(exp.IntBin(_USED), change.limit - change.count)
