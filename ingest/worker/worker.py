@@ -121,6 +121,8 @@ class _Lane:
         async with self._group:
             self._group.create_task(self._stop_in_time())
             while deliveries := await self.consumer.receive():
+                if len(self._waiting) > self._size * _UNDER_WAY:  # perhaps of a connection that was lost
+                    self._waiting = list(filter(self.consumer.alive, self._waiting))
                 self._waiting += deliveries
                 self._start()
 
@@ -138,10 +140,14 @@ class _Lane:
     async def _carry_through(self, deliveries: Sequence[Delivery]) -> None:
         """Attempt until nothing is left, the deliveries are lost, or it is time to stop. Under way on entry."""
         busy, failed = _BUSY_PAUSES[0], PAUSES[0]
+        first = True
         while True:
             left = await self._attempt_when_possible(deliveries)
-            self._under_way -= 1
-            self._start()
+            if first:
+                # Further attempts keep nobody waiting: few are at what is busy, and in an outage the brake decides.
+                first = False
+                self._under_way -= 1
+                self._start()
             if not left.busy and not left.failed:
                 return
             pause = failed if left.failed else busy
@@ -153,7 +159,6 @@ class _Lane:
             else:
                 busy = min(busy * 2, _BUSY_PAUSES[1])
             deliveries = [*left.busy, *left.failed]
-            self._under_way += 1  # at once: those that wait for somebody else are few, the others the brake holds back
 
     async def _attempt_when_possible(self, deliveries: Sequence[Delivery]) -> Left:
         """One attempt, once the brake lets it through, at those deliveries that are still alive."""
