@@ -8,6 +8,7 @@ confirm before `queued` (shim) or `accepted` (worker). So a crash in between may
 but never publishes what was not charged.
 """
 
+import contextlib
 import time
 import uuid
 from collections import defaultdict
@@ -90,19 +91,25 @@ class Admission:
         self._store = store
         self._lease = int(lease * 1000)
         self._clock = clock
+        self._owed: list[Change] = []
 
     async def admit(self, requests: Sequence[Request]) -> list[Decision]:
         """Decide on every request, in order.
 
         Raises:
-            StoreUnavailable: nothing is decided. Claims made on the way are given back where that still goes,
-                else their leases run out.
+            StoreUnavailable: nothing is decided. What was granted is refunded; claims made on the way are given back,
+                at the latest before anything else is admitted here.
         """
+        if self._owed:
+            await self._let_go([])
         attempt = _Attempt(self._store, requests, self._clock, self._lease)
         try:
             return await attempt.run()
         except StoreUnavailable:
-            await self._give_back(attempt.held())
+            with contextlib.suppress(StoreUnavailable):
+                await self._store.refund(attempt.granted)
+            with contextlib.suppress(StoreUnavailable):
+                await self._let_go([Change(Step.RELEASE, entry) for entry in attempt.held()])
             raise
 
     async def queued(self, decisions: Sequence[Decision]) -> None:
@@ -118,6 +125,9 @@ class Admission:
 
         With `refund` the charge is taken back too: only where the publish certainly had no effect. Otherwise the
         entry remembers that it was charged, and a retry is free.
+
+        Raises:
+            StoreUnavailable: it is made up for before anything else is admitted here.
         """
         if refund:
             # First the refund: a crash in between leaves entries that say uncharged, which is then true.
@@ -128,13 +138,17 @@ class Admission:
             if not refund:
                 owned = tuple([msgspec.structs.replace(e, charged=max(e.charged, e.tasks)) for e in owned])
             changes += [Change(Step.RELEASE, entry) for entry in owned]
-        await self._store.apply(changes)
+        await self._let_go(changes)
 
-    async def _give_back(self, entries: list[Entry]) -> None:
+    async def _let_go(self, changes: list[Change]) -> None:
+        """Apply these and what is owed; they are owed where that does not go."""
+        changes = [*self._owed, *changes]
+        self._owed = []
         try:
-            await self._store.apply([Change(Step.RELEASE, entry) for entry in entries])
+            await self._store.apply(changes)
         except StoreUnavailable:
-            return  # the leases run out
+            self._owed += changes
+            raise
 
 
 class _Candidate:
@@ -185,6 +199,7 @@ class _Attempt:
         # Unique per request, not only per attempt: of two equal ids in one list just one may win.
         name = uuid.uuid4().hex
         self._candidates = [_Candidate(request, f"{name}.{i}") for i, request in enumerate(requests)]
+        self.granted: list[Charge] = []
 
     async def run(self) -> list[Decision]:
         await self._claim_heads()
@@ -272,15 +287,20 @@ class _Attempt:
         groups = defaultdict(list)
         for candidate in charged:
             groups[candidate.request.customer.cust_id].append(candidate)
-        granted = await self._store.charge([_sum(group) for group in groups.values()]) if groups else []
-        for group, ok in zip(groups.values(), granted, strict=True):
+        sums = [_sum(group) for group in groups.values()]
+        answers = await self._store.charge(sums) if sums else []
+        self.granted += [charge for charge, ok in zip(sums, answers, strict=True) if ok]
+        for group, ok in zip(groups.values(), answers, strict=True):
             if not ok:
                 await self._refuse([candidate for candidate in group if not await self._charge_alone(group, candidate)])
 
     async def _charge_alone(self, group: list[_Candidate], candidate: _Candidate) -> bool:
         if len(group) == 1 or candidate.charge is None:
             return False
-        return (await self._store.charge([candidate.charge]))[0]
+        (ok,) = await self._store.charge([candidate.charge])
+        if ok:
+            self.granted.append(candidate.charge)
+        return ok
 
     def _charge_of(self, candidate: _Candidate) -> Charge | None:
         customer = candidate.request.customer
