@@ -175,7 +175,11 @@ class Cohorts:
             try:
                 await self._admission.release(decisions, refund=False)
             except StoreUnavailable as error:
-                _log.warning("claims not given back, their leases will end", error=str(error), claims=len(decisions))
+                _log.warning(
+                    "claims not given back yet, it is done before anything else is admitted",
+                    error=str(error),
+                    claims=len(decisions),
+                )
 
 
 def _todo(delivery: Delivery, decision: Decision) -> Work | None:
