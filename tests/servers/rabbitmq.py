@@ -32,6 +32,7 @@ class RabbitServer(Server):
     def __init__(self, more: str = "", plugins: Sequence[str] = ()) -> None:
         super().__init__()
         self.metrics: str | None = None
+        self._mapper: PrivateServer | None = None
         special = bool(more or plugins)
         if not special and (url := os.environ.get("INGEST_TEST_RABBITMQ_URL")):
             self.url, self.origin = url, "INGEST_TEST_RABBITMQ_URL"
@@ -50,6 +51,11 @@ class RabbitServer(Server):
         assert self._process is not None
         self._process.launch([_program()], self._env)
         wait_until(self._answers, "rabbitmq-server")
+
+    def stop(self) -> None:
+        super().stop()
+        if self._mapper is not None:
+            self._mapper.stop()
 
     def new_vhost(self) -> str:
         """The URL of a new, empty virtual host."""
@@ -110,10 +116,13 @@ class RabbitServer(Server):
             "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
             "RABBITMQ_PID_FILE": str(home / "pid"),
-            # A port mapper of its own, which ends with the session.
             "ERL_EPMD_PORT": str(mapper),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
+        if shutil.which("epmd"):
+            # The one that RabbitMQ starts where it finds none is a daemon, and outlives it.
+            self._mapper = PrivateServer("epmd")
+            self._mapper.launch(["epmd", "-port", str(mapper), "-address", "127.0.0.1"])
 
     def _start_container(self) -> None:
         from testcontainers.core.container import DockerContainer
