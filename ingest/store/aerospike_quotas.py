@@ -72,7 +72,11 @@ class AerospikeQuotas:
         lane = self._take_lane()
         granted = [False] * len(charges)
         # The filter is not asked where there is no record yet.
-        tried = {i: self._change(each, each.count, lane) for i, each in enumerate(charges) if each.count <= each.limit}
+        tried = {
+            index: self._change(_name(each.cust_id, each.month), each.count, each.limit, lane)
+            for index, each in enumerate(charges)
+            if each.count <= each.limit
+        }
         open_ = dict(tried)
         doubted: set[int] = set()
         try:
@@ -100,19 +104,18 @@ class AerospikeQuotas:
             raise
 
     async def refund(self, charges: Sequence[Charge]) -> None:
-        counts: Counter[tuple[str, str]] = Counter()
+        counts: Counter[str] = Counter()
         for each in charges:
-            counts[each.cust_id, each.month] += each.count
+            counts[_name(each.cust_id, each.month)] += each.count
         lane = self._take_lane()
-        changes = [self._change(Charge(*key, count, 0), -count, lane) for key, count in counts.items()]
-        left: list[_Doubt] = [(self._refund, change) for change in changes]
+        left: list[_Doubt] = [(self._refund, self._change(key, -count, 0, lane)) for key, count in counts.items()]
         try:
             left = await self._uncertain(left)
         finally:
             self._end_later(lane, left)
 
     async def used(self, cust_id: str, month: str) -> int:
-        found = await self._client.read([self._key(f"{cust_id}:{month}")])
+        found = await self._client.read([self._key(_name(cust_id, month))])
         return int(found[0][1][_USED]) if found[0] else 0
 
     async def close(self) -> None:
@@ -129,10 +132,10 @@ class AerospikeQuotas:
         self._lane_count += 1
         return f"{self._process}.{self._lane_count}"
 
-    def _change(self, charge: Charge, count: int, lane: str) -> _Change:
+    def _change(self, key: str, count: int, limit: int, lane: str) -> _Change:
         # By two: the number in between is that of its end, should it be in doubt.
-        self._number = max(time.time_ns() // 1000, self._number + 2)
-        return _Change(f"{charge.cust_id}:{charge.month}", count, charge.limit, lane, self._number)
+        self._number = max(_now(), self._number + 2)
+        return _Change(key, count, limit, lane, self._number)
 
     def _end_later(self, lane: str, doubts: list[_Doubt]) -> None:
         """A call on the lane is over. One that leaves doubts is never used again."""
@@ -149,7 +152,7 @@ class AerospikeQuotas:
         while self._doubts:
             doubts, self._doubts = self._doubts, []
             left = await self._uncertain(doubts)
-            young = time.time_ns() // 1000 - _FORGOTTEN // 2
+            young = _now() - _FORGOTTEN // 2
             kept = [each for each in left if each[1].number > young]
             if len(kept) < len(left):
                 _log.error("quota changes given up, customers may be charged too much", changes=len(left) - len(kept))
@@ -177,13 +180,13 @@ class AerospikeQuotas:
 
     def _charge(self, change: _Change) -> Any:
         room = exp.LE(exp.IntBin(_USED), change.limit - change.count)
-        return self._record(change, exp.And(room, _new(change.lane, change.number)), {})
+        return self._record(change, room, {})
 
     def _refund(self, change: _Change) -> Any:
         enough = exp.GE(exp.IntBin(_USED), -change.count)
         # A record that was lost has nothing to take back.
         exists = {"exists": aerospike.POLICY_EXISTS_UPDATE}
-        return self._record(change, exp.And(enough, _new(change.lane, change.number)), exists)
+        return self._record(change, enough, exists)
 
     def _record(self, change: _Change, condition: Any, policy: dict[str, Any]) -> Any:
         ops = [
@@ -193,9 +196,8 @@ class AerospikeQuotas:
                 _RECEIPTS, 0, change.number - _FORGOTTEN, aerospike.MAP_RETURN_NONE
             ),
         ]
-        return batch.Write(
-            self._key(change.key), ops, policy={"expressions": condition.compile(), "ttl": _TTL, **policy}
-        )
+        expression = exp.And(condition, _new(change.lane, change.number)).compile()
+        return batch.Write(self._key(change.key), ops, policy={"expressions": expression, "ttl": _TTL, **policy})
 
     def _void(self, change: _Change) -> Any:
         """Take a charge back where it has taken effect; it can have none afterwards. Twice is fine."""
@@ -211,6 +213,15 @@ class AerospikeQuotas:
 
     def _key(self, key: str) -> tuple[str, str, str]:
         return (self._client.namespace, "quota", key)
+
+
+def _name(cust_id: str, month: str) -> str:
+    return f"{cust_id}:{month}"
+
+
+def _now() -> int:
+    """Unix microseconds."""
+    return time.time_ns() // 1000
 
 
 def _new(lane: str, number: int) -> Any:

@@ -139,17 +139,12 @@ class _Lane:
 
     async def _carry_through(self, deliveries: Sequence[Delivery]) -> None:
         """Attempt until nothing is left, the deliveries are lost, or it is time to stop. Under way on entry."""
+        left = await self._attempt_when_possible(deliveries)
+        # Further attempts keep nobody waiting: few are at what is busy, and in an outage the brake decides.
+        self._under_way -= 1
+        self._start()
         busy, failed = _BUSY_PAUSES[0], PAUSES[0]
-        first = True
-        while True:
-            left = await self._attempt_when_possible(deliveries)
-            if first:
-                # Further attempts keep nobody waiting: few are at what is busy, and in an outage the brake decides.
-                first = False
-                self._under_way -= 1
-                self._start()
-            if not left.busy and not left.failed:
-                return
+        while left.busy or left.failed:
             pause = failed if left.failed else busy
             # With the brake on it is the brake that decides on the next attempt.
             if not self._brake.state.on and await self._stopped_within(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
@@ -158,7 +153,7 @@ class _Lane:
                 failed = min(failed * 2, PAUSES[1])
             else:
                 busy = min(busy * 2, _BUSY_PAUSES[1])
-            deliveries = [*left.busy, *left.failed]
+            left = await self._attempt_when_possible([*left.busy, *left.failed])
 
     async def _attempt_when_possible(self, deliveries: Sequence[Delivery]) -> Left:
         """One attempt, once the brake lets it through, at those deliveries that are still alive."""

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import httpx
 
-from tests.servers.process import PrivateServer, Unavailable, free_ports, wait_until
+from tests.servers.process import PrivateServer, Unavailable, free_ports, port_mapper, wait_until
 from tests.servers.rabbitmq import _program
 
 NODES: Final = 3
@@ -112,8 +112,7 @@ class Cluster:
             raise Unavailable("no rabbitmq-server with epmd on PATH")
         (mapper,) = free_ports(1)
         # Not a node's: it must outlive each of them.
-        self._mapper = PrivateServer("chaos-epmd")
-        self._mapper.launch(["epmd", "-port", str(mapper), "-address", "127.0.0.1"])
+        self._mapper = port_mapper(mapper)
         cookie = secrets.token_hex(16).upper()
         first = Node(0, mapper, cookie, None)
         self.nodes = [first, *[Node(number, mapper, cookie, first.name) for number in range(1, NODES)]]

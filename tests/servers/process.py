@@ -115,6 +115,14 @@ class PrivateServer:
         atexit.unregister(self.stop)
 
 
+def port_mapper(port: int) -> PrivateServer:
+    """epmd, by which Erlang nodes find one another. The one that RabbitMQ starts where it finds none is a daemon, and
+    outlives it."""
+    mapper = PrivateServer("epmd")
+    mapper.launch(["epmd", "-port", str(port), "-address", "127.0.0.1"])
+    return mapper
+
+
 class Server:
     """What serves: a URL given, a container, or a private process, which alone can be killed and paused."""
 

@@ -11,7 +11,15 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
-from tests.servers.process import PrivateServer, Server, Unavailable, docker_answers, free_ports, wait_until
+from tests.servers.process import (
+    PrivateServer,
+    Server,
+    Unavailable,
+    docker_answers,
+    free_ports,
+    port_mapper,
+    wait_until,
+)
 
 IMAGE = "rabbitmq:3.13-management"
 _DEPLOYED = Path(__file__).parents[2] / "deploy/rabbitmq"
@@ -120,9 +128,7 @@ class RabbitServer(Server):
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
         if shutil.which("epmd"):
-            # The one that RabbitMQ starts where it finds none is a daemon, and outlives it.
-            self._mapper = PrivateServer("epmd")
-            self._mapper.launch(["epmd", "-port", str(mapper), "-address", "127.0.0.1"])
+            self._mapper = port_mapper(mapper)
 
     def _start_container(self) -> None:
         from testcontainers.core.container import DockerContainer

@@ -19,13 +19,9 @@ from ingest.store.sqlite import SqliteStore
 from ingest.worker.cohort import Cohorts
 from ingest.worker.intake import Intake
 from tests.fakes import AckingConsumer, Clock, ScriptedPublisher
+from tests.unit.worker.house import TASK
 
 CUSTOMER = Customer(cust_id="c", monthly_quota=100)
-TASK: dict[str, Any] = {
-    "type": "sentiment",
-    "data_url": "https://a.example/x",
-    "label_spec": {"question": "q?", "options": ["a", "b"]},
-}
 
 
 class Unsettled(SqliteStore):

@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,16 +15,11 @@ from ingest.domain import topology
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Entry
-from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.messages import Delivery
 from ingest.store.sqlite import SqliteStore
 from ingest.worker import Worker
 from ingest.worker.brake import Brake
-
-TASK: dict[str, Any] = {
-    "type": "sentiment",
-    "data_url": "https://a.example/x",
-    "label_spec": {"question": "q?", "options": ["a", "b"]},
-}
+from tests.unit.worker.house import submit
 
 
 async def test_one_at_a_time_while_it_is_on() -> None:
@@ -119,13 +113,7 @@ class House:
         )
 
     async def submit(self, count: int) -> None:
-        publisher = await self.broker.publisher()
-        body = json.dumps(TASK).encode()
-        key = "task.submitted.c"
-        sent = [
-            Message(exchange=topology.SUBMISSIONS, routing_key=key, body=body, message_id=f"m{i}") for i in range(count)
-        ]
-        assert set(await publisher.publish(sent)) == {PublishOutcome.CONFIRMED}
+        await submit(self.broker, range(count))
 
     async def take(self, queue: str, count: int) -> list[Delivery]:
         consumer = await self.broker.consumer(queue, 100)

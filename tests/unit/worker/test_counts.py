@@ -21,12 +21,7 @@ from ingest.worker.cohort import Cohorts
 from ingest.worker.intake import Intake
 from tests.fakes import AckingConsumer, ScriptedPublisher
 from tests.unit.telemetry.test_metrics import samples
-
-TASK: dict[str, Any] = {
-    "type": "sentiment",
-    "data_url": "https://a.example/x",
-    "label_spec": {"question": "q?", "options": ["a", "b"]},
-}
+from tests.unit.worker.house import TASK
 
 
 class House:

@@ -1,10 +1,8 @@
 """How a worker makes cohorts of what is delivered, on a real ledger and a real queue."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,20 +11,15 @@ from ingest.broker.embedded import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.customers import Customer
 from ingest.domain.ledger import Entry
-from ingest.domain.messages import Message, PublishOutcome
 from ingest.store.sqlite import SqliteStore
 from ingest.worker import Worker
+from tests.unit.worker.house import submit
 
 PREFETCH = 40
 FULL = PREFETCH // 4
 """Deliveries of a full cohort."""
 _SETTLE = 0.2
 """Seconds in which whatever is to begin has begun."""
-TASK: dict[str, Any] = {
-    "type": "sentiment",
-    "data_url": "https://a.example/x",
-    "label_spec": {"question": "q?", "options": ["a", "b"]},
-}
 
 
 class Gate(SqliteStore):
@@ -59,13 +52,8 @@ class House:
 
     async def submit(self, count: int) -> None:
         """Returns when what is to be done about them has begun."""
-        publisher = await self._broker.publisher()
-        body = json.dumps(TASK).encode()
-        numbers = range(self._sent, self._sent + count)
+        await submit(self._broker, range(self._sent, self._sent + count))
         self._sent += count
-        key = "task.submitted.c"
-        sent = [Message(exchange=topology.SUBMISSIONS, routing_key=key, body=body, message_id=f"m{i}") for i in numbers]
-        assert set(await publisher.publish(sent)) == {PublishOutcome.CONFIRMED}
         await asyncio.sleep(_SETTLE)
 
     async def events(self, count: int) -> None:
