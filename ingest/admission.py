@@ -21,7 +21,8 @@ import msgspec
 
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Step, head_entry, item_entries
+from ingest.domain.identity import SubmissionKind
+from ingest.domain.ledger import Change, Charge, Entry, Step, item_entries, submission_entry
 from ingest.domain.ports import Ledger, Quotas
 from ingest.domain.submissions import Submission
 from ingest.domain.trace import Trace
@@ -203,7 +204,7 @@ class _Attempt:
 
     async def run(self) -> list[Decision]:
         await self._claim_heads()
-        batches = [c for c in self._candidates if c.owned and c.request.submission.kind == "batch"]
+        batches = [c for c in self._candidates if c.owned and c.request.submission.kind is SubmissionKind.BATCH]
         if batches:
             await self._claim_items(batches)
         if self._clock() * 1000 >= self._lease_end:
@@ -220,7 +221,7 @@ class _Attempt:
         claims = []
         for candidate in self._candidates:
             request = candidate.request
-            wanted = head_entry(
+            wanted = submission_entry(
                 request.submission,
                 self._now,
                 request.customer.retention,
@@ -235,7 +236,7 @@ class _Attempt:
             candidate.entry = entry
             if claim.held:
                 candidate.owned.append(entry)
-            elif entry.landed:
+            elif entry.is_durable:
                 candidate.replay = True
             else:
                 candidate.busy = True
@@ -253,7 +254,7 @@ class _Attempt:
             candidate, entry = claim.candidate, claim.entry
             if claim.held:
                 candidate.owned.append(entry)
-            elif not entry.landed:
+            elif not entry.is_durable:
                 candidate.busy = True
             elif entry.origin != candidate.request.submission.id:
                 candidate.replayed.append(entry.id)
@@ -267,8 +268,8 @@ class _Attempt:
         dead = []
         for claim, entry in zip(claims, found, strict=True):
             claim.entry = entry
-            claim.held = entry.owner == claim.candidate.owner and not entry.landed
-            if not claim.held and not entry.landed and entry.lease <= self._now:
+            claim.held = entry.owner == claim.candidate.owner and not entry.is_durable
+            if not claim.held and not entry.is_durable and entry.lease <= self._now:
                 dead.append(claim)
         if not dead:
             return

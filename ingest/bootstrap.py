@@ -5,25 +5,21 @@ import gc
 import random
 import signal
 import socket
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from pathlib import Path
 from typing import Final
 
 import structlog
 import uvloop
 
-from ingest.broker.embedded import EmbeddedBroker
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.backends import open_broker, open_store
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import Broker, Store
 from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
 from ingest.settings import Settings
-from ingest.shim import Server, Shim
-from ingest.store.aerospike import AerospikeStore
-from ingest.store.sqlite import SqliteStore
-from ingest.telemetry.process import Place, Telemetry
+from ingest.shim import Shim, shim_server
+from ingest.telemetry.process import MetricsEndpoint, Telemetry
 from ingest.worker import Worker
 
 _FIRST_PAUSE: Final = 0.5
@@ -41,46 +37,10 @@ def as_they_are(broker: Broker, store: Store) -> Adapters:
     return broker, store
 
 
-async def open_store(settings: Settings) -> Store:
-    """The store that the URL names. Raises ConfigurationError, StoreUnavailable."""
-    scheme, _, rest = settings.store.partition("://")
-    if scheme == "aerospike":
-        return await AerospikeStore.open(settings.store, call_timeout=settings.store_timeout)
-    if scheme == "sqlite":
-        return await SqliteStore.open(_file(rest, "INGEST_STORE_URL"))
-    raise ConfigurationError("INGEST_STORE_URL must begin with aerospike:// or sqlite:///")
-
-
-async def open_broker(settings: Settings, purpose: str = "ingest") -> RabbitBroker | EmbeddedBroker:
-    """The broker that the URL names. Raises ConfigurationError, BrokerUnavailable."""
-    scheme, _, rest = settings.broker.partition("://")
-    if scheme in ("amqp", "amqps"):
-        return RabbitBroker(
-            settings.broker,
-            heartbeat=settings.heartbeat,
-            confirm_timeout=settings.confirm_timeout,
-            name=purpose,
-            ssl_context=_ssl_context(settings) if scheme == "amqps" else None,
-            certificate_user=settings.broker_user,
-        )
-    if scheme == "sqlite":
-        return await EmbeddedBroker.open(_file(rest, "INGEST_BROKER_URL"))
-    raise ConfigurationError("INGEST_BROKER_URL must begin with amqp://, amqps:// or sqlite:///")
-
-
-def need_rabbitmq(settings: Settings, command: str) -> None:
-    """Raises ConfigurationError where several processes would have to share the embedded queue."""
-    if settings.broker.startswith("sqlite:"):
-        raise ConfigurationError(
-            f"`ingest {command}` needs RabbitMQ: set INGEST_BROKER_URL=amqp://…, or use `ingest dev`, which has both "
-            "sides of the embedded queue in one process"
-        )
-
-
 async def shim(
     settings: Settings,
     listener: socket.socket,
-    place: Place | None,
+    place: MetricsEndpoint | None,
     stop: asyncio.Event,
     *,
     adapt: Adapt = as_they_are,
@@ -91,7 +51,9 @@ async def shim(
         await _serve(settings, broker, store, listener, telemetry, stop)
 
 
-async def worker(settings: Settings, place: Place | None, stop: asyncio.Event, *, adapt: Adapt = as_they_are) -> None:
+async def worker(
+    settings: Settings, place: MetricsEndpoint | None, stop: asyncio.Event, *, adapt: Adapt = as_they_are
+) -> None:
     """Consume until `stop`."""
     telemetry = _telemetry(settings, "ingest work", place)
     async with _adapters(settings, "ingest work", telemetry, adapt) as (broker, store):
@@ -101,7 +63,7 @@ async def worker(settings: Settings, place: Place | None, stop: asyncio.Event, *
 async def both(
     settings: Settings,
     listener: socket.socket,
-    place: Place | None,
+    place: MetricsEndpoint | None,
     stop: asyncio.Event,
     prepare: Callable[[Store], Awaitable[None]],
 ) -> None:
@@ -155,7 +117,7 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _telemetry(settings: Settings, role: str, place: Place | None) -> Telemetry:
+def _telemetry(settings: Settings, role: str, place: MetricsEndpoint | None) -> Telemetry:
     """Also names the process in its log lines. Raises ConfigurationError."""
     structlog.contextvars.bind_contextvars(role=role.removeprefix("ingest "))
     if place is not None and place.shared is not None:
@@ -222,7 +184,7 @@ async def _serve(
         deadline=settings.request_deadline,
         meter=telemetry.meter,
     )
-    server = Server(telemetry.app(app), settings.shutdown_deadline)
+    server = shim_server(telemetry.app(app), settings.shutdown_deadline)
 
     async def stop_in_time() -> None:
         await stop.wait()
@@ -249,7 +211,7 @@ async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Tel
         meter=telemetry.meter,
         outage_hold=settings.outage_hold,
     )
-    telemetry.braked = lambda: working.brake.on
+    telemetry.breaker_open = lambda: working.breaker.on
 
     async def stop_in_time() -> None:
         await stop.wait()
@@ -260,20 +222,3 @@ async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Tel
         await working.run()
     finally:
         stopper.cancel()
-
-
-def _file(rest: str, variable: str) -> Path:
-    """`sqlite:///relative/file` or `sqlite:////absolute/file`, as SQLAlchemy has it."""
-    if not rest.startswith("/") or len(rest) < 2:
-        raise ConfigurationError(f"{variable} must look like sqlite:///FILE (with four slashes for an absolute path)")
-    return Path(rest[1:])
-
-
-def _ssl_context(settings: Settings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.broker_cafile)
-        if settings.broker_certfile:
-            context.load_cert_chain(settings.broker_certfile, settings.broker_keyfile)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"INGEST_BROKER_CAFILE, _CERTFILE or _KEYFILE cannot be used: {error}") from error
-    return context

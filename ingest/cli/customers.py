@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
-from ingest import bootstrap, settings
+from ingest import backends, settings
 from ingest.cli.options import Json, seconds
 from ingest.domain.customers import (
     ApiKey,
@@ -164,7 +164,7 @@ def _change_webhooks(cust: str, change: Callable[[frozenset[str]], frozenset[str
 
 def _with_store(job: Callable[[Store], Awaitable[T]]) -> T:
     async def work() -> T:
-        store = await bootstrap.open_store(settings.load())
+        store = await backends.open_store(settings.load())
         try:
             return await job(store)
         finally:

@@ -14,15 +14,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from ingest import logs, settings
-from ingest.broker import redrive as work
-from ingest.broker.rabbitmq_dead import RabbitDeadLetters
-from ingest.broker.redrive import Group, Selection
+from ingest import settings
+from ingest.backends import Dead, open_dead_letters
+from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from ingest.cli import dlq_view as view
 from ingest.cli.options import Json, seconds
-from ingest.cli.wiring import Dead, dead_letters
 from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.errors import ConfigurationError
+from ingest.operations import dead_letters
+from ingest.operations.dead_letters import Group, Selection
+from ingest.telemetry import logs
 
 app = typer.Typer(
     help="Dead letters (ingest.dead): list them by reason, show one, export, redrive, purge.\n\n"
@@ -58,9 +59,9 @@ def list_(
     chosen = _selection(None, reason, customer, older, newer)
     groups: dict[str, Group] = {}
 
-    async def look(dead: Dead, progress: work.Progress) -> None:
-        async for found in work.select(dead.queue, chosen, dead.trusted, progress):
-            work.add_to(groups, found)
+    async def look(dead: Dead, progress: dead_letters.Progress) -> None:
+        async for found in dead_letters.select(dead.queue, chosen, dead.trusted, progress):
+            dead_letters.add_to(groups, found)
 
     _run(look, clear=False)
     if json:
@@ -76,9 +77,9 @@ def show(
 ) -> None:
     """Show one dead letter whole: why it is there, and the submission. Secrets are taken out."""
 
-    async def look(dead: Dead, progress: work.Progress) -> DeadLetter | None:
+    async def look(dead: Dead, progress: dead_letters.Progress) -> DeadLetter | None:
         first = None
-        async for found in work.select(dead.queue, Selection(ids=frozenset({id_})), dead.trusted, progress):
+        async for found in dead_letters.select(dead.queue, Selection(ids=frozenset({id_})), dead.trusted, progress):
             first = first or found[0]  # on to the end: else the order of the queue would change
         return first
 
@@ -106,10 +107,10 @@ def export(
     """
     chosen = _selection(None, reason, customer, older, newer)
 
-    async def write(dead: Dead, progress: work.Progress) -> int:
+    async def write(dead: Dead, progress: dead_letters.Progress) -> int:
         count = 0
         with _output(file) as out:
-            async for found in work.select(dead.queue, chosen, dead.trusted, progress):
+            async for found in dead_letters.select(dead.queue, chosen, dead.trusted, progress):
                 out.write(b"".join(msgspec.json.encode(view.dead_json(each, raw=True)) + b"\n" for each in found))
                 count += len(found)
         return count
@@ -142,9 +143,9 @@ def redrive(
     chosen = _selection(ids, reason, customer, older, newer, all_=all_)
     limit = _rate(rate)
 
-    async def drive(dead: Dead, progress: work.Progress) -> work.Report:
+    async def drive(dead: Dead, progress: dead_letters.Progress) -> dead_letters.Report:
         publisher = await dead.publisher()
-        return await work.redrive(
+        return await dead_letters.redrive(
             dead.queue, publisher, chosen, dead.trusted, rate=limit, dry_run=dry_run, progress=progress
         )
 
@@ -175,8 +176,8 @@ def purge(
     """
     chosen = _selection(ids, reason, customer, older, newer, all_=all_)
 
-    async def clear(dead: Dead, progress: work.Progress) -> tuple[dict[str, Group], int]:
-        groups, deliveries = await work.gather(dead.queue, chosen, dead.trusted, progress)
+    async def clear(dead: Dead, progress: dead_letters.Progress) -> tuple[dict[str, Group], int]:
+        groups, deliveries = await dead_letters.gather(dead.queue, chosen, dead.trusted, progress)
         if not deliveries or dry_run or not (yes or await asyncio.to_thread(_confirmed, groups, len(deliveries))):
             return groups, 0
         await dead.queue.remove(deliveries)
@@ -200,14 +201,14 @@ def _confirmed(groups: dict[str, Group], count: int) -> bool:
     return typer.confirm(f"Throw these {count} away for good?", err=True)
 
 
-def _run(job: Callable[[Dead, work.Progress], Awaitable[T]], *, clear: bool) -> T:
+def _run(job: Callable[[Dead, dead_letters.Progress], Awaitable[T]], *, clear: bool) -> T:
     """Run a job on the dead letters, with a progress bar on a terminal."""
     loaded = settings.load()
     logs.configure(loaded.log_level, loaded.log_format)
     console = Console(stderr=True)
 
     async def main() -> T:
-        async with dead_letters(loaded, clear=clear) as dead:
+        async with open_dead_letters(loaded, clear=clear) as dead:
             with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
                 task = bar.add_task("ingest.dead", total=await dead.queue.count() if console.is_terminal else None)
                 done = await job(dead, lambda count: bar.advance(task, count))

@@ -8,11 +8,11 @@ from typing import Any, Final
 import msgspec
 import typer
 
-from ingest.broker.redrive import Group, Report
 from ingest.domain.dead_letters import DeadLetter, body_fields
 from ingest.domain.errors import Reason
 from ingest.domain.events import rfc3339
-from ingest.logs import redact
+from ingest.operations.dead_letters import Group, Report
+from ingest.telemetry.logs import redact
 
 _AS_IT_IS: Final = "wrong as it is: redriven it comes back; the customer must submit it anew"
 REMEDIES: Final[dict[str, str]] = {

@@ -12,18 +12,19 @@ from packaging.requirements import Requirement
 from rich.console import Console
 from rich.text import Text
 
-from ingest import bootstrap, logs, settings
-from ingest.broker import rabbitmq_checks
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest import backends, settings
+from ingest.backends import management, sqlite_path
+from ingest.broker.rabbitmq import checks as rabbitmq_checks
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.cli.options import Json
-from ingest.cli.wiring import management, sqlite_path
 from ingest.domain.errors import ConfigurationError, StoreUnavailable
 from ingest.domain.findings import Finding, Severity, error, ok, warning
-from ingest.logs import redact
 from ingest.settings import Settings
-from ingest.sqlite_checks import check_file
-from ingest.store import aerospike_checks
-from ingest.store.aerospike_info import AerospikeView
+from ingest.sqlite.checks import check_file
+from ingest.store.aerospike import checks as aerospike_checks
+from ingest.store.aerospike.info import AerospikeView
+from ingest.telemetry import logs
+from ingest.telemetry.logs import redact
 
 _LIBRARIES: Final = ("aerospike", "aio-pika", "aiormq")
 _STYLES: Final = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "red"}
@@ -117,7 +118,7 @@ async def _broker(loaded: Settings) -> list[Finding]:
                 ok("broker", "embedded: for one process (`ingest dev`); RabbitMQ for more"),
                 *check_file("broker", path),
             ]
-        broker = await bootstrap.open_broker(loaded, "ingest doctor")
+        broker = await backends.open_broker(loaded, "ingest doctor")
         if not isinstance(broker, RabbitBroker):
             raise ConfigurationError("INGEST_BROKER_URL must begin with amqp://, amqps:// or sqlite:///")
         trusted = loaded.trusted_users or frozenset({broker.user} if broker.user else ())
@@ -144,7 +145,7 @@ async def _store(loaded: Settings) -> list[Finding]:
 
 
 async def _writes(loaded: Settings) -> list[Finding]:
-    store = await bootstrap.open_store(loaded)
+    store = await backends.open_store(loaded)
     try:
         await store.ready()
     except StoreUnavailable as why:

@@ -6,7 +6,7 @@ from typing import Final
 import typer
 
 from ingest.domain.errors import ConfigurationError, IngestError
-from ingest.logs import redact
+from ingest.telemetry.logs import redact
 
 UNAVAILABLE: Final = 1
 """A dependency is away, or a check found something."""

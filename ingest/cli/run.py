@@ -11,15 +11,16 @@ from typing import Annotated, Any
 import structlog
 import typer
 
-from ingest import bootstrap, logs, settings
+from ingest import backends, bootstrap, settings
 from ingest.cli import supervisor
 from ingest.cli.customers import check_webhook, save_key
 from ingest.domain.customers import Customer, hash_api_key, new_api_key
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
-from ingest.shim.server import listen
-from ingest.telemetry.process import Place, show
-from ingest.telemetry.shared import Shared
+from ingest.serving import listen
+from ingest.telemetry import logs
+from ingest.telemetry.process import MetricsEndpoint, serve_shared
+from ingest.telemetry.shared import ProcessReports
 
 DEV_CUSTOMER = "dev"
 DEV_WEBHOOK = "https://example.com/hooks/asg"
@@ -93,7 +94,7 @@ def serve(
 ) -> None:
     """Serve HTTP: validate, admit and publish submissions to RabbitMQ. SIGTERM finishes what is in flight."""
     loaded = settings.load(host=host, port=port, workers=workers)
-    bootstrap.need_rabbitmq(loaded, "serve")
+    backends.need_rabbitmq(loaded, "serve")
     logs.configure(loaded.log_level, loaded.log_format)
     listener = _listen(loaded.host, loaded.port)
 
@@ -111,40 +112,42 @@ def work(
 ) -> None:
     """Consume submissions from RabbitMQ, emit acceptance events. SIGTERM finishes what is in flight."""
     loaded = settings.load(processes=processes, prefetch=prefetch)
-    bootstrap.need_rabbitmq(loaded, "work")
+    backends.need_rabbitmq(loaded, "work")
     logs.configure(loaded.log_level, loaded.log_format)
 
     raise typer.Exit(_run(loaded, loaded.processes, partial(bootstrap.worker, loaded)))
 
 
 def _run(
-    loaded: settings.Settings, count: int, main: Callable[[Place | None, asyncio.Event], Coroutine[Any, Any, None]]
+    loaded: settings.Settings,
+    count: int,
+    main: Callable[[MetricsEndpoint | None, asyncio.Event], Coroutine[Any, Any, None]],
 ) -> int:
     """Run `main` in `count` processes, and what shows their metrics and health."""
     deadline = loaded.shutdown_deadline
     place = _place(loaded)
     if count == 1 or place is None or place.listener is None:
         return supervisor.supervise([lambda: bootstrap.run(partial(main, place), deadline)] * count, deadline)
-    shared = Shared()
+    shared = ProcessReports()
     jobs = [
-        partial(bootstrap.run, partial(main, Place(process=str(number), shared=shared)), deadline)
+        partial(bootstrap.run, partial(main, MetricsEndpoint(process=str(number), shared=shared)), deadline)
         for number in range(count)
     ]
-    beside = partial(bootstrap.run, partial(show, shared, place.listener, count), deadline)
+    beside = partial(bootstrap.run, partial(serve_shared, shared, place.listener, count), deadline)
     try:
         return supervisor.supervise(jobs, deadline, beside, lambda number: shared.forget(str(number)))
     finally:
         shared.remove()
 
 
-def _place(loaded: settings.Settings) -> Place | None:
+def _place(loaded: settings.Settings) -> MetricsEndpoint | None:
     """Where metrics and health are shown, if anywhere."""
     if loaded.metrics_port is None:
         return None
     names = ("INGEST_METRICS_PORT", "INGEST_METRICS_HOST")
     listener = _listen(loaded.metrics_host, loaded.metrics_port, names)
     _log.info("metrics and health", port=listener.getsockname()[1])
-    return Place(listener=listener)
+    return MetricsEndpoint(listener=listener)
 
 
 def _listen(host: str, port: int, names: tuple[str, str] = ("--port", "--host")) -> socket.socket:

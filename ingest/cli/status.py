@@ -12,23 +12,24 @@ import typer
 from rich.console import Console
 from rich.live import Live
 
-from ingest import bootstrap, logs, settings
-from ingest.broker.embedded_dead import EmbeddedDeadLetters
-from ingest.broker.rabbitmq import RabbitBroker
-from ingest.broker.rabbitmq_status import broker_state
-from ingest.broker.redrive import Group, Selection, add_to, select
+from ingest import backends, settings
+from ingest.backends import management, open_dead_letters, sqlite_path
+from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.status import broker_state
 from ingest.cli.options import Json
-from ingest.cli.status_processes import Scraper
 from ingest.cli.status_view import picture
-from ingest.cli.wiring import dead_letters, management, sqlite_path
 from ingest.domain import topology
 from ingest.domain.errors import IngestError
 from ingest.domain.overview import BrokerState, DeadReason, Overview, QueueState, StoreState
-from ingest.logs import redact
+from ingest.operations.dead_letters import Group, Selection, add_to, select
+from ingest.operations.scrape import Scraper
 from ingest.settings import Settings
-from ingest.sqlite_checks import read_time
-from ingest.store.aerospike_info import AerospikeView
-from ingest.store.aerospike_status import store_state
+from ingest.sqlite.checks import read_time
+from ingest.store.aerospike.info import AerospikeView
+from ingest.store.aerospike.status import store_state
+from ingest.telemetry import logs
+from ingest.telemetry.logs import redact
 
 _MOST_DEAD: Final = 2000
 _DEAD_EVERY: Final = 30.0
@@ -112,7 +113,7 @@ class Watch:
     async def _broker(self) -> BrokerState:
         path = sqlite_path(self._loaded.broker)
         if path is None:
-            broker = await bootstrap.open_broker(self._loaded, "ingest status")
+            broker = await backends.open_broker(self._loaded, "ingest status")
             if isinstance(broker, RabbitBroker):
                 return await broker_state(broker, management(self._loaded))
         name = f"embedded, {path}"
@@ -163,7 +164,7 @@ class Watch:
 
     async def _reasons(self) -> list[DeadReason]:
         groups: dict[str, Group] = {}
-        async with dead_letters(self._loaded, clear=False) as dead:
+        async with open_dead_letters(self._loaded, clear=False) as dead:
             async for found in select(dead.queue, Selection(), dead.trusted, lambda _: None):
                 add_to(groups, found)
         now = time.time()

@@ -8,7 +8,7 @@ from rich.text import Text
 from ingest.cli.dlq_view import age
 from ingest.domain.events import rfc3339
 from ingest.domain.overview import Overview
-from ingest.logs import redact
+from ingest.telemetry.logs import redact
 
 _UNKNOWN = "unknown"
 

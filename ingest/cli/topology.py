@@ -5,9 +5,9 @@ import asyncio
 import msgspec
 import typer
 
-from ingest import bootstrap, settings
-from ingest.broker.management import definitions, rabbitmqctl_lines
-from ingest.cli.wiring import management, vhost
+from ingest import backends, settings
+from ingest.backends import management, vhost
+from ingest.broker.rabbitmq.management import definitions, rabbitmqctl_lines
 from ingest.domain.errors import ConfigurationError
 
 app = typer.Typer(help="The AMQP topology: make it, check it, export it.", no_args_is_help=True)
@@ -22,7 +22,7 @@ def apply() -> None:
     loaded = _rabbitmq("topology apply")
 
     async def declare() -> None:
-        broker = await bootstrap.open_broker(loaded)
+        broker = await backends.open_broker(loaded)
         await broker.declare()
         await broker.close()
 
@@ -60,5 +60,5 @@ def export() -> None:
 
 def _rabbitmq(command: str) -> settings.Settings:
     loaded = settings.load()
-    bootstrap.need_rabbitmq(loaded, command)
+    backends.need_rabbitmq(loaded, command)
     return loaded

@@ -148,7 +148,7 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
     )
 
 
-def obstacle(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
+def redrive_blocker(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
     """Why it must not be submitted again, in a sentence; None where it may.
 
     The service's user may submit for any customer, so nothing may pass that another user had sent.
@@ -172,7 +172,10 @@ def obstacle(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
 
 
 def resubmission(dead: DeadLetter) -> Message:
-    """The submission again, under the id it had: what was accepted meanwhile is a duplicate. Ask `obstacle` first."""
+    """The submission again, under the id it had: what was accepted meanwhile is a duplicate.
+
+    Ask `redrive_blocker` first.
+    """
     origin = dead.origin
     if origin is None:
         raise ValueError(f"{dead.id} holds no submission")

@@ -11,13 +11,19 @@ import hashlib
 import os
 import re
 import time
-from typing import Literal
+from enum import StrEnum
 
 from typing_extensions import Buffer
 
-Kind = Literal["task", "batch"]
 
-_PREFIX: dict[Kind, str] = {"task": "tsk_", "batch": "bat_"}
+class SubmissionKind(StrEnum):
+    """What a customer submits in one request or message."""
+
+    TASK = "task"
+    BATCH = "batch"
+
+
+_PREFIX: dict[SubmissionKind, str] = {SubmissionKind.TASK: "tsk_", SubmissionKind.BATCH: "bat_"}
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Two characters at a time: half the work of one by one. The last two are the 10 bits of an item's index.
 _PAIRS = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
@@ -32,7 +38,7 @@ _V7 = (0x7 << 76) | (0x2 << 62)
 _V8 = (0x8 << 76) | (0x2 << 62)
 
 
-def keyed_id(kind: Kind, cust_id: str, key: str) -> str:
+def keyed_id(kind: SubmissionKind, cust_id: str, key: str) -> str:
     """The id of a task or batch submitted by `cust_id` under the idempotency key `key`."""
     # Lengths are part of the hash, so that no two different (cust_id, key) pairs concatenate alike.
     digest = hashlib.sha256(f"{kind}:{len(cust_id)}:{cust_id}:{key}".encode()).digest()
@@ -52,14 +58,14 @@ def place_of(task_id: str) -> tuple[str, int]:
     return f"bat_{task_id[4:-2]}{_PAIRS[0]}", _INDEXES[task_id[-2:]]
 
 
-def fresh_id(kind: Kind) -> str:
+def fresh_id(kind: SubmissionKind) -> str:
     """A new, time-ordered id for a submission without a key."""
     milliseconds = time.time_ns() // 1_000_000
     number = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
     return _id(kind, (number & _VERSION_MASK) | _V7)
 
 
-def is_id(kind: Kind, value: str) -> bool:
+def is_id(kind: SubmissionKind, value: str) -> bool:
     """Whether `value` has the form of an id of this kind."""
     return value.startswith(_PREFIX[kind]) and _ID.fullmatch(value) is not None
 
@@ -69,7 +75,7 @@ def fingerprint(canonical: Buffer) -> bytes:
     return hashlib.sha256(canonical).digest()
 
 
-def _id(kind: Kind, number: int) -> str:
-    if kind == "batch":
+def _id(kind: SubmissionKind, number: int) -> str:
+    if kind is SubmissionKind.BATCH:
         number &= -MAX_ITEMS
     return _PREFIX[kind] + "".join([_PAIRS[(number >> shift) & 0x3FF] for shift in _SHIFTS])

@@ -8,7 +8,7 @@ from enum import StrEnum
 import msgspec
 
 from ingest.domain.customers import retention_of
-from ingest.domain.identity import fingerprint, item_id
+from ingest.domain.identity import SubmissionKind, fingerprint, item_id
 from ingest.domain.submissions import Submission, Task
 
 
@@ -31,7 +31,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     (0: not stored yet). `charged` tasks were paid for by earlier attempts, of which none has landed.
     `origin` tells a repeat of the same attempt from another submission: the AMQP message_id of a direct one, the
     batch's id for an item of a batch, else empty.
-    A batch has `task_count`, and in `own_ids` by index the ids of the items that have keys of their own.
+    A batch has `task_count`, and in `keyed_item_ids` by index the ids of the items that have keys of their own.
     """
 
     id: str
@@ -45,28 +45,28 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     charged: int = 0
     origin: str = ""
     task_count: int = 0
-    own_ids: dict[int, str] = {}
+    keyed_item_ids: dict[int, str] = {}
     generation: int = 0
 
     @property
-    def landed(self) -> bool:
+    def is_durable(self) -> bool:
         """Whether the submission is safe with the broker, or further."""
         return self.phase is not Phase.CLAIMED
 
     @property
     def tasks(self) -> int:
         """How many tasks the entry stands for: itself, or a batch's items without a key of their own."""
-        return self.task_count - len(self.own_ids) if self.task_count else 1
+        return self.task_count - len(self.keyed_item_ids) if self.task_count else 1
 
     @property
     def task_ids(self) -> list[str]:
         """The ids of a batch's tasks, in order."""
-        own = self.own_ids
+        own = self.keyed_item_ids
         return [own.get(index) or item_id(self.id, index) for index in range(self.task_count)]
 
-    def stands_for(self, index: int) -> bool:
+    def covers_index(self, index: int) -> bool:
         """Whether the batch has an item at `index` without a key of its own."""
-        return index < self.task_count and index not in self.own_ids
+        return index < self.task_count and index not in self.keyed_item_ids
 
 
 class Step(StrEnum):
@@ -74,7 +74,7 @@ class Step(StrEnum):
 
     TAKE_OVER = "take_over"
     """Claim anew what a dead owner left: write `owner`, `lease`, `origin`, and what the body decides: `fingerprint`,
-    `task_count`, `own_ids`."""
+    `task_count`, `keyed_item_ids`."""
     QUEUE = "queue"
     """Phase queued, no lease."""
     RELEASE = "release"
@@ -116,11 +116,11 @@ def accepted(entry: Entry) -> Entry:
     return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
 
 
-def head_entry(
+def submission_entry(
     submission: Submission, created_at: int, retention: int, *, owner: str = "", lease: int = 0, origin: str = ""
 ) -> Entry:
     """The entry of the task or batch itself; `retention` is the customer's, in seconds."""
-    is_batch = submission.kind == "batch"
+    is_batch = submission.kind is SubmissionKind.BATCH
     return Entry(
         id=submission.id,
         cust_id=submission.cust_id,
@@ -131,7 +131,7 @@ def head_entry(
         lease=lease,
         origin=origin,
         task_count=len(submission.tasks) if is_batch else 0,
-        own_ids={i: task.task_id for i, task in enumerate(submission.tasks) if task.keyed} if is_batch else {},
+        keyed_item_ids={i: task.task_id for i, task in enumerate(submission.tasks) if task.keyed} if is_batch else {},
     )
 
 

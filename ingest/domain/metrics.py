@@ -4,6 +4,7 @@ No label holds a customer, an id or anything else a client chooses: the number o
 """
 
 from collections.abc import Iterable
+from enum import StrEnum
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -11,6 +12,31 @@ import msgspec
 from ingest.domain.errors import Reason
 
 Type = Literal["counter", "gauge", "histogram"]
+
+
+class EntryPoint(StrEnum):
+    """Where a submission enters. The metrics' label is named `door`."""
+
+    HTTP = "http"
+    """`POST` to the shim."""
+    AMQP = "amqp"
+    """Published to the exchange by a direct producer."""
+
+
+class Outcome(StrEnum):
+    """What became of a submission at its entry point."""
+
+    ACCEPTED = "accepted"
+    REPLAY = "replay"
+    """HTTP: the key was used before; answered 200."""
+    DUPLICATE = "duplicate"
+    """AMQP: the key was used before; a `submission.duplicate` event is published."""
+    REJECTED = "rejected"
+    BUSY = "busy"
+    """HTTP 409: another request with the same key is in progress."""
+    UNAVAILABLE = "unavailable"
+    """HTTP 503: a dependency is unavailable or the server is at capacity."""
+
 
 # Upper bounds. A call takes milliseconds; a submission may wait for a server that is away for hours.
 _CALL: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -260,7 +286,7 @@ _OTHERS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
 }
 
 
-def open_door(meter: Meter, door: Literal["http", "amqp"]) -> None:
+def init_series(meter: Meter, door: Literal["http", "amqp"]) -> None:
     """Begin every series of a door at 0: a counter that appears with its first event has no rate for it."""
     for outcome, reason in (*_OTHERS[door], *(("rejected", reason) for reason in _REJECTED[door])):
         for kind in ("task", "batch"):

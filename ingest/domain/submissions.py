@@ -7,7 +7,7 @@ import msgspec
 
 from ingest.domain import identity
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
-from ingest.domain.identity import Kind
+from ingest.domain.identity import SubmissionKind
 from ingest.domain.json_names import repeated_name
 from ingest.domain.validation import NOT_REGISTERED, BatchBody, TaskBody, validate_batch, validate_task
 
@@ -34,7 +34,7 @@ class Submission(msgspec.Struct, frozen=True, gc=False):
     `tasks` has one entry an item, in order; items of a batch that share a key share the task_id.
     """
 
-    kind: Kind
+    kind: SubmissionKind
     id: str
     cust_id: str
     key: str | None
@@ -83,10 +83,12 @@ def task_submission(
     body = validate_task(data)
     _check_callbacks([("callback_url", body)], webhooks)
     key = body.get("idempotency_key", fallback_key)
-    task_id = identity.fresh_id("task") if key is None else identity.keyed_id("task", cust_id, key)
+    task_id = (
+        identity.fresh_id(SubmissionKind.TASK) if key is None else identity.keyed_id(SubmissionKind.TASK, cust_id, key)
+    )
     canonical, has_callback = _canonical(body, None)
     task = Task(task_id, body["type"], has_callback, key is not None, msgspec.Raw(canonical))
-    return Submission("task", task_id, cust_id, key, identity.fingerprint(canonical), (task,))
+    return Submission(SubmissionKind.TASK, task_id, cust_id, key, identity.fingerprint(canonical), (task,))
 
 
 def batch_submission(
@@ -98,19 +100,27 @@ def batch_submission(
     named = [(f"tasks[{index}].callback_url", item) for index, item in enumerate(items) if "callback_url" in item]
     _check_callbacks([("callback_url", body), *named], webhooks)
     key = body.get("idempotency_key", fallback_key)
-    batch_id = identity.fresh_id("batch") if key is None else identity.keyed_id("batch", cust_id, key)
+    batch_id = (
+        identity.fresh_id(SubmissionKind.BATCH)
+        if key is None
+        else identity.keyed_id(SubmissionKind.BATCH, cust_id, key)
+    )
     shared = body.get("callback_url")
     tasks: list[Task] = []
     digest = []
     for index, item in enumerate(items):
         own = item.get("idempotency_key")
-        task_id = identity.item_id(batch_id, index) if own is None else identity.keyed_id("task", cust_id, own)
+        task_id = (
+            identity.item_id(batch_id, index) if own is None else identity.keyed_id(SubmissionKind.TASK, cust_id, own)
+        )
         canonical, has_callback = _canonical(item, shared)
         tasks.append(Task(task_id, item["type"], has_callback, own is not None, msgspec.Raw(canonical)))
         digest.append(canonical)
         if own is not None:
             digest.append(own.encode())
-    return Submission("batch", batch_id, cust_id, key, identity.fingerprint(b"\n".join(digest)), tuple(tasks))
+    return Submission(
+        SubmissionKind.BATCH, batch_id, cust_id, key, identity.fingerprint(b"\n".join(digest)), tuple(tasks)
+    )
 
 
 def _canonical(item: TaskBody, shared_callback: str | None) -> tuple[bytes, bool]:

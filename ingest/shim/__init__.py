@@ -15,6 +15,6 @@
 
 from ingest.shim.app import Shim
 from ingest.shim.documents import SCHEMAS, asyncapi_document, event_schema, openapi_document
-from ingest.shim.server import Server
+from ingest.shim.http.server import shim_server
 
-__all__ = ["SCHEMAS", "Server", "Shim", "asyncapi_document", "event_schema", "openapi_document"]
+__all__ = ["SCHEMAS", "Shim", "asyncapi_document", "event_schema", "openapi_document", "shim_server"]

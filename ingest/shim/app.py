@@ -10,18 +10,15 @@ from ingest.admission import Admission
 from ingest.domain import metrics
 from ingest.domain.errors import Reason
 from ingest.domain.header_lines import joined
-from ingest.domain.identity import Kind
+from ingest.domain.identity import SubmissionKind
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
-from ingest.shim.lookups import Lookups
-from ingest.shim.problems import Header, Problem, internal, not_allowed
-from ingest.shim.submit import Answer, Submitter
-from ingest.shim.wire import (
+from ingest.shim.http.body import (
+    BodyMemoryBudget,
     ClientGone,
-    Held,
     Receive,
-    Room,
+    Reservation,
     Scope,
     Send,
     read_json_body,
@@ -29,9 +26,12 @@ from ingest.shim.wire import (
     request_id,
     send_json,
 )
+from ingest.shim.lookups import Lookups
+from ingest.shim.problems import Header, Problem, internal, not_allowed
+from ingest.shim.submit import Answer, Submitter
 
 REQUEST_DEADLINE = 10.0
-_SUBMISSIONS: dict[str, Kind] = {"/v1/tasks": "task", "/v1/tasks/batch": "batch"}
+_SUBMISSIONS: dict[str, SubmissionKind] = {"/v1/tasks": SubmissionKind.TASK, "/v1/tasks/batch": SubmissionKind.BATCH}
 
 _OUTCOMES = {409: "busy", 503: "unavailable"}
 _MISMATCH = (b"idempotency-payload-mismatch", b"true")
@@ -59,12 +59,12 @@ class Shim:
         admission: Admission,
         deadline: float = REQUEST_DEADLINE,
         meter: Meter = NO_METER,
-        room: Room | None = None,
+        room: BodyMemoryBudget | None = None,
     ) -> None:
         self._meter = meter
-        metrics.open_door(meter, "http")
+        metrics.init_series(meter, "http")
         self._auth = Auth(store)
-        self._room = room or Room()
+        self._room = room or BodyMemoryBudget()
         self._submitter = Submitter(admission, publisher, deadline)
         self._others = Starlette(
             routes=Lookups(store, publisher, self._auth).routes(),
@@ -109,7 +109,7 @@ class Shim:
         extra.append(tag)
         await send_json(send, status, body, extra)
 
-    def _refused(self, kind: Kind, problem: Problem) -> None:
+    def _refused(self, kind: SubmissionKind, problem: Problem) -> None:
         _log.debug("submission refused", kind=kind, status=problem.status, error=problem.message)
         outcome = _OUTCOMES.get(problem.status, "rejected")
         self._meter.add(metrics.SUBMISSIONS, 1, "http", kind, outcome, problem.reason)
@@ -120,11 +120,13 @@ class Shim:
         """Wait for submissions that are under way."""
         await self._submitter.drain()
 
-    async def _submit(self, kind: Kind, scope: Scope, headers: dict[bytes, bytes], receive: Receive) -> Answer:
+    async def _submit(
+        self, kind: SubmissionKind, scope: Scope, headers: dict[bytes, bytes], receive: Receive
+    ) -> Answer:
         if scope["method"] != "POST":
             raise not_allowed(scope["method"])
         customer = await self._auth.customer(headers.get(b"authorization"))
-        held = Held(self._room)
+        held = Reservation(self._room)
         try:
             body = await read_json_body(headers, receive, held)
             return await self._submitter.submit(kind, body, headers, customer)

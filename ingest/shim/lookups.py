@@ -13,7 +13,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from ingest.domain import events
 from ingest.domain.errors import StoreUnavailable, Unavailable
-from ingest.domain.identity import Kind, is_id, place_of
+from ingest.domain.identity import SubmissionKind, is_id, place_of
 from ingest.domain.ledger import Entry
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
@@ -59,17 +59,19 @@ class Lookups:
     async def task(self, request: Request) -> Response:
         cust_id, id_ = await self._asked(request)
         own = head = None
-        if is_id("task", id_):
+        if is_id(SubmissionKind.TASK, id_):
             batch_id, index = place_of(id_)
             own, head = await self._read([id_, batch_id])
-            if head is not None and not head.stands_for(index):
+            if head is not None and not head.covers_index(index):
                 head = None
-        entry = _landed("task", own or head, cust_id)
+        entry = _landed(SubmissionKind.TASK, own or head, cust_id)
         return _json({"task_id": id_, "status": "pending", "created_at": events.rfc3339(entry.created_at)})
 
     async def batch(self, request: Request) -> Response:
         cust_id, id_ = await self._asked(request)
-        entry = _landed("batch", (await self._read([id_]))[0] if is_id("batch", id_) else None, cust_id)
+        entry = _landed(
+            SubmissionKind.BATCH, (await self._read([id_]))[0] if is_id(SubmissionKind.BATCH, id_) else None, cust_id
+        )
         return _json(
             {
                 "batch_id": entry.id,
@@ -114,9 +116,9 @@ class Lookups:
             raise store_away() from None
 
 
-def _landed(kind: Kind, entry: Entry | None, cust_id: str) -> Entry:
+def _landed(kind: SubmissionKind, entry: Entry | None, cust_id: str) -> Entry:
     """The customer's own entry, if its submission was answered 2xx. Raises Problem."""
-    if entry is None or not entry.landed or entry.cust_id != cust_id:
+    if entry is None or not entry.is_durable or entry.cust_id != cust_id:
         raise Problem(404, f"no {kind} with this id was submitted, or it is no longer remembered")
     return entry
 

@@ -12,14 +12,14 @@ from ingest.admission import Admission, Decision, Request, Verdict
 from ingest.domain import events
 from ingest.domain.customers import Customer
 from ingest.domain.errors import InvalidSubmission, Reason
-from ingest.domain.identity import Kind
+from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import Entry
 from ingest.domain.ports import Publisher
 from ingest.domain.submissions import Submission, batch_submission, decode_json, task_submission
 from ingest.domain.trace import trace_of_http
 from ingest.domain.validation import validate_key
-from ingest.shim.coalescer import Coalescer, Full
-from ingest.shim.cohort import Cohorts
+from ingest.shim.batcher import MicroBatcher, QueueFull
+from ingest.shim.pipeline import SubmissionPipeline
 from ingest.shim.problems import Header, Problem, busy, conflict, invalid, overloaded, quota_exhausted, too_slow
 
 _BUSY_FOR: Final = 2.0
@@ -43,14 +43,18 @@ class Submitter:
     """
 
     def __init__(self, admission: Admission, publisher: Publisher, deadline: float) -> None:
-        cohorts = Cohorts(admission, publisher)
+        cohorts = SubmissionPipeline(admission, publisher)
         # Apart, so that a single task never waits behind batches of a thousand.
-        self._coalescers: dict[Kind, Coalescer[Request, Decision | Problem]] = {
-            "task": Coalescer(cohorts.run, size=512, slots=4, crowd=16, waiting=20_000, deadline=deadline),
-            "batch": Coalescer(cohorts.run, size=4, slots=2, waiting=64, deadline=deadline),
+        self._coalescers: dict[SubmissionKind, MicroBatcher[Request, Decision | Problem]] = {
+            SubmissionKind.TASK: MicroBatcher(
+                cohorts.run, size=512, slots=4, crowd=16, waiting=20_000, deadline=deadline
+            ),
+            SubmissionKind.BATCH: MicroBatcher(cohorts.run, size=4, slots=2, waiting=64, deadline=deadline),
         }
 
-    async def submit(self, kind: Kind, body: bytes, headers: dict[bytes, bytes], customer: Customer) -> Answer:
+    async def submit(
+        self, kind: SubmissionKind, body: bytes, headers: dict[bytes, bytes], customer: Customer
+    ) -> Answer:
         """Status, body and headers of the answer. Raises Problem."""
         try:
             submission = _parse(kind, body, headers.get(b"idempotency-key"), customer)
@@ -74,7 +78,7 @@ class Submitter:
         while True:
             try:
                 decision = await coalescer.submit(request)
-            except Full:
+            except QueueFull:
                 raise overloaded() from None
             except TimeoutError:
                 raise too_slow() from None
@@ -90,14 +94,14 @@ class Submitter:
             pause = min(pause * 2, _BUSY_PAUSES[1])
 
 
-def _parse(kind: Kind, body: bytes, key_header: bytes | None, customer: Customer) -> Submission:
+def _parse(kind: SubmissionKind, body: bytes, key_header: bytes | None, customer: Customer) -> Submission:
     """Raises InvalidSubmission."""
     data = decode_json(body)
     key = None
     if key_header is not None:
         # Clients send ASCII, or UTF-8 as in the body; what is neither turns into characters that no key may have.
         key = validate_key(key_header.decode("utf-8", "replace"), "Idempotency-Key")
-    make = task_submission if kind == "task" else batch_submission
+    make = task_submission if kind is SubmissionKind.TASK else batch_submission
     submission = make(data, customer.cust_id, customer.webhooks, key)
     if key is not None and submission.key != key:
         raise InvalidSubmission(Reason.INVALID, "idempotency_key and the Idempotency-Key header must be equal")
@@ -124,7 +128,7 @@ def _answer(decision: Decision, represent: bool) -> Answer:
     status = 200 if replay else 202
     # Not above debug: at thousands a second a line each would cost more than it tells, and the metrics count.
     _log.debug("submission answered", status=status, cust_id=entry.cust_id, id=entry.id)
-    if decision.request.submission.kind == "task":
+    if decision.request.submission.kind is SubmissionKind.TASK:
         return status, task_body(entry, replay), headers
     if represent:
         headers.append((b"preference-applied", b"return=representation"))

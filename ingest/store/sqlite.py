@@ -19,7 +19,7 @@ import msgspec
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Entry, Step, accepted, after
-from ingest.sqlite_file import SqliteFile
+from ingest.sqlite.file import SqliteFile
 
 _MIGRATIONS: Final = (
     (

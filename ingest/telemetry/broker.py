@@ -9,10 +9,10 @@ from ingest.domain import metrics
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import Meter
 from ingest.domain.ports import Broker, Consumer, Publisher
-from ingest.telemetry.around import BrokerAround, ConsumerAround, PublisherAround
+from ingest.telemetry.decorators import BrokerDecorator, ConsumerDecorator, PublisherDecorator
 
 
-class MeteredBroker(BrokerAround):
+class MeteredBroker(BrokerDecorator):
     """`domain.ports.Broker` around another. `publishers` and `consumers` are those it has handed out."""
 
     def __init__(self, broker: Broker, meter: Meter) -> None:
@@ -32,7 +32,7 @@ class MeteredBroker(BrokerAround):
         return consumer
 
 
-class MeteredPublisher(PublisherAround):
+class MeteredPublisher(PublisherDecorator):
     """`domain.ports.Publisher` around another."""
 
     def __init__(self, publisher: Publisher, meter: Meter) -> None:
@@ -55,7 +55,7 @@ class MeteredPublisher(PublisherAround):
         return outcomes
 
 
-class MeteredConsumer(ConsumerAround):
+class MeteredConsumer(ConsumerDecorator):
     """`domain.ports.Consumer` around another.
 
     `last_settled`: Unix time at which a delivery was last settled, at first that of the start.

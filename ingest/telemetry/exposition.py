@@ -1,7 +1,6 @@
 """`/metrics`, `/healthz` and `/readyz` on a port of their own, for Prometheus and an orchestrator's probes."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -13,8 +12,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ingest.logs import redact
+from ingest.serving import EmbeddedServer
 from ingest.telemetry.health import DEAD, STALE, Report
+from ingest.telemetry.logs import redact
 
 
 class Exposition:
@@ -67,28 +67,22 @@ class Exposition:
         return _json(503, {"error": "not ready: " + "; ".join(problems), "problems": problems})
 
 
-class Server(uvicorn.Server):
-    """Serves an application on a listening socket until `should_exit`; signals are others' business."""
-
-    def __init__(self, app: Starlette) -> None:
-        super().__init__(
-            uvicorn.Config(
-                app,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                limit_concurrency=64,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=1,
-            )
+def metrics_server(app: Starlette) -> EmbeddedServer:
+    """A server for metrics and health."""
+    return EmbeddedServer(
+        uvicorn.Config(
+            app,
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=64,
+            timeout_keep_alive=75,
+            timeout_graceful_shutdown=1,
         )
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
+    )
 
 
 def _silent(report: Report) -> str:

@@ -71,7 +71,7 @@ class Health:
         self._clock = clock
         self._seen: dict[str, ConnectionState] = {}
         self._last: frozenset[str] = frozenset()
-        self.braked: Callable[[], bool] = lambda: False
+        self.breaker_open: Callable[[], bool] = lambda: False
         """Whether the worker takes no deliveries because of an outage."""
         self.in_flight: Callable[[], int] = lambda: 0
         """HTTP requests not answered yet."""
@@ -130,12 +130,12 @@ class Health:
         for consumer in consumers:
             self._meter.set(metrics.DELIVERIES_IN_FLIGHT, consumer.held, consumer.queue)
         problems = self._watchdog.look(consumers)
-        braked = self.braked()
+        breaker_open = self.breaker_open()
         if consumers:
             self._meter.set(metrics.STALLED, bool(problems))
-            self._meter.set(metrics.BRAKE, braked)
+            self._meter.set(metrics.BRAKE, breaker_open)
             self._meter.set(metrics.LAST_PROGRESS, max(consumer.last_settled for consumer in consumers))
-        if braked:
+        if breaker_open:
             problems.append("brake: no deliveries are taken until broker and store are back")
         return problems
 

@@ -12,21 +12,22 @@ import msgspec
 from ingest.admission import Admission
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Store
+from ingest.serving import EmbeddedServer
 from ingest.telemetry.broker import MeteredBroker
-from ingest.telemetry.exposition import Exposition, Server
+from ingest.telemetry.exposition import Exposition, metrics_server
 from ingest.telemetry.health import Health, Report
 from ingest.telemetry.http import App, MeteredApp
 from ingest.telemetry.prometheus import Processes, PrometheusMeter, shared_registry
-from ingest.telemetry.shared import Shared
+from ingest.telemetry.shared import ProcessReports
 from ingest.telemetry.store import MeteredAdmission, MeteredStore
 
 
-class Place(msgspec.Struct, frozen=True):
+class MetricsEndpoint(msgspec.Struct, frozen=True):
     """Where a process shows itself: on `listener` where it is the only one, else through what its processes share."""
 
     process: str = "0"
     listener: socket.socket | None = None
-    shared: Shared | None = None
+    shared: ProcessReports | None = None
 
 
 class Tracing(Protocol):
@@ -52,7 +53,7 @@ class Telemetry:
         tracing: where its spans go, if anywhere.
     """
 
-    def __init__(self, place: Place | None, watchdog: float, tracing: Tracing | None = None) -> None:
+    def __init__(self, place: MetricsEndpoint | None, watchdog: float, tracing: Tracing | None = None) -> None:
         self._tracing = tracing
         self.meter: Meter = NO_METER
         self._place = place
@@ -61,7 +62,7 @@ class Telemetry:
         self._broker: MeteredBroker | None = None
         self._report: Report | None = None
         self._app: MeteredApp | None = None
-        self.braked: Callable[[], bool] = lambda: False
+        self.breaker_open: Callable[[], bool] = lambda: False
         """Whether the worker takes no deliveries because of an outage."""
         if place is not None:
             self._prometheus = PrometheusMeter(place.process, place.shared.directory if place.shared else None)
@@ -108,7 +109,7 @@ class Telemetry:
             yield
             return
         health = Health(self._broker, self._store.ready, self.meter, self._place.process, self._watchdog, self._tell)
-        health.braked = lambda: self.braked()
+        health.breaker_open = lambda: self.breaker_open()
         health.in_flight = lambda: self._app.in_flight if self._app else 0
         async with asyncio.TaskGroup() as group:
             looking = group.create_task(health.run())
@@ -120,13 +121,13 @@ class Telemetry:
             if server is not None:
                 server.should_exit = True
 
-    def _server(self) -> Server | None:
+    def _server(self) -> EmbeddedServer | None:
         if self._place is None or self._place.listener is None:
             return None
         registry = self._prometheus.registry
         own = {self._place.process: os.getpid()}
         Processes(registry, lambda: own)
-        return Server(Exposition(registry, self._reports, 1).app())
+        return metrics_server(Exposition(registry, self._reports, 1).app())
 
     def _reports(self) -> list[Report]:
         return [self._report] if self._report else []
@@ -137,11 +138,11 @@ class Telemetry:
             self._place.shared.write(report)
 
 
-async def show(shared: Shared, listener: socket.socket, processes: int, stop: asyncio.Event) -> None:
+async def serve_shared(shared: ProcessReports, listener: socket.socket, processes: int, stop: asyncio.Event) -> None:
     """Serve what `processes` processes share, until `stop`."""
     registry = shared_registry(shared.directory)
     Processes(registry, lambda: {report.process: report.pid for report in shared.reports()})
-    server = Server(Exposition(registry, shared.reports, processes).app())
+    server = metrics_server(Exposition(registry, shared.reports, processes).app())
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await stop.wait()
     server.should_exit = True

@@ -13,7 +13,7 @@ _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(Report).decode
 
 
-class Shared:
+class ProcessReports:
     """Made by the supervisor before it starts processes. Raises ConfigurationError where there is no place for it.
 
     `directory` also holds prometheus_client's files, one a kind of metric and process.

@@ -23,7 +23,7 @@ from ingest.domain.header_lines import joined
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
-from ingest.telemetry.around import BrokerAround, ConsumerAround, PublisherAround
+from ingest.telemetry.decorators import BrokerDecorator, ConsumerDecorator, PublisherDecorator
 from ingest.telemetry.http import App, Receive, Scope, Send, route_of
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
@@ -78,7 +78,7 @@ class TracedApp:
             await self._app(scope, receive, noted)
 
 
-class TracedBroker(BrokerAround):
+class TracedBroker(BrokerDecorator):
     """`domain.ports.Broker` around another. `system`: OpenTelemetry's name of it."""
 
     def __init__(self, broker: Broker, tracer: Tracer, system: str) -> None:
@@ -93,7 +93,7 @@ class TracedBroker(BrokerAround):
         return TracedConsumer(await self._broker.consumer(queue, prefetch), queue, self._tracer, self._system)
 
 
-class TracedPublisher(PublisherAround):
+class TracedPublisher(PublisherDecorator):
     """`domain.ports.Publisher` around another: a span for the messages of each trace, below the one they came from."""
 
     def __init__(self, publisher: Publisher, tracer: Tracer, system: str) -> None:
@@ -145,7 +145,7 @@ class TracedPublisher(PublisherAround):
         )
 
 
-class TracedConsumer(ConsumerAround):
+class TracedConsumer(ConsumerDecorator):
     """`domain.ports.Consumer` around another: a span for each delivery, from its receipt until it is settled."""
 
     def __init__(self, consumer: Consumer, queue: str, tracer: Tracer, system: str) -> None:

@@ -12,9 +12,9 @@ from ingest.domain.messages import Delivery
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
 from ingest.domain.topology import INGEST_BATCHES
-from ingest.worker.brake import PAUSES, Brake, BrakeState, keep_hands_free
-from ingest.worker.cohort import Cohorts, Left
-from ingest.worker.intake import Intake
+from ingest.worker.breaker import PAUSES, BreakerState, CircuitBreaker, keep_hands_free
+from ingest.worker.classify import DeliveryClassifier
+from ingest.worker.processor import DeliveryProcessor, Unfinished
 
 _BUSY_PAUSES: Final = (0.05, 1.0)
 """First and longest pause before another attempt at what somebody else is at, in seconds."""
@@ -61,31 +61,31 @@ class Worker:
         self._prefetch = prefetch
         self._meter = meter
         self._outage_hold = outage_hold
-        self._brake = Brake()
+        self._breaker = CircuitBreaker()
         self._stopping = asyncio.Event()
 
     @property
-    def brake(self) -> BrakeState:
+    def breaker(self) -> BreakerState:
         """Whether an outage keeps it from working, and since when."""
-        return self._brake.state
+        return self._breaker.state
 
     async def run(self) -> None:
         """Work until `stop`; then finish what was delivered, acknowledge it and close. Cancelling closes at once."""
         publisher = await self._broker.publisher(_PUBLISHING)
-        intake = Intake(self._store, self._trusted_users)
-        cohorts = Cohorts(self._store, publisher, self._admission, intake, self._meter)
+        intake = DeliveryClassifier(self._store, self._trusted_users)
+        cohorts = DeliveryProcessor(self._store, publisher, self._admission, intake, self._meter)
         lanes = []
         try:
             for queue, prefetch in self._prefetch.items():
                 consumer = await self._broker.consumer(queue, prefetch)
                 # A batch is a thousand tasks: one is a cohort.
                 size = 1 if queue == INGEST_BATCHES else max(1, prefetch // (_UNDER_WAY + 1))
-                lanes.append(_Lane(consumer, cohorts, self._brake, self._stopping, size))
+                lanes.append(QueueConsumerLoop(consumer, cohorts, self._breaker, self._stopping, size))
             _log.info("working", prefetch=dict(self._prefetch))
             async with asyncio.TaskGroup() as group:
                 consumers = [lane.consumer for lane in lanes]
                 ready = [self._store.ready, publisher.ready]
-                group.create_task(keep_hands_free(self._brake, consumers, ready, self._outage_hold))
+                group.create_task(keep_hands_free(self._breaker, consumers, ready, self._outage_hold))
                 for lane in lanes:
                     group.create_task(lane.run())
             _log.info("worker stopped")
@@ -97,20 +97,27 @@ class Worker:
     def stop(self) -> None:
         """Take no more, finish what is in flight. To be called in the event loop's thread."""
         self._stopping.set()
-        self._brake.stop()
+        self._breaker.stop()
 
 
-class _Lane:
+class QueueConsumerLoop:
     """One queue: receives, attempts, and tries again what could not be finished.
 
     `size`: most deliveries in a cohort; while one is under way a further one waits until it is full: large cohorts cost
     less, to RabbitMQ too. There is no timer: light traffic makes small cohorts, at once.
     """
 
-    def __init__(self, consumer: Consumer, cohorts: Cohorts, brake: Brake, stopping: asyncio.Event, size: int) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        cohorts: DeliveryProcessor,
+        breaker: CircuitBreaker,
+        stopping: asyncio.Event,
+        size: int,
+    ) -> None:
         self.consumer = consumer
         self._cohorts = cohorts
-        self._brake = brake
+        self._breaker = breaker
         self._stopping = stopping
         self._size = size
         self._waiting: list[Delivery] = []
@@ -147,7 +154,7 @@ class _Lane:
         while left.busy or left.failed:
             pause = failed if left.failed else busy
             # With the brake on it is the brake that decides on the next attempt.
-            if not self._brake.state.on and await self._stopped_within(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
+            if not self._breaker.state.on and await self._stopped_within(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
                 return  # the broker delivers them again
             if left.failed:
                 failed = min(failed * 2, PAUSES[1])
@@ -155,22 +162,22 @@ class _Lane:
                 busy = min(busy * 2, _BUSY_PAUSES[1])
             left = await self._attempt_when_possible([*left.busy, *left.failed])
 
-    async def _attempt_when_possible(self, deliveries: Sequence[Delivery]) -> Left:
+    async def _attempt_when_possible(self, deliveries: Sequence[Delivery]) -> Unfinished:
         """One attempt, once the brake lets it through, at those deliveries that are still alive."""
-        if not await self._brake.passed():
-            return Left()  # time to stop: the broker delivers them again
+        if not await self._breaker.passed():
+            return Unfinished()  # time to stop: the broker delivers them again
         got_somewhere = None
         try:
             alive = [each for each in deliveries if self.consumer.alive(each)]
             if not alive:
-                return Left()
+                return Unfinished()
             left = await self._attempt(alive)
             got_somewhere = not left.failed or len(left.busy) + len(left.failed) < len(alive)
             return left
         finally:
-            self._brake.tell(got_somewhere)
+            self._breaker.tell(got_somewhere)
 
-    async def _attempt(self, deliveries: Sequence[Delivery]) -> Left:
+    async def _attempt(self, deliveries: Sequence[Delivery]) -> Unfinished:
         try:
             return await self._cohorts.attempt(self.consumer, deliveries)
         except Exception:  # noqa: BLE001 - the worker outlives its defects
@@ -180,8 +187,8 @@ class _Lane:
             if len(deliveries) == 1:
                 await asyncio.sleep(_DEFECT_PAUSE)
                 await self.consumer.requeue(deliveries)
-                return Left()
-        left = Left()
+                return Unfinished()
+        left = Unfinished()
         for delivery in deliveries:
             one = await self._attempt([delivery])
             left.busy += one.busy

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 
 from tests.bench import benches, http
-from tests.bench.house import House
+from tests.bench.harness import BenchHarness
 from tests.bench.measure import Row
 
-BENCHES: dict[str, Callable[[House], Awaitable[list[Row]]]] = {
+BENCHES: dict[str, Callable[[BenchHarness], Awaitable[list[Row]]]] = {
     "worker": benches.worker,
     "shim": http.shim,
     "batch": benches.batch,
@@ -29,15 +29,15 @@ LONG = frozenset({"backlog", "memory", "scale"})
 
 async def run(names: list[str], rounds: int) -> dict[str, list[Row]]:
     """Medians of each bench over its rounds."""
-    house = House()
+    harness = BenchHarness()
     results = {}
     try:
         for name in names:
-            measured = [await BENCHES[name](house) for _ in range(1 if name in LONG else rounds)]
+            measured = [await BENCHES[name](harness) for _ in range(1 if name in LONG else rounds)]
             results[name] = [_median([rows[i] for rows in measured]) for i in range(len(measured[0]))]
             _show(name, results[name])
     finally:
-        house.close()
+        harness.close()
     return results
 
 

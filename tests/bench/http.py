@@ -11,7 +11,7 @@ from typing import Final
 
 import httpx
 
-from tests.bench.house import House
+from tests.bench.harness import BenchHarness
 from tests.bench.measure import Meter, Row
 from tests.servers.process import free_ports, wait_until
 
@@ -20,27 +20,27 @@ OURS: Final = ("-m", "ingest", "serve")
 _BATCH: Final = 1000
 
 
-async def shim(house: House) -> list[Row]:
+async def shim(harness: BenchHarness) -> list[Row]:
     """POST /v1/tasks at 64 connections, and tasks of 1,000-task batches at 8; 5 s after 2 s of warm-up."""
     return [
-        await post(house, "FastAPI", FASTAPI, "fresh"),
-        await post(house, "ingest serve", OURS, "fresh"),
-        await post(house, "ingest serve, replays", OURS, "replay"),
-        await post(house, "ingest serve, tasks of batches", OURS, "batch", connections=8),
+        await post(harness, "FastAPI", FASTAPI, "fresh"),
+        await post(harness, "ingest serve", OURS, "fresh"),
+        await post(harness, "ingest serve, replays", OURS, "replay"),
+        await post(harness, "ingest serve, tasks of batches", OURS, "batch", connections=8),
     ]
 
 
-async def post(house: House, name: str, command: tuple[str, ...], mode: str, connections: int = 64) -> Row:
+async def post(harness: BenchHarness, name: str, command: tuple[str, ...], mode: str, connections: int = 64) -> Row:
     """`mode`: `fresh` keys, one key `replay`ed, or a `batch` under a fresh key each, whose items are its tasks."""
     if shutil.which("wrk") is None:
         raise SystemExit("scripts/bench needs wrk for the shim: apt-get install wrk")
-    await house.fresh()
+    await harness.fresh()
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
-    with house.running(*command, "--port", str(port)) as process:
+    with harness.running(*command, "--port", str(port)) as process:
         await asyncio.to_thread(wait_until, partial(httpx.get, url), name, 30)
         await _wrk(url, mode, 2, connections)
-        meter = Meter(house, process)
+        meter = Meter(harness, process)
         found = await _wrk(url, mode, 5, connections)
         assert not found["failed"], f"{name}: {found['failed']} requests failed"
         items = found["requests"] * (_BATCH if mode == "batch" else 1)

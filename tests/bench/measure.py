@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from tests.bench import usage
-from tests.bench.house import Depth, House, Process, preload
+from tests.bench.harness import BenchHarness, Depth, Process, preload
 
 
 class Row(msgspec.Struct):
@@ -35,8 +35,8 @@ class Row(msgspec.Struct):
 class Meter:
     """Runs from its making to `row`."""
 
-    def __init__(self, house: House, process: Process) -> None:
-        self._house = house
+    def __init__(self, harness: BenchHarness, process: Process) -> None:
+        self._house = harness
         self._process = process
         self._start = time.perf_counter()
         self._used = self._cpu()
@@ -53,21 +53,28 @@ class Meter:
 
 
 async def consume(
-    house: House, name: str, command: tuple[str, ...], count: int, batch: int = 0, *, until: int = 0, padding: int = 0
+    harness: BenchHarness,
+    name: str,
+    command: tuple[str, ...],
+    count: int,
+    batch: int = 0,
+    *,
+    until: int = 0,
+    padding: int = 0,
 ) -> Row:
     """A full queue is worked off, whole or `until` so many; the first tenth is warm-up."""
-    url = await house.fresh()
+    url = await harness.fresh()
     await preload(url, count, batch, padding=padding)
-    return await fill(house, name, command, until or count * (batch or 1))
+    return await fill(harness, name, command, until or count * (batch or 1))
 
 
-async def fill(house: House, name: str, command: tuple[str, ...], total: int) -> Row:
+async def fill(harness: BenchHarness, name: str, command: tuple[str, ...], total: int) -> Row:
     """A process fills the consensus queue; the first tenth is warm-up."""
     series = []
-    async with Depth(house.env["BENCH_AMQP"], "consensus.tasks") as depth:
-        with house.running(*command) as process:
+    async with Depth(harness.env["BENCH_AMQP"], "consensus.tasks") as depth:
+        with harness.running(*command) as process:
             await depth.until(total // 10, process)
-            first, meter = await depth.now(), Meter(house, process)
+            first, meter = await depth.now(), Meter(harness, process)
             for part in range(2, 11):
                 await depth.until(total * part // 10, process)
                 series.append((total * part // 10, process.rss()))

@@ -15,10 +15,10 @@ from pamqp import commands, frame
 from pamqp.header import ProtocolHeader
 from yarl import URL
 
-from ingest.broker import amqp_frames as frames
+from ingest.broker.rabbitmq.amqp import codec
 from ingest.domain.events import task_accepted
 from ingest.domain.submissions import batch_submission
-from tests.bench.house import TASK
+from tests.bench.harness import TASK
 
 WINDOW: Final = 4000
 BLOCK: Final = 1000
@@ -43,7 +43,7 @@ class Raw:
         self._ask(0, commands.Connection.Open(address.path.strip("/") or "/"), "Connection.OpenOk")
         self._ask(1, commands.Channel.Open(), "Channel.OpenOk")
         self._ask(1, commands.Confirm.Select(), "Confirm.SelectOk")
-        encoder = frames.PublishEncoder(1, 131_072, address.user)
+        encoder = codec.PublishEncoder(1, 131_072, address.user)
         batch = batch_submission({"tasks": [TASK] * BLOCK}, "c", frozenset())
         events = [task_accepted(task, "c", _TIME, (batch.id, i)) for i, task in enumerate(batch.tasks)]
         self.events = [encoder.encode(event, i) for i, event in enumerate(events, 1)]
@@ -60,24 +60,24 @@ class Raw:
         data = self._tail + self._socket.recv(_BIG)
         found = []
         position, end = 0, len(data)
-        while end - position >= frames.OVERHEAD:
-            kind, _, size = frames.frame_head.unpack_from(data, position)
-            if position + size + frames.OVERHEAD > end:
+        while end - position >= codec.OVERHEAD:
+            kind, _, size = codec.frame_head.unpack_from(data, position)
+            if position + size + codec.OVERHEAD > end:
                 break
-            if kind == frames.METHOD:
+            if kind == codec.METHOD:
                 found += self._method(data, position + 7)
-            position += size + frames.OVERHEAD
+            position += size + codec.OVERHEAD
         self._tail = data[position:]
         return found
 
     @staticmethod
     def _method(data: bytes, start: int) -> list[tuple[int, int, bool]]:
-        (method,) = frames.method_id.unpack_from(data, start)
-        if method == frames.DELIVER:
-            return [(method, frames.read_deliver(data, start + 4)[0], False)]
-        if method in (frames.ACK, frames.NACK):
-            assert method == frames.ACK
-            return [(method, *frames.read_confirm(data, start + 4))]
+        (method,) = codec.method_id.unpack_from(data, start)
+        if method == codec.DELIVER:
+            return [(method, codec.read_deliver(data, start + 4)[0], False)]
+        if method in (codec.ACK, codec.NACK):
+            assert method == codec.ACK
+            return [(method, *codec.read_confirm(data, start + 4))]
         return []
 
     def _ask(self, channel: int, command: Any, answer: str) -> None:
@@ -135,15 +135,15 @@ def relay(raw: Raw) -> None:
     raw.consume(WINDOW)
     while True:
         found = raw.read()
-        come = sum(method == frames.DELIVER for method, _, _ in found)
+        come = sum(method == codec.DELIVER for method, _, _ in found)
         for method, tag, multiple in found:
-            if method == frames.ACK:
+            if method == codec.ACK:
                 confirms.confirm(tag, multiple)
         out = [raw.events[(confirms.sent + i) % BLOCK] for i in range(come)]
         confirms.sent += come
         if confirms.done > acked:
             acked = confirms.done
-            out.append(frames.ack(1, acked, multiple=True))
+            out.append(codec.ack(1, acked, multiple=True))
         raw.write(b"".join(out))
 
 

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 
-from ingest.domain.identity import item_id, keyed_id
+from ingest.domain.identity import SubmissionKind, item_id, keyed_id
 from tests.chaos.history import History, Submission
 from tests.chaos.workload import POOR, RICH
 
@@ -106,7 +106,9 @@ class _Checker:
             told = {attempt.id for attempt in submission.attempts if attempt.id}
             if len(told) > 1:
                 self.result.broken.append(f"submission {submission.number} was told {sorted(told)}")
-            if submission.key is not None and told - {keyed_id(submission.kind, submission.cust_id, submission.key)}:
+            if submission.key is not None and told - {
+                keyed_id(SubmissionKind(submission.kind), submission.cust_id, submission.key)
+            }:
                 self.result.broken.append(f"submission {submission.number} was told a wrong id: {told}")
 
     def batches(self) -> None:
@@ -126,7 +128,7 @@ class _Checker:
                 self.result.broken.append(f"batch.accepted of {batch_id} came before its tasks")
         for submission in self._history.submissions:
             if submission.kind == "batch" and submission.known_accepted and submission.key is not None:
-                id_ = keyed_id("batch", submission.cust_id, submission.key)
+                id_ = keyed_id(SubmissionKind.BATCH, submission.cust_id, submission.key)
                 found = complete.get(id_)
                 if found is None:
                     self.result.broken.append(f"no batch.accepted of {id_} (submission {submission.number})")
@@ -186,12 +188,12 @@ class _Checker:
     def _expected(self, submission: Submission, index: int) -> str | None:
         own = submission.own_keys.get(index)
         if own is not None:
-            return keyed_id("task", submission.cust_id, own)
+            return keyed_id(SubmissionKind.TASK, submission.cust_id, own)
         if submission.key is None:
             return None
         if submission.kind == "task":
-            return keyed_id("task", submission.cust_id, submission.key)
-        return item_id(keyed_id("batch", submission.cust_id, submission.key), index)
+            return keyed_id(SubmissionKind.TASK, submission.cust_id, submission.key)
+        return item_id(keyed_id(SubmissionKind.BATCH, submission.cust_id, submission.key), index)
 
     def _dead_keys(self) -> set[tuple[str, str | None]]:
         """(customer, key) of what stands in ingest.dead for an exhausted quota, and never came out otherwise."""

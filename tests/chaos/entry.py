@@ -12,8 +12,9 @@ import signal
 import sys
 from pathlib import Path
 
-from ingest import bootstrap, logs, settings
-from ingest.shim.server import listen
+from ingest import bootstrap, settings
+from ingest.serving import listen
+from ingest.telemetry import logs
 from tests.chaos.probes import Probes
 
 

@@ -16,7 +16,7 @@ from typing import Any, cast
 from ingest.domain import admitted
 from ingest.domain.dead_letters import digest
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.identity import Kind, keyed_id
+from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.ledger import Charge, Entry, Phase
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher, Store
@@ -174,14 +174,14 @@ class _Consumer(_Around):
         if delivery.type == admitted.TYPE:
             submission = admitted.from_body(delivery.body).submission
             owed = [f"{task.task_id}:accepted" for task in submission.tasks]
-            if submission.kind == "batch":
+            if submission.kind == SubmissionKind.BATCH:
                 owed.append(f"{submission.id}:accepted")
             return None if all(each in confirmed for each in owed) else submission.id
         if f"rejected:{digest(delivery)}" in confirmed:
             return None
         body = json.loads(delivery.body)
         cust_id = delivery.routing_key.rpartition(".")[2]
-        kind: Kind = "batch" if self._queue == INGEST_BATCHES else "task"
+        kind: SubmissionKind = SubmissionKind.BATCH if self._queue == INGEST_BATCHES else SubmissionKind.TASK
         id_ = keyed_id(kind, cust_id, body.get("idempotency_key") or delivery.message_id or "")
         return None if f"{id_}:accepted" in confirmed else id_
 
@@ -196,7 +196,7 @@ class _Consumer(_Around):
         else:
             return
         for (delivery, id_), entry in zip(doubtful, found, strict=True):
-            if delivery.type != admitted.TYPE and (entry is None or entry.landed):
+            if delivery.type != admitted.TYPE and (entry is None or entry.is_durable):
                 continue  # a duplicate or a refusal: told by the events, which the checker counts
             if entry is None or entry.phase is not Phase.ACCEPTED:
                 phase = entry.phase if entry else "not in the ledger"

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 
-from ingest.domain.identity import item_id, keyed_id
+from ingest.domain.identity import SubmissionKind, item_id, keyed_id
 from tests.chaos.checker import check
 from tests.chaos.history import Attempt, History, Injected, Outcome, Seen, Submission
 
-BATCH = keyed_id("batch", "acme", "key-1")
+BATCH = keyed_id(SubmissionKind.BATCH, "acme", "key-1")
 
 
 def attempt(outcome: Outcome, id_: str = "") -> Attempt:
@@ -33,12 +33,12 @@ def good() -> History:
     """A single over HTTP, a batch of two straight to the broker with a duplicate; both with callbacks."""
     history = History(used={"acme": 3, "beta": 0, "tiny": 0}, quotas={"tiny": 5})
     single = Submission(0, "acme", "task", "key-0", ["0-0"], {}, callback=True)
-    single.attempts = [attempt("unknown"), attempt("accepted", keyed_id("task", "acme", "key-0"))]
+    single.attempts = [attempt("unknown"), attempt("accepted", keyed_id(SubmissionKind.TASK, "acme", "key-0"))]
     batch = Submission(1, "acme", "batch", "key-1", ["1-0", "1-1"], {}, callback=True)
     batch.attempts = [published("m1"), published("m2")]
     history.submissions = [single, batch]
     for queue in ("consensus.tasks", "webhook.dispatch"):
-        history.seen.append(accepted("0-0", keyed_id("task", "acme", "key-0"), queue))
+        history.seen.append(accepted("0-0", keyed_id(SubmissionKind.TASK, "acme", "key-0"), queue))
         history.seen += [accepted(f"1-{i}", item_id(BATCH, i), queue) for i in (0, 1)]
     done = {"batch_id": BATCH, "task_ids": [item_id(BATCH, i) for i in (0, 1)], "replayed_task_ids": []}
     history.seen.append(Seen("webhook.dispatch", "batch.accepted.webhook", f"{BATCH}:accepted", done))
@@ -79,7 +79,7 @@ def undercharged(history: History) -> None:
 
 
 def told_otherwise(history: History) -> None:
-    history.submissions[0].attempts.append(attempt("replay", keyed_id("task", "acme", "other")))
+    history.submissions[0].attempts.append(attempt("replay", keyed_id(SubmissionKind.TASK, "acme", "other")))
 
 
 def unproven(history: History) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Charge
-from ingest.store.aerospike import AerospikeStore
+from ingest.store.aerospike.store import AerospikeStore
 from tests.chaos.proxy import Proxy
 from tests.chaos.store import Store
 from tests.servers import Unavailable

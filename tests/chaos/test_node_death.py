@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.messages import PublishOutcome
 from tests.chaos.cluster import Cluster, Node

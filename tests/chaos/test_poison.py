@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from tests.chaos.fleet import Process

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 
-from ingest.broker.embedded import EmbeddedBroker
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.embedded.broker import EmbeddedBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery, Message, PublishOutcome

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker.embedded import EmbeddedBroker
-from ingest.broker.embedded_dead import EmbeddedDeadLetters
-from ingest.broker.rabbitmq import RabbitBroker
-from ingest.broker.rabbitmq_dead import RabbitDeadLetters
-from ingest.broker.redrive import Selection, gather, redrive, select
+from ingest.broker.embedded.broker import EmbeddedBroker
+from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from ingest.domain import topology
 from ingest.domain.dead_letters import DeadLetter, dead_letter
 from ingest.domain.errors import BrokerUnavailable, InvalidSubmission, Reason
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, DeadLetterQueue
-from tests.fakes import ScriptedPublisher
+from ingest.operations.dead_letters import Selection, gather, redrive, select
+from tests.support.fakes import ScriptedPublisher
 from tests.unit.domain.test_dead_letters import delivery
 
 EVERY = Selection()
@@ -68,7 +68,7 @@ class Place:
             found = await broker.depth(queue)
         else:
             assert isinstance(broker, RabbitBroker)
-            found = ((await broker.look([queue])).queues[queue] or (0, 0))[0]
+            found = ((await broker.inspect([queue])).queues[queue] or (0, 0))[0]
         await broker.close()
         return found
 

@@ -12,7 +12,7 @@ from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of, n
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
 from ingest.domain.ports import Store
-from ingest.store.aerospike import AerospikeStore
+from ingest.store.aerospike.store import AerospikeStore
 from ingest.store.sqlite import SqliteStore
 from ingest.telemetry.prometheus import PrometheusMeter
 from ingest.telemetry.store import MeteredStore
@@ -85,11 +85,11 @@ async def test_two_hundred_concurrent_claims_have_one_winner(store: Store) -> No
 
 async def test_a_batch_entry_keeps_its_ids(store: Store) -> None:
     """task_count and a thousand own ids come back as they were."""
-    entry = new_entry(task_count=1000, own_ids={i: f"tsk_{i}" for i in range(0, 1000, 3)})
+    entry = new_entry(task_count=1000, keyed_item_ids={i: f"tsk_{i}" for i in range(0, 1000, 3)})
     await store.claim([entry])
     (found,) = await store.read([entry.id])
     assert found is not None
-    assert (found.task_count, found.own_ids) == (1000, entry.own_ids)
+    assert (found.task_count, found.keyed_item_ids) == (1000, entry.keyed_item_ids)
 
 
 async def test_long_lists_keep_their_order(store: Store) -> None:
@@ -135,7 +135,7 @@ async def test_a_step_is_written_and_returned(store: Store, step: Step, expected
 
 async def test_a_batch_is_taken_over_with_another_body(store: Store) -> None:
     """What the body decides is stored anew; the rest stays."""
-    (dead,) = await store.claim([new_entry(task_count=3, own_ids={1: "tsk_1"}, charged=2)])
+    (dead,) = await store.claim([new_entry(task_count=3, keyed_item_ids={1: "tsk_1"}, charged=2)])
     changes = {"fingerprint": bytes(32), "task_count": 5, "own_ids": {0: "tsk_0", 4: "tsk_4"}, "owner": "new"}
     (after,) = await store.apply([Change(Step.TAKE_OVER, msgspec.structs.replace(dead, **changes))])
     assert after == msgspec.structs.replace(dead, **changes, generation=after.generation if after else 0)
@@ -183,7 +183,7 @@ async def test_accept_heals_a_lost_entry(store: Store) -> None:
     """Lost after it was seen, or never seen: the whole entry is written, also beside one that is still there."""
     gone, there = await store.claim([new_entry(), new_entry()])
     await store.apply([Change(Step.FORGET, gone)])
-    unseen = new_entry(task_count=2, own_ids={1: "tsk_1"})
+    unseen = new_entry(task_count=2, keyed_item_ids={1: "tsk_1"})
     entries = [gone, there, unseen]
     await store.accept(entries)
     found = await store.read([entry.id for entry in entries])

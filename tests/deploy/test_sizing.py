@@ -10,7 +10,7 @@ import pytest
 from ingest.admission import Admission, Request
 from ingest.domain.customers import Customer
 from ingest.domain.submissions import Submission, batch_submission, task_submission
-from ingest.store.aerospike import AerospikeStore
+from ingest.store.aerospike.store import AerospikeStore
 from tests.deploy.files import DEPLOY
 from tests.servers import AerospikeServer
 

@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from tests.e2e.test_bulk import journalled, task, write
 from tests.e2e.test_cluster import Deployment, broker, data, deployment, drain

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from asg_gateway import AsyncASGGatewayClient
 
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from tests.e2e.contract import BATCH_CURL, TASK, TASK_CURL, curl

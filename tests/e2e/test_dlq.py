@@ -13,9 +13,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest.broker.embedded import EmbeddedBroker
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.embedded.broker import EmbeddedBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
+from ingest.domain.identity import SubmissionKind
 from ingest.domain.messages import Message, PublishOutcome
 from tests.contract.test_dead_letters import refused
 from tests.e2e.contract import TASK
@@ -82,7 +83,7 @@ async def publish(operator: Operator, messages: list[Message]) -> None:
 
 async def depth(operator: Operator, queue: str) -> int:
     broker = RabbitBroker(operator.env["INGEST_BROKER_URL"])
-    found = (await broker.look([queue])).queues[queue]
+    found = (await broker.inspect([queue])).queues[queue]
     return found[0] if found else 0
 
 
@@ -166,13 +167,13 @@ async def accepted(operator: Operator) -> Counter[int]:
     ids = Counter(json.loads(each.body)["data"]["task_id"] for each in got)
     from ingest.domain.identity import keyed_id
 
-    return Counter({number: ids[keyed_id("task", "acme", f"order-{number}")] for number in range(TASKS)})
+    return Counter({number: ids[keyed_id(SubmissionKind.TASK, "acme", f"order-{number}")] for number in range(TASKS)})
 
 
 async def test_submitted_again_but_not_removed(operator: Operator) -> None:
     """A crash between confirm and ack, every time: each dead letter is redriven twice, and accepted once."""
-    from ingest.broker.rabbitmq_dead import RabbitDeadLetters
-    from ingest.broker.redrive import Selection, redrive
+    from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
+    from ingest.operations.dead_letters import Selection, redrive
 
     class NeverRemoves(RabbitDeadLetters):
         async def remove(self, deliveries: Any) -> None:

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.messages import Message, PublishOutcome
 from tests.e2e.contract import TASK

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.bench.house import Depth
+from tests.bench.harness import Depth
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
 from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import free_ports, wait_until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from tests.contract.test_dead_letters import refused
 from tests.e2e.processes import Ingest, run_ingest
 from tests.servers import AerospikeServer, RabbitServer

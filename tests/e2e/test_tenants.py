@@ -11,7 +11,7 @@ import httpx
 import pytest
 from aiormq.exceptions import ChannelAccessRefused, ChannelPreconditionFailed
 
-from ingest.domain.identity import fresh_id, item_id, keyed_id
+from ingest.domain.identity import SubmissionKind, fresh_id, item_id, keyed_id
 from ingest.shim.auth import FRESH
 from tests.e2e.contract import TASK
 from tests.fuzz.watch import Watch
@@ -95,9 +95,9 @@ def test_what_is_anothers_looks_like_what_never_was(acme: httpx.Client, other: h
     task = acme.post("/v1/tasks", json=TASK).json()["task_id"]
     batch = acme.post("/v1/tasks/batch", json={"tasks": [TASK, TASK | {"idempotency_key": "g"}]}, headers=REPRESENT)
     batch_id, items = batch.json()["batch_id"], batch.json()["task_ids"]
-    unknown = fresh_id("batch")
+    unknown = fresh_id(SubmissionKind.BATCH)
     paths = [
-        (f"/v1/tasks/{task}", f"/v1/tasks/{fresh_id('task')}"),
+        (f"/v1/tasks/{task}", f"/v1/tasks/{fresh_id(SubmissionKind.TASK)}"),
         (f"/v1/tasks/batch/{batch_id}", f"/v1/tasks/batch/{unknown}"),
         *[(f"/v1/tasks/{item}", f"/v1/tasks/{item_id(unknown, 0)}") for item in items],
     ]
@@ -203,7 +203,7 @@ async def test_one_key_over_amqp_is_two_keys_and_the_same_as_over_http(
     for producer in producers.values():
         await producer.publish(TASK, message_id="both ways")
     await watch.until(2, 10)
-    ids = [keyed_id("task", name, "both ways") for name in (CUSTOMER, OTHER)]
+    ids = [keyed_id(SubmissionKind.TASK, name, "both ways") for name in (CUSTOMER, OTHER)]
     assert dict(watch.tasks) == {ids[0]: 1, ids[1]: 1}
     for client, own, foreign in ((acme, ids[0], ids[1]), (other, ids[1], ids[0])):
         again = client.post("/v1/tasks", json=TASK, headers={"Idempotency-Key": "both ways"})
@@ -225,10 +225,10 @@ async def test_another_may_not_be_published_for(producers: dict[str, Producer], 
     keys = [f"task.submitted.{OTHER}", f"batch.submitted.{OTHER}"]
     await attacker.publish(TASK, message_id="cc", headers={"CC": keys, "BCC": keys})
     await watch.until(2, 3)
-    assert set(watch.tasks) <= {keyed_id("task", CUSTOMER, "cc")}
+    assert set(watch.tasks) <= {keyed_id(SubmissionKind.TASK, CUSTOMER, "cc")}
     await attacker.publish(TASK, message_id="honest")  # its connection is as good as before
     await watch.until_tasks(2, 10)
-    assert keyed_id("task", CUSTOMER, "honest") in watch.tasks
+    assert keyed_id(SubmissionKind.TASK, CUSTOMER, "honest") in watch.tasks
 
 
 async def test_the_body_does_not_say_who_one_is(producers: dict[str, Producer], watch: Watch) -> None:
@@ -237,7 +237,7 @@ async def test_the_body_does_not_say_who_one_is(producers: dict[str, Producer], 
     await attacker.publish(TASK | {"cust_id": CUSTOMER}, message_id="a1")
     await attacker.publish({"tasks": [TASK], "cust_id": CUSTOMER}, kind="batch", message_id="a2")
     await attacker.publish(TASK | {"callback_url": HOOK}, message_id="a3")
-    task_id = keyed_id("task", CUSTOMER, "a4")
+    task_id = keyed_id(SubmissionKind.TASK, CUSTOMER, "a4")
     submission = {
         "kind": "task",
         "id": task_id,

@@ -11,8 +11,8 @@ import httpx
 import msgspec
 import pytest
 
-from ingest.broker.embedded import EmbeddedBroker
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.embedded.broker import EmbeddedBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from tests.e2e.collector import Collector, Span

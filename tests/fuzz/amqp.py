@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from yarl import URL
 
-from ingest.broker import amqp_frames as frames
-from ingest.broker.amqp_wire import Wire
-from ingest.domain.identity import keyed_id
+from ingest.broker.rabbitmq.amqp import codec
+from ingest.broker.rabbitmq.amqp.connection import Connection
+from ingest.domain.identity import SubmissionKind, keyed_id
 from tests.fuzz import bodies
 from tests.fuzz.world import CUSTOMER
 
@@ -53,7 +53,7 @@ class Producer:
     """Publishes as `acme` with confirms. `confirmed` messages are the broker's; `ids` must be accepted."""
 
     def __init__(self, url: str, seed: int, large: float) -> None:
-        self._wire = Wire(URL(url), "fuzz", 30, None)
+        self._wire = Connection(URL(url), "fuzz", 30, None)
         self._seed = seed
         self._large = large
         self._free = asyncio.Semaphore(_WINDOW)
@@ -68,7 +68,7 @@ class Producer:
         if self._sent == 0:
             await self._wire.connect()
             self._channel = await self._wire.channel(confirms=True)
-            self._wire.lanes[self._channel.number] = self
+            self._wire.sinks[self._channel.number] = self
         for number in numbers:
             await asyncio.wait_for(self._free.acquire(), 120)
             self._sent += 1
@@ -85,14 +85,14 @@ class Producer:
 
     def method(self, method: int, data: bytes, start: int) -> bool:
         """Confirms; anything else is aiormq's."""
-        if method not in (frames.ACK, frames.NACK):
+        if method not in (codec.ACK, codec.NACK):
             return False
-        tag, multiple = frames.read_confirm(data, start)
+        tag, multiple = codec.read_confirm(data, start)
         done = [each for each in self._open if each <= tag] if multiple else [tag]
         for each in done:
             del self._open[each]
             self._free.release()
-        if method == frames.ACK:
+        if method == codec.ACK:
             self.confirmed += len(done)
         else:
             self.nacked += len(done)
@@ -114,7 +114,7 @@ class Producer:
         else:
             body, plain = (bodies.batch if kind == "batch" else bodies.single)(random_, key), False
         if plain:
-            self.ids.add(keyed_id("task", CUSTOMER, key))
+            self.ids.add(keyed_id(SubmissionKind.TASK, CUSTOMER, key))
         properties = _properties(random_, key.encode()) if not plain else _PLAIN | {7: _short(key.encode())}
         yield from self._frames(f"{kind}.submitted.{CUSTOMER}".encode(), properties, body)
 
@@ -124,11 +124,11 @@ class Producer:
         flags = sum(1 << bit for bit in properties)
         packed = b"".join(properties[bit] for bit in sorted(properties, reverse=True))
         header = b"\0\x3c\0\0" + struct.pack(">QH", len(body), flags) + packed
-        size = self._wire.frame_max - frames.OVERHEAD
-        parts = [(frames.METHOD, publish), (frames.HEADER, header)]
-        parts += [(frames.BODY, body[at : at + size]) for at in range(0, len(body), size)]
+        size = self._wire.frame_max - codec.OVERHEAD
+        parts = [(codec.METHOD, publish), (codec.HEADER, header)]
+        parts += [(codec.BODY, body[at : at + size]) for at in range(0, len(body), size)]
         for kind, payload in parts:
-            yield frames.frame_head.pack(kind, number, len(payload)) + payload + b"\xce"
+            yield codec.frame_head.pack(kind, number, len(payload)) + payload + b"\xce"
 
 
 def _short(raw: bytes) -> bytes:

@@ -11,7 +11,7 @@ import pytest
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Phase, Step
-from ingest.store.aerospike import AerospikeStore
+from ingest.store.aerospike.store import AerospikeStore
 from tests.contract.test_store import new_entry
 from tests.servers import AerospikeServer, Unavailable, until_ready
 

@@ -11,14 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest.broker.management import Management
-from ingest.broker.rabbitmq import RabbitBroker
-from ingest.broker.rabbitmq_checks import effective_findings
-from ingest.broker.rabbitmq_checks import findings as rabbitmq_findings
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.checks import effective_findings
+from ingest.broker.rabbitmq.checks import findings as rabbitmq_findings
+from ingest.broker.rabbitmq.management import Management
 from ingest.domain import topology
 from ingest.domain.findings import Finding, Severity
-from ingest.store import aerospike_checks
-from ingest.store.aerospike_info import AerospikeView, Node
+from ingest.store.aerospike import checks as aerospike_checks
+from ingest.store.aerospike.info import AerospikeView, Node
 from tests.e2e.processes import run_ingest
 from tests.servers import AerospikeServer, RabbitServer, Unavailable
 

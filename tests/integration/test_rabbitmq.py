@@ -7,7 +7,7 @@ import aio_pika
 import aiormq
 import pytest
 
-from ingest.broker.rabbitmq import RabbitBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.messages import Message, PublishOutcome

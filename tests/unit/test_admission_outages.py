@@ -11,7 +11,7 @@ from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Entry
 from ingest.store.sqlite import SqliteStore
-from tests.fakes import Clock
+from tests.support.fakes import Clock
 from tests.unit.test_admission import MONTH, task
 
 

@@ -8,11 +8,11 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from ingest import settings
-from ingest.broker.management import definitions
+from ingest.broker.rabbitmq.management import definitions
 from ingest.cli import app
 from ingest.domain.errors import ConfigurationError, Reason
-from ingest.logs import redact
 from ingest.shim import openapi_document
+from ingest.telemetry.logs import redact
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

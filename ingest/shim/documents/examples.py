@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 from ingest.domain import identity
+from ingest.domain.identity import SubmissionKind
 
 CREATED_AT: Final = "2026-04-09T12:00:00Z"
 CUSTOMER: Final = "acme"
@@ -28,8 +29,8 @@ BATCH: Final[dict[str, Any]] = {
 }
 BATCH_KEY: Final = "pets-2026-04-09"
 
-TASK_ID: Final = identity.keyed_id("task", CUSTOMER, TASK["idempotency_key"])
-BATCH_ID: Final = identity.keyed_id("batch", CUSTOMER, BATCH_KEY)
+TASK_ID: Final = identity.keyed_id(SubmissionKind.TASK, CUSTOMER, TASK["idempotency_key"])
+BATCH_ID: Final = identity.keyed_id(SubmissionKind.BATCH, CUSTOMER, BATCH_KEY)
 TASK_IDS: Final = [identity.item_id(BATCH_ID, index) for index in range(2)]
 
 TASK_ANSWER: Final = {"task_id": TASK_ID, "status": "pending", "created_at": CREATED_AT}

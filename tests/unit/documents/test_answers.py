@@ -8,11 +8,11 @@ import pytest
 
 from ingest.domain.customers import Customer
 from ingest.shim import openapi_document
+from tests.support.shim_harness import HOOK, TASK, ShimHarness
 from tests.unit.documents.schemas import problems, resolved
-from tests.unit.shim.conftest import house, parts
-from tests.unit.shim.house import HOOK, TASK, House
+from tests.unit.shim.conftest import harness, parts
 
-__all__ = ["house", "parts"]  # fixtures
+__all__ = ["harness", "parts"]  # fixtures
 
 DOCUMENT = openapi_document()
 KEYED = TASK | {"idempotency_key": "k"}
@@ -53,12 +53,12 @@ def check(path: str, method: str, answer: httpx.Response) -> None:
     assert problems(DOCUMENT, said["content"][media_type]["schema"], value) == []
 
 
-async def test_submissions(house: House) -> None:
+async def test_submissions(harness: ShimHarness) -> None:
     """Accepted, replayed, refused for each reason that a client can bring about."""
-    await house.add_customer(Customer(cust_id="poor", monthly_quota=0), "poor")
-    await house.add_customer(Customer(cust_id="strict", strict=True), "strict")
+    await harness.add_customer(Customer(cust_id="poor", monthly_quota=0), "poor")
+    await harness.add_customer(Customer(cust_id="strict", strict=True), "strict")
     for path, api_key, body, headers, status in SUBMISSIONS:
-        async with house.client_of(api_key) as client:
+        async with harness.client_of(api_key) as client:
             given = {name: value.encode("latin-1") for name, value in headers.items()}
             content = json.dumps(body).encode()
             raw = [(b"Content-Type", b"application/json"), *((name.encode(), value) for name, value in given.items())]
@@ -68,30 +68,30 @@ async def test_submissions(house: House) -> None:
 
 
 @pytest.mark.parametrize("path", ["/healthz", "/readyz", "/openapi.json", "/asyncapi.json", "/docs"])
-async def test_pages(house: House, path: str) -> None:
+async def test_pages(harness: ShimHarness, path: str) -> None:
     """Open to all, as documented; the documents are the documents."""
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{house.port}") as anybody:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{harness.port}") as anybody:
         answer = await anybody.get(path)
     assert answer.status_code == 200
     check(path, "get", answer)
 
 
-async def test_lookups(house: House) -> None:
+async def test_lookups(harness: ShimHarness) -> None:
     """Found, not found."""
-    task = (await house.client.post("/v1/tasks", json=TASK)).json()["task_id"]
-    batch = (await house.client.post("/v1/tasks/batch", json={"tasks": [TASK]})).json()["batch_id"]
+    task = (await harness.client.post("/v1/tasks", json=TASK)).json()["task_id"]
+    batch = (await harness.client.post("/v1/tasks/batch", json={"tasks": [TASK]})).json()["batch_id"]
     for path, id_, status in (
         ("/v1/tasks/{task_id}", task, 200),
         ("/v1/tasks/{task_id}", batch, 404),
         ("/v1/tasks/batch/{batch_id}", batch, 200),
     ):
-        answer = await house.client.get(f"{path.partition('{')[0]}{id_}")
+        answer = await harness.client.get(f"{path.partition('{')[0]}{id_}")
         assert answer.status_code == status
         check(path, "get", answer)
 
 
-async def test_away(house: House) -> None:
+async def test_away(harness: ShimHarness) -> None:
     """503 with `Retry-After`, not ready."""
-    await house.store.close()
-    check("/v1/tasks", "post", await house.client.post("/v1/tasks", json=TASK))
-    check("/readyz", "get", await house.client.get("/readyz"))
+    await harness.store.close()
+    check("/v1/tasks", "post", await harness.client.post("/v1/tasks", json=TASK))
+    check("/readyz", "get", await harness.client.get("/readyz"))

@@ -15,8 +15,8 @@ from ingest.domain.messages import Delivery, Message
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.domain.validation import TASK_TYPES
 from ingest.shim import asyncapi_document, event_schema
-from ingest.worker.refusals import Refusal
-from ingest.worker.work import refused
+from ingest.worker.plan import refused
+from ingest.worker.rejections import Refusal
 from tests.unit.documents.schemas import problems
 
 HOOK = "https://a.example/hook"

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.domain import admitted, topology
-from ingest.domain.dead_letters import UNKNOWN, dead_letter, obstacle, read, resubmission
+from ingest.domain.dead_letters import UNKNOWN, dead_letter, read, redrive_blocker, resubmission
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
 from ingest.domain.messages import Delivery, Message
 
@@ -90,7 +90,7 @@ def test_what_the_broker_dead_lettered_is_the_submission_itself(time: object) ->
 def test_what_the_service_had_admitted_stays_admitted() -> None:
     """Its type is kept: it was answered with 2xx and is owed."""
     dead = read(delivery(type=admitted.TYPE, user_id="ingest", message_id="tsk_1"), SERVICE)
-    assert obstacle(dead, SERVICE) is None
+    assert redrive_blocker(dead, SERVICE) is None
     assert (resubmission(dead).type, resubmission(dead).message_id) == (admitted.TYPE, "tsk_1")
 
 
@@ -113,7 +113,7 @@ def refused(reason: Reason, **changes: Any) -> Delivery:
 )
 def test_redriving_never_lends_the_services_name(found: Delivery, why: str) -> None:
     """The service may submit for any customer, so what another user sent in a customer's name stays where it is."""
-    reason = obstacle(read(found, SERVICE), SERVICE)
+    reason = redrive_blocker(read(found, SERVICE), SERVICE)
     assert reason is not None
     assert why in reason
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ingest.broker.embedded import EmbeddedBroker
+from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.store.sqlite import SqliteStore
-from tests.unit.shim.house import House
+from tests.support.shim_harness import ShimHarness
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ async def parts(tmp_path: Path) -> AsyncIterator[tuple[SqliteStore, EmbeddedBrok
 
 
 @pytest.fixture
-async def house(parts: tuple[SqliteStore, EmbeddedBroker]) -> AsyncIterator[House]:
+async def harness(parts: tuple[SqliteStore, EmbeddedBroker]) -> AsyncIterator[ShimHarness]:
     store, broker = parts
-    async with House(store, broker, await broker.publisher()) as running:
+    async with ShimHarness(store, broker, await broker.publisher()) as running:
         yield running

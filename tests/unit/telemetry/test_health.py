@@ -9,7 +9,7 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry
 
-from ingest.broker.embedded import EmbeddedBroker
+from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.messages import Message
 from ingest.domain.metrics import METRICS
@@ -18,12 +18,12 @@ from ingest.telemetry.broker import MeteredBroker
 from ingest.telemetry.exposition import Exposition
 from ingest.telemetry.health import DEAD, STALE, Health, Report
 from ingest.telemetry.prometheus import PrometheusMeter, shared_registry
-from ingest.telemetry.shared import Shared
-from tests.fakes import Clock
+from ingest.telemetry.shared import ProcessReports
+from tests.support.fakes import Clock
 from tests.unit.telemetry.test_metrics import samples
 
 
-class House:
+class ShimHarness:
     """A process that is looked at, its clock moved by hand."""
 
     def __init__(self, broker: EmbeddedBroker) -> None:
@@ -47,73 +47,73 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def harness(tmp_path: Path) -> AsyncIterator[ShimHarness]:
     broker = await EmbeddedBroker.open(tmp_path / "q.db")
-    yield House(broker)
+    yield ShimHarness(broker)
     await broker.close()
 
 
 MESSAGE = Message(exchange=SUBMISSIONS, routing_key="task.submitted.c", body=b"{}", message_id="m")
 
 
-async def test_not_ready_before_there_is_a_publisher(house: House) -> None:
+async def test_not_ready_before_there_is_a_publisher(harness: ShimHarness) -> None:
     """A process that is still connecting cannot take anything."""
-    assert await house.problems() == ["starting: no connection to the broker yet"]
-    await house.broker.publisher()
-    assert await house.problems() == []
-    assert house.gauge("ingest_ready") == 1
+    assert await harness.problems() == ["starting: no connection to the broker yet"]
+    await harness.broker.publisher()
+    assert await harness.problems() == []
+    assert harness.gauge("ingest_ready") == 1
 
 
-async def test_what_is_away_is_named(house: House) -> None:
+async def test_what_is_away_is_named(harness: ShimHarness) -> None:
     """Store, broker and brake, each in its own words; the gauge agrees."""
-    publisher = await house.broker.publisher()
-    house.store_away = "no answer from there"
-    house.health.braked = lambda: True
+    publisher = await harness.broker.publisher()
+    harness.store_away = "no answer from there"
+    harness.health.breaker_open = lambda: True
     await publisher.close()
-    problems = await house.problems()
+    problems = await harness.problems()
     assert [problem.partition(":")[0] for problem in problems] == ["store", "broker", "brake"]
     assert "no answer from there" in problems[0]
-    assert house.gauge("ingest_ready") == 0
+    assert harness.gauge("ingest_ready") == 0
 
 
-async def test_the_watchdog_barks_when_deliveries_are_held_and_none_is_settled(house: House) -> None:
+async def test_the_watchdog_barks_when_deliveries_are_held_and_none_is_settled(harness: ShimHarness) -> None:
     """Not while idle, however long; not while something is settled; each stall is told with its queue."""
-    publisher = await house.broker.publisher()
-    consumer = await house.broker.consumer(INGEST_TASKS, 10)
-    house.clock.now += 3600
-    assert await house.problems() == []
+    publisher = await harness.broker.publisher()
+    consumer = await harness.broker.consumer(INGEST_TASKS, 10)
+    harness.clock.now += 3600
+    assert await harness.problems() == []
     await publisher.publish([MESSAGE] * 3)
     first, second, _ = await consumer.receive()
-    assert await house.problems() == []
-    house.clock.now += 59
-    assert await house.problems() == []
+    assert await harness.problems() == []
+    harness.clock.now += 59
+    assert await harness.problems() == []
     await consumer.ack([first])
-    house.clock.now += 59
-    assert await house.problems() == [], "one was settled"
-    house.clock.now += 61
-    assert await house.problems() == ["watchdog: 2 deliveries of ingest.tasks held, none settled for 61 s"]
-    assert house.gauge("ingest_stalled") == 1
-    assert house.gauge("ingest_deliveries_in_flight") == 2
+    harness.clock.now += 59
+    assert await harness.problems() == [], "one was settled"
+    harness.clock.now += 61
+    assert await harness.problems() == ["watchdog: 2 deliveries of ingest.tasks held, none settled for 61 s"]
+    assert harness.gauge("ingest_stalled") == 1
+    assert harness.gauge("ingest_deliveries_in_flight") == 2
     await consumer.ack([second])
-    assert await house.problems() == []
-    assert house.gauge("ingest_stalled") == 0
+    assert await harness.problems() == []
+    assert harness.gauge("ingest_stalled") == 0
 
 
-async def test_looking_goes_on_after_a_failure(house: House) -> None:
+async def test_looking_goes_on_after_a_failure(harness: ShimHarness) -> None:
     """What only looks does not stop what works, nor itself."""
-    await house.broker.publisher()
+    await harness.broker.publisher()
     told = asyncio.Event()
 
     def tell(_: Report) -> None:
         if not told.is_set():
             told.set()
             raise OSError("no space left on device")
-        house.reports.append(_)
+        harness.reports.append(_)
 
-    health = Health(house.broker, house.ready, house.meter, "0", 60, tell)
+    health = Health(harness.broker, harness.ready, harness.meter, "0", 60, tell)
     looking = asyncio.create_task(health.run())
     async with asyncio.timeout(5):
-        while not house.reports:
+        while not harness.reports:
             await asyncio.sleep(0.05)
     looking.cancel()
 
@@ -151,7 +151,7 @@ async def test_a_process_that_hangs_is_unready_first_and_dead_later() -> None:
 
 def test_what_processes_share_is_private_and_goes_with_them() -> None:
     """Reports are read as they were written; those of the dead are forgotten, and at the end all is removed."""
-    shared = Shared()
+    shared = ProcessReports()
     assert shared.directory.stat().st_mode & 0o077 == 0
     for process in ("0", "1"):
         shared.write(report(process))

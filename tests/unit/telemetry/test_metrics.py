@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ingest.domain import metrics
 from ingest.domain.metrics import METRICS
 from ingest.telemetry.prometheus import PrometheusMeter, shared_registry
-from tests.metrics_table import markdown
+from tests.support.metrics_table import markdown
 
 ROOT = Path(__file__).parents[3]
 
@@ -24,7 +24,7 @@ def samples(registry: CollectorRegistry) -> dict[tuple[str, frozenset[tuple[str,
 
 
 def test_the_table_is_what_the_code_defines() -> None:
-    """Mend it with `python -m tests.metrics_table > deploy/metrics.md`."""
+    """Mend it with `python -m tests.support.metrics_table > deploy/metrics.md`."""
     assert (ROOT / "deploy/metrics.md").read_text() == markdown()
 
 

@@ -18,7 +18,7 @@ from opentelemetry.trace import StatusCode
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.telemetry.http import Scope
 from ingest.telemetry.tracing import TracedApp, TracedConsumer, TracedPublisher
-from tests.fakes import AckingConsumer, ScriptedPublisher
+from tests.support.fakes import AckingConsumer, ScriptedPublisher
 
 ONE, TWO = (f"00-{digit * 32}-b7ad6b7169203331-01" for digit in "12")
 UNSAMPLED = f"00-{'3' * 32}-b7ad6b7169203331-00"

@@ -16,10 +16,10 @@ from ingest.domain.ledger import Entry, Phase
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
-from ingest.worker.cohort import Cohorts
-from ingest.worker.intake import Intake
-from tests.fakes import AckingConsumer, Clock, ScriptedPublisher
-from tests.unit.worker.house import TASK
+from ingest.worker.classify import DeliveryClassifier
+from ingest.worker.processor import DeliveryProcessor
+from tests.support.direct_submissions import TASK
+from tests.support.fakes import AckingConsumer, Clock, ScriptedPublisher
 
 CUSTOMER = Customer(cust_id="c", monthly_quota=100)
 
@@ -35,7 +35,7 @@ class Unsettled(SqliteStore):
         await super().accept(entries)
 
 
-class House:
+class WorkerHarness:
     """A worker's parts, with a publisher that remembers."""
 
     def __init__(self, store: Unsettled, clock: Clock) -> None:
@@ -46,7 +46,9 @@ class House:
         self.consumer = AckingConsumer()
         self.failed: list[Delivery] = []
         """Of the last attempt."""
-        self._cohorts = Cohorts(store, self.publisher, self.admission, Intake(store, frozenset({"shim"})))
+        self._cohorts = DeliveryProcessor(
+            store, self.publisher, self.admission, DeliveryClassifier(store, frozenset({"shim"}))
+        )
 
     async def attempt(self, delivery: Delivery) -> list[str]:
         """Ids of the events that were published."""
@@ -60,12 +62,12 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def harness(tmp_path: Path) -> AsyncIterator[WorkerHarness]:
     clock = Clock()
     store = await Unsettled.open(tmp_path / "s.db", clock=clock)
     store.back = True
     await store.save_customer(CUSTOMER)
-    yield House(store, clock)
+    yield WorkerHarness(store, clock)
     await store.close()
 
 
@@ -108,102 +110,102 @@ def events_of(submission: Submission) -> list[str]:
     return [f"{id_}:accepted" for id_ in (*ids, submission.id)]
 
 
-async def test_one_event_a_task_and_one_entry_a_key(house: House) -> None:
+async def test_one_event_a_task_and_one_entry_a_key(harness: WorkerHarness) -> None:
     """Two items with one key are one task; items without keys leave no entries; the batch's event is last."""
     submission = batch(None, "x", None, "x")
-    assert await house.attempt(direct(None, "x", None, "x")) == events_of(submission)
+    assert await harness.attempt(direct(None, "x", None, "x")) == events_of(submission)
     first, x, third = (task.task_id for task in submission.tasks[:3])
     wanted = {submission.id: Phase.ACCEPTED, first: None, x: Phase.ACCEPTED, third: None}
-    assert await house.phases(submission) == wanted
-    assert await house.store.used("c", "2026-03") == 3
-    assert len(house.consumer.acked) == 1
+    assert await harness.phases(submission) == wanted
+    assert await harness.store.used("c", "2026-03") == 3
+    assert len(harness.consumer.acked) == 1
 
 
-async def test_a_key_that_was_used_before(house: House) -> None:
+async def test_a_key_that_was_used_before(harness: WorkerHarness) -> None:
     """Its event is not repeated, it is told as a replay, and it is not charged."""
     single = task_submission(TASK, "c", frozenset(), "x")
-    (decision,) = await house.admission.admit([Request(single, CUSTOMER)])
-    await house.admission.accepted(decision.owned)
+    (decision,) = await harness.admission.admit([Request(single, CUSTOMER)])
+    await harness.admission.accepted(decision.owned)
     submission = batch(None, "x")
-    assert await house.attempt(direct(None, "x")) == [
+    assert await harness.attempt(direct(None, "x")) == [
         f"{submission.tasks[0].task_id}:accepted",
         f"{submission.id}:accepted",
     ]
-    assert json.loads(house.publisher.sent[-1].body)["data"]["replayed_task_ids"] == [single.id]
-    assert await house.store.used("c", "2026-03") == 2
+    assert json.loads(harness.publisher.sent[-1].body)["data"]["replayed_task_ids"] == [single.id]
+    assert await harness.store.used("c", "2026-03") == 2
 
 
-async def test_after_a_crash_with_the_claims_held(house: House) -> None:
+async def test_after_a_crash_with_the_claims_held(harness: WorkerHarness) -> None:
     """Claimed and charged by one that died: held back while the lease lasts, then the same events."""
     submission = batch(None, "x", None)
-    await house.admission.admit([Request(submission, CUSTOMER, "b")])
-    assert await house.attempt(direct(None, "x", None, redelivered=True)) == []
-    assert house.consumer.acked == []
-    house.clock.now += 31
-    assert await house.attempt(direct(None, "x", None, redelivered=True)) == events_of(submission)
-    assert len(house.consumer.acked) == 1
+    await harness.admission.admit([Request(submission, CUSTOMER, "b")])
+    assert await harness.attempt(direct(None, "x", None, redelivered=True)) == []
+    assert harness.consumer.acked == []
+    harness.clock.now += 31
+    assert await harness.attempt(direct(None, "x", None, redelivered=True)) == events_of(submission)
+    assert len(harness.consumer.acked) == 1
 
 
-async def test_events_not_confirmed_are_sent_again_and_charged_once(house: House) -> None:
+async def test_events_not_confirmed_are_sent_again_and_charged_once(harness: WorkerHarness) -> None:
     """The publish is in doubt: no ack, and the next attempt need not wait."""
-    house.publisher.outcome = PublishOutcome.UNKNOWN
-    first = await house.attempt(direct(None, "x", None))
-    assert (first, house.consumer.acked) == (events_of(batch(None, "x", None))[:-1], [])
-    house.publisher.outcome = PublishOutcome.CONFIRMED
-    assert await house.attempt(direct(None, "x", None)) == events_of(batch(None, "x", None))
-    assert await house.store.used("c", "2026-03") == 3
-    assert len(house.consumer.acked) == 1
+    harness.publisher.outcome = PublishOutcome.UNKNOWN
+    first = await harness.attempt(direct(None, "x", None))
+    assert (first, harness.consumer.acked) == (events_of(batch(None, "x", None))[:-1], [])
+    harness.publisher.outcome = PublishOutcome.CONFIRMED
+    assert await harness.attempt(direct(None, "x", None)) == events_of(batch(None, "x", None))
+    assert await harness.store.used("c", "2026-03") == 3
+    assert len(harness.consumer.acked) == 1
 
 
-async def test_the_store_goes_away_before_settling(house: House) -> None:
+async def test_the_store_goes_away_before_settling(harness: WorkerHarness) -> None:
     """Events out, nothing settled, no ack; the next attempt repeats the same ids, charges nothing and settles."""
-    house.store.back = False
-    assert await house.attempt(direct(None, "x")) == events_of(batch(None, "x"))
-    assert house.consumer.acked == []
-    house.store.back = True
-    assert await house.attempt(direct(None, "x")) == events_of(batch(None, "x"))
-    assert await house.store.used("c", "2026-03") == 2
-    assert Phase.CLAIMED not in (await house.phases(batch(None, "x"))).values()
+    harness.store.back = False
+    assert await harness.attempt(direct(None, "x")) == events_of(batch(None, "x"))
+    assert harness.consumer.acked == []
+    harness.store.back = True
+    assert await harness.attempt(direct(None, "x")) == events_of(batch(None, "x"))
+    assert await harness.store.used("c", "2026-03") == 2
+    assert Phase.CLAIMED not in (await harness.phases(batch(None, "x"))).values()
 
 
-async def test_settled_but_not_acknowledged(house: House) -> None:
+async def test_settled_but_not_acknowledged(harness: WorkerHarness) -> None:
     """Redelivered after the last step: nothing goes out a second time, not even a duplicate event."""
-    await house.attempt(direct(None, "x"))
-    assert await house.attempt(direct(None, "x", redelivered=True)) == []
-    assert len(house.consumer.acked) == 2
+    await harness.attempt(direct(None, "x"))
+    assert await harness.attempt(direct(None, "x", redelivered=True)) == []
+    assert len(harness.consumer.acked) == 2
 
 
-async def test_what_the_shim_admitted_survives_a_lost_ledger(house: House) -> None:
+async def test_what_the_shim_admitted_survives_a_lost_ledger(harness: WorkerHarness) -> None:
     """No record is left: all events, and the records are made anew; the message once more: nothing."""
     submission = batch(None, "x", None)
-    assert await house.attempt(from_shim(submission)) == events_of(submission)
-    (head,) = await house.store.read([submission.id])
+    assert await harness.attempt(from_shim(submission)) == events_of(submission)
+    (head,) = await harness.store.read([submission.id])
     assert head is not None
     assert (head.phase, head.task_ids) == (Phase.ACCEPTED, [task.task_id for task in submission.tasks])
-    assert await house.attempt(from_shim(submission)) == []
+    assert await harness.attempt(from_shim(submission)) == []
 
 
-async def test_an_item_settled_before_its_batch_is_not_sent_again(house: House) -> None:
+async def test_an_item_settled_before_its_batch_is_not_sent_again(harness: WorkerHarness) -> None:
     """A crash within settling: the keyed item is out and no replay, the rest comes again."""
     submission = batch(None, "x")
-    (decision,) = await house.admission.admit([Request(submission, CUSTOMER)])
-    await house.admission.queued([decision])
-    await house.admission.accepted(decision.owned[1:])
-    assert await house.attempt(from_shim(submission)) == [
+    (decision,) = await harness.admission.admit([Request(submission, CUSTOMER)])
+    await harness.admission.queued([decision])
+    await harness.admission.accepted(decision.owned[1:])
+    assert await harness.attempt(from_shim(submission)) == [
         f"{submission.tasks[0].task_id}:accepted",
         f"{submission.id}:accepted",
     ]
-    assert json.loads(house.publisher.sent[-1].body)["data"]["replayed_task_ids"] == []
+    assert json.loads(harness.publisher.sent[-1].body)["data"]["replayed_task_ids"] == []
 
 
-async def test_the_ledger_tells_what_went_out(house: House) -> None:
+async def test_the_ledger_tells_what_went_out(harness: WorkerHarness) -> None:
     """A publish in doubt arrives after a retry with another body has been claimed: its items are the batch's."""
     first = batch(None, None, None)
-    (decision,) = await house.admission.admit([Request(first, CUSTOMER)])
-    await house.admission.release([decision], refund=False)
-    await house.admission.admit([Request(batch("x"), CUSTOMER)])
-    assert await house.attempt(from_shim(first)) == events_of(first)
-    (head,) = await house.store.read([first.id])
+    (decision,) = await harness.admission.admit([Request(first, CUSTOMER)])
+    await harness.admission.release([decision], refund=False)
+    await harness.admission.admit([Request(batch("x"), CUSTOMER)])
+    assert await harness.attempt(from_shim(first)) == events_of(first)
+    (head,) = await harness.store.read([first.id])
     assert head is not None
     assert (head.phase, head.fingerprint, head.task_ids) == (
         Phase.ACCEPTED,
@@ -231,11 +233,11 @@ async def test_a_submission_is_no_duplicate_of_itself(tmp_path: Path) -> None:
     store = await InDoubt.open(tmp_path / "s.db", clock=clock)
     store.back = True
     await store.save_customer(CUSTOMER)
-    house = House(store, clock)
-    await house.attempt(direct(None))
-    (left,) = house.failed
-    assert house.consumer.acked == []
-    assert await house.attempt(left) == []
-    assert house.failed == []
-    assert len(house.consumer.acked) == 1
+    harness = WorkerHarness(store, clock)
+    await harness.attempt(direct(None))
+    (left,) = harness.failed
+    assert harness.consumer.acked == []
+    assert await harness.attempt(left) == []
+    assert harness.failed == []
+    assert len(harness.consumer.acked) == 1
     await store.close()

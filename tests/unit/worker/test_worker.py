@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from ingest.admission import Admission
-from ingest.broker.embedded import EmbeddedBroker
+from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.customers import Customer
 from ingest.domain.ledger import Entry
 from ingest.store.sqlite import SqliteStore
 from ingest.worker import Worker
-from tests.unit.worker.house import submit
+from tests.support.direct_submissions import submit
 
 PREFETCH = 40
 FULL = PREFETCH // 4
@@ -35,7 +35,7 @@ class Gate(SqliteStore):
         return await super().claim(entries)
 
 
-class House:
+class WorkerHarness:
     """A worker that runs, and its queues."""
 
     def __init__(self, store: Gate, broker: EmbeddedBroker) -> None:
@@ -68,12 +68,12 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def harness(tmp_path: Path) -> AsyncIterator[WorkerHarness]:
     store = await Gate.open(tmp_path / "store.db")
     store.prepare()
     await store.save_customer(Customer(cust_id="c"))
     broker = await EmbeddedBroker.open(tmp_path / "queue.db")
-    made = House(store, broker)
+    made = WorkerHarness(store, broker)
     yield made
     store.opened.set()
     made.worker.stop()
@@ -82,37 +82,37 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     await store.close()
 
 
-async def test_beside_another_a_cohort_is_full(house: House) -> None:
+async def test_beside_another_a_cohort_is_full(harness: WorkerHarness) -> None:
     """The first begins at once, however small. What comes while it is under way waits until it fills a cohort, or the
     worker has nothing else to do."""
-    await house.submit(1)
-    assert house.store.cohorts == [1]
-    await house.submit(FULL - 1)
-    assert house.store.cohorts == [1]
-    await house.submit(2)
-    assert house.store.cohorts == [1, FULL]
-    house.store.opened.set()
-    await house.events(FULL + 2)
-    assert house.store.cohorts == [1, FULL, 1]
+    await harness.submit(1)
+    assert harness.store.cohorts == [1]
+    await harness.submit(FULL - 1)
+    assert harness.store.cohorts == [1]
+    await harness.submit(2)
+    assert harness.store.cohorts == [1, FULL]
+    harness.store.opened.set()
+    await harness.events(FULL + 2)
+    assert harness.store.cohorts == [1, FULL, 1]
 
 
-async def test_one_cohort_gathers_while_three_are_under_way(house: House) -> None:
+async def test_one_cohort_gathers_while_three_are_under_way(harness: WorkerHarness) -> None:
     """Three at once; the fourth begins when one is through."""
-    await house.submit(PREFETCH)
-    assert house.store.cohorts == [FULL] * 3
-    house.store.opened.set()
-    await house.events(PREFETCH)
-    assert house.store.cohorts == [FULL] * 4
+    await harness.submit(PREFETCH)
+    assert harness.store.cohorts == [FULL] * 3
+    harness.store.opened.set()
+    await harness.events(PREFETCH)
+    assert harness.store.cohorts == [FULL] * 4
 
 
-async def test_a_stop_finishes_what_waits(house: House) -> None:
+async def test_a_stop_finishes_what_waits(harness: WorkerHarness) -> None:
     """Also what does not fill a cohort."""
-    await house.submit(1)
-    await house.submit(3)
-    house.worker.stop()
+    await harness.submit(1)
+    await harness.submit(3)
+    harness.worker.stop()
     await asyncio.sleep(_SETTLE)
-    assert not house.running.done()
-    house.store.opened.set()
-    await asyncio.wait_for(house.running, 5)
-    assert house.store.cohorts == [1, 3]
-    await house.events(4)
+    assert not harness.running.done()
+    harness.store.opened.set()
+    await asyncio.wait_for(harness.running, 5)
+    assert harness.store.cohorts == [1, 3]
+    await harness.events(4)

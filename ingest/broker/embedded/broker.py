@@ -1,0 +1,218 @@
+"""The broker on one SQLite file, within one process: the default of `ingest dev`.
+
+It behaves as RabbitMQ's quorum queues do as far as the ports tell: topic routing, durable messages, prefetch,
+redelivery with a count, a delivery limit, dead letters. A publish is one durable transaction for its whole list.
+"""
+
+import asyncio
+import fcntl
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, Self, TextIO
+
+from ingest.broker.embedded import schema
+from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
+from ingest.domain import topology
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.ports import ConnectionState
+from ingest.sqlite.file import SqliteFile
+
+USER: Final = "ingest"
+"""The AMQP user that everything published here comes from: the service's own."""
+
+
+class EmbeddedBroker:
+    """`domain.ports.Broker` on a file. Open it with `open`."""
+
+    def __init__(self, file: SqliteFile, lock: TextIO) -> None:
+        self._file = file
+        self._lock = lock
+        self._news: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+
+    @classmethod
+    async def open(cls, path: Path | str) -> Self:
+        """Open the file, create it where there is none. What a former process had not acknowledged comes again.
+
+        Raises:
+            ConfigurationError: another process has it open, or its directory cannot be made.
+            BrokerUnavailable: the file cannot be opened or is no database.
+        """
+        path = Path(path)
+        lock = _lock(path)
+        file = SqliteFile(path, schema.MIGRATIONS, BrokerUnavailable)
+        try:
+            await file.connect()
+            await file.change(schema.recover)
+        except BaseException:
+            await file.close()
+            lock.close()
+            raise
+        return cls(file, lock)
+
+    @property
+    def user(self) -> str:
+        return USER
+
+    def connections(self) -> list[ConnectionState]:
+        return []
+
+    async def declare(self) -> None:
+        """The topology is built in."""
+
+    async def publisher(self, connections: int = 1) -> "EmbeddedPublisher":
+        return EmbeddedPublisher(self._file, self._news)
+
+    async def consumer(self, queue: str, prefetch: int) -> "EmbeddedConsumer":
+        return EmbeddedConsumer(self._file, self._news, queue, prefetch)
+
+    def dead_letters(self) -> EmbeddedDeadLetters:
+        """Of this file, to be cleared; it closes the broker with it."""
+        return EmbeddedDeadLetters(self._file, self._lock)
+
+    async def depth(self, queue: str) -> int:
+        """Messages in a queue, delivered ones included."""
+        sql = "SELECT count(*) FROM message WHERE queue = ?"
+        return await self._file.look(lambda db: int(db.execute(sql, (queue,)).fetchone()[0]))
+
+    async def close(self) -> None:
+        await self._file.close()
+        self._lock.close()
+
+
+class EmbeddedPublisher:
+    """`domain.ports.Publisher`; everything is published as `USER`."""
+
+    def __init__(self, file: SqliteFile, news: dict[str, asyncio.Event]) -> None:
+        self._file = file
+        self._news = news
+        self._closed = False
+
+    async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
+        if self._closed:
+            return [PublishOutcome.UNSENT] * len(messages)
+        outcomes = []
+        rows = []
+        for message in messages:
+            queues = schema.routes(message.exchange, message.routing_key)
+            unroutable = message.mandatory and not queues
+            outcomes.append(PublishOutcome.UNROUTABLE if unroutable else PublishOutcome.CONFIRMED)
+            rows += [schema.row(queue, message, USER) for queue in queues]
+        try:
+            # Shielded: a caller that is cancelled does not take back what the others may see already.
+            await asyncio.shield(self._file.change(lambda db: schema.insert(db, rows)))
+        except BrokerUnavailable:
+            return [PublishOutcome.UNKNOWN] * len(messages)
+        for row in rows:
+            self._news[row[0]].set()
+        return outcomes
+
+    async def ready(self) -> None:
+        if self._closed:
+            raise BrokerUnavailable("the publisher is closed")
+        await self._file.change(lambda _: None)
+
+    async def close(self) -> None:
+        self._closed = True
+
+
+class EmbeddedConsumer:
+    """`domain.ports.Consumer` of one queue."""
+
+    def __init__(self, file: SqliteFile, news: dict[str, asyncio.Event], queue: str, prefetch: int) -> None:
+        self._file = file
+        self._news = news
+        self._queue = queue
+        self._prefetch = prefetch
+        self._unacked: set[int] = set()
+        self._paused = False
+        self._stopping = False
+
+    async def receive(self) -> list[Delivery]:
+        news = self._news[self._queue]
+        while not self._stopping:
+            news.clear()
+            room = self._prefetch - len(self._unacked)
+            rows = await self._take(room) if room and not self._paused else []
+            if rows:
+                if len(rows) == room:
+                    news.set()  # there may be more, for another consumer
+                self._unacked.update(row[0] for row in rows)
+                return [schema.delivery(self._queue, *row) for row in rows]
+            await news.wait()
+        news.set()
+        return []
+
+    async def _take(self, room: int) -> list[schema.Taken]:
+        return await self._file.change(lambda db: schema.take(db, self._queue, room))
+
+    @property
+    def held(self) -> int:
+        return len(self._unacked)
+
+    def alive(self, delivery: Delivery) -> bool:
+        return delivery.token in self._unacked
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        ids = self._settled(deliveries)
+        await self._file.change(lambda db: schema.delete(db, ids))
+        self._news[self._queue].set()
+
+    async def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        await self._return(self._settled(deliveries))
+
+    async def discard(self, deliveries: Sequence[Delivery]) -> None:
+        ids = self._settled(deliveries)
+        await self._file.change(lambda db: schema.bury(db, ids, "rejected"))
+        self._wake()
+
+    async def pause(self) -> None:
+        self._paused = True
+        await self._give_back()
+
+    async def resume(self) -> None:
+        self._paused = False
+        self._news[self._queue].set()
+
+    async def stop(self) -> None:
+        self._stopping = True
+        self._news[self._queue].set()
+
+    async def close(self) -> None:
+        await self.stop()
+        await self._give_back()
+
+    async def _give_back(self) -> None:
+        ids, self._unacked = sorted(self._unacked), set()
+        await self._return(ids)
+
+    async def _return(self, ids: list[int]) -> None:
+        if ids:
+            await self._file.change(lambda db: schema.give_back(db, ids))
+            self._wake()
+
+    def _settled(self, deliveries: Sequence[Delivery]) -> list[int]:
+        ids = [delivery.token for delivery in deliveries if delivery.token in self._unacked]
+        self._unacked.difference_update(ids)
+        return ids
+
+    def _wake(self) -> None:
+        for queue in topology.QUEUES:
+            self._news[queue.name].set()
+
+
+def _lock(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_name(path.name + ".lock").open("w")
+    except OSError as error:
+        raise ConfigurationError(f"cannot write to the directory of {path}: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise ConfigurationError(
+            f"{path} is in use by another process: stop it, or give this one another --data-dir"
+        ) from error
+    return lock

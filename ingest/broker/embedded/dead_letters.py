@@ -1,0 +1,61 @@
+"""`ingest.dead` of the embedded queue. Looking changes nothing and goes on beside a running `ingest dev`."""
+
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Final, Self, TextIO
+
+from ingest.broker.embedded import schema
+from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.messages import Delivery
+from ingest.domain.topology import INGEST_DEAD
+from ingest.sqlite.file import SqliteFile
+
+_CHUNK: Final = 100
+
+
+class EmbeddedDeadLetters:
+    """`domain.ports.DeadLetterQueue`. `look_at` opens it to look only; `EmbeddedBroker.dead_letters` to clear, too."""
+
+    def __init__(self, file: SqliteFile, lock: TextIO | None = None) -> None:
+        self._file = file
+        self._lock = lock
+
+    @classmethod
+    async def look_at(cls, path: Path) -> Self:
+        """Raises ConfigurationError, BrokerUnavailable."""
+        file = SqliteFile(path, schema.MIGRATIONS, BrokerUnavailable)
+        try:
+            await file.connect_to_read()
+        except BaseException:
+            await file.close()
+            raise
+        return cls(file)
+
+    async def count(self) -> int:
+        ready, unacked = (await self.depths())[INGEST_DEAD]
+        return ready + unacked
+
+    async def depths(self) -> dict[str, tuple[int, int]]:
+        """Queue to (ready, unacknowledged). Raises BrokerUnavailable."""
+        return await self._file.look(schema.depths)
+
+    async def browse(self) -> AsyncIterator[list[Delivery]]:
+        left = await self.count()
+        last = 0
+        while left > 0:
+            rows = await self._file.look(partial(schema.after, queue=INGEST_DEAD, last=last, room=min(left, _CHUNK)))
+            if not rows:
+                return
+            last = rows[-1][0]
+            left -= len(rows)
+            yield [schema.delivery(INGEST_DEAD, *row) for row in rows]
+
+    async def remove(self, deliveries: Sequence[Delivery]) -> None:
+        ids = [delivery.token for delivery in deliveries]
+        await self._file.change(lambda db: schema.delete(db, ids))
+
+    async def close(self) -> None:
+        await self._file.close()
+        if self._lock is not None:
+            self._lock.close()

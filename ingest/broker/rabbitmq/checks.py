@@ -1,0 +1,223 @@
+"""Whether a RabbitMQ broker can keep what is promised: version, topology, policies, nodes."""
+
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from ingest.broker.rabbitmq.broker import BrokerInfo, RabbitBroker
+from ingest.broker.rabbitmq.management import Management, unmet
+from ingest.broker.rabbitmq.permissions import permissions
+from ingest.domain import topology
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.domain.findings import Finding, error, ok, warning
+
+AREA: Final = "broker"
+_OLDEST: Final = (3, 10)
+_APPLY: Final = "run `ingest topology apply`"
+_LOSES: Final = {
+    "message-ttl": "what waits longer is dropped or dead-lettered",
+    "expires": "the queue itself is deleted when unused",
+}
+_SLOW_HEARTBEAT: Final = 30
+
+
+async def findings(
+    broker: RabbitBroker, management: Management | None, trusted: frozenset[str], outage_hold: float
+) -> list[Finding]:
+    """All findings.
+
+    Args:
+        broker: to connect to as the service does.
+        management: None where its URL is not set.
+        trusted: the service's users.
+        outage_hold: seconds for which workers hold deliveries.
+    """
+    try:
+        info = await broker.inspect([queue.name for queue in topology.QUEUES])
+    except (BrokerUnavailable, ConfigurationError) as why:
+        return [
+            error(
+                AREA, str(why), "start RabbitMQ, or correct host, user, password or virtual host in INGEST_BROKER_URL"
+            )
+        ]
+    found = [*_connection(info, str(broker))]
+    if management is None:
+        found += _missing(info)
+        what = "INGEST_MANAGEMENT_URL is not set: policies, alarms, members and permissions are not checked"
+        return [
+            *found,
+            warning(AREA, what, "set it to http://user:password@host:15672, a user with the tag `monitoring`"),
+        ]
+    checks: Sequence[Callable[[], list[Finding]]] = (
+        lambda: list(_topology(management, info, outage_hold)),
+        lambda: list(_nodes(management)),
+        lambda: list(_members(management)),
+        lambda: permissions(management, broker.user, trusted),
+    )
+    for check in checks:
+        try:
+            found += await asyncio.to_thread(check)
+        except (BrokerUnavailable, ConfigurationError) as why:
+            found.append(warning(AREA, f"not checked: {why}", "correct INGEST_MANAGEMENT_URL or its user's tags"))
+    return found
+
+
+def _connection(info: BrokerInfo, where: str) -> Iterator[Finding]:
+    version = tuple(int(part) if part.isdigit() else 0 for part in info.version.split(".")[:2])
+    if version < _OLDEST:
+        yield error(AREA, f"{where} is version {info.version}", "upgrade it: 3.10 is the oldest that works")
+    else:
+        yield ok(AREA, f"{where}, version {info.version}")
+    if not 0 < info.heartbeat <= _SLOW_HEARTBEAT:
+        yield warning(
+            AREA,
+            f"the heartbeat is {info.heartbeat} s: a dead connection is noticed after {(info.heartbeat + 1) * 3} s"
+            if info.heartbeat
+            else "there is no heartbeat: a dead connection is never noticed",
+            "set INGEST_HEARTBEAT, and `heartbeat` in rabbitmq.conf, to 10",
+        )
+    else:
+        yield ok(AREA, f"heartbeat {info.heartbeat} s")
+
+
+def _missing(info: BrokerInfo) -> Iterator[Finding]:
+    for name, depth in info.queues.items():
+        if depth is None:
+            yield error(AREA, f"queue {name} does not exist", _APPLY)
+
+
+def _topology(management: Management, info: BrokerInfo, outage_hold: float) -> Iterator[Finding]:
+    drift = management.drift()
+    for sentence in drift:
+        other_type = "of type" in sentence
+        do = "move its messages, delete it, then run `ingest topology apply`" if other_type else _APPLY
+        yield error(AREA, sentence, do)
+    if not drift:
+        yield ok(AREA, "exchanges, queue types and bindings are as they should be")
+    in_force = management.policies()
+    arguments = {each["name"]: each.get("arguments") or {} for each in management.get(f"queues/{management.vhost}")}
+    for queue in topology.QUEUES:
+        given = {name.removeprefix("x-"): value for name, value in arguments.get(queue.name, {}).items()}
+        yield from effective_findings(queue.name, given | in_force.of(queue.name), info.major, outage_hold)
+    if not any("consumer-timeout" in in_force.of(queue.name) for queue in topology.QUEUES):
+        yield ok(
+            AREA,
+            f"no policy sets consumer-timeout; the broker's own (consumer_timeout, 30 min by default, not to be seen "
+            f"from here) must be above INGEST_OUTAGE_HOLD, {outage_hold:.0f} s",
+        )
+
+
+def effective_findings(queue: str, effective: dict[str, Any], major: int, outage_hold: float) -> Iterator[Finding]:
+    """Of what arguments and policies make of one queue, on RabbitMQ of version `major`."""
+    yield from _policy(queue, effective, major)
+    yield from _timeout(queue, effective, outage_hold)
+
+
+def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Finding]:
+    wrong = unmet(queue, effective)
+    limit = wrong.pop("delivery-limit", None)
+    for name, value in wrong.items():
+        yield error(
+            AREA,
+            f"{queue}: policy {name} is {effective.get(name)}, it must be {value}: dead letters can be lost",
+            _APPLY,
+        )
+    has = effective.get("delivery-limit")
+    if limit is not None and queue == topology.INGEST_DEAD and (has is not None or major >= 4):
+        yield error(
+            AREA, f"{queue}: delivery-limit is {has or 20}: dead letters are dropped when looked at so often", _APPLY
+        )
+    elif limit is not None and queue in topology.FOR_CONSUMERS:
+        if has is not None or major >= 4:
+            yield error(
+                AREA,
+                f"{queue}: delivery-limit is {has or 20}: what its consumer returns more often is dropped",
+                f"{_APPLY}, or add a dead-letter-exchange to the policy that limits it",
+            )
+    elif limit is not None and queue != topology.INGEST_DEAD:
+        yield warning(AREA, f"{queue}: delivery-limit is {has or 'not set'}, {limit} is what was tested", _APPLY)
+    for name, follows in _LOSES.items():
+        if name in effective:
+            yield error(AREA, f"{queue} has {name} {effective[name]}: {follows}", "remove it from the policy or queue")
+    if {"max-length", "max-length-bytes"} & effective.keys() and effective.get("overflow") != "reject-publish":
+        yield error(AREA, f"{queue} has a greatest length and drops the oldest beyond", "set overflow reject-publish")
+    if not wrong and limit is None:
+        yield ok(AREA, f"{queue}: policies are as they should be")
+
+
+def _timeout(queue: str, effective: dict[str, Any], outage_hold: float) -> Iterator[Finding]:
+    timeout = effective.get("consumer-timeout")
+    if isinstance(timeout, int) and timeout / 1000 <= outage_hold:
+        yield error(
+            AREA,
+            f"{queue}: consumer-timeout is {timeout / 1000:.0f} s, workers hold up to {outage_hold:.0f} s in an outage",
+            "raise consumer-timeout, or lower INGEST_OUTAGE_HOLD",
+        )
+
+
+def _nodes(management: Management) -> Iterator[Finding]:
+    nodes = management.get("nodes")
+    for node in nodes:
+        name = node["name"]
+        if not node.get("running"):
+            yield error(AREA, f"node {name} is down", "start it")
+        if node.get("mem_alarm"):
+            yield error(
+                AREA,
+                f"node {name} is out of memory: publishers are blocked",
+                "consume, add memory, or raise vm_memory_high_watermark",
+            )
+        if node.get("disk_free_alarm"):
+            yield error(
+                AREA,
+                f"node {name} is out of disk: publishers are blocked",
+                "free disk: queues keep their messages there",
+            )
+        if node.get("partitions"):
+            yield error(
+                AREA, f"node {name} sees a partition: {node['partitions']}", "mend the network, then restart it"
+            )
+        free, least = node.get("disk_free"), node.get("disk_free_limit")
+        if isinstance(free, int) and isinstance(least, int) and least < free < 2 * least:
+            yield warning(
+                AREA,
+                f"node {name} has {free // 2**20:,} MiB of disk left, it blocks at {least // 2**20:,}",
+                "free disk",
+            )
+    up = [node for node in nodes if node.get("running")]
+    if not any(node.get("mem_alarm") or node.get("disk_free_alarm") for node in nodes):
+        yield ok(AREA, "no memory or disk alarm")
+    if len(up) < 3:
+        yield warning(
+            AREA,
+            f"{len(up)} node{'s' * (len(up) != 1)}: with {'it' if len(up) == 1 else 'one of them'} the queues are away",
+            "run three for queues that outlive a node",
+        )
+
+
+def _members(management: Management) -> Iterator[Finding]:
+    nodes = len(management.get("nodes"))
+    names = {queue.name for queue in topology.QUEUES}
+    small = []
+    for each in management.get(f"queues/{management.vhost}"):
+        if each["name"] not in names or each.get("type") != "quorum":
+            continue
+        members, online = each.get("members") or [], each.get("online") or []
+        if len(online) * 2 <= len(members) or not each.get("leader"):
+            yield error(
+                AREA,
+                f"{each['name']} has no majority: {len(online)} of {len(members)} members are up",
+                "bring the other nodes back; until then nothing is taken",
+            )
+        elif len(online) < len(members):
+            yield warning(
+                AREA, f"{each['name']}: {len(online)} of {len(members)} members are up", "bring the others back"
+            )
+        if len(members) < min(nodes, 3):
+            small.append(f"{each['name']} ({len(members)})")
+    if small:
+        yield warning(
+            AREA,
+            f"fewer members than nodes: {', '.join(small)}",
+            "run `rabbitmq-queues grow NODE all` for each node that was added later",
+        )

@@ -1,0 +1,107 @@
+"""What an Aerospike cluster tells about itself: statistics and configuration of each node."""
+
+from operator import methodcaller
+from typing import Any, Final, Self
+
+import msgspec
+
+from ingest.domain.errors import StoreUnavailable
+from ingest.store.aerospike.client import AerospikeClient, parse_url
+
+_EPOCH: Final = 1_262_304_000
+"""Aerospike's clocks count from 2010."""
+
+
+class Node(msgspec.Struct, frozen=True):
+    """One node. `namespace` has statistics and configuration of ours, empty where the node does not have it."""
+
+    name: str
+    build: str
+    edition: str
+    statistics: dict[str, str]
+    namespaces: list[str]
+    namespace: dict[str, str]
+    sets: list[dict[str, str]]
+
+    @property
+    def major(self) -> int:
+        """The first number of the version; 0 where it tells none."""
+        first = self.build.partition(".")[0]
+        return int(first) if first.isdigit() else 0
+
+    @property
+    def clock(self) -> int | None:
+        """Its Unix time in seconds."""
+        return _EPOCH + int(self.namespace["current_time"]) if "current_time" in self.namespace else None
+
+    def number(self, name: str) -> float | None:
+        """A statistic or setting of the namespace; None where this version does not have it."""
+        try:
+            return float(self.namespace[name])
+        except (KeyError, ValueError):
+            return None
+
+    def is_true(self, name: str) -> bool:
+        return self.namespace.get(name) == "true"
+
+
+class AerospikeView:
+    """A client to look with. Open it with `open`, close it."""
+
+    def __init__(self, client: AerospikeClient) -> None:
+        self._client = client
+
+    @classmethod
+    def open(cls, url: str, timeout: float) -> Self:
+        """Nothing connects before `look`. Raises ConfigurationError."""
+        return cls(AerospikeClient(parse_url(url), timeout))
+
+    @property
+    def namespace(self) -> str:
+        return self._client.namespace
+
+    async def look(self) -> list[Node]:
+        """All nodes. Raises StoreUnavailable."""
+        ours = self._client.namespace
+        answers = {
+            command: await self._client.call(methodcaller("info_all", command))
+            for command in ("build", "edition", "statistics", "namespaces", f"namespace/{ours}", f"sets/{ours}")
+        }
+        nodes = []
+        for name in sorted(answers["build"]):
+            build, edition, statistics, namespaces, namespace, sets = (
+                _text(answer.get(name)) for answer in answers.values()
+            )
+            nodes.append(
+                Node(
+                    name=name,
+                    build=build,
+                    edition=edition.removeprefix("Aerospike ").removesuffix(" Edition"),
+                    statistics=_pairs(statistics),
+                    namespaces=namespaces.split(";"),
+                    namespace=_pairs(namespace) if ours in namespaces.split(";") else {},
+                    sets=[_pairs(each, ":") for each in sets.split(";") if each],
+                )
+            )
+        if not nodes:
+            raise StoreUnavailable("no node of the Aerospike cluster answers")
+        return nodes
+
+    async def ping(self) -> None:
+        """Read one record, there or not, as the service does. Raises StoreUnavailable."""
+        await self._client.read([(self._client.namespace, "ready", "ready")])
+
+    async def close(self) -> None:
+        await self._client.close()
+
+
+def _text(answer: Any) -> str:
+    """(error, text) of one node; a refusal is an empty text, as is a namespace that is not there."""
+    failed, text = answer or (None, "")
+    text = (text or "").strip()
+    # Statistics may begin with `failed_best_practices=true`, which is no failure.
+    return "" if failed or text.upper().startswith(("ERROR:", "FAIL:")) or text.upper() in ("ERROR", "FAIL") else text
+
+
+def _pairs(text: str, separator: str = ";") -> dict[str, str]:
+    return {name: value for name, _, value in (each.partition("=") for each in text.split(separator)) if value}

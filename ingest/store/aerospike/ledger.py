@@ -1,0 +1,155 @@
+"""The ledger on an Aerospike cluster.
+
+Nothing is read before it is written: claims are CREATE_ONLY, changes check the generation. What timed out in doubt is
+read back and compared.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Final
+
+import aerospike
+import msgspec
+from aerospike_helpers.batch import records as batch
+
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import Change, Entry, Phase, Step, accepted, after
+from ingest.store.aerospike import client
+from ingest.store.aerospike.client import AerospikeClient
+from ingest.store.aerospike.records import ACCEPTED, read_entry, write_all, write_step
+
+_ROUNDS: Final = 5
+_CREATE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE}
+_REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
+_UPDATE: Final = {"exists": aerospike.POLICY_EXISTS_UPDATE}
+_SAME_GENERATION: Final = {"gen": aerospike.POLICY_GEN_EQ}
+
+
+class AerospikeLedger:
+    """`domain.ports.Ledger` in the set `ledger`."""
+
+    def __init__(self, client: AerospikeClient) -> None:
+        self._client = client
+        self._namespace = client.namespace
+
+    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+        stored: dict[str, Entry] = {}
+        missing = {entry.id: entry for entry in reversed(entries)}  # of equal ids the first
+        for _ in range(_ROUNDS):
+            stored |= await self._create(list(missing.values()))
+            missing = {id_: entry for id_, entry in missing.items() if id_ not in stored}
+            if not missing:
+                return [stored[entry.id] for entry in entries]
+        raise StoreUnavailable(f"{len(missing)} ledger entries vanish as soon as they are there")
+
+    async def _create(self, entries: list[Entry]) -> dict[str, Entry]:
+        """What is stored of each id after an attempt to create it; without those that vanished meanwhile."""
+        records = [
+            batch.Write(self._ledger(entry.id), write_all(entry), policy=_create_policy(entry.retention))
+            for entry in entries
+        ]
+        await self._client.write(records)
+        stored = {}
+        doubtful = []
+        for entry, record in zip(entries, records, strict=True):
+            if record.result == client.OK:
+                stored[entry.id] = msgspec.structs.replace(entry, generation=record.record[1]["gen"])
+            else:
+                doubtful.append((entry.id, record.result))
+        found = await self.read([id_ for id_, _ in doubtful]) if doubtful else []
+        for (id_, code), existing in zip(doubtful, found, strict=True):
+            if existing is not None:
+                stored[id_] = existing
+            elif code != client.EXISTS:
+                raise self._client.unavailable(code, "claim failed")
+        return stored
+
+    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        found = await self._client.read([self._ledger(id_) for id_ in ids])
+        return [read_entry(id_, *record) if record else None for id_, record in zip(ids, found, strict=True)]
+
+    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
+        records = [self._change(change) for change in changes]
+        await self._client.write(records)
+        results: list[Entry | None] = []
+        doubtful = []
+        for index, (change, record) in enumerate(zip(changes, records, strict=True)):
+            results.append(None)
+            if record.result == client.OK:
+                forgotten = change.step is Step.FORGET
+                generation = change.entry.generation if forgotten else record.record[1]["gen"]
+                results[index] = after(change, generation)
+            elif record.result not in (client.GENERATION, client.NOT_FOUND):
+                doubtful.append(index)
+        if doubtful:
+            found = await self.read([changes[index].entry.id for index in doubtful])
+            for index, existing in zip(doubtful, found, strict=True):
+                results[index] = self._read_back(changes[index], existing, records[index].result)
+        return results
+
+    def _read_back(self, change: Change, existing: Entry | None, code: int) -> Entry | None:
+        """Whether a change whose outcome is in doubt has happened. Raises StoreUnavailable where it has not."""
+        if change.step is Step.FORGET and existing is None:
+            return change.entry
+        if existing is not None and existing == after(change, existing.generation):
+            return existing
+        if existing is None or existing.generation != change.entry.generation:
+            return None
+        raise self._client.unavailable(code, f"{change.step} failed")
+
+    def _change(self, change: Change) -> Any:
+        entry = change.entry
+        key = self._ledger(entry.id)
+        if change.step is Step.FORGET:
+            return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
+        return batch.Write(
+            key, write_step(change), meta={"gen": entry.generation}, policy=_change_policy(entry.retention)
+        )
+
+    async def accept(self, entries: Sequence[Entry]) -> None:
+        # An entry that was seen is most likely still there: two bins instead of all, the same for each.
+        seen = defaultdict(list)
+        lost = []
+        for entry in entries:
+            if entry.generation:
+                seen[entry.retention].append(entry)
+            else:
+                lost.append(entry)
+        doubtful = []
+        for retention, group in seen.items():
+            keys = [self._ledger(entry.id) for entry in group]
+            codes = await self._client.operate(keys, ACCEPTED, {**_UPDATE, "ttl": retention})
+            lost += [entry for entry, code in zip(group, codes, strict=True) if code == client.NOT_FOUND]
+            fine = (client.OK, client.NOT_FOUND)
+            doubtful += [(entry, code) for entry, code in zip(group, codes, strict=True) if code not in fine]
+        if lost:
+            doubtful += await self._heal(lost)
+        if doubtful:
+            found = await self.read([entry.id for entry, _ in doubtful])
+            for (_, code), existing in zip(doubtful, found, strict=True):
+                if existing is None or existing.phase is not Phase.ACCEPTED:
+                    raise self._client.unavailable(code, "accept failed")
+
+    async def _heal(self, entries: Sequence[Entry]) -> list[tuple[Entry, int]]:
+        """Write whole entries as accepted; return those for which that did not go, with the result code."""
+        records = [
+            batch.Write(self._ledger(e.id), write_all(accepted(e)), policy={**_REPLACE, "ttl": e.retention})
+            for e in entries
+        ]
+        await self._client.write(records)
+        codes = [record.result for record in records]
+        return [(entry, code) for entry, code in zip(entries, codes, strict=True) if code != client.OK]
+
+    def _ledger(self, id_: str) -> tuple[str, str, str]:
+        return (self._namespace, "ledger", id_)
+
+
+@lru_cache(maxsize=4096)
+def _create_policy(retention: int) -> dict[str, Any]:
+    return {**_CREATE, "ttl": retention}
+
+
+@lru_cache(maxsize=4096)
+def _change_policy(retention: int) -> dict[str, Any]:
+    return {**_SAME_GENERATION, "ttl": retention}

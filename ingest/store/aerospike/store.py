@@ -1,0 +1,124 @@
+"""The store on an Aerospike cluster.
+
+Sets as the design names them: `ledger` (key: id), `quota` (key: customer and month), `customer`, `api_key`. Lists
+travel in one `batch_write`. How that stays atomic tell `aerospike_ledger` and `aerospike_quotas`.
+"""
+
+import hmac
+from collections.abc import Sequence
+from typing import Any, Final, Self
+
+import aerospike
+import msgspec
+from aerospike_helpers.batch import records as batch
+from aerospike_helpers.operations import operations
+
+from ingest.domain.customers import ApiKey, Customer, key_id_of
+from ingest.domain.ledger import Charge
+from ingest.store.aerospike import client
+from ingest.store.aerospike.client import AerospikeClient, parse_url
+from ingest.store.aerospike.ledger import AerospikeLedger
+from ingest.store.aerospike.quotas import AerospikeQuotas
+from ingest.store.aerospike.records import read_api_key
+
+DEFAULT_TIMEOUT: Final = 3.0
+_REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
+_UPDATE: Final = {"exists": aerospike.POLICY_EXISTS_UPDATE}
+_FOREVER: Final = {"ttl": aerospike.TTL_NEVER_EXPIRE}
+
+
+class AerospikeStore(AerospikeLedger):
+    """`domain.ports.Store` on a cluster. Open it with `open`."""
+
+    def __init__(self, client: AerospikeClient) -> None:
+        super().__init__(client)
+        self._quotas = AerospikeQuotas(client)
+
+    @classmethod
+    async def open(cls, url: str, *, call_timeout: float = DEFAULT_TIMEOUT) -> Self:
+        """Nothing connects before the first call, which raises StoreUnavailable while the cluster is away.
+
+        Args:
+            url: see `aerospike_client.parse_url`.
+            call_timeout: seconds for one call to the cluster.
+
+        Raises:
+            ConfigurationError: the URL is wrong.
+        """
+        return cls(AerospikeClient(parse_url(url), call_timeout))
+
+    # Quotas
+
+    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+        return await self._quotas.charge(charges)
+
+    async def refund(self, charges: Sequence[Charge]) -> None:
+        await self._quotas.refund(charges)
+
+    async def used(self, cust_id: str, month: str) -> int:
+        return await self._quotas.used(cust_id, month)
+
+    # Registry
+
+    async def customer(self, cust_id: str) -> Customer | None:
+        found = await self._client.read([(self._namespace, "customer", cust_id)])
+        return msgspec.convert(found[0][1], Customer) if found[0] else None
+
+    async def customer_by_key(self, key_hash: bytes) -> Customer | None:
+        found = await self._client.read([(self._namespace, "api_key", key_id_of(key_hash))])
+        if not found[0]:
+            return None
+        key = read_api_key(found[0][1])
+        if key.revoked or not hmac.compare_digest(key.key_hash, key_hash):
+            return None
+        return await self.customer(key.cust_id)
+
+    async def customers(self) -> list[Customer]:
+        found = [msgspec.convert(bins, Customer) for bins in await self._scan("customer")]
+        return sorted(found, key=lambda customer: customer.cust_id)
+
+    async def save_customer(self, customer: Customer) -> None:
+        bins = {name: value for name, value in msgspec.to_builtins(customer).items() if value is not None}
+        await self._save("customer", customer.cust_id, bins)
+
+    async def keys(self, cust_id: str) -> list[ApiKey]:
+        found = [read_api_key(bins) for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
+        return sorted(found, key=lambda key: (key.created_at, key.key_id))
+
+    async def save_key(self, key: ApiKey) -> None:
+        await self._save("api_key", key.key_id, msgspec.structs.asdict(key))
+
+    async def revoke_key(self, key_id: str) -> bool:
+        record = batch.Write(
+            (self._namespace, "api_key", key_id),
+            [operations.write("revoked", True)],
+            policy={**_UPDATE, **_FOREVER},
+        )
+        await self._client.write([record])
+        if record.result not in (client.OK, client.NOT_FOUND):
+            raise self._client.unavailable(record.result, "revoke failed")
+        return bool(record.result == client.OK)
+
+    # Store
+
+    async def ready(self) -> None:
+        """Raises StoreUnavailable unless a write with a time to live is taken."""
+        record = batch.Write((self._namespace, "ready", "ready"), [operations.write("ready", 1)], policy={"ttl": 60})
+        await self._client.write([record])
+        if record.result not in (client.OK, client.KEY_BUSY):
+            raise self._client.unavailable(record.result, "cannot write")
+
+    async def close(self) -> None:
+        await self._quotas.close()
+        await self._client.close()
+
+    async def _save(self, set_: str, key: str, bins: dict[str, Any]) -> None:
+        ops = [operations.write(name, value) for name, value in bins.items()]
+        record = batch.Write((self._namespace, set_, key), ops, policy={**_REPLACE, **_FOREVER})
+        await self._client.write([record])
+        if record.result != client.OK:
+            raise self._client.unavailable(record.result, f"cannot save {set_} {key}")
+
+    async def _scan(self, set_: str) -> list[dict[str, Any]]:
+        records = await self._client.call(lambda client: client.query(self._namespace, set_).results())
+        return [bins for _, _, bins in records]

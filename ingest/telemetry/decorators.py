@@ -1,0 +1,63 @@
+"""Adapters around others that pass everything through: what watches them overrides what it wants to see."""
+
+from ingest.domain.messages import Delivery
+from ingest.domain.ports import Broker, ConnectionState, Consumer, Publisher
+
+
+class BrokerDecorator:
+    """`domain.ports.Broker` around another, but for what it hands out."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    @property
+    def user(self) -> str | None:
+        return self._broker.user
+
+    def connections(self) -> list[ConnectionState]:
+        return self._broker.connections()
+
+    async def declare(self) -> None:
+        await self._broker.declare()
+
+    async def close(self) -> None:
+        await self._broker.close()
+
+
+class PublisherDecorator:
+    """`domain.ports.Publisher` around another, but for `publish`."""
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    async def ready(self) -> None:
+        await self._publisher.ready()
+
+    async def close(self) -> None:
+        await self._publisher.close()
+
+
+class ConsumerDecorator:
+    """`domain.ports.Consumer` around another, but for what comes and how it is settled."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    @property
+    def held(self) -> int:
+        return self._consumer.held
+
+    def alive(self, delivery: Delivery) -> bool:
+        return self._consumer.alive(delivery)
+
+    async def pause(self) -> None:
+        await self._consumer.pause()
+
+    async def resume(self) -> None:
+        await self._consumer.resume()
+
+    async def stop(self) -> None:
+        await self._consumer.stop()
+
+    async def close(self) -> None:
+        await self._consumer.close()

@@ -1,0 +1,47 @@
+"""Waiting without copies of the same loop: a backoff with jitter, and a wait that ends with an event or a deadline."""
+
+import asyncio
+import random
+from collections.abc import Callable
+
+
+def _jitter() -> float:
+    return random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
+
+
+class Backoff:
+    """Pauses that double from `first` to `longest`, each multiplied by a random factor between 0.5 and 1.5.
+
+    Args:
+        first: the first pause, in seconds, before jitter.
+        longest: the longest pause, in seconds, before jitter.
+        jitter: returns the factor; tests pass a constant.
+    """
+
+    __slots__ = ("_first", "_jitter", "_longest", "_pause")
+
+    def __init__(self, first: float, longest: float, *, jitter: Callable[[], float] = _jitter) -> None:
+        self._first = first
+        self._longest = longest
+        self._pause = first
+        self._jitter = jitter
+
+    def next(self) -> float:
+        """The pause to make now, in seconds; the following one is twice as long, up to the longest."""
+        pause = self._pause
+        self._pause = min(pause * 2, self._longest)
+        return pause * self._jitter()
+
+    def reset(self) -> None:
+        """Start again with the first pause."""
+        self._pause = self._first
+
+
+async def wait_for_event(event: asyncio.Event, timeout: float | None) -> bool:  # noqa: ASYNC109 - returns, never raises
+    """Wait until the event is set; return False if `timeout` seconds pass first. None waits without a limit."""
+    try:
+        async with asyncio.timeout(timeout):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True

@@ -1,0 +1,141 @@
+"""What a delivery is: work that the shim admitted, a direct submission to admit, or a refusal."""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Final
+
+import msgspec
+
+from ingest.admission import Request
+from ingest.domain import admitted as admitted_
+from ingest.domain.admitted import Admitted
+from ingest.domain.customers import Customer, is_cust_id
+from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.identity import SubmissionKind
+from ingest.domain.messages import JSON, Delivery
+from ingest.domain.ports import Registry
+from ingest.domain.submissions import MAX_BODY, batch_submission, decode_json, task_submission
+from ingest.domain.topology import DELIVERY_LIMIT, INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.validation import validate_key
+from ingest.worker.rejections import Refusal, refusal
+
+CUSTOMER_CACHE: Final = 2.0
+"""Seconds for which a customer's settings may be stale."""
+_MAX_CUSTOMERS: Final = 10_000
+_KINDS: Final[dict[str, SubmissionKind]] = {INGEST_TASKS: SubmissionKind.TASK, INGEST_BATCHES: SubmissionKind.BATCH}
+
+
+class Classified(msgspec.Struct, eq=False):
+    """Deliveries, sorted by what is to be done about them."""
+
+    admitted: list[tuple[Delivery, Admitted]] = msgspec.field(default_factory=list)
+    direct: list[tuple[Delivery, Request]] = msgspec.field(default_factory=list)
+    refused: list[Refusal] = msgspec.field(default_factory=list)
+
+
+class DeliveryClassifier:
+    """Sorts deliveries.
+
+    Args:
+        registry: who the customers are.
+        trusted_users: AMQP users of the service itself. Only their word counts for "admitted already", and they may
+            submit for any customer (an operator who redrives a dead letter does).
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, registry: Registry, trusted_users: frozenset[str], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._registry = registry
+        self._trusted = trusted_users
+        self._clock = clock
+        self._customers: dict[str, tuple[float, Customer | None]] = {}
+
+    async def sort(self, deliveries: Sequence[Delivery]) -> Classified:
+        """Raises StoreUnavailable."""
+        out = Classified()
+        for delivery in deliveries:
+            cust_id = ""
+            try:
+                kind, cust_id = _address(delivery.queue, delivery.routing_key)
+                _check_attempts(delivery)
+                if delivery.type == admitted_.TYPE:
+                    out.admitted.append((delivery, self._admitted(delivery, cust_id)))
+                else:
+                    out.direct.append((delivery, await self._direct(delivery, kind, cust_id)))
+            except InvalidSubmission as error:
+                out.refused.append(refusal(delivery, error, cust_id))
+        return out
+
+    def _admitted(self, delivery: Delivery, cust_id: str) -> Admitted:
+        if delivery.user_id is None or delivery.user_id not in self._trusted:
+            raise InvalidSubmission(
+                Reason.FORGED_ADMISSION,
+                f"type {admitted_.TYPE} is for the service's own users only: leave the `type` property out",
+            )
+        admitted = admitted_.from_body(delivery.body)
+        if admitted.submission.cust_id != cust_id:
+            raise InvalidSubmission(Reason.FORGED_ADMISSION, "the body is of another customer than the routing key")
+        return admitted
+
+    async def _direct(self, delivery: Delivery, kind: SubmissionKind, cust_id: str) -> Request:
+        if delivery.user_id not in (None, cust_id) and delivery.user_id not in self._trusted:
+            raise InvalidSubmission(Reason.USER_MISMATCH, f"the AMQP user must be {cust_id}, as in the routing key")
+        message_id = delivery.message_id
+        if not message_id:
+            raise InvalidSubmission(
+                Reason.MISSING_MESSAGE_ID, "property message_id is required: it is what makes a retry safe"
+            )
+        _check_content(delivery)
+        customer = await self._customer(cust_id)
+        if customer is None:
+            raise InvalidSubmission(Reason.UNKNOWN_CUSTOMER, f"customer {cust_id} does not exist")
+        key = validate_key(message_id, "message_id")
+        make = task_submission if kind is SubmissionKind.TASK else batch_submission
+        submission = make(decode_json(delivery.body), cust_id, customer.webhooks, key)
+        return Request(submission, customer, origin=message_id)
+
+    async def _customer(self, cust_id: str) -> Customer | None:
+        now = self._clock()
+        known = self._customers.get(cust_id)
+        if known is not None and known[0] > now:
+            return known[1]
+        customer = await self._registry.customer(cust_id)
+        if len(self._customers) >= _MAX_CUSTOMERS:
+            self._customers.clear()
+        self._customers[cust_id] = (now + CUSTOMER_CACHE, customer)
+        return customer
+
+
+@lru_cache(maxsize=_MAX_CUSTOMERS)
+def _address(queue: str, routing_key: str) -> tuple[SubmissionKind, str]:
+    """What the routing key says: `task.submitted.<cust_id>` or `batch.submitted.<cust_id>`."""
+    kind = _KINDS[queue]
+    prefix = f"{kind}.submitted."
+    cust_id = routing_key.removeprefix(prefix)
+    if not routing_key.startswith(prefix) or not is_cust_id(cust_id):
+        raise InvalidSubmission(
+            Reason.BAD_ROUTING_KEY, f"the routing key must be {prefix}<cust_id>, with 1 to 64 letters, digits, _ or -"
+        )
+    return kind, cust_id
+
+
+def _check_attempts(delivery: Delivery) -> None:
+    # Before anything else is done with it: it may be what kills workers. Up to RabbitMQ 4.2 the queue was quicker.
+    if delivery.deliveries > DELIVERY_LIMIT:
+        raise InvalidSubmission(
+            Reason.DELIVERY_LIMIT, f"it was delivered {delivery.deliveries} times before, and not once was it finished"
+        )
+
+
+def _check_content(delivery: Delivery) -> None:
+    content_type = (delivery.content_type or JSON).partition(";")[0].strip().lower()
+    if content_type != JSON:
+        raise InvalidSubmission(
+            Reason.UNSUPPORTED_CONTENT_TYPE, f"property content_type must be {JSON}, it is {content_type[:100]}"
+        )
+    if len(delivery.body) > MAX_BODY:
+        raise InvalidSubmission(
+            Reason.TOO_LARGE, f"the body has {len(delivery.body):,} bytes, at most {MAX_BODY:,} are allowed"
+        )

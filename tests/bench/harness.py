@@ -1,0 +1,179 @@
+"""The servers, the processes under test, and what they use."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import aio_pika
+
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
+from ingest.domain.ledger import Entry, accepted
+from ingest.domain.messages import Message
+from ingest.store.aerospike.client import AerospikeClient, parse_url
+from ingest.store.aerospike.records import write_all
+from ingest.store.aerospike.store import AerospikeStore
+from tests.bench import usage
+from tests.servers import AerospikeServer, RabbitServer
+
+TASK: dict[str, Any] = {
+    "type": "text_classification",
+    "data_url": "https://cdn.example.com/doc.txt",
+    "label_spec": {"question": "Document category?", "options": ["invoice", "receipt", "other"]},
+    "consensus_threshold": 3,
+}
+_ENTRY = Entry(
+    id="",
+    cust_id="c",
+    created_at=1_775_000_000_000,
+    fingerprint=bytes(32),
+    retention=604_800,
+    owner=f"{uuid.uuid4().hex}.1",
+    origin=uuid.uuid4().hex,
+)
+
+
+class BenchHarness:
+    """A private RabbitMQ and a private Aerospike."""
+
+    def __init__(self) -> None:
+        self.rabbitmq = RabbitServer()
+        self.aerospike = AerospikeServer("4G")
+        self.directory = Path(tempfile.mkdtemp(prefix="ingest-bench-"))
+        self._url = ""
+        address = self.aerospike.url.removeprefix("aerospike://").partition("/")[0]
+        self.env = {
+            "INGEST_STORE_URL": self.aerospike.url,
+            "BENCH_AEROSPIKE": address,
+            "INGEST_LOG_LEVEL": "warning",
+        }
+
+    async def fresh(self) -> str:
+        """A new virtual host with the topology, and the customer `c` with the API key `key`; its URL."""
+        if self._url:
+            self.rabbitmq.drop_vhost(self._url)
+        self._url = url = self.rabbitmq.new_vhost()
+        self.env |= {"INGEST_BROKER_URL": url, "BENCH_AMQP": url}
+        broker = RabbitBroker(url)
+        await broker.declare()
+        store = await AerospikeStore.open(self.aerospike.url)
+        await store.save_customer(Customer(cust_id="c", monthly_quota=10**12))
+        hashed = hash_api_key("key")
+        await store.save_key(ApiKey(key_id=key_id_of(hashed), cust_id="c", key_hash=hashed, created_at=1))
+        await store.close()
+        await broker.close()
+        return url
+
+    async def fill_ledger(self, start: int, stop: int) -> None:
+        """Add accepted entries, numbered, all alike but for their keys."""
+        client = AerospikeClient(parse_url(self.aerospike.url), 30)
+        ops = write_all(accepted(_ENTRY))
+        for first in range(start, stop, 4000):
+            part = range(first, min(first + 4000, stop), 1000)
+            blocks = [[("test", "ledger", f"tsk_{i:026d}") for i in range(at, min(at + 1000, stop))] for at in part]
+            codes = await asyncio.gather(*[client.operate(keys, ops, {"ttl": _ENTRY.retention}) for keys in blocks])
+            assert not any(code for block in codes for code in block)
+        await client.close()
+
+    @contextmanager
+    def running(self, *command: str) -> Iterator["Process"]:
+        """A process under test."""
+        process = Process(command, self.env, self.directory)
+        try:
+            yield process
+        finally:
+            process.stop()
+
+    def close(self) -> None:
+        self.rabbitmq.stop()
+        self.aerospike.stop()
+
+
+class Process:
+    """A child process and what it has used so far."""
+
+    def __init__(self, command: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
+        self.output = directory / f"{time.monotonic_ns()}.log"
+        with self.output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, *command], env={**os.environ, **env}, stdout=output, stderr=output
+            )
+
+    def check(self) -> None:
+        """Raises RuntimeError with the end of its output where it has ended."""
+        if self._process.poll() is not None:
+            raise RuntimeError(f"it has ended: {self.output.read_text()[-2000:]}")
+
+    def cpu(self) -> float:
+        """Seconds, user and system, children included."""
+        return usage.cpu(self._process.pid)
+
+    def rss(self, *, peak: bool = False) -> float:
+        """MB, of the largest of parent and children."""
+        return usage.rss(self._process.pid, peak=peak)
+
+    def stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+
+async def preload(url: str, count: int, batch: int = 0, tag: str = "", padding: int = 0) -> None:
+    """Direct submissions into the ingest queues: `count` singles, or batches of `batch` tasks each.
+
+    `padding`: so many bytes more in each task.
+    """
+    broker = RabbitBroker(url, confirm_timeout=60)
+    publisher = await broker.publisher()
+    kind = "batch" if batch else "task"
+    task = TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * padding}} if padding else TASK
+    body = json.dumps({"tasks": [task] * batch} if batch else task).encode()
+    size = max(1, 2_000_000 // len(body))
+    for start in range(0, count, size):
+        part = range(start, min(start + size, count))
+        messages = [
+            Message(
+                exchange="asg.submissions", routing_key=f"{kind}.submitted.c", body=body, message_id=f"{url}{tag}{i}"
+            )
+            for i in part
+        ]
+        assert set(await publisher.publish(messages)) == {"confirmed"}
+    await broker.close()
+
+
+class Depth:
+    """How many messages a queue holds, asked over AMQP."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        self._url = url
+        self._queue = queue
+
+    async def __aenter__(self) -> "Depth":
+        self._connection = await aio_pika.connect(self._url)
+        self._channel = await self._connection.channel()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._connection.close()
+
+    async def now(self) -> int:
+        declared = await self._channel.declare_queue(self._queue, passive=True)
+        return declared.declaration_result.message_count or 0
+
+    async def until(self, count: int, process: "Process", seconds: float = 600.0) -> None:
+        """Poll until there are `count`; no longer than the process lives."""
+        async with asyncio.timeout(seconds):
+            while await self.now() < count:
+                process.check()
+                await asyncio.sleep(0.02)
