@@ -1,8 +1,8 @@
-# Sourced by the scripts: a virtual environment in .venv, installed anew when pyproject.toml changes.
+# Sourced by the scripts: a virtual environment in .venv with the service and the SDK, rebuilt when a pyproject.toml changes.
 # Usage: prepare [dev]: with `dev` the development tools too.
 
 prepare() {
-    local root python stamp wanted
+    local root python stamp checksum wanted
     root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
     cd "$root" || exit 2
     python=${PYTHON:-python3}
@@ -10,9 +10,11 @@ prepare() {
         echo "$0: needs Python 3.11 or newer; set PYTHON to one" >&2
         exit 2
     fi
-    wanted="${1:-server} $(cksum < pyproject.toml) $root"
-    stamp=.venv/installed
-    if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ] || { [ "${1:-server}" = server ] && [ "$(cat "$stamp" 2>/dev/null)" = "dev $(cksum < pyproject.toml) $root" ]; }; then
+    checksum="$(cat pyproject.toml ingest/sdk/pyproject.toml | cksum) $root"
+    wanted="${1:-service} $checksum"
+    stamp=$(cat .venv/installed 2>/dev/null || true)
+    # An environment with the development tools serves scripts/run as well.
+    if [ "$stamp" = "$wanted" ] || { [ "${1:-service}" = service ] && [ "$stamp" = "dev $checksum" ]; }; then
         return
     fi
     echo "setting up .venv (once; a minute or two) ..." >&2
@@ -20,12 +22,13 @@ prepare() {
         echo "$0: this Python has no venv; on Debian: apt-get install python3-venv" >&2
         exit 2
     fi
+    local pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check install)
     # --group needs pip 25.1.
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' >&2
-    if [ "${1:-server}" = dev ]; then
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server,otel]' --group dev >&2
+    "${pip[@]}" --upgrade 'pip>=25.1' >&2
+    if [ "${1:-service}" = dev ]; then
+        "${pip[@]}" -e ./ingest/sdk -e '.[otel]' --group dev >&2
     else
-        .venv/bin/python -m pip install --quiet --disable-pip-version-check -e '.[server]' >&2
+        "${pip[@]}" -e ./ingest/sdk -e . >&2
     fi
-    echo "$wanted" > "$stamp"
+    echo "$wanted" > .venv/installed
 }

@@ -1,4 +1,7 @@
-"""README and deploy/*.md: what they link to, name and run exists and works. More in tests/unit/test_documents.py."""
+"""The README files and deploy/*.md: everything that they link to, name and run exists and works.
+
+More checks are in tests/unit/test_documents.py.
+"""
 
 import re
 import subprocess
@@ -16,8 +19,12 @@ from tests.deploy.files import DEPLOY, ROOT, load
 from tests.e2e.processes import Ingest
 from tests.servers import RabbitServer
 
-PAGES = [ROOT / "README.md", *sorted(DEPLOY.glob("*.md"))]
-TEXTS = {page.name if page.parent == DEPLOY else "the README": page.read_text() for page in PAGES}
+PAGES = [
+    *(ROOT / name for name in ("README.md", "ingest/README.md", "ingest/sdk/README.md")),
+    *(ROOT / name for name in ("tests/bench/README.md", "tests/chaos/README.md")),
+    *sorted(DEPLOY.glob("*.md")),
+]
+TEXTS = {str(page.relative_to(ROOT)): page.read_text() for page in PAGES}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -30,7 +37,7 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
     """To a file, and in it to a heading."""
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
@@ -42,14 +49,14 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(file.read_text()), target
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_files_named_exist(page: Path) -> None:
     """`scripts/x`, `deploy/x`, `tests/x` and `ingest/x` in code."""
     for name in re.findall(r"`((?:scripts|deploy|tests|ingest)/[\w./-]+)`", page.read_text()):
         assert (ROOT / name).exists(), name
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_named_exist(page: Path) -> None:
     """Each `ingest VERB [VERB] [--option …]` is a command with that option."""
     for words in re.findall(
@@ -77,7 +84,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield found[1]
 
 
-@pytest.mark.parametrize("name", ["the README", "clients.md"])
+@pytest.mark.parametrize("name", ["README.md", "ingest/sdk/README.md"])
 def test_the_clients_examples_run(name: str, gateway: str) -> None:
     """Python and curl, as they stand there but for the address and the key."""
     text = TEXTS[name].replace("http://127.0.0.1:8080", gateway)
@@ -106,7 +113,7 @@ def test_the_producers_example_runs(rabbitmq: RabbitServer, rabbitmq_url: str) -
         rabbitmq.api(
             "PUT", f"permissions/{vhost}/acme", {"configure": "^$", "write": "^asg[.]submissions$", "read": "^$"}
         )
-        (code,) = blocks(TEXTS["producers.md"], "python")
+        (code,) = blocks(TEXTS["deploy/producers.md"], "python")
         run([sys.executable, "-c", code], {"AMQP_URL": f"amqp://acme:secret@{rabbitmq_url.partition('@')[2]}"})
         got = rabbitmq.api(
             "POST", f"queues/{vhost}/ingest.tasks/get", {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}

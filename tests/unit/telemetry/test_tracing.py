@@ -210,7 +210,7 @@ def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
     code = "import sys; sys.modules['opentelemetry'] = None; from ingest.cli import main; main()"
     done = python(f"import sys; sys.argv = ['ingest', 'dev', '--port', '0']; {code}", tmp_path, INGEST_TRACING="true")
     assert done.returncode == 2
-    assert "pip install 'asg-gateway[server,otel]'" in done.stderr
+    assert "pip install 'asg-ingest[otel]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 
