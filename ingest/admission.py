@@ -1,11 +1,11 @@
-"""Admission: claim the key, charge the quota. The one piece of code that shim and worker share.
+"""Admission: claim the idempotency key, then charge the quota. The shim and the worker share this module.
 
-Claim first, read only on conflict. A claim is a lease: whoever crashes holding one delays a retry by at most
-`lease` seconds and loses nothing, as ids are computed and everything behind them is idempotent.
+A claim is created first; existing entries are read only if the claim fails. A claim is a lease: if its owner crashes, a
+retry is delayed by the rest of the lease and nothing is lost, because ids are computed and every later step is
+idempotent.
 
-The order is what makes it safe. A claim comes before the charge, the charge before the publish, the publish's
-confirm before `queued` (shim) or `accepted` (worker). So a crash in between may charge twice what was in flight,
-but never publishes what was not charged.
+The order makes it safe: claim, charge, publish, confirm, then `queued` (shim) or `accepted` (worker). A crash between
+two steps can charge twice what was in flight, but never publishes what was not charged.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from enum import StrEnum
 from typing import Final, Protocol
 
 import msgspec
+import structlog
 
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
@@ -29,11 +30,13 @@ from ingest.domain.trace import Trace
 
 DEFAULT_LEASE: Final = 30.0
 
+_log = structlog.get_logger(__name__)
+
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """A submission to admit. `origin` is the AMQP message_id of a direct submission, else empty.
+    """A submission to admit.
 
-    `trace` is the client's, to be passed on.
+    `origin` is the AMQP message_id of a direct submission, otherwise empty. `trace` is the client's trace context.
     """
 
     submission: Submission
@@ -43,23 +46,25 @@ class Request(msgspec.Struct, frozen=True, gc=False):
 
 
 class Verdict(StrEnum):
-    """What admission found."""
+    """The result of an admission, or of the publish that follows it."""
 
     ADMITTED = "admitted"
-    """Claimed and charged: publish it, then say so with `queued` or `accepted`, or give it back."""
+    """Claimed and charged. The caller publishes it, then calls `queued` or `accepted`, or `release` if that fails."""
     REPLAY = "replay"
     """The key was used before; `Decision.entry` is the original."""
-    BUSY = "busy"
-    """Somebody else is submitting it at this moment."""
+    CONTENDED = "contended"
+    """Another attempt holds a live claim on the key, or on the key of an item."""
     QUOTA_EXHAUSTED = "quota_exhausted"
+    UNCONFIRMED = "unconfirmed"
+    """Admitted, but the broker did not confirm the publish; the claim was released. Only the shim uses it."""
 
 
 class Decision(msgspec.Struct, frozen=True, gc=False):
     """The verdict on one request.
 
-    `entry` is the submission's own ledger entry (the original's for a replay, the other's for BUSY). `owned` are
-    the entries this admission holds, `entry` first; `charged` is what was charged just now, in tasks; `replayed`
-    are the ids of a batch's tasks that were accepted before.
+    `entry` is the submission's ledger entry: its own, the original's (REPLAY), or the other attempt's (CONTENDED).
+    `owned` are the entries that this admission claimed, `entry` first. `charge` is what was charged now, in tasks.
+    `replayed` are the ids of the batch's tasks that were accepted before.
     """
 
     verdict: Verdict
@@ -71,12 +76,12 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def mismatch(self) -> bool:
-        """Whether a replay came with another body than the original."""
+        """Whether this is a replay whose body differs from the original."""
         return self.verdict is Verdict.REPLAY and self.entry.fingerprint != self.request.submission.fingerprint
 
 
 class _Store(Ledger, Quotas, Protocol):
-    """What admission needs of a store."""
+    """What admission needs from a store."""
 
 
 class Admission:
@@ -84,7 +89,7 @@ class Admission:
 
     Args:
         store: ledger and quotas.
-        lease: seconds for which a claim is held. Whoever admits must be done, or have given up, well before.
+        lease: how long a claim lasts, in seconds. Callers finish or give up well before.
         clock: Unix time in seconds.
     """
 
@@ -92,17 +97,17 @@ class Admission:
         self._store = store
         self._lease = int(lease * 1000)
         self._clock = clock
-        self._owed: list[Change] = []
+        self._pending_releases: list[Change] = []
 
     async def admit(self, requests: Sequence[Request]) -> list[Decision]:
         """Decide on every request, in order.
 
         Raises:
-            StoreUnavailable: nothing is decided. What was granted is refunded; claims made on the way are given back,
-                at the latest before anything else is admitted here.
+            StoreUnavailable: nothing is decided. What was charged is refunded, and claims made so far are released,
+                at the latest before the next admission.
         """
-        if self._owed:
-            await self._let_go([])
+        if self._pending_releases:
+            await self._apply_releases([])
         attempt = _Attempt(self._store, requests, self._clock, self._lease)
         try:
             return await attempt.run()
@@ -110,52 +115,67 @@ class Admission:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.refund(attempt.granted)
             with contextlib.suppress(StoreUnavailable):
-                await self._let_go([Change(Step.RELEASE, entry) for entry in attempt.held()])
+                await self._apply_releases([Change(Step.RELEASE, entry) for entry in attempt.owned_entries()])
             raise
 
     async def queued(self, decisions: Sequence[Decision]) -> None:
-        """The broker has confirmed these. An entry that has gone further meanwhile is left as it is."""
+        """Record that the broker confirmed these submissions. Entries that are accepted already stay accepted.
+
+        Raises:
+            StoreUnavailable: some entries may still be claimed; the worker settles them.
+        """
         await self._store.apply([Change(Step.QUEUE, entry) for decision in decisions for entry in decision.owned])
 
     async def accepted(self, entries: Sequence[Entry]) -> None:
-        """All events of these are out."""
+        """Settle: record that all events of these entries are confirmed. Raises StoreUnavailable."""
         await self._store.accept(entries)
 
     async def release(self, decisions: Sequence[Decision], *, refund: bool) -> None:
-        """Give claims back after a failed publish, so that a retry resumes at once.
+        """Release the claims of failed publishes, so that a retry can continue at once.
 
-        With `refund` the charge is taken back too: only where the publish certainly had no effect. Otherwise the
-        entry remembers that it was charged, and a retry is free.
+        A release that fails is logged and retried before the next admission; no error is raised.
 
-        Raises:
-            StoreUnavailable: it is made up for before anything else is admitted here.
+        Args:
+            decisions: ADMITTED ones.
+            refund: also take the charge back. Only if the publish certainly had no effect; otherwise the entry
+                remembers
+                its charge, and a retry is free.
         """
+        if not decisions:
+            return
         if refund:
-            # First the refund: a crash in between leaves entries that say uncharged, which is then true.
-            await self._store.refund([decision.charge for decision in decisions if decision.charge])
+            try:
+                # Before the release: a crash in between leaves entries that say "not charged", which is then true.
+                await self._store.refund([decision.charge for decision in decisions if decision.charge])
+            except StoreUnavailable as error:
+                _log.warning("refund_failed", error=str(error), submissions=len(decisions))
+                refund = False
         changes = []
         for decision in decisions:
             owned = decision.owned
             if not refund:
                 owned = tuple([msgspec.structs.replace(e, charged=max(e.charged, e.tasks)) for e in owned])
             changes += [Change(Step.RELEASE, entry) for entry in owned]
-        await self._let_go(changes)
+        try:
+            await self._apply_releases(changes)
+        except StoreUnavailable as error:
+            _log.warning("claim_release_failed", error=str(error), claims=len(changes))
 
-    async def _let_go(self, changes: list[Change]) -> None:
-        """Apply these and what is owed; they are owed where that does not go."""
-        changes = [*self._owed, *changes]
-        self._owed = []
+    async def _apply_releases(self, changes: list[Change]) -> None:
+        """Release claims and retry pending releases; keep them pending on failure. Raises StoreUnavailable."""
+        changes = [*self._pending_releases, *changes]
+        self._pending_releases = []
         try:
             await self._store.apply(changes)
         except StoreUnavailable:
-            self._owed += changes
+            self._pending_releases += changes
             raise
 
 
-class _Candidate:
-    """One request on its way to a decision."""
+class _PendingDecision:
+    """One request while it is being decided."""
 
-    __slots__ = ("busy", "charge", "entry", "owned", "owner", "replay", "replayed", "request")
+    __slots__ = ("charge", "contended", "entry", "is_replay", "owned", "owner", "replayed", "request")
 
     def __init__(self, request: Request, owner: str) -> None:
         self.request = request
@@ -164,32 +184,28 @@ class _Candidate:
         self.owned: list[Entry] = []
         self.replayed: list[str] = []
         self.charge: Charge | None = None
-        self.busy = False
-        self.replay = False
+        self.contended = False
+        self.is_replay = False
 
     @property
     def verdict(self) -> Verdict:
-        if self.replay:
+        if self.is_replay:
             return Verdict.REPLAY
-        if self.busy:
-            return Verdict.BUSY
+        if self.contended:
+            return Verdict.CONTENDED
         return Verdict.ADMITTED if self.owned else Verdict.QUOTA_EXHAUSTED
 
     def decision(self) -> Decision:
         return Decision(self.verdict, self.request, self.entry, tuple(self.owned), self.charge, tuple(self.replayed))
 
-
-class _Claim(msgspec.Struct, gc=False):
-    """An entry that a candidate wants, and once it was tried, what is stored."""
-
-    candidate: _Candidate
-    wanted: Entry
-    entry: Entry
-    held: bool = False
+    def drop_claims(self) -> None:
+        """Forget the claims, which were released or deleted in the store."""
+        self.owned.clear()
+        self.charge = None
 
 
 class _Attempt:
-    """One pass over a list of requests: heads, then the items of batches that have keys, then the charge."""
+    """One admission of a list of requests: claim the submissions, then the keyed items of batches, then charge."""
 
     def __init__(self, store: _Store, requests: Sequence[Request], clock: Callable[[], float], lease: int) -> None:
         self._store = store
@@ -197,150 +213,156 @@ class _Attempt:
         self._now = now = int(clock() * 1000)
         self._lease_end = now + lease
         self._month = datetime.fromtimestamp(now / 1000, UTC).strftime("%Y-%m")
-        # Unique per request, not only per attempt: of two equal ids in one list just one may win.
-        name = uuid.uuid4().hex
-        self._candidates = [_Candidate(request, f"{name}.{i}") for i, request in enumerate(requests)]
+        # One owner per request, not per attempt: only one of two equal ids in a list may win.
+        owner = uuid.uuid4().hex
+        self._pending = [_PendingDecision(request, f"{owner}.{i}") for i, request in enumerate(requests)]
         self.granted: list[Charge] = []
+        """What the store has charged so far."""
 
     async def run(self) -> list[Decision]:
-        await self._claim_heads()
-        batches = [c for c in self._candidates if c.owned and c.request.submission.kind is SubmissionKind.BATCH]
+        await self._claim_submissions()
+        batches = [p for p in self._pending if p.owned and p.request.submission.kind is SubmissionKind.BATCH]
         if batches:
             await self._claim_items(batches)
         if self._clock() * 1000 >= self._lease_end:
-            # This process stood still. Others may have taken the claims over, and paid for them.
-            raise StoreUnavailable("the claims ran out before they were charged")
-        await self._charge([c for c in self._candidates if c.owned])
-        return [candidate.decision() for candidate in self._candidates]
+            # The process was suspended. Other attempts may have taken the claims over, and been charged for them.
+            raise StoreUnavailable("the claims expired before they were charged")
+        await self._charge([pending for pending in self._pending if pending.owned])
+        return [pending.decision() for pending in self._pending]
 
-    def held(self) -> list[Entry]:
-        """Every entry claimed so far and not given back."""
-        return [entry for candidate in self._candidates for entry in candidate.owned]
+    def owned_entries(self) -> list[Entry]:
+        """Every entry that is claimed and not released."""
+        return [entry for pending in self._pending for entry in pending.owned]
 
-    async def _claim_heads(self) -> None:
-        claims = []
-        for candidate in self._candidates:
-            request = candidate.request
-            wanted = submission_entry(
-                request.submission,
+    async def _claim_submissions(self) -> None:
+        wanted = [
+            submission_entry(
+                pending.request.submission,
                 self._now,
-                request.customer.retention,
-                owner=candidate.owner,
+                pending.request.customer.retention,
+                owner=pending.owner,
                 lease=self._lease_end,
-                origin=request.origin,
+                origin=pending.request.origin,
             )
-            claims.append(_Claim(candidate, wanted, wanted))
-        await self._claim(claims)
-        for claim in claims:
-            candidate, entry = claim.candidate, claim.entry
-            candidate.entry = entry
-            if claim.held:
-                candidate.owned.append(entry)
+            for pending in self._pending
+        ]
+        stored, held = await self._claim(self._pending, wanted)
+        for pending, entry, is_held in zip(self._pending, stored, held, strict=True):
+            pending.entry = entry
+            if is_held:
+                pending.owned.append(entry)
             elif entry.is_durable:
-                candidate.replay = True
+                pending.is_replay = True
             else:
-                candidate.busy = True
+                pending.contended = True
 
-    async def _claim_items(self, batches: list[_Candidate]) -> None:
-        claims = []
-        for candidate in batches:
-            batch = candidate.request.submission
-            retention = candidate.request.customer.retention
-            lease = self._lease_end
-            items = item_entries(batch, candidate.entry.created_at, retention, owner=candidate.owner, lease=lease)
-            claims += [_Claim(candidate, item, item) for item in items]
-        await self._claim(claims)
-        for claim in claims:
-            candidate, entry = claim.candidate, claim.entry
-            if claim.held:
-                candidate.owned.append(entry)
+    async def _claim_items(self, batches: list[_PendingDecision]) -> None:
+        claimants: list[_PendingDecision] = []
+        wanted: list[Entry] = []
+        for pending in batches:
+            items = item_entries(
+                pending.request.submission,
+                pending.entry.created_at,
+                pending.request.customer.retention,
+                owner=pending.owner,
+                lease=self._lease_end,
+            )
+            claimants += [pending] * len(items)
+            wanted += items
+        stored, held = await self._claim(claimants, wanted)
+        for pending, entry, is_held in zip(claimants, stored, held, strict=True):
+            if is_held:
+                pending.owned.append(entry)
             elif not entry.is_durable:
-                candidate.busy = True
-            elif entry.origin != candidate.request.submission.id:
-                candidate.replayed.append(entry.id)
-            # else an earlier attempt of this very batch came that far and died: paid for, and to be sent again,
-            # because a worker that has finished with this attempt's message drops the earlier one.
-        await self._step_back([candidate for candidate in batches if candidate.busy])
+                pending.contended = True
+            elif entry.origin != pending.request.submission.id:
+                pending.replayed.append(entry.id)
+            # Otherwise an earlier attempt of this batch made the item durable and crashed. It is charged already, but
+            # it is published again: a worker that finished this attempt's message drops the earlier one.
+        await self._yield_contended([pending for pending in batches if pending.contended])
 
-    async def _claim(self, claims: list[_Claim]) -> None:
-        """Claim each entry or take it over from the dead; `entry` becomes what is stored now."""
-        found = await self._store.claim([claim.wanted for claim in claims])
-        dead = []
-        for claim, entry in zip(claims, found, strict=True):
-            claim.entry = entry
-            claim.held = entry.owner == claim.candidate.owner and not entry.is_durable
-            if not claim.held and not entry.is_durable and entry.lease <= self._now:
-                dead.append(claim)
-        if not dead:
-            return
-        taken = await self._store.apply([Change(Step.TAKE_OVER, _inherit(c.wanted, c.entry)) for c in dead])
-        for claim, new in zip(dead, taken, strict=True):
-            if new is not None:
-                claim.entry, claim.held = new, True
+    async def _claim(
+        self, claimants: Sequence[_PendingDecision], wanted: Sequence[Entry]
+    ) -> tuple[list[Entry], list[bool]]:
+        """Claim each entry for its claimant, and take over claims whose lease has ended.
 
-    async def _charge(self, candidates: list[_Candidate]) -> None:
-        """Charge per customer in one go, and one by one where that is too much."""
-        charged = []
-        for candidate in candidates:
-            candidate.charge = self._charge_of(candidate)
-            if candidate.charge is not None:
-                charged.append(candidate)
+        Returns what is stored now, and for each entry whether the claimant holds it.
+        """
+        stored = await self._store.claim(wanted)
+        held = [entry.owner == p.owner and not entry.is_durable for p, entry in zip(claimants, stored, strict=True)]
+        expired = [
+            index
+            for index, entry in enumerate(stored)
+            if not held[index] and not entry.is_durable and entry.lease <= self._now
+        ]
+        if expired:
+            takeovers = [Change(Step.TAKE_OVER, _inherit(wanted[index], stored[index])) for index in expired]
+            for index, entry in zip(expired, await self._store.apply(takeovers), strict=True):
+                if entry is not None:
+                    stored[index], held[index] = entry, True
+        return stored, held
+
+    async def _charge(self, claimants: list[_PendingDecision]) -> None:
+        """Charge each customer in one call; if the sum exceeds the quota, charge the requests one by one."""
         groups = defaultdict(list)
-        for candidate in charged:
-            groups[candidate.request.customer.cust_id].append(candidate)
+        for pending in claimants:
+            pending.charge = self._charge_of(pending)
+            if pending.charge is not None:
+                groups[pending.request.customer.cust_id].append(pending)
+        if not groups:
+            return
         sums = [_sum(group) for group in groups.values()]
-        answers = await self._store.charge(sums) if sums else []
-        self.granted += [charge for charge, ok in zip(sums, answers, strict=True) if ok]
-        for group, ok in zip(groups.values(), answers, strict=True):
-            if not ok:
-                await self._refuse([candidate for candidate in group if not await self._charge_alone(group, candidate)])
+        answers = await self._store.charge(sums)
+        self.granted += [charge for charge, granted in zip(sums, answers, strict=True) if granted]
+        for group, granted in zip(groups.values(), answers, strict=True):
+            if not granted:
+                await self._drop_unpaid([pending for pending in group if not await self._charge_alone(group, pending)])
 
-    async def _charge_alone(self, group: list[_Candidate], candidate: _Candidate) -> bool:
-        if len(group) == 1 or candidate.charge is None:
+    async def _charge_alone(self, group: list[_PendingDecision], pending: _PendingDecision) -> bool:
+        if len(group) == 1 or pending.charge is None:
             return False
-        (ok,) = await self._store.charge([candidate.charge])
-        if ok:
-            self.granted.append(candidate.charge)
-        return ok
+        (granted,) = await self._store.charge([pending.charge])
+        if granted:
+            self.granted.append(pending.charge)
+        return granted
 
-    def _charge_of(self, candidate: _Candidate) -> Charge | None:
-        customer = candidate.request.customer
+    def _charge_of(self, pending: _PendingDecision) -> Charge | None:
+        customer = pending.request.customer
         if customer.monthly_quota is None:
             return None
-        count = sum(max(0, entry.tasks - entry.charged) for entry in candidate.owned)
+        count = sum(max(0, entry.tasks - entry.charged) for entry in pending.owned)
         return Charge(customer.cust_id, self._month, count, customer.monthly_quota) if count else None
 
-    async def _refuse(self, candidates: list[_Candidate]) -> None:
-        """No claim stays behind a refusal; one that was paid for earlier is only let go."""
-        entries = [entry for candidate in candidates for entry in candidate.owned]
+    async def _drop_unpaid(self, refused: list[_PendingDecision]) -> None:
+        """Delete the claims of requests that exceed the quota; release those that were charged earlier."""
+        entries = [entry for pending in refused for entry in pending.owned]
         await self._store.apply([Change(Step.RELEASE if entry.charged else Step.FORGET, entry) for entry in entries])
-        _disown(candidates)
+        _drop_claims(refused)
 
-    async def _step_back(self, candidates: list[_Candidate]) -> None:
-        """Somebody else holds an item of these batches: let go of the rest, so that neither waits for the other."""
-        entries = [entry for candidate in candidates for entry in candidate.owned]
+    async def _yield_contended(self, contended: list[_PendingDecision]) -> None:
+        """Release the claims of batches of which another attempt holds an item, so that neither waits for the other."""
+        entries = [entry for pending in contended for entry in pending.owned]
         if entries:
             await self._store.apply([Change(Step.RELEASE, entry) for entry in entries])
-        _disown(candidates)
+        _drop_claims(contended)
 
 
-def _inherit(wanted: Entry, dead: Entry) -> Entry:
-    """A claim on what a dead owner left. The body may be another: what it decides is taken from `wanted`."""
+def _inherit(wanted: Entry, expired: Entry) -> Entry:
+    """The claim that takes over an expired one. What the body decides comes from `wanted`: the body may differ."""
     return msgspec.structs.replace(
         wanted,
-        created_at=dead.created_at,
-        retention=dead.retention,
-        charged=dead.charged,
-        generation=dead.generation,
+        created_at=expired.created_at,
+        retention=expired.retention,
+        charged=expired.charged,
+        generation=expired.generation,
     )
 
 
-def _sum(group: list[_Candidate]) -> Charge:
-    charges = [candidate.charge for candidate in group if candidate.charge is not None]
+def _sum(group: list[_PendingDecision]) -> Charge:
+    charges = [pending.charge for pending in group if pending.charge is not None]
     return msgspec.structs.replace(charges[0], count=sum(charge.count for charge in charges))
 
 
-def _disown(candidates: Iterable[_Candidate]) -> None:
-    for candidate in candidates:
-        candidate.owned.clear()
-        candidate.charge = None
+def _drop_claims(decisions: Iterable[_PendingDecision]) -> None:
+    for pending in decisions:
+        pending.drop_claims()

@@ -129,7 +129,7 @@ def _telemetry(settings: Settings, role: str, place: MetricsEndpoint | None) -> 
             from ingest.telemetry.otel import open_telemetry
         except ImportError as error:
             raise ConfigurationError(
-                f"INGEST_TRACING needs OpenTelemetry: pip install 'asg-gateway[server,otel]' ({error})"
+                f"INGEST_TRACING needs OpenTelemetry: pip install 'asg-ingest[otel]' ({error})"
             ) from error
         tracing = open_telemetry(role)
     return Telemetry(place, settings.watchdog, tracing)
@@ -211,7 +211,7 @@ async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Tel
         meter=telemetry.meter,
         outage_hold=settings.outage_hold,
     )
-    telemetry.breaker_open = lambda: working.breaker.on
+    telemetry.breaker_open = lambda: working.breaker.is_open
 
     async def stop_in_time() -> None:
         await stop.wait()

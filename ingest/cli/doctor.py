@@ -97,7 +97,7 @@ def _is_local(host: str) -> bool:
 
 
 def _libraries() -> list[Finding]:
-    wanted = [Requirement(text) for text in metadata.requires("asg-gateway") or []]
+    wanted = [Requirement(text) for text in metadata.requires("asg-ingest") or []]
     found = []
     for name in _LIBRARIES:
         have = metadata.version(name)

@@ -50,7 +50,7 @@ def item_id(batch_id: str, index: int) -> str:
     return f"tsk_{batch_id[4:-2]}{_PAIRS[index]}"
 
 
-def place_of(task_id: str) -> tuple[str, int]:
+def batch_and_index(task_id: str) -> tuple[str, int]:
     """The inverse of `item_id`: (batch id, index).
 
     Every task id has one; whether there is such a batch, and whether that item has a key, its ledger entry tells.

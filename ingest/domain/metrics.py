@@ -10,6 +10,7 @@ from typing import Final, Literal, Protocol
 import msgspec
 
 from ingest.domain.errors import Reason
+from ingest.domain.identity import SubmissionKind
 
 Type = Literal["counter", "gauge", "histogram"]
 
@@ -261,8 +262,8 @@ class NoMeter:
 
 NO_METER: Final = NoMeter()
 
-_REJECTED: Final[dict[str, tuple[str, ...]]] = {
-    "http": (
+_HTTP_REASONS: Final = {
+    Outcome.REJECTED: (
         Reason.MALFORMED,
         Reason.INVALID,
         Reason.TOO_LARGE,
@@ -273,22 +274,18 @@ _REJECTED: Final[dict[str, tuple[str, ...]]] = {
         "method_not_allowed",
         "internal",
     ),
-    "amqp": tuple(Reason),
+    Outcome.UNAVAILABLE: ("store", "broker", "overloaded", "deadline"),
 }
-_OTHERS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
-    "http": (
-        ("accepted", ""),
-        ("replay", ""),
-        ("busy", ""),
-        *(("unavailable", reason) for reason in ("store", "broker", "overloaded", "deadline")),
-    ),
-    "amqp": (("accepted", ""), ("duplicate", "")),
+_REASONS: Final[dict[EntryPoint, dict[Outcome, tuple[str, ...]]]] = {
+    EntryPoint.HTTP: {Outcome.ACCEPTED: ("",), Outcome.REPLAY: ("",), Outcome.BUSY: ("",), **_HTTP_REASONS},
+    EntryPoint.AMQP: {Outcome.ACCEPTED: ("",), Outcome.DUPLICATE: ("",), Outcome.REJECTED: tuple(Reason)},
 }
 
 
-def init_series(meter: Meter, door: Literal["http", "amqp"]) -> None:
-    """Begin every series of a door at 0: a counter that appears with its first event has no rate for it."""
-    for outcome, reason in (*_OTHERS[door], *(("rejected", reason) for reason in _REJECTED[door])):
-        for kind in ("task", "batch"):
-            meter.add(SUBMISSIONS, 0, door, kind, outcome, reason)
-    meter.add(PAYLOAD_MISMATCHES, 0, door)
+def init_series(meter: Meter, entry_point: EntryPoint) -> None:
+    """Create every series with the value 0: a counter that starts with its first event has no rate for it."""
+    for outcome, reasons in _REASONS[entry_point].items():
+        for reason in reasons:
+            for kind in SubmissionKind:
+                meter.add(SUBMISSIONS, 0, entry_point, kind, outcome, reason)
+    meter.add(PAYLOAD_MISMATCHES, 0, entry_point)

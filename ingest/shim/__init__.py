@@ -1,16 +1,14 @@
-"""HTTP in: authenticate, validate, admit, publish with a confirm, answer.
+"""The HTTP side: authenticate, validate, admit, publish with a confirm, answer.
 
-- ``app``        the ASGI application: hot paths first, the rest through Starlette.
+- ``app``        the ASGI application.
 - ``submit``     the two POSTs.
-- ``cohort``     what many requests share: one admission, one publish, one ledger write.
-- ``coalescer``  gathers what waits into cohorts, without timers.
-- ``auth``       API key to customer, with a short cache.
-- ``wire``       reading bodies and sending JSON in plain ASGI.
-- ``problems``   every error an HTTP client can meet.
+- ``batcher``    forms micro-batches from what waits.
+- ``pipeline``   one micro-batch: one admission, one publish, one ledger write.
+- ``auth``       turns an API key into its customer, with a short cache.
 - ``lookups``    GET by id, health, documents.
-- ``documents``  OpenAPI and AsyncAPI, from the models.
-- ``framing``    what httptools lets through although two parsers could read it differently.
-- ``server``     uvicorn, without its signal handlers.
+- ``problems``   every error that an HTTP client can get.
+- ``http``       limits, framing, bodies, and the server.
+- ``documents``  OpenAPI and AsyncAPI.
 """
 
 from ingest.shim.app import Shim

@@ -1,4 +1,4 @@
-"""Gathers what waits into cohorts. There are no timers: light traffic makes cohorts of one, at once."""
+"""Forms micro-batches from what waits. There is no timer: under light traffic an item runs alone, at once."""
 
 import asyncio
 import contextvars
@@ -11,67 +11,68 @@ R = TypeVar("R")
 
 
 class QueueFull(Exception):
-    """Too much waits already."""
+    """`max_queue` items wait already."""
 
 
 class MicroBatcher(Generic[T, R]):
-    """Runs items in cohorts; while all slots are taken, what arrives waits for the next.
+    """Runs items in micro-batches. Items that arrive while all slots are taken wait for the next micro-batch.
 
     Args:
-        run: results of a cohort, in order; must not raise.
-        size: most items in a cohort.
-        slots: cohorts under way at once.
-        crowd: while one is under way, a further cohort begins when so many items wait: large cohorts cost less.
-        waiting: most items that wait.
-        deadline: seconds for which an item's result is waited for.
+        run: returns the results of a micro-batch, in order. An exception becomes the result of every item.
+        max_batch: most items in a micro-batch.
+        max_concurrency: most micro-batches that run at once.
+        max_queue: most items that wait.
+        deadline: how long a caller waits for its result, in seconds.
+        min_batch: while one micro-batch runs, another one starts once this many items wait. Large ones cost less per
+            item.
     """
 
     def __init__(
         self,
         run: Callable[[list[T]], Awaitable[list[R]]],
         *,
-        size: int,
-        slots: int,
-        waiting: int,
+        max_batch: int,
+        max_concurrency: int,
+        max_queue: int,
         deadline: float,
-        crowd: int = 1,
+        min_batch: int = 1,
     ) -> None:
         self._run = run
-        self._size = size
-        self._slots = slots
-        self._crowd = crowd
+        self._max_batch = max_batch
+        self._max_concurrency = max_concurrency
+        self._max_queue = max_queue
+        self._min_batch = min_batch
         self._running = 0
-        self._limit = waiting
         self._deadline = _Deadline(deadline)
         self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._context = contextvars.copy_context()
 
     async def submit(self, item: T) -> R:
-        """The item's result. Giving up, or being cancelled, stops the waiting, not the work.
+        """Return the item's result. If the caller gives up or is cancelled, the item still runs.
 
         Raises:
-            Full: too much waits.
-            TimeoutError: there is no result within the deadline.
+            QueueFull: too many items wait.
+            TimeoutError: there was no result within the deadline.
         """
-        if len(self._waiting) >= self._limit:
+        if len(self._waiting) >= self._max_queue:
             raise QueueFull
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, future))
         self._deadline.watch(future)
-        if not self._running or (self._running < self._slots and len(self._waiting) >= self._crowd):
+        if not self._running or (self._running < self._max_concurrency and len(self._waiting) >= self._min_batch):
             self._start()
         return await future
 
     async def drain(self) -> None:
-        """Wait until nothing waits or is under way."""
+        """Wait until no item waits or runs."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def _start(self) -> None:
         self._running += 1
-        # The task starts after the loop has read what has arrived with this item: they travel together.
-        # Its log lines are not those of the request that happened to come first.
+        # The task starts after the loop has read everything that arrived with this item, so they travel together.
+        # It has a context of its own: its log lines do not belong to the request that happened to arrive first.
         task = asyncio.get_running_loop().create_task(self._work(), context=self._context.copy())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -79,17 +80,17 @@ class MicroBatcher(Generic[T, R]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                cohort = [self._waiting.popleft() for _ in range(min(self._size, len(self._waiting)))]
+                batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
                 try:
-                    results = await self._run([item for item, _ in cohort])
+                    results = await self._run([item for item, _ in batch])
                 except BaseException as error:
-                    for _, future in cohort:
+                    for _, future in batch:
                         if not future.done():
                             future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
                     if not isinstance(error, Exception):
                         raise
                     continue
-                for (_, future), result in zip(cohort, results, strict=True):
+                for (_, future), result in zip(batch, results, strict=True):
                     if not future.done():
                         future.set_result(result)
         finally:
@@ -97,7 +98,7 @@ class MicroBatcher(Generic[T, R]):
 
 
 class _Deadline:
-    """One timer for all futures: their time limits are equal, so they run out in the order in which they came."""
+    """One timer for all futures: every future has the same time limit, so they expire in the order of their arrival."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -105,7 +106,7 @@ class _Deadline:
         self._armed = False
 
     def watch(self, future: asyncio.Future[Any]) -> None:
-        """Give it a TimeoutError unless it is done in time."""
+        """Set a TimeoutError on the future if it is not done in time."""
         loop = future.get_loop()
         watched = self._watched
         while watched and watched[0][1].done():

@@ -1,4 +1,4 @@
-"""GET: what a client needs after a crash of its own, health, and the API's documents."""
+"""GET: a submission by its id, health, and the documents of the API."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,15 +13,16 @@ from swagger_ui_bundle import swagger_ui_path
 
 from ingest.domain import events
 from ingest.domain.errors import StoreUnavailable, Unavailable
-from ingest.domain.identity import SubmissionKind, is_id, place_of
+from ingest.domain.identity import SubmissionKind, batch_and_index, is_id
 from ingest.domain.ledger import Entry
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
 from ingest.shim.documents import asyncapi_document, openapi_document
-from ingest.shim.problems import Problem, store_away
+from ingest.shim.problems import Problem, store_unavailable
 
-_READY_WITHIN: Final = 2.0
-_PAGE: Final = """<!doctype html>
+_READY_TIMEOUT: Final = 2.0
+"""Seconds in which the broker and the store must answer `/readyz`."""
+_DOCS_PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Submitting tasks</title>
 <link rel="stylesheet" href="/docs/assets/swagger-ui.css"></head>
 <body><div id="swagger-ui"></div><script src="/docs/assets/swagger-ui-bundle.js"></script>
@@ -34,8 +35,8 @@ class Lookups:
     """Serves the routes that only read.
 
     Args:
-        store: ledger.
-        publisher: asked by `/readyz`.
+        store: the ledger.
+        publisher: `/readyz` asks it whether the broker takes publishes.
         auth: API keys.
     """
 
@@ -57,21 +58,22 @@ class Lookups:
         ]
 
     async def task(self, request: Request) -> Response:
-        cust_id, id_ = await self._asked(request)
-        own = head = None
-        if is_id(SubmissionKind.TASK, id_):
-            batch_id, index = place_of(id_)
-            own, head = await self._read([id_, batch_id])
-            if head is not None and not head.covers_index(index):
-                head = None
-        entry = _landed(SubmissionKind.TASK, own or head, cust_id)
-        return _json({"task_id": id_, "status": "pending", "created_at": events.rfc3339(entry.created_at)})
+        """A task by its id. An unkeyed item of a batch has no entry of its own, so the batch's entry is read too."""
+        cust_id, task_id = await self._authenticate(request)
+        own = batch = None
+        if is_id(SubmissionKind.TASK, task_id):
+            batch_id, index = batch_and_index(task_id)
+            own, batch = await self._read([task_id, batch_id])
+            if batch is not None and not batch.covers_index(index):
+                batch = None
+        entry = _durable(SubmissionKind.TASK, own or batch, cust_id)
+        return _json({"task_id": task_id, "status": "pending", "created_at": events.rfc3339(entry.created_at)})
 
     async def batch(self, request: Request) -> Response:
-        cust_id, id_ = await self._asked(request)
-        entry = _landed(
-            SubmissionKind.BATCH, (await self._read([id_]))[0] if is_id(SubmissionKind.BATCH, id_) else None, cust_id
-        )
+        """A batch by its id, with the ids of its tasks in order."""
+        cust_id, batch_id = await self._authenticate(request)
+        stored = (await self._read([batch_id]))[0] if is_id(SubmissionKind.BATCH, batch_id) else None
+        entry = _durable(SubmissionKind.BATCH, stored, cust_id)
         return _json(
             {
                 "batch_id": entry.id,
@@ -83,11 +85,11 @@ class Lookups:
         )
 
     async def healthz(self, _: Request) -> Response:
-        """The process answers."""
+        """The process is alive."""
         return _json({"status": "ok"})
 
     async def readyz(self, _: Request) -> Response:
-        """Broker and store can take a submission."""
+        """The broker and the store can take a submission."""
         broker, store = await asyncio.gather(_state(self._publisher.ready), _state(self._store.ready))
         if broker == store == "ok":
             return _json({"status": "ok", "broker": broker, "store": store})
@@ -100,10 +102,10 @@ class Lookups:
         return _json(asyncapi_document())
 
     async def docs(self, _: Request) -> Response:
-        return HTMLResponse(_PAGE)
+        return HTMLResponse(_DOCS_PAGE)
 
-    async def _asked(self, request: Request) -> tuple[str, str]:
-        """Who asks, and for which id. Raises Problem."""
+    async def _authenticate(self, request: Request) -> tuple[str, str]:
+        """The customer's cust_id and the id in the path. Raises Problem."""
         authorization = request.headers.get("authorization")
         customer = await self._auth.customer(authorization.encode("latin-1") if authorization else None)
         return customer.cust_id, request.path_params["id"]
@@ -113,11 +115,11 @@ class Lookups:
         try:
             return await self._store.read(ids)
         except StoreUnavailable:
-            raise store_away() from None
+            raise store_unavailable() from None
 
 
-def _landed(kind: SubmissionKind, entry: Entry | None, cust_id: str) -> Entry:
-    """The customer's own entry, if its submission was answered 2xx. Raises Problem."""
+def _durable(kind: SubmissionKind, entry: Entry | None, cust_id: str) -> Entry:
+    """The entry, if it is the customer's own and durable. Raises Problem: 404."""
     if entry is None or not entry.is_durable or entry.cust_id != cust_id:
         raise Problem(404, f"no {kind} with this id was submitted, or it is no longer remembered")
     return entry
@@ -125,7 +127,7 @@ def _landed(kind: SubmissionKind, entry: Entry | None, cust_id: str) -> Entry:
 
 async def _state(ready: Callable[[], Awaitable[None]]) -> str:
     try:
-        async with asyncio.timeout(_READY_WITHIN):
+        async with asyncio.timeout(_READY_TIMEOUT):
             await ready()
     except Unavailable:
         return "unavailable"

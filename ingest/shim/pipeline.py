@@ -1,7 +1,8 @@
-"""What many requests share: one admission, one publish, one ledger write."""
+"""One micro-batch of requests: one admission, one publish, one ledger write."""
 
 from collections.abc import Sequence
 
+import msgspec
 import structlog
 
 from ingest.admission import Admission, Decision, Request, Verdict
@@ -9,71 +10,63 @@ from ingest.domain.admitted import Admitted, to_message
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.messages import Message, PublishOutcome
 from ingest.domain.ports import Publisher
-from ingest.shim.problems import Problem, broker_away, store_away
 
 _log = structlog.get_logger(__name__)
 
 
 class SubmissionPipeline:
-    """Admits and publishes lists of requests.
+    """Admits and publishes micro-batches.
 
     Args:
         admission: claims and charges.
-        publisher: to the ingest queues.
+        publisher: publishes to the ingest queues.
     """
 
     def __init__(self, admission: Admission, publisher: Publisher) -> None:
         self._admission = admission
         self._publisher = publisher
 
-    async def run(self, requests: Sequence[Request]) -> list[Decision | Problem]:
-        """For each request the decision that stands now, or the problem. An ADMITTED one was confirmed."""
+    async def run(self, requests: Sequence[Request]) -> list[Decision]:
+        """Decide on each request, in order. An ADMITTED one was confirmed by the broker.
+
+        Raises:
+            StoreUnavailable: nothing was admitted or published.
+        """
         try:
             decisions = await self._admission.admit(requests)
         except StoreUnavailable as error:
-            _log.warning("store unavailable, requests refused", error=str(error), requests=len(requests))
-            return [store_away() for _ in requests]
+            _log.warning("admission_failed", error=str(error), requests=len(requests))
+            raise
         admitted = [index for index, decision in enumerate(decisions) if decision.verdict is Verdict.ADMITTED]
         if not admitted:
-            return list(decisions)
+            return decisions
         outcomes = await self._publisher.publish([_message(decisions[index]) for index in admitted])
-        answers: list[Decision | Problem] = list(decisions)
         confirmed: list[Decision] = []
-        untaken: list[Decision] = []
-        doubtful: list[Decision] = []
+        not_taken: list[Decision] = []
+        in_doubt: list[Decision] = []
         for index, outcome in zip(admitted, outcomes, strict=True):
+            decision = decisions[index]
             if outcome is PublishOutcome.CONFIRMED:
-                confirmed.append(decisions[index])
+                confirmed.append(decision)
                 continue
-            answers[index] = broker_away()
-            (untaken if outcome.certainly_not_taken else doubtful).append(decisions[index])
+            (not_taken if outcome.certainly_not_taken else in_doubt).append(decision)
+            decisions[index] = msgspec.structs.replace(decision, verdict=Verdict.UNCONFIRMED)
         if confirmed:
-            await self._note(confirmed)
-        if untaken or doubtful:
-            _log.warning("publish not confirmed, requests refused", not_taken=len(untaken), in_doubt=len(doubtful))
-            await self._release(untaken, refund=True)
-            await self._release(doubtful, refund=False)
-        return answers
+            await self._record_queued(confirmed)
+        if not_taken or in_doubt:
+            _log.warning("publish_unconfirmed", not_taken=len(not_taken), in_doubt=len(in_doubt))
+            await self._admission.release(not_taken, refund=True)
+            await self._admission.release(in_doubt, refund=False)
+        return decisions
 
-    async def _note(self, confirmed: Sequence[Decision]) -> None:
-        """Before the answer: a GET by id finds what was answered 2xx, and a repeat is a replay."""
+    async def _record_queued(self, confirmed: Sequence[Decision]) -> None:
+        """Record the confirms before the answers: a GET must find what was answered 2xx, and a repeat is a replay."""
         try:
             await self._admission.queued(confirmed)
         except StoreUnavailable as error:
-            # The broker has them, which is what 2xx promises. The worker settles what stays claimed.
-            _log.warning("store unavailable after the confirm", error=str(error), requests=len(confirmed))
-
-    async def _release(self, decisions: Sequence[Decision], *, refund: bool) -> None:
-        if not decisions:
-            return
-        try:
-            await self._admission.release(decisions, refund=refund)
-        except StoreUnavailable as error:
-            _log.warning(
-                "claims not given back yet, it is done before anything else is admitted",
-                error=str(error),
-                claims=len(decisions),
-            )
+            # The broker has the submissions, which is what a 2xx promises. The worker settles entries that stay
+            # claimed.
+            _log.warning("record_queued_failed", error=str(error), requests=len(confirmed))
 
 
 def _message(decision: Decision) -> Message:

@@ -11,26 +11,30 @@ import structlog
 from ingest.admission import Admission, Decision, Request, Verdict
 from ingest.domain import events
 from ingest.domain.customers import Customer
-from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import Entry
 from ingest.domain.ports import Publisher
 from ingest.domain.submissions import Submission, batch_submission, decode_json, task_submission
 from ingest.domain.trace import trace_of_http
 from ingest.domain.validation import validate_key
+from ingest.shim import problems
 from ingest.shim.batcher import MicroBatcher, QueueFull
 from ingest.shim.pipeline import SubmissionPipeline
-from ingest.shim.problems import Header, Problem, busy, conflict, invalid, overloaded, quota_exhausted, too_slow
+from ingest.shim.problems import Header
+from ingest.waiting import Backoff
 
-_BUSY_FOR: Final = 2.0
-_BUSY_PAUSES: Final = (0.01, 0.2)
-"""Seconds for which to wait for another request with the same key; first and longest pause in between."""
+_CONTENDED_WAIT: Final = 2.0
+"""Seconds to wait for another request with the same key before the answer is 409."""
+_CONTENDED_PAUSES: Final = (0.01, 0.2)
+"""First and longest pause in between, in seconds."""
 
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.encode
 _rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
 
 Answer = tuple[int, bytes, list[Header]]
+"""Status, body, headers."""
 
 
 class Submitter:
@@ -38,60 +42,63 @@ class Submitter:
 
     Args:
         admission: claims and charges.
-        publisher: to the ingest queues.
-        deadline: seconds for one request; where another request has the same key, for each of a few tries.
+        publisher: publishes to the ingest queues.
+        deadline: time limit for one pass through the pipeline, in seconds. A contended request makes a few passes.
     """
 
     def __init__(self, admission: Admission, publisher: Publisher, deadline: float) -> None:
-        cohorts = SubmissionPipeline(admission, publisher)
-        # Apart, so that a single task never waits behind batches of a thousand.
-        self._coalescers: dict[SubmissionKind, MicroBatcher[Request, Decision | Problem]] = {
+        run = SubmissionPipeline(admission, publisher).run
+        # Two batchers, so that a single task never waits behind batches of a thousand.
+        self._batchers: dict[SubmissionKind, MicroBatcher[Request, Decision]] = {
             SubmissionKind.TASK: MicroBatcher(
-                cohorts.run, size=512, slots=4, crowd=16, waiting=20_000, deadline=deadline
+                run, max_batch=512, max_concurrency=4, min_batch=16, max_queue=20_000, deadline=deadline
             ),
-            SubmissionKind.BATCH: MicroBatcher(cohorts.run, size=4, slots=2, waiting=64, deadline=deadline),
+            SubmissionKind.BATCH: MicroBatcher(run, max_batch=4, max_concurrency=2, max_queue=64, deadline=deadline),
         }
 
     async def submit(
         self, kind: SubmissionKind, body: bytes, headers: dict[bytes, bytes], customer: Customer
     ) -> Answer:
-        """Status, body and headers of the answer. Raises Problem."""
+        """Return the answer to a submission. Raises Problem for every answer that is not 2xx."""
         try:
             submission = _parse(kind, body, headers.get(b"idempotency-key"), customer)
         except InvalidSubmission as error:
-            raise invalid(error) from None
+            raise problems.invalid(error) from None
         request = Request(submission, customer, trace=trace_of_http(headers))
         decision = await self._decide(request)
         return _answer(decision, _wants_representation(headers))
 
     async def drain(self) -> None:
-        """Wait for what is under way."""
-        for coalescer in self._coalescers.values():
-            await coalescer.drain()
+        """Wait for the requests in progress."""
+        for batcher in self._batchers.values():
+            await batcher.drain()
 
     async def _decide(self, request: Request) -> Decision:
-        """The final decision: ADMITTED and confirmed, or REPLAY. Raises Problem for every other."""
-        coalescer = self._coalescers[request.submission.kind]
+        """Return an ADMITTED decision, confirmed by the broker, or a REPLAY. Raises Problem for every other verdict."""
+        batcher = self._batchers[request.submission.kind]
         loop = asyncio.get_running_loop()
-        give_up = loop.time() + _BUSY_FOR
-        pause = _BUSY_PAUSES[0]
+        give_up = loop.time() + _CONTENDED_WAIT
+        backoff = Backoff(*_CONTENDED_PAUSES)
         while True:
             try:
-                decision = await coalescer.submit(request)
+                decision = await batcher.submit(request)
             except QueueFull:
-                raise overloaded() from None
+                raise problems.overloaded() from None
             except TimeoutError:
-                raise too_slow() from None
-            if isinstance(decision, Problem):
-                raise decision
-            if decision.verdict is Verdict.QUOTA_EXHAUSTED:
-                raise quota_exhausted()
-            if decision.verdict is not Verdict.BUSY:
-                return decision
+                raise problems.deadline_exceeded() from None
+            except StoreUnavailable:
+                raise problems.store_unavailable() from None
+            match decision.verdict:
+                case Verdict.ADMITTED | Verdict.REPLAY:
+                    return decision
+                case Verdict.QUOTA_EXHAUSTED:
+                    raise problems.quota_exhausted()
+                case Verdict.UNCONFIRMED:
+                    raise problems.broker_unavailable()
+            pause = backoff.next()
             if loop.time() + pause > give_up:
-                raise busy()
+                raise problems.contended()
             await asyncio.sleep(pause)
-            pause = min(pause * 2, _BUSY_PAUSES[1])
 
 
 def _parse(kind: SubmissionKind, body: bytes, key_header: bytes | None, customer: Customer) -> Submission:
@@ -99,7 +106,7 @@ def _parse(kind: SubmissionKind, body: bytes, key_header: bytes | None, customer
     data = decode_json(body)
     key = None
     if key_header is not None:
-        # Clients send ASCII, or UTF-8 as in the body; what is neither turns into characters that no key may have.
+        # Clients send ASCII, or UTF-8 as in the body. Other bytes become characters that a key must not contain.
         key = validate_key(key_header.decode("utf-8", "replace"), "Idempotency-Key")
     make = task_submission if kind is SubmissionKind.TASK else batch_submission
     submission = make(data, customer.cust_id, customer.webhooks, key)
@@ -119,15 +126,15 @@ def _answer(decision: Decision, represent: bool) -> Answer:
     if replay:
         headers.append((b"idempotent-replayed", b"true"))
         if decision.mismatch:
-            _log.warning("key used again with another body", cust_id=entry.cust_id, id=entry.id)
+            _log.warning("payload_mismatch", cust_id=entry.cust_id, id=entry.id)
             if decision.request.customer.strict:
-                raise conflict()
+                raise problems.key_conflict()
             headers.append((b"idempotency-payload-mismatch", b"true"))
     if decision.request.submission.key is not None:
         headers.append((b"idempotency-key-expires", _http_date(entry.created_at // 1000 + entry.retention)))
     status = 200 if replay else 202
-    # Not above debug: at thousands a second a line each would cost more than it tells, and the metrics count.
-    _log.debug("submission answered", status=status, cust_id=entry.cust_id, id=entry.id)
+    # Only on debug: at thousands of requests a second the metrics tell more for less.
+    _log.debug("submission_answered", status=status, cust_id=entry.cust_id, id=entry.id)
     if decision.request.submission.kind is SubmissionKind.TASK:
         return status, task_body(entry, replay), headers
     if represent:

@@ -1,11 +1,13 @@
-"""The consumer pool: validate, admit what the shim has not, expand, emit, settle, ack.
+"""The consumers: classify, admit what the shim has not, expand, publish events, settle, ack.
 
-- ``worker``    consumes and keeps cohorts of deliveries going; `Worker` is all that others need.
-- ``cohort``    one attempt at a list of deliveries, from reading to ack.
-- ``intake``    what a delivery is: work that the shim admitted, a direct submission, or a refusal.
-- ``work``      one submission on its way out: its events and its ledger entries.
-- ``tally``     what a finished cohort adds to the metrics.
-- ``refusals``  dead letters and `submission.rejected` events.
+- ``worker``      consumes queues and keeps micro-batches in progress; other packages need only `Worker`.
+- ``processor``   one attempt at a micro-batch, from reading to the ack.
+- ``classify``    what a delivery is: admitted by the shim, sent by a direct producer, or rejected.
+- ``plan``        what one delivery needs: messages to publish, entries to settle.
+- ``rejections``  a delivery that cannot be accepted, and why.
+- ``outcomes``    what a finished micro-batch adds to the metrics.
+- ``breaker``     stops attempts while a dependency is unavailable.
+- ``outage``      returns deliveries to their queues in long outages.
 """
 
 from ingest.worker.worker import Worker

@@ -1,156 +1,168 @@
-"""The outage brake: stops a worker's attempts while store or broker is away, and finds out when they are back."""
+"""The circuit breaker: stops a worker's attempts while the store or the broker is unavailable."""
 
 import asyncio
-import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Final
 
 import msgspec
 import structlog
 
-from ingest.domain.errors import Unavailable
-from ingest.domain.ports import Consumer
+from ingest.waiting import Backoff, wait_for_event
 
 PAUSES: Final = (0.1, 5.0)
-"""First and longest pause before another try, in seconds."""
+"""First and longest pause before another attempt, in seconds."""
+
+Wait = Callable[[asyncio.Event, float | None], Awaitable[bool]]
+"""Waits until the event is set; returns False if the given seconds pass first."""
 
 _log = structlog.get_logger(__name__)
 
 
-class BreakerState(msgspec.Struct, frozen=True):
-    """`since`: monotonic seconds, None while the brake is off; `tries`: attempts let through since then."""
+class Stopping(Exception):
+    """The circuit is open, and the worker is stopping: there will be no attempt."""
 
-    since: float | None = None
-    tries: int = 0
+
+class BreakerState(msgspec.Struct, frozen=True):
+    """`opened_at`: monotonic seconds, None while closed. `trials`: attempts made since then."""
+
+    opened_at: float | None = None
+    trials: int = 0
 
     @property
-    def on(self) -> bool:
-        return self.since is not None
+    def is_open(self) -> bool:
+        return self.opened_at is not None
+
+
+class Attempt:
+    """One attempt under the breaker. The caller sets `made_progress`; it stays None if there was nothing to attempt."""
+
+    __slots__ = ("made_progress",)
+
+    def __init__(self) -> None:
+        self.made_progress: bool | None = None
 
 
 class CircuitBreaker:
-    """One for all queues of a worker: they share store and publisher.
+    """One breaker for all queues of a worker, because they share the store and the publisher.
 
-    On after an attempt that got nowhere, off after one that got somewhere. While it is on, one attempt at a time is let
-    through, after a pause that doubles: the rest waits, so an outage costs a call every few seconds, whatever is held.
+    An attempt without progress opens the circuit, one with progress closes it. While it is open, one trial attempt at a
+    time is made, after a pause that doubles; all others wait. So an outage costs one call every few seconds, however
+    many deliveries are held.
+
+    Args:
+        clock: monotonic seconds.
+        wait: replaced in tests of time.
+        backoff: the pauses before trial attempts.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Wait = wait_for_event,
+        backoff: Backoff | None = None,
+    ) -> None:
         self.state = BreakerState()
-        self._pause = PAUSES[0]
-        self._trier: asyncio.Task[object] | None = None
+        self._clock = clock
+        self._wait = wait
+        self._backoff = backoff or Backoff(*PAUSES)
+        self._trial: Attempt | None = None
         self._stopped = False
         self._change = asyncio.Event()
 
-    async def passed(self) -> bool:
-        """Wait until an attempt may be made, whose outcome is then to be told; False: it is on, and time to stop."""
-        while self.state.on:
-            if self._stopped:
-                return False
-            if self._trier is not None:
-                await self._changes_within(None)
-                continue
-            self._trier = asyncio.current_task()
-            try:
-                await self.over_within(self._pause * _jitter())
-            except BaseException:
-                self._give_up()
-                raise
-            if self.state.on and not self._stopped:
-                self.state = BreakerState(self.state.since, self.state.tries + 1)
-                return True
-            self._give_up()
-        return True
+    @asynccontextmanager
+    async def attempt(self) -> AsyncIterator[Attempt]:
+        """Wait until an attempt may be made; its result decides on the next ones.
 
-    def tell(self, got_somewhere: bool | None) -> None:
-        """The outcome of an attempt; None: there was nothing to attempt."""
-        if not self.state.on and self._trier is None and got_somewhere is not False:
-            return
-        mine = self._trier is asyncio.current_task()
-        if got_somewhere is False:
-            if not self.state.on:
-                _log.warning("brake on: store or broker is away, one attempt at a time until one gets somewhere")
-                self.state = BreakerState(time.monotonic())
-            elif mine:
-                self._pause = min(self._pause * 2, PAUSES[1])
-        elif got_somewhere and self.state.since is not None:
-            seconds = round(time.monotonic() - self.state.since, 1)
-            _log.warning("brake off", seconds=seconds, tries=self.state.tries)
-            self.state = BreakerState()
-            self._pause = PAUSES[0]
-        if mine:
-            self._trier = None
-        self._changed()
+        Raises:
+            Stopping: the circuit is open and `stop` was called. With a closed circuit attempts still finish.
+        """
+        attempt = Attempt()
+        await self._admit(attempt)
+        try:
+            yield attempt
+        finally:
+            self._record(attempt)
 
     def stop(self) -> None:
-        """Nobody is to wait any more."""
+        """End every wait."""
         self._stopped = True
-        self._changed()
+        self._notify()
 
-    async def on_for(self, seconds: float) -> bool:
-        """Wait until it has been on for so long without a break; False: it is time to stop."""
+    def close(self) -> None:
+        """Close the circuit: the dependencies are known to be available again."""
+        self._close()
+        self._notify()
+
+    async def open_for(self, seconds: float) -> bool:
+        """Wait until the circuit has been open for so many seconds without a break;
+
+        return False if the worker stops.
+        """
         while not self._stopped:
-            if self.state.since is None:
-                await self._changes_within(None)
+            if self.state.opened_at is None:
+                await self._wait(self._change, None)
                 continue
-            left = self.state.since + seconds - time.monotonic()
-            if left <= 0:
+            remaining = self.state.opened_at + seconds - self._clock()
+            if remaining <= 0:
                 return True
-            await self._changes_within(left)
+            await self._wait(self._change, remaining)
         return False
 
-    async def over_within(self, seconds: float) -> bool:
-        """Sleep, but no longer than until the brake is off or it is time to stop; whether that came first."""
-        end = time.monotonic() + seconds
-        while self.state.on and not self._stopped and (left := end - time.monotonic()) > 0:
-            await self._changes_within(left)
-        return not self.state.on or self._stopped
+    async def closed_within(self, seconds: float) -> bool:
+        """Wait at most so many seconds;
 
-    async def _changes_within(self, seconds: float | None) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._change.wait()
-        except TimeoutError:
+        return whether the circuit closed, or the worker stopped, before they passed.
+        """
+        end = self._clock() + seconds
+        while self.state.is_open and not self._stopped and (remaining := end - self._clock()) > 0:
+            await self._wait(self._change, remaining)
+        return not self.state.is_open or self._stopped
+
+    async def _admit(self, attempt: Attempt) -> None:
+        while self.state.is_open:
+            if self._stopped:
+                raise Stopping
+            if self._trial is not None:
+                await self._wait(self._change, None)
+                continue
+            self._trial = attempt
+            try:
+                await self.closed_within(self._backoff.next())
+            except BaseException:
+                self._end_trial()
+                raise
+            if self.state.is_open and not self._stopped:
+                self.state = BreakerState(self.state.opened_at, self.state.trials + 1)
+                return
+            self._end_trial()
+
+    def _record(self, attempt: Attempt) -> None:
+        if not self.state.is_open and self._trial is None and attempt.made_progress is not False:
             return
+        if attempt.made_progress:
+            self._close()
+        elif attempt.made_progress is False and not self.state.is_open:
+            _log.warning("circuit_opened")
+            self.state = BreakerState(self._clock())
+            self._backoff.reset()
+        if self._trial is attempt:
+            self._trial = None
+        self._notify()
 
-    def _give_up(self) -> None:
-        self._trier = None
-        self._changed()
+    def _close(self) -> None:
+        if self.state.opened_at is not None:
+            seconds = round(self._clock() - self.state.opened_at, 1)
+            _log.warning("circuit_closed", seconds=seconds, trials=self.state.trials)
+            self.state = BreakerState()
+            self._backoff.reset()
 
-    def _changed(self) -> None:
+    def _end_trial(self) -> None:
+        self._trial = None
+        self._notify()
+
+    def _notify(self) -> None:
         self._change.set()
         self._change = asyncio.Event()
-
-
-async def keep_hands_free(
-    breaker: CircuitBreaker, consumers: Sequence[Consumer], ready: Sequence[Callable[[], Awaitable[None]]], hold: float
-) -> None:
-    """Give everything back where an outage lasts longer than `hold` seconds, and consume again once all is ready.
-
-    What is held too long makes RabbitMQ close the channel (`consumer_timeout`, 30 minutes by default), again and again,
-    and each time counts towards the delivery limit. Given back once, it counts once, however long the outage.
-    """
-    while await breaker.on_for(hold):
-        _log.warning("the outage lasts, submissions go back to their queues until it is over", seconds=hold)
-        for consumer in consumers:
-            await consumer.pause()
-        pause = PAUSES[0]
-        while not await _all(ready) and not await breaker.over_within(pause * _jitter()):
-            pause = min(pause * 2, PAUSES[1])
-        for consumer in consumers:
-            await consumer.resume()
-        breaker.tell(True)
-
-
-async def _all(ready: Sequence[Callable[[], Awaitable[None]]]) -> bool:
-    try:
-        for each in ready:
-            await each()
-    except Unavailable:
-        return False
-    return True
-
-
-def _jitter() -> float:
-    return random.uniform(0.5, 1.5)  # noqa: S311 - not a secret

@@ -1,4 +1,4 @@
-"""What a delivery is: work that the shim admitted, a direct submission to admit, or a refusal."""
+"""Classifies deliveries: admitted by the shim, sent by a direct producer, or rejected."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 from ingest.admission import Request
-from ingest.domain import admitted as admitted_
+from ingest.domain import admitted
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer, is_cust_id
 from ingest.domain.errors import InvalidSubmission, Reason
@@ -18,29 +18,30 @@ from ingest.domain.ports import Registry
 from ingest.domain.submissions import MAX_BODY, batch_submission, decode_json, task_submission
 from ingest.domain.topology import DELIVERY_LIMIT, INGEST_BATCHES, INGEST_TASKS
 from ingest.domain.validation import validate_key
-from ingest.worker.rejections import Refusal, refusal
+from ingest.worker.rejections import Rejection, rejection
 
 CUSTOMER_CACHE: Final = 2.0
-"""Seconds for which a customer's settings may be stale."""
+"""Seconds for which a change of a customer's settings may be unnoticed."""
 _MAX_CUSTOMERS: Final = 10_000
-_KINDS: Final[dict[str, SubmissionKind]] = {INGEST_TASKS: SubmissionKind.TASK, INGEST_BATCHES: SubmissionKind.BATCH}
+_KINDS: Final = {INGEST_TASKS: SubmissionKind.TASK, INGEST_BATCHES: SubmissionKind.BATCH}
 
 
 class Classified(msgspec.Struct, eq=False):
-    """Deliveries, sorted by what is to be done about them."""
+    """Deliveries by what must be done with them."""
 
     admitted: list[tuple[Delivery, Admitted]] = msgspec.field(default_factory=list)
     direct: list[tuple[Delivery, Request]] = msgspec.field(default_factory=list)
-    refused: list[Refusal] = msgspec.field(default_factory=list)
+    rejected: list[Rejection] = msgspec.field(default_factory=list)
 
 
 class DeliveryClassifier:
-    """Sorts deliveries.
+    """Classifies deliveries.
 
     Args:
-        registry: who the customers are.
-        trusted_users: AMQP users of the service itself. Only their word counts for "admitted already", and they may
-            submit for any customer (an operator who redrives a dead letter does).
+        registry: looks customers up.
+        trusted_users: the service's own AMQP users. Only they may say that a submission was admitted, and they may
+            submit
+            for any customer: a redriven dead letter is published by one of them.
         clock: monotonic seconds.
     """
 
@@ -52,41 +53,41 @@ class DeliveryClassifier:
         self._clock = clock
         self._customers: dict[str, tuple[float, Customer | None]] = {}
 
-    async def sort(self, deliveries: Sequence[Delivery]) -> Classified:
-        """Raises StoreUnavailable."""
-        out = Classified()
+    async def classify(self, deliveries: Sequence[Delivery]) -> Classified:
+        """Classify deliveries of one queue. Raises StoreUnavailable."""
+        classified = Classified()
         for delivery in deliveries:
             cust_id = ""
             try:
                 kind, cust_id = _address(delivery.queue, delivery.routing_key)
                 _check_attempts(delivery)
-                if delivery.type == admitted_.TYPE:
-                    out.admitted.append((delivery, self._admitted(delivery, cust_id)))
+                if delivery.type == admitted.TYPE:
+                    classified.admitted.append((delivery, self._admitted(delivery, cust_id)))
                 else:
-                    out.direct.append((delivery, await self._direct(delivery, kind, cust_id)))
+                    classified.direct.append((delivery, await self._request(delivery, kind, cust_id)))
             except InvalidSubmission as error:
-                out.refused.append(refusal(delivery, error, cust_id))
-        return out
+                classified.rejected.append(rejection(delivery, error, cust_id))
+        return classified
 
     def _admitted(self, delivery: Delivery, cust_id: str) -> Admitted:
         if delivery.user_id is None or delivery.user_id not in self._trusted:
             raise InvalidSubmission(
                 Reason.FORGED_ADMISSION,
-                f"type {admitted_.TYPE} is for the service's own users only: leave the `type` property out",
+                f"type {admitted.TYPE} is for the service's own users only: leave the `type` property out",
             )
-        admitted = admitted_.from_body(delivery.body)
-        if admitted.submission.cust_id != cust_id:
-            raise InvalidSubmission(Reason.FORGED_ADMISSION, "the body is of another customer than the routing key")
-        return admitted
+        submission = admitted.from_body(delivery.body)
+        if submission.submission.cust_id != cust_id:
+            raise InvalidSubmission(
+                Reason.FORGED_ADMISSION, "the body belongs to another customer than the routing key"
+            )
+        return submission
 
-    async def _direct(self, delivery: Delivery, kind: SubmissionKind, cust_id: str) -> Request:
+    async def _request(self, delivery: Delivery, kind: SubmissionKind, cust_id: str) -> Request:
         if delivery.user_id not in (None, cust_id) and delivery.user_id not in self._trusted:
             raise InvalidSubmission(Reason.USER_MISMATCH, f"the AMQP user must be {cust_id}, as in the routing key")
         message_id = delivery.message_id
         if not message_id:
-            raise InvalidSubmission(
-                Reason.MISSING_MESSAGE_ID, "property message_id is required: it is what makes a retry safe"
-            )
+            raise InvalidSubmission(Reason.MISSING_MESSAGE_ID, "property message_id is required: it makes a retry safe")
         _check_content(delivery)
         customer = await self._customer(cust_id)
         if customer is None:
@@ -98,9 +99,9 @@ class DeliveryClassifier:
 
     async def _customer(self, cust_id: str) -> Customer | None:
         now = self._clock()
-        known = self._customers.get(cust_id)
-        if known is not None and known[0] > now:
-            return known[1]
+        cached = self._customers.get(cust_id)
+        if cached is not None and cached[0] > now:
+            return cached[1]
         customer = await self._registry.customer(cust_id)
         if len(self._customers) >= _MAX_CUSTOMERS:
             self._customers.clear()
@@ -110,7 +111,7 @@ class DeliveryClassifier:
 
 @lru_cache(maxsize=_MAX_CUSTOMERS)
 def _address(queue: str, routing_key: str) -> tuple[SubmissionKind, str]:
-    """What the routing key says: `task.submitted.<cust_id>` or `batch.submitted.<cust_id>`."""
+    """Kind and customer in a routing key: `task.submitted.<cust_id>` or `batch.submitted.<cust_id>`."""
     kind = _KINDS[queue]
     prefix = f"{kind}.submitted."
     cust_id = routing_key.removeprefix(prefix)
@@ -122,10 +123,11 @@ def _address(queue: str, routing_key: str) -> tuple[SubmissionKind, str]:
 
 
 def _check_attempts(delivery: Delivery) -> None:
-    # Before anything else is done with it: it may be what kills workers. Up to RabbitMQ 4.2 the queue was quicker.
+    # First of all, because the delivery may be what kills workers. Up to RabbitMQ 4.2 the queue's own limit comes
+    # first.
     if delivery.deliveries > DELIVERY_LIMIT:
         raise InvalidSubmission(
-            Reason.DELIVERY_LIMIT, f"it was delivered {delivery.deliveries} times before, and not once was it finished"
+            Reason.DELIVERY_LIMIT, f"it was delivered {delivery.deliveries} times before and never finished"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a finished cohort adds to the metrics: one pass over its works, one call a series."""
+"""What a finished micro-batch adds to the metrics: one pass over its plans, one call per series."""
 
 import time
 from collections import Counter
@@ -7,65 +7,77 @@ from typing import Final
 
 from ingest.domain import metrics
 from ingest.domain.identity import SubmissionKind
-from ingest.domain.metrics import Meter
+from ingest.domain.metrics import EntryPoint, Meter, Outcome
 from ingest.domain.topology import INGEST_BATCHES
 from ingest.worker.plan import OutboundPlan
 
 _OLDEST: Final = 366 * 86_400
-"""Seconds; a timestamp property further back is not taken for one."""
+"""Seconds; an older timestamp property is not believed."""
+
+CONTENDED: Final = "busy"
+UNAVAILABLE: Final = "unavailable"
+"""Values of the label `cause` of the submissions that wait for another attempt."""
 
 
-def begin(meter: Meter) -> None:
-    """Begin every series of a worker at 0."""
-    metrics.init_series(meter, "amqp")
-    for door in ("http", "amqp"):
-        meter.add(metrics.ACCEPTED_TASKS, 0, door)
-    for cause in ("busy", "unavailable"):
+def init_worker_series(meter: Meter) -> None:
+    """Create every series of a worker with the value 0."""
+    metrics.init_series(meter, EntryPoint.AMQP)
+    for entry_point in EntryPoint:
+        meter.add(metrics.ACCEPTED_TASKS, 0, entry_point)
+    for cause in (CONTENDED, UNAVAILABLE):
         meter.add(metrics.WAITING_SUBMISSIONS, 0, cause)
 
 
-def finished(meter: Meter, works: Sequence[OutboundPlan]) -> None:
-    """Works of one queue that are settled and about to be acknowledged."""
-    if not works:
+def record_finished(meter: Meter, plans: Sequence[OutboundPlan]) -> None:
+    """Record plans of one queue that are settled and will be acked now."""
+    if not plans:
         return
-    kind = SubmissionKind.BATCH if works[0].delivery.queue == INGEST_BATCHES else SubmissionKind.TASK
+    kind = SubmissionKind.BATCH if plans[0].delivery.queue == INGEST_BATCHES else SubmissionKind.TASK
     now = time.time()
-    ages: dict[str, list[float]] = {"http": [], "amqp": []}
-    http, amqp = ages["http"].append, ages["amqp"].append
-    tasks = {"http": 0, "amqp": 0}
-    others = []
-    for each in works:
-        if each.decision is not None:
-            amqp(now - _sent(each, now))
-            tasks["amqp"] += len(each.first)
-        elif each.entries:
-            http(now - each.entries[0].created_at / 1000)
-            tasks["http"] += len(each.first)
+    http_ages: list[float] = []
+    amqp_ages: list[float] = []
+    http_tasks = amqp_tasks = 0
+    not_accepted = []
+    for plan in plans:
+        if plan.decision is not None:
+            amqp_ages.append(now - _submitted_at(plan, now))
+            amqp_tasks += len(plan.messages)
+        elif plan.entries:
+            http_ages.append(now - plan.entries[0].created_at / 1000)
+            http_tasks += len(plan.messages)
         else:
-            others.append((each.outcome, each.reason, each.mismatch))
-    for door, values in ages.items():
-        if values:
-            if min(values) < 0:  # the clocks of two hosts
-                values = [max(0.0, value) for value in values]
-            meter.observe(metrics.ACCEPTANCE_AGE, values, door, kind)
-            meter.add(metrics.ACCEPTED_TASKS, tasks[door], door)
-    if ages["amqp"]:
-        meter.add(metrics.SUBMISSIONS, len(ages["amqp"]), "amqp", kind, "accepted", "")
-    if others:
-        _count(meter, kind, others)
+            not_accepted.append((plan.outcome, plan.reason, plan.mismatch))
+    _record_accepted(meter, EntryPoint.HTTP, kind, http_ages, http_tasks)
+    _record_accepted(meter, EntryPoint.AMQP, kind, amqp_ages, amqp_tasks)
+    if amqp_ages:
+        meter.add(metrics.SUBMISSIONS, len(amqp_ages), EntryPoint.AMQP, kind, Outcome.ACCEPTED, "")
+    if not_accepted:
+        _record_not_accepted(meter, kind, not_accepted)
 
 
-def _count(meter: Meter, kind: str, others: list[tuple[str, str, bool]]) -> None:
-    """Direct submissions that were not accepted: outcome, reason, whether the body was another than the original."""
-    for (outcome, reason), count in Counter([(outcome, reason) for outcome, reason, _ in others]).items():
-        meter.add(metrics.SUBMISSIONS, count, "amqp", kind, outcome, reason)
-    if mismatches := sum([mismatch for _, _, mismatch in others]):
-        meter.add(metrics.PAYLOAD_MISMATCHES, mismatches, "amqp")
+def _record_accepted(
+    meter: Meter, entry_point: EntryPoint, kind: SubmissionKind, ages: list[float], tasks: int
+) -> None:
+    if not ages:
+        return
+    if min(ages) < 0:  # the clocks of two hosts differ
+        ages = [max(0.0, age) for age in ages]
+    meter.observe(metrics.ACCEPTANCE_AGE, ages, entry_point, kind)
+    meter.add(metrics.ACCEPTED_TASKS, tasks, entry_point)
 
 
-def _sent(work: OutboundPlan, now: float) -> float:
-    """When a direct submission was sent, as its producer says, else when it was admitted. Unix seconds."""
-    timestamp = work.delivery.timestamp
+def _record_not_accepted(meter: Meter, kind: SubmissionKind, submissions: list[tuple[Outcome, str, bool]]) -> None:
+    """Record direct submissions that were rejected or duplicates: outcome, reason, and whether the body differed."""
+    counts = Counter([(outcome, reason) for outcome, reason, _ in submissions])
+    for (outcome, reason), count in counts.items():
+        meter.add(metrics.SUBMISSIONS, count, EntryPoint.AMQP, kind, outcome, reason)
+    if mismatches := sum([mismatch for _, _, mismatch in submissions]):
+        meter.add(metrics.PAYLOAD_MISMATCHES, mismatches, EntryPoint.AMQP)
+
+
+def _submitted_at(plan: OutboundPlan, now: float) -> float:
+    """When a direct submission was sent, in Unix seconds: its timestamp property, otherwise its admission."""
+    timestamp = plan.delivery.timestamp
     if timestamp is not None and now - _OLDEST < timestamp <= now + 1:
         return float(timestamp)
-    return work.entries[0].created_at / 1000
+    return plan.entries[0].created_at / 1000

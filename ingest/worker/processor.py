@@ -1,8 +1,7 @@
-"""One attempt at a list of deliveries: sort, admit, emit, settle, ack. What it cannot finish it hands back.
+"""One attempt at a micro-batch of deliveries: classify, admit, publish, settle, ack.
 
-The order is the promise: a delivery is acknowledged only after every output of it was confirmed and its ledger
-entries are settled. Whatever goes wrong in between, it stays unacknowledged and is tried again from the start; the
-ids of its events are the same each time.
+The order is the guarantee: a delivery is acked only after all its messages were confirmed and its entries were settled.
+If anything fails in between, it stays unacknowledged and the next attempt starts from the beginning, with the same ids.
 """
 
 from collections import Counter
@@ -18,38 +17,55 @@ from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Consumer, Ledger, Publisher
-from ingest.worker import outcomes
 from ingest.worker.classify import DeliveryClassifier
-from ingest.worker.plan import OutboundPlan, direct, duplicate, ids_to_read, pass_trace_on, refused, resumed
-from ingest.worker.rejections import Refusal
+from ingest.worker.outcomes import CONTENDED, UNAVAILABLE, init_worker_series, record_finished
+from ingest.worker.plan import (
+    OutboundPlan,
+    add_trace,
+    ids_to_read,
+    plan_admitted,
+    plan_direct,
+    plan_duplicate,
+    plan_rejection,
+)
+from ingest.worker.rejections import Rejection
 
 _log = structlog.get_logger(__name__)
 
 
 class Unfinished(msgspec.Struct):
-    """What an attempt could not finish. `busy`: somebody else is at it; `failed`: a dependency is away."""
+    """The deliveries that an attempt could not finish.
 
-    busy: list[Delivery] = msgspec.field(default_factory=list)
-    failed: list[Delivery] = msgspec.field(default_factory=list)
+    `contended`: another attempt is working on the same submission. `unavailable`: a dependency did not answer.
+    """
+
+    contended: list[Delivery] = msgspec.field(default_factory=list)
+    unavailable: list[Delivery] = msgspec.field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.contended or self.unavailable)
 
 
-class _AttemptPlan(msgspec.Struct):
-    """What is to be done about a cohort. What stands in none of the lists is finished. `ids`: entered as under way."""
+class _Plans(msgspec.Struct):
+    """The plans of an attempt. A delivery that is in neither list needs only an ack.
 
-    works: list[OutboundPlan] = msgspec.field(default_factory=list)
-    busy: list[Delivery] = msgspec.field(default_factory=list)
-    ids: set[str] = msgspec.field(default_factory=set)
+    `in_progress` are the ids that this attempt has marked as in progress.
+    """
+
+    plans: list[OutboundPlan] = msgspec.field(default_factory=list)
+    contended: list[Delivery] = msgspec.field(default_factory=list)
+    in_progress: set[str] = msgspec.field(default_factory=set)
 
 
 class DeliveryProcessor:
-    """Attempts at cohorts of deliveries; several may run at once.
+    """Makes attempts; several may run at once.
 
     Args:
         ledger: the store.
-        publisher: for all outputs.
-        admission: on the same store.
-        intake: on the same store.
-        meter: told once an attempt.
+        publisher: publishes events and dead letters.
+        admission: uses the same store.
+        classifier: uses the same store.
+        meter: records each attempt.
     """
 
     def __init__(
@@ -57,149 +73,143 @@ class DeliveryProcessor:
         ledger: Ledger,
         publisher: Publisher,
         admission: Admission,
-        intake: DeliveryClassifier,
+        classifier: DeliveryClassifier,
         meter: Meter = NO_METER,
     ) -> None:
         self._ledger = ledger
         self._publisher = publisher
         self._admission = admission
-        self._intake = intake
+        self._classifier = classifier
         self._meter = meter
-        outcomes.begin(meter)
-        self._under_way: set[str] = set()
+        init_worker_series(meter)
+        self._in_progress: set[str] = set()
 
     async def attempt(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> Unfinished:
-        """Finish and acknowledge what can be finished. Never raises for a dependency that is away."""
-        plan = _AttemptPlan()
+        """Finish and ack what can be finished, and return the rest. An unavailable dependency raises nothing."""
+        attempt = _Plans()
         try:
-            await self._make(plan, deliveries)
-            failed = await self._emit(plan.works)
-            failed += await self._settle([each for each in plan.works if each not in failed])
-            await self._give_back(failed)
+            await self._plan(attempt, deliveries)
+            failed = await self._publish(attempt.plans)
+            failed += await self._settle([plan for plan in attempt.plans if plan not in failed])
+            # What was charged stays charged: the messages may have been taken.
+            await self._admission.release([plan.decision for plan in failed if plan.decision is not None], refund=False)
         except StoreUnavailable as error:
-            _log.warning("store unavailable, submissions wait", error=str(error), submissions=len(deliveries))
-            self._meter.add(metrics.WAITING_SUBMISSIONS, len(deliveries), "unavailable")
-            return Unfinished(failed=list(deliveries))
+            _log.warning("attempt_failed", error=str(error), submissions=len(deliveries))
+            self._meter.add(metrics.WAITING_SUBMISSIONS, len(deliveries), UNAVAILABLE)
+            return Unfinished(unavailable=list(deliveries))
         finally:
-            self._under_way -= plan.ids
-        unfinished = {id(delivery) for delivery in (*plan.busy, *[each.delivery for each in failed])}
+            self._in_progress -= attempt.in_progress
+        unfinished = {id(delivery) for delivery in (*attempt.contended, *[plan.delivery for plan in failed])}
         if self._meter.on:
-            finished = [each for each in plan.works if id(each.delivery) not in unfinished]
-            self._count(len(deliveries), plan, finished)
+            finished = [plan for plan in attempt.plans if id(plan.delivery) not in unfinished]
+            self._record(len(deliveries), attempt, finished)
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
-        # They may have been settled all the same: then the next attempt must not take them for copies of themselves.
-        return Unfinished(plan.busy, [msgspec.structs.replace(each.delivery, redelivered=True) for each in failed])
+        # A settle without an answer may have succeeded. Marked as redelivered, a submission is not its own duplicate.
+        return Unfinished(
+            attempt.contended, [msgspec.structs.replace(plan.delivery, redelivered=True) for plan in failed]
+        )
 
-    def _count(self, deliveries: int, plan: _AttemptPlan, finished: list[OutboundPlan]) -> None:
-        works, busy = len(plan.works), len(plan.busy)
-        outcomes.finished(self._meter, finished)
-        if dropped := deliveries - works - busy:
-            self._meter.add(metrics.REPEATED_DELIVERIES, dropped)
-        for cause, waiting in (("busy", busy), ("unavailable", works - len(finished))):
+    def _record(self, deliveries: int, attempt: _Plans, finished: list[OutboundPlan]) -> None:
+        planned, contended = len(attempt.plans), len(attempt.contended)
+        record_finished(self._meter, finished)
+        if repeated := deliveries - planned - contended:
+            self._meter.add(metrics.REPEATED_DELIVERIES, repeated)
+        for cause, waiting in ((CONTENDED, contended), (UNAVAILABLE, planned - len(finished))):
             if waiting:
                 self._meter.add(metrics.WAITING_SUBMISSIONS, waiting, cause)
 
-    async def _make(self, plan: _AttemptPlan, deliveries: Sequence[Delivery]) -> None:
-        """Nothing is claimed or sent where this raises StoreUnavailable."""
-        arrived = await self._intake.sort(deliveries)
-        plan.works += [refused(refusal) for refusal in arrived.refused]
-        if arrived.admitted:
-            await self._resume(plan, arrived.admitted)
-        if arrived.direct:
-            await self._admit(plan, arrived.direct)
-        for each in plan.works:
-            if each.delivery.headers:
-                pass_trace_on(each)
+    async def _plan(self, attempt: _Plans, deliveries: Sequence[Delivery]) -> None:
+        """Fill in the plans. Raises StoreUnavailable; then nothing was published, and claims are released."""
+        classified = await self._classifier.classify(deliveries)
+        attempt.plans += [plan_rejection(rejection) for rejection in classified.rejected]
+        if classified.admitted:
+            await self._plan_admitted(attempt, classified.admitted)
+        if classified.direct:
+            await self._plan_direct(attempt, classified.direct)
+        for plan in attempt.plans:
+            if plan.delivery.headers:
+                add_trace(plan)
 
-    async def _resume(self, plan: _AttemptPlan, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
-        """What the shim has admitted and no worker has finished."""
+    async def _plan_admitted(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
+        """Submissions that the shim admitted: read from the ledger what is out already."""
         reads = []
         wanted: list[str] = []
         for delivery, admitted in arrived:
-            id_ = admitted.submission.id
-            if id_ in self._under_way:
-                plan.busy.append(delivery)  # a copy: once the other is through, the ledger tells
+            submission_id = admitted.submission.id
+            if submission_id in self._in_progress:
+                attempt.contended.append(delivery)  # a copy: once the other one is finished, the ledger says so
                 continue
-            self._under_way.add(id_)
-            plan.ids.add(id_)
+            self._in_progress.add(submission_id)
+            attempt.in_progress.add(submission_id)
             ids = ids_to_read(admitted.submission)
             reads.append((delivery, admitted, len(wanted), len(wanted) + len(ids)))
             wanted += ids
-        found = await self._ledger.read(wanted)
+        entries = await self._ledger.read(wanted)
         for delivery, admitted, start, stop in reads:
-            todo = resumed(delivery, admitted, found[start:stop])
-            if todo is not None:
-                plan.works.append(todo)
+            plan = plan_admitted(delivery, admitted, entries[start:stop])
+            if plan is not None:
+                attempt.plans.append(plan)
 
-    async def _admit(self, plan: _AttemptPlan, arrived: Sequence[tuple[Delivery, Request]]) -> None:
-        """Direct submissions: admit them as the shim would."""
+    async def _plan_direct(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Request]]) -> None:
+        """Direct submissions: admit them as the shim does."""
         decisions = await self._admission.admit([request for _, request in arrived])
         for (delivery, _), decision in zip(arrived, decisions, strict=True):
-            if decision.verdict is Verdict.BUSY:
-                plan.busy.append(delivery)
-            elif (todo := _todo(delivery, decision)) is not None:
-                plan.works.append(todo)
+            if decision.verdict is Verdict.CONTENDED:
+                attempt.contended.append(delivery)
+            elif (plan := _plan_decision(delivery, decision)) is not None:
+                attempt.plans.append(plan)
 
-    async def _emit(self, works: Sequence[OutboundPlan]) -> list[OutboundPlan]:
-        """Publish what the works owe; return those not confirmed in full."""
-        failed = await self._publish([(each, each.first) for each in works])
-        return failed + await self._publish([(each, each.last) for each in works if each.last and each not in failed])
+    async def _publish(self, plans: Sequence[OutboundPlan]) -> list[OutboundPlan]:
+        """Publish all messages of the plans; return the plans that were not confirmed completely."""
+        failed = await self._publish_messages([(plan, plan.messages) for plan in plans])
+        final = [
+            (plan, [plan.final_message]) for plan in plans if plan.final_message is not None and plan not in failed
+        ]
+        return failed + await self._publish_messages(final)
 
-    async def _publish(self, owed: Sequence[tuple[OutboundPlan, list[Message]]]) -> list[OutboundPlan]:
-        messages = [message for _, part in owed for message in part]
+    async def _publish_messages(self, parts: Sequence[tuple[OutboundPlan, list[Message]]]) -> list[OutboundPlan]:
+        messages = [message for _, part in parts for message in part]
         if not messages:
             return []
         outcomes = await self._publisher.publish(messages)
         counts = Counter(outcomes)
         if counts[PublishOutcome.CONFIRMED] == len(outcomes):
             return []
-        _log.warning("events not confirmed, submissions wait", outcomes={str(o): n for o, n in counts.items()})
+        _log.warning("publish_unconfirmed", outcomes={str(outcome): count for outcome, count in counts.items()})
         failed = []
         position = 0
-        for each, part in owed:
-            mine = outcomes[position : position + len(part)]
+        for plan, part in parts:
+            part_outcomes = outcomes[position : position + len(part)]
             position += len(part)
-            if any(outcome is not PublishOutcome.CONFIRMED for outcome in mine):
-                failed.append(each)
+            if any(outcome is not PublishOutcome.CONFIRMED for outcome in part_outcomes):
+                failed.append(plan)
         return failed
 
-    async def _settle(self, works: Sequence[OutboundPlan]) -> list[OutboundPlan]:
-        """Enter the works as accepted; return those for which that did not go."""
+    async def _settle(self, plans: Sequence[OutboundPlan]) -> list[OutboundPlan]:
+        """Settle the entries of the plans; return the plans for which that failed."""
         try:
-            await self._admission.accepted([entry for each in works for entry in each.entries])
+            await self._admission.accepted([entry for plan in plans for entry in plan.entries])
         except StoreUnavailable as error:
-            _log.warning("store unavailable, submissions wait", error=str(error), submissions=len(works))
-            return list(works)
-        _log.debug("accepted", ids=[each.entries[0].id for each in works if each.entries])
+            _log.warning("settle_failed", error=str(error), submissions=len(plans))
+            return list(plans)
+        _log.debug("accepted", ids=[plan.entries[0].id for plan in plans if plan.entries])
         return []
 
-    async def _give_back(self, works: Sequence[OutboundPlan]) -> None:
-        """Let go of claims, so that the next attempt finds them free; what was paid stays paid."""
-        decisions = [each.decision for each in works if each.decision is not None]
-        if decisions:
-            try:
-                await self._admission.release(decisions, refund=False)
-            except StoreUnavailable as error:
-                _log.warning(
-                    "claims not given back yet, it is done before anything else is admitted",
-                    error=str(error),
-                    claims=len(decisions),
-                )
 
-
-def _todo(delivery: Delivery, decision: Decision) -> OutboundPlan | None:
+def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:
+    """The plan for a direct submission that is not contended; None if it needs only an ack."""
     request = decision.request
     cust_id = request.customer.cust_id
     if decision.verdict is Verdict.ADMITTED:
-        return direct(delivery, decision)
+        return plan_direct(delivery, decision)
     if decision.verdict is Verdict.QUOTA_EXHAUSTED:
-        why = f"customer {cust_id} has used up its quota of {request.customer.monthly_quota} tasks for this month"
-        return refused(Refusal(delivery, InvalidSubmission(Reason.QUOTA_EXHAUSTED, why), cust_id))
+        message = f"customer {cust_id} has used up its quota of {request.customer.monthly_quota} tasks for this month"
+        return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.QUOTA_EXHAUSTED, message), cust_id))
     if delivery.redelivered and decision.entry.origin == request.origin:
-        return None  # this very message was accepted, only its ack was lost
+        return None  # this very message was accepted, and only its ack was lost
     if decision.mismatch:
-        _log.warning("key used again with another body", cust_id=cust_id, id=decision.entry.id)
+        _log.warning("payload_mismatch", cust_id=cust_id, id=decision.entry.id)
         if request.customer.strict:
-            why = f"{decision.entry.id} was submitted under this key with another body"
-            return refused(Refusal(delivery, InvalidSubmission(Reason.KEY_CONFLICT, why), cust_id))
-    return duplicate(delivery, decision)
+            message = f"{decision.entry.id} was submitted under this key with another body"
+            return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.KEY_CONFLICT, message), cust_id))
+    return plan_duplicate(delivery, decision)

@@ -1,4 +1,4 @@
-"""A delivery that cannot be accepted, and why. `domain.dead_letters` says what becomes of it."""
+"""A delivery that cannot be accepted, and why. `ingest.domain.dead_letters` makes a dead letter of it."""
 
 import msgspec
 
@@ -6,19 +6,19 @@ from ingest.domain.errors import InvalidSubmission
 from ingest.domain.messages import Delivery
 
 
-class Refusal(msgspec.Struct, frozen=True, eq=False):
-    """A delivery and why it is refused; `cust_id` as far as the routing key told it."""
+class Rejection(msgspec.Struct, frozen=True, eq=False):
+    """A delivery and the error; `cust_id` is empty if the routing key does not name a customer."""
 
     delivery: Delivery
     error: InvalidSubmission
     cust_id: str
 
 
-def refusal(delivery: Delivery, error: InvalidSubmission, cust_id: str) -> Refusal:
-    """Of an error that was caught.
+def rejection(delivery: Delivery, error: InvalidSubmission, cust_id: str) -> Rejection:
+    """A rejection for an error that was caught.
 
-    Without its frames: they hold all that was delivered together, the refusals among it, and so the error itself. Such
-    a cycle, with bodies of 8 MiB in it, stays until the garbage collector looks at everything, which is rare.
+    The error's traceback is removed. Its frames refer to all deliveries of the micro-batch and to the error itself:
+    such a cycle, with bodies of up to 8 MiB, stays until a full garbage collection, which is rare.
     """
     error.__traceback__ = error.__context__ = None
-    return Refusal(delivery, error, cust_id)
+    return Rejection(delivery, error, cust_id)

@@ -1,7 +1,6 @@
-"""Consumes the ingest queues and keeps cohorts of deliveries going, until told to stop."""
+"""Consumes the ingest queues and keeps micro-batches of deliveries in progress until it is stopped."""
 
 import asyncio
-import random
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -12,35 +11,37 @@ from ingest.domain.messages import Delivery
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
 from ingest.domain.topology import INGEST_BATCHES
-from ingest.worker.breaker import PAUSES, BreakerState, CircuitBreaker, keep_hands_free
+from ingest.waiting import Backoff, wait_for_event
+from ingest.worker.breaker import PAUSES, BreakerState, CircuitBreaker, Stopping
 from ingest.worker.classify import DeliveryClassifier
+from ingest.worker.outage import return_deliveries_in_long_outages
 from ingest.worker.processor import DeliveryProcessor, Unfinished
 
-_BUSY_PAUSES: Final = (0.05, 1.0)
-"""First and longest pause before another attempt at what somebody else is at, in seconds."""
+_CONTENDED_PAUSES: Final = (0.05, 1.0)
+"""First and longest pause before another attempt at contended submissions, in seconds."""
 _DEFECT_PAUSE: Final = 0.2
-"""Seconds before a delivery that brings out a defect goes back."""
+"""Seconds before a delivery that triggers a defect is requeued."""
 OUTAGE_HOLD: Final = 600.0
 """Seconds for which deliveries are held through an outage."""
-_UNDER_WAY: Final = 3
-"""Cohorts of one queue under way at once: while one waits for confirms the next is made, and one more gathers."""
-_PUBLISHING: Final = 2
-"""Connections that events go out on: RabbitMQ routes those of one on one core, which is less than a worker makes."""
+_MAX_CONCURRENCY: Final = 3
+"""Micro-batches of one queue in progress: one waits for confirms while the next is prepared, and one more fills up."""
+_PUBLISHING_CONNECTIONS: Final = 2
+"""RabbitMQ routes what arrives on one connection on one core, which is slower than a worker."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Worker:
-    """One consumer of each ingest queue.
+    """Runs one consumer per ingest queue.
 
     Args:
         store: ledger, quotas and customers.
-        broker: where the queues are.
-        admission: on the same store.
-        trusted_users: AMQP users of the service itself.
-        prefetch: queue to most deliveries unacknowledged at a time.
-        meter: what is counted.
-        outage_hold: seconds for which deliveries are held through an outage, well below RabbitMQ's `consumer_timeout`.
+        broker: has the queues.
+        admission: uses the same store.
+        trusted_users: the service's own AMQP users.
+        prefetch: for each queue to consume, the most deliveries that may be unacknowledged.
+        meter: records metrics.
+        outage_hold: seconds for which deliveries are held through an outage; well below RabbitMQ's `consumer_timeout`.
     """
 
     def __init__(
@@ -66,139 +67,131 @@ class Worker:
 
     @property
     def breaker(self) -> BreakerState:
-        """Whether an outage keeps it from working, and since when."""
+        """Whether an outage stops the worker's attempts, and since when."""
         return self._breaker.state
 
     async def run(self) -> None:
-        """Work until `stop`; then finish what was delivered, acknowledge it and close. Cancelling closes at once."""
-        publisher = await self._broker.publisher(_PUBLISHING)
-        intake = DeliveryClassifier(self._store, self._trusted_users)
-        cohorts = DeliveryProcessor(self._store, publisher, self._admission, intake, self._meter)
-        lanes = []
+        """Work until `stop`; then finish and ack what was delivered, and close. Cancelling closes at once."""
+        publisher = await self._broker.publisher(_PUBLISHING_CONNECTIONS)
+        classifier = DeliveryClassifier(self._store, self._trusted_users)
+        processor = DeliveryProcessor(self._store, publisher, self._admission, classifier, self._meter)
+        loops: list[QueueConsumerLoop] = []
         try:
             for queue, prefetch in self._prefetch.items():
                 consumer = await self._broker.consumer(queue, prefetch)
-                # A batch is a thousand tasks: one is a cohort.
-                size = 1 if queue == INGEST_BATCHES else max(1, prefetch // (_UNDER_WAY + 1))
-                lanes.append(QueueConsumerLoop(consumer, cohorts, self._breaker, self._stopping, size))
-            _log.info("working", prefetch=dict(self._prefetch))
+                # A batch has up to a thousand tasks, so it is a micro-batch by itself.
+                max_batch = 1 if queue == INGEST_BATCHES else max(1, prefetch // (_MAX_CONCURRENCY + 1))
+                loops.append(QueueConsumerLoop(consumer, processor, self._breaker, self._stopping, max_batch))
+            _log.info("worker_started", prefetch=dict(self._prefetch))
             async with asyncio.TaskGroup() as group:
-                consumers = [lane.consumer for lane in lanes]
-                ready = [self._store.ready, publisher.ready]
-                group.create_task(keep_hands_free(self._breaker, consumers, ready, self._outage_hold))
-                for lane in lanes:
-                    group.create_task(lane.run())
-            _log.info("worker stopped")
+                consumers = [loop.consumer for loop in loops]
+                ready_checks = [self._store.ready, publisher.ready]
+                group.create_task(
+                    return_deliveries_in_long_outages(self._breaker, consumers, ready_checks, self._outage_hold)
+                )
+                for loop in loops:
+                    group.create_task(loop.run())
+            _log.info("worker_stopped")
         finally:
-            for lane in lanes:
-                await lane.consumer.close()
+            for loop in loops:
+                await loop.consumer.close()
             await publisher.close()
 
     def stop(self) -> None:
-        """Take no more, finish what is in flight. To be called in the event loop's thread."""
+        """Take no more deliveries and finish those in progress. Call it in the event loop's thread."""
         self._stopping.set()
         self._breaker.stop()
 
 
 class QueueConsumerLoop:
-    """One queue: receives, attempts, and tries again what could not be finished.
+    """One queue: receives deliveries, attempts them in micro-batches, and retries what was not finished.
 
-    `size`: most deliveries in a cohort; while one is under way a further one waits until it is full: large cohorts cost
-    less, to RabbitMQ too. There is no timer: light traffic makes small cohorts, at once.
+    While one micro-batch is in progress, the next one waits until it has `max_batch` deliveries: large ones cost less
+    per delivery, also for RabbitMQ. There is no timer, so under light traffic small ones start at once.
     """
 
     def __init__(
         self,
         consumer: Consumer,
-        cohorts: DeliveryProcessor,
+        processor: DeliveryProcessor,
         breaker: CircuitBreaker,
         stopping: asyncio.Event,
-        size: int,
+        max_batch: int,
     ) -> None:
         self.consumer = consumer
-        self._cohorts = cohorts
+        self._processor = processor
         self._breaker = breaker
         self._stopping = stopping
-        self._size = size
+        self._max_batch = max_batch
         self._waiting: list[Delivery] = []
-        self._under_way = 0
+        self._in_progress = 0
         self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
+        """Consume until the worker stops, then finish what was delivered."""
         async with self._group:
-            self._group.create_task(self._stop_in_time())
+            self._group.create_task(self._stop_consumer())
             while deliveries := await self.consumer.receive():
-                if len(self._waiting) > self._size * _UNDER_WAY:  # perhaps of a connection that was lost
+                if len(self._waiting) > self._max_batch * _MAX_CONCURRENCY:  # some may belong to a lost connection
                     self._waiting = list(filter(self.consumer.alive, self._waiting))
                 self._waiting += deliveries
                 self._start()
 
     def _start(self) -> None:
-        """Make cohorts of what waits, as far as that may be."""
-        while self._waiting and self._under_way < (_UNDER_WAY if len(self._waiting) >= self._size else 1):
-            cohort, self._waiting = self._waiting[: self._size], self._waiting[self._size :]
-            self._under_way += 1
-            self._group.create_task(self._carry_through(cohort))
+        """Start as many micro-batches as the limits allow."""
+        while self._waiting and self._in_progress < (_MAX_CONCURRENCY if len(self._waiting) >= self._max_batch else 1):
+            batch, self._waiting = self._waiting[: self._max_batch], self._waiting[self._max_batch :]
+            self._in_progress += 1
+            self._group.create_task(self._process(batch))
 
-    async def _stop_in_time(self) -> None:
+    async def _stop_consumer(self) -> None:
         await self._stopping.wait()
         await self.consumer.stop()
 
-    async def _carry_through(self, deliveries: Sequence[Delivery]) -> None:
-        """Attempt until nothing is left, the deliveries are lost, or it is time to stop. Under way on entry."""
-        left = await self._attempt_when_possible(deliveries)
-        # Further attempts keep nobody waiting: few are at what is busy, and in an outage the brake decides.
-        self._under_way -= 1
+    async def _process(self, deliveries: Sequence[Delivery]) -> None:
+        """Attempt the deliveries until all are finished or lost, or the worker stops."""
+        unfinished = await self._attempt_under_breaker(deliveries)
+        # Retries do not count as in progress: contended deliveries are few, and in an outage the breaker decides.
+        self._in_progress -= 1
         self._start()
-        busy, failed = _BUSY_PAUSES[0], PAUSES[0]
-        while left.busy or left.failed:
-            pause = failed if left.failed else busy
-            # With the brake on it is the brake that decides on the next attempt.
-            if not self._breaker.state.on and await self._stopped_within(pause * random.uniform(0.5, 1.5)):  # noqa: S311 - jitter
+        contended, unavailable = Backoff(*_CONTENDED_PAUSES), Backoff(*PAUSES)
+        while unfinished:
+            pause = (unavailable if unfinished.unavailable else contended).next()
+            # With an open circuit the breaker decides when the next attempt is made.
+            if not self._breaker.state.is_open and await wait_for_event(self._stopping, pause):
                 return  # the broker delivers them again
-            if left.failed:
-                failed = min(failed * 2, PAUSES[1])
-            else:
-                busy = min(busy * 2, _BUSY_PAUSES[1])
-            left = await self._attempt_when_possible([*left.busy, *left.failed])
+            unfinished = await self._attempt_under_breaker([*unfinished.contended, *unfinished.unavailable])
 
-    async def _attempt_when_possible(self, deliveries: Sequence[Delivery]) -> Unfinished:
-        """One attempt, once the brake lets it through, at those deliveries that are still alive."""
-        if not await self._breaker.passed():
-            return Unfinished()  # time to stop: the broker delivers them again
-        got_somewhere = None
+    async def _attempt_under_breaker(self, deliveries: Sequence[Delivery]) -> Unfinished:
+        """Make one attempt, when the breaker allows it, at the deliveries that can still be acknowledged."""
         try:
-            alive = [each for each in deliveries if self.consumer.alive(each)]
-            if not alive:
-                return Unfinished()
-            left = await self._attempt(alive)
-            got_somewhere = not left.failed or len(left.busy) + len(left.failed) < len(alive)
-            return left
-        finally:
-            self._breaker.tell(got_somewhere)
+            async with self._breaker.attempt() as attempt:
+                alive = [delivery for delivery in deliveries if self.consumer.alive(delivery)]
+                if not alive:
+                    return Unfinished()
+                unfinished = await self._attempt(alive)
+                finished_some = len(unfinished.contended) + len(unfinished.unavailable) < len(alive)
+                attempt.made_progress = finished_some or not unfinished.unavailable
+                return unfinished
+        except Stopping:
+            return Unfinished()  # the broker delivers them again
 
     async def _attempt(self, deliveries: Sequence[Delivery]) -> Unfinished:
+        """One attempt. After a defect, attempt each delivery alone and requeue the one that triggers it.
+
+        The broker counts a requeued delivery and dead-letters it at the delivery limit, and the others are finished.
+        """
         try:
-            return await self._cohorts.attempt(self.consumer, deliveries)
-        except Exception:  # noqa: BLE001 - the worker outlives its defects
-            # A defect of ours. Find the delivery that brings it out and let the broker count it: the delivery limit
-            # ends in the dead-letter queue, and the others get through.
-            _log.exception("attempt failed", submissions=len(deliveries))
+            return await self._processor.attempt(self.consumer, deliveries)
+        except Exception:  # noqa: BLE001 - a defect must not stop the worker
+            _log.exception("attempt_crashed", submissions=len(deliveries))
             if len(deliveries) == 1:
                 await asyncio.sleep(_DEFECT_PAUSE)
                 await self.consumer.requeue(deliveries)
                 return Unfinished()
-        left = Unfinished()
+        unfinished = Unfinished()
         for delivery in deliveries:
-            one = await self._attempt([delivery])
-            left.busy += one.busy
-            left.failed += one.failed
-        return left
-
-    async def _stopped_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            return False
-        return True
+            single = await self._attempt([delivery])
+            unfinished.contended += single.contended
+            unfinished.unavailable += single.unavailable
+        return unfinished

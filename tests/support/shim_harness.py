@@ -26,13 +26,13 @@ class ShimHarness:
     """A running shim; `client` speaks to it as the customer `c`."""
 
     def __init__(
-        self, store: SqliteStore, broker: EmbeddedBroker, publisher: Publisher, room: BodyMemoryBudget | None = None
+        self, store: SqliteStore, broker: EmbeddedBroker, publisher: Publisher, memory: BodyMemoryBudget | None = None
     ) -> None:
         self.store = store
         self.broker = broker
         self.port = 0
         self.client: httpx.AsyncClient
-        self._app = Shim(store=store, publisher=publisher, admission=Admission(store), room=room)
+        self._app = Shim(store=store, publisher=publisher, admission=Admission(store), memory=memory)
         self._server = shim_server(self._app, 5)
 
     async def __aenter__(self) -> "ShimHarness":

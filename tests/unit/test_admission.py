@@ -78,7 +78,7 @@ async def test_a_process_that_stood_still_does_not_charge(harness: AdmissionHarn
         await Admission(store, lease=30, clock=harness.clock).admit([task("k")])
     await store.close()
     assert await harness.used() == 1
-    assert (await harness.one(task("k"))).verdict is Verdict.BUSY
+    assert (await harness.one(task("k"))).verdict is Verdict.CONTENDED
 
 
 async def test_new_then_replay(harness: AdmissionHarness) -> None:
@@ -102,14 +102,14 @@ async def test_another_body_is_a_mismatch(harness: AdmissionHarness) -> None:
 async def test_two_of_one_key_in_one_list(harness: AdmissionHarness) -> None:
     """One is admitted, the other busy; one charge."""
     verdicts = [decision.verdict for decision in await harness.admit(task("k"), task("k"))]
-    assert sorted(verdicts) == [Verdict.ADMITTED, Verdict.BUSY]
+    assert sorted(verdicts) == [Verdict.ADMITTED, Verdict.CONTENDED]
     assert await harness.used() == 1
 
 
 async def test_a_live_lease_is_busy_and_a_dead_one_is_taken_over(harness: AdmissionHarness) -> None:
     """Whoever crashed delays a retry by the lease, and its charge may count twice, never less."""
     first = await harness.one(task("k"))
-    assert (await harness.one(task("k"))).verdict is Verdict.BUSY
+    assert (await harness.one(task("k"))).verdict is Verdict.CONTENDED
     harness.clock.now += 31
     second = await harness.one(task("k"))
     assert second.verdict is Verdict.ADMITTED
@@ -201,7 +201,7 @@ async def test_a_batch_in_doubt_is_charged_once(
 async def test_a_dead_batch_is_taken_over_with_its_items(harness: AdmissionHarness) -> None:
     """After the lease, one retry holds the batch and its keyed items under the original time."""
     first = await harness.one(batch(None, "x", key="b"))
-    assert (await harness.one(batch(None, "x", key="b"))).verdict is Verdict.BUSY
+    assert (await harness.one(batch(None, "x", key="b"))).verdict is Verdict.CONTENDED
     harness.clock.now += 31
     second = await harness.one(batch(None, "x", key="b"))
     assert second.verdict is Verdict.ADMITTED
@@ -225,7 +225,7 @@ async def test_an_item_that_landed_with_a_dead_batch_is_sent_again(harness: Admi
 async def test_a_batch_steps_back_where_an_item_is_busy(harness: AdmissionHarness) -> None:
     """Nothing charged, nothing held: neither waits for the other."""
     await harness.one(task("x"))
-    assert (await harness.one(batch("w", "x", key="b"))).verdict is Verdict.BUSY
+    assert (await harness.one(batch("w", "x", key="b"))).verdict is Verdict.CONTENDED
     assert await harness.used() == 1
     assert (await harness.one(task("w"))).verdict is Verdict.ADMITTED
 

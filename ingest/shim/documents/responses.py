@@ -32,7 +32,7 @@ _ERRORS: Final[Mapping[int, tuple[str, Mapping[str, Problem]]]] = {
     ),
     401: (
         "No API key, or one that is malformed, unknown or revoked.",
-        {"no key": problems.no_key(), "unknown key": problems.bad_key()},
+        {"no key": problems.missing_key(), "unknown key": problems.unknown_key()},
     ),
     403: ("The month's quota is exhausted. A replay is never refused.", {"quota": problems.quota_exhausted()}),
     404: (
@@ -40,21 +40,24 @@ _ERRORS: Final[Mapping[int, tuple[str, Mapping[str, Problem]]]] = {
         {"unknown id": Problem(404, "no task with this id was submitted, or it is no longer remembered")},
     ),
     405: ("The method is not allowed here.", {"method": Problem(405, "PUT is not allowed here")}),
-    409: ("A submission with this idempotency key is in progress: repeat it.", {"in progress": problems.busy()}),
+    409: ("A submission with this idempotency key is in progress: repeat it.", {"in progress": problems.contended()}),
     413: (f"The body is larger than {MAX_BODY} bytes.", {"too large": problems.too_large()}),
-    415: ("Content-Type is not application/json, or there is a Content-Encoding.", {"type": problems.not_json_type()}),
+    415: (
+        "Content-Type is not application/json, or there is a Content-Encoding.",
+        {"type": problems.unsupported_content_type()},
+    ),
     422: (
         "The idempotency key was used with another body, and the customer is set to strict.",
-        {"other body": problems.conflict()},
+        {"other body": problems.key_conflict()},
     ),
     500: ("A defect of the service; `X-Request-Id` names the request in its log.", {"defect": problems.internal()}),
     503: (
         "The service cannot promise anything now. Repeat the request with the same idempotency key.",
         {
-            "queue away": problems.broker_away(),
-            "store away": problems.store_away(),
+            "queue away": problems.broker_unavailable(),
+            "store away": problems.store_unavailable(),
             "overloaded": problems.overloaded(),
-            "too slow": problems.too_slow(),
+            "too slow": problems.deadline_exceeded(),
         },
     ),
 }

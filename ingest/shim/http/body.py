@@ -1,125 +1,143 @@
-"""Reading bodies and sending JSON in plain ASGI: the few bytes that every request of the hot path costs."""
+"""Reading bodies and sending JSON in plain ASGI. Every request of the two POSTs runs this code, so it stays small."""
 
 import random
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.types import Message, Receive, Send
 
 from ingest.domain.submissions import MAX_BODY
-from ingest.shim.problems import Header, not_json_type, repeated, too_full, too_large
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+from ingest.shim import problems
+from ingest.shim.problems import Header
 
 _JSON: Final[Header] = (b"content-type", b"application/json")
-# Of two, a proxy may have gone by the first and we by the last.
-_ONCE: Final = {
+# A proxy may use the first of two such headers and this server the last.
+_SINGLE: Final = {
     name.lower().encode(): name for name in ("Authorization", "Content-Type", "Content-Length", "Idempotency-Key")
 }
 _MAX_REQUEST_ID: Final = 200
-_DISCARD: Final = 8 * MAX_BODY
-MAX_HELD: Final = 16 * MAX_BODY
-"""Bytes of bodies that one process holds at a time, from the first byte read to the answer."""
+_MAX_DISCARDED: Final = 8 * MAX_BODY
+DEFAULT_MEMORY: Final = 16 * MAX_BODY
+"""Bytes of bodies that one process holds at a time. A body counts from its first byte until its answer."""
 
 
 class BodyMemoryBudget:
-    """How many bytes of bodies a process holds, and may hold."""
+    """The memory that one process uses for bodies, in bytes."""
 
-    def __init__(self, limit: int = MAX_HELD) -> None:
+    def __init__(self, limit: int = DEFAULT_MEMORY) -> None:
         self.limit = limit
-        self.held = 0
+        self.reserved = 0
 
 
 class Reservation:
-    """The bytes of one request's body; `release` them once it is answered."""
+    """The memory of one request's body. Call `release` once the request is answered."""
 
-    __slots__ = ("_room", "_size")
+    __slots__ = ("_budget", "_size")
 
-    def __init__(self, room: BodyMemoryBudget) -> None:
-        self._room = room
+    def __init__(self, budget: BodyMemoryBudget) -> None:
+        self._budget = budget
         self._size = 0
 
-    def fits(self, size: int) -> bool:
-        """Count `size` more bytes if there is room."""
-        if self._room.held + size > self._room.limit:
+    def grow(self, size: int) -> bool:
+        """Reserve `size` more bytes; return False if the budget is used up."""
+        if self._budget.reserved + size > self._budget.limit:
             return False
-        self._room.held += size
+        self._budget.reserved += size
         self._size += size
         return True
 
     def release(self) -> None:
-        self._room.held -= self._size
+        """Return everything to the budget. A second call has no effect."""
+        self._budget.reserved -= self._size
         self._size = 0
 
 
-class ClientGone(Exception):
+class ClientDisconnected(Exception):
     """The client closed the connection before its request was complete."""
 
 
 def request_id(headers: dict[bytes, bytes]) -> bytes:
-    """The client's `X-Request-Id` where it is printable and short, else a fresh one."""
+    """The client's `X-Request-Id` if it is printable and short, otherwise a new one."""
     given = headers.get(b"x-request-id")
     if given and len(given) <= _MAX_REQUEST_ID and all(32 < byte < 127 for byte in given):
         return given
     return b"%016x" % random.getrandbits(64)
 
 
-def refuse_repeats(headers: Iterable[Header]) -> None:
-    """Raises Problem (400) where a header that decides something stands twice, even with one value."""
+def refuse_repeated_headers(headers: Iterable[Header]) -> None:
+    """Refuse a request that sends a header twice that must be sent once, even with the same value.
+
+    Raises:
+        Problem: 400.
+    """
     seen = set()
     for name, _ in headers:
-        if name in _ONCE and name in seen:
-            raise repeated(_ONCE[name])
+        if name in _SINGLE and name in seen:
+            raise problems.repeated_header(_SINGLE[name])
         seen.add(name)
 
 
-async def read_json_body(headers: dict[bytes, bytes], receive: Receive, held: Reservation) -> bytes:
-    """The whole body, counted in `held`. Raises Problem (413, 415, 503) or ClientGone."""
-    content_type, _, parameters = headers.get(b"content-type", b"").partition(b";")
-    charset = parameters.strip().lower().replace(b'"', b"")
-    if content_type.strip().lower() != b"application/json" or charset not in (b"", b"charset=utf-8"):
-        raise not_json_type()
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise not_json_type()
+async def read_json_body(headers: dict[bytes, bytes], receive: Receive, reservation: Reservation) -> bytes:
+    """Return the whole body, with its memory reserved.
+
+    Raises:
+        Problem: 413, 415 or 503.
+        ClientDisconnected: the body did not arrive completely.
+    """
+    _check_content_type(headers)
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or int(length) > MAX_BODY:
-        if b"expect" not in headers:  # else the client waits for our word, and hears it
+        if b"expect" not in headers:  # a client that sent Expect waits for this answer and sends nothing
             await _discard(0, receive)
-        raise too_large()
+        raise problems.too_large()
     message = await receive()
     body: bytes = message.get("body", b"")
     if message["type"] == "http.request" and not message.get("more_body"):
-        if not held.fits(len(body)):
-            raise too_full()
+        if not reservation.grow(len(body)):
+            raise problems.at_capacity()
         if len(body) > MAX_BODY:
-            raise too_large()
+            raise problems.too_large()
         return body
-    return await _read_on(message, receive, held)
+    return await _read_chunks(message, receive, reservation)
 
 
-async def _read_on(message: MutableMapping[str, Any], receive: Receive, held: Reservation) -> bytes:
-    parts: list[bytes] = []
+def _check_content_type(headers: dict[bytes, bytes]) -> None:
+    content_type, _, parameters = headers.get(b"content-type", b"").partition(b";")
+    charset = parameters.strip().lower().replace(b'"', b"")
+    if content_type.strip().lower() != b"application/json" or charset not in (b"", b"charset=utf-8"):
+        raise problems.unsupported_content_type()
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise problems.unsupported_content_type()
+
+
+async def _read_chunks(message: Message, receive: Receive, reservation: Reservation) -> bytes:
+    chunks: list[bytes] = []
     size = 0
     while True:
         if message["type"] != "http.request":
-            raise ClientGone
-        part = message.get("body", b"")
-        size += len(part)
-        refusal = too_large if size > MAX_BODY else None if held.fits(len(part)) else too_full
-        if refusal is not None:
-            parts.clear()
-            held.release()
+            raise ClientDisconnected
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > MAX_BODY:
+            problem = problems.too_large
+        elif not reservation.grow(len(chunk)):
+            problem = problems.at_capacity
+        else:
+            problem = None
+        if problem is not None:
+            chunks.clear()
+            reservation.release()
             await _discard(size, receive, message)
-            raise refusal()
-        parts.append(part)
+            raise problem()
+        chunks.append(chunk)
         if not message.get("more_body"):
-            return b"".join(parts)
+            return b"".join(chunks)
         message = await receive()
 
 
-async def _discard(size: int, receive: Receive, message: MutableMapping[str, Any] | None = None) -> None:
-    """Read what is too large to its end, within reason: a client that is still sending would not see the answer."""
-    while size < _DISCARD and (message is None or message.get("more_body")):
+async def _discard(size: int, receive: Receive, message: Message | None = None) -> None:
+    """Read the rest of a body, up to a limit: a client that is still sending would not see the answer."""
+    while size < _MAX_DISCARDED and (message is None or message.get("more_body")):
         message = await receive()
         size += len(message.get("body", b""))
 

@@ -1,14 +1,17 @@
-"""What httptools lets through although two parsers could read it differently (request smuggling, RFC 9112)."""
+"""Refuses requests whose end two parsers could see in different places (request smuggling, RFC 9112).
+
+httptools accepts them.
+"""
 
 from collections.abc import Sequence
 from typing import Final
 
-_ONCE: Final = (b"host", b"transfer-encoding")
-"""Headers that decide where a request ends and for whom it is. (Content-Length httptools looks after.)"""
+_SINGLE: Final = (b"host", b"transfer-encoding")
+"""Headers that decide where a request ends and for which host it is. httptools checks Content-Length itself."""
 
 
-class Doubtful(Exception):
-    """The request is refused with `status`; `message` says what to change."""
+class RefusedRequest(Exception):
+    """The request is answered with `status`; `message` says what to change."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -17,29 +20,29 @@ class Doubtful(Exception):
 
 
 def check_framing(version: str, headers: Sequence[tuple[bytes, bytes]], *, upgrade: bool) -> None:
-    """Check a request's head.
+    """Check the head of a request.
 
     Args:
-        version: of HTTP, as the request line has it.
+        version: the HTTP version of the request line.
         headers: names in lower case, and values.
-        upgrade: whether another protocol is asked for.
+        upgrade: whether the client asks for another protocol.
 
     Raises:
-        Doubtful: it is not to be served.
+        RefusedRequest: the request must not be served.
     """
     if version not in ("1.1", "1.0"):
-        raise Doubtful(505, "this server speaks HTTP/1.1")
-    found = dict(headers)
-    if len(found) < len(headers):
+        raise RefusedRequest(505, "this server speaks HTTP/1.1")
+    by_name = dict(headers)
+    if len(by_name) < len(headers):
         names = [name for name, _ in headers]
-        for name in _ONCE:
+        for name in _SINGLE:
             if names.count(name) > 1:
-                raise Doubtful(400, f"the header {name.decode()} was sent more than once, send it once")
-    if version == "1.1" and b"host" not in found:
-        raise Doubtful(400, "the header host is required")
-    coding = found.get(b"transfer-encoding")
+                raise RefusedRequest(400, f"the header {name.decode()} was sent more than once, send it once")
+    if version == "1.1" and b"host" not in by_name:
+        raise RefusedRequest(400, "the header host is required")
+    coding = by_name.get(b"transfer-encoding")
     if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
-        raise Doubtful(400, "transfer-encoding may only be chunked, and only in HTTP/1.1")
-    if upgrade and (coding is not None or found.get(b"content-length", b"0").strip(b" 0")):
-        # The parser would take the body for the other protocol.
-        raise Doubtful(400, "a request with a body cannot ask for another protocol, leave the header upgrade out")
+        raise RefusedRequest(400, "transfer-encoding may only be chunked, and only in HTTP/1.1")
+    if upgrade and (coding is not None or by_name.get(b"content-length", b"0").strip(b" 0")):
+        # The parser would take the body for data of the other protocol.
+        raise RefusedRequest(400, "a request with a body cannot ask for another protocol, remove the header upgrade")

@@ -1,126 +1,141 @@
-"""uvicorn's HTTP protocol with limits: a request's head has a size, and head and body have a time in which to come.
+"""uvicorn's HTTP protocol with limits: the head of a request has a largest size, head and body have a time limit.
 
-And with answers in one write: uvicorn writes head and body apart, which is two system calls and two packets.
+It also sends each answer with one write. uvicorn writes head and body separately: two system calls and two packets.
 """
 
 import asyncio
+from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from ingest.shim.http.framing import Doubtful, check_framing
+from ingest.shim.http.framing import RefusedRequest, check_framing
 
 MAX_HEAD: Final = 32 * 1024
-"""Bytes of names and values; ours need a few hundred, browsers' cookies up to 8 KiB."""
+"""Bytes of names and values. Our clients need a few hundred, cookies of browsers up to 8 KiB."""
 MAX_HEADERS: Final = 100
 HEAD_TIMEOUT: Final = 20.0
-"""Seconds from the connection, or from the first byte of another request on it, to the end of the head."""
+"""Seconds from the connection, or from the first byte of a further request on it, to the end of the head."""
 BODY_TIMEOUT: Final = 60.0
-"""Seconds from there to the end of the body: 8 MiB at 1.1 Mbit/s."""
-_LOOK: Final = 5.0
-"""Seconds between two looks at a connection: a timer a connection, not one a request."""
+"""Seconds from then to the end of the body: 8 MiB at 1.1 Mbit/s."""
+_CHECK_INTERVAL: Final = 5.0
+"""Seconds between two checks of the time limits. One timer per connection costs less than one per request."""
 
 
-class _TooLarge(Exception):
-    """Of a head; httptools turns it into an error of its own."""
+class _Awaiting(StrEnum):
+    """The part of a request that the connection waits for."""
+
+    HEAD = "head"
+    BODY = "body"
+    NOTHING = ""
+    """A request is being answered, or the connection is idle."""
+
+
+_TIMEOUTS: Final = {_Awaiting.HEAD: HEAD_TIMEOUT, _Awaiting.BODY: BODY_TIMEOUT}
+
+
+class _HeadTooLarge(Exception):
+    """Raised in a callback of httptools, which replaces it with an error of its own."""
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
-    """One connection. What breaks a limit is answered in a line, where there is anybody to read it, and closed."""
+    """One connection.
 
-    _size = 0
-    _what: str | None = "head"
-    """What is awaited: head, body, or nothing (None: a request is worked on, or the connection is idle between two)."""
+    A request that breaks a limit is answered, if the client can still read, and the connection closed.
+    """
+
+    _head_size = 0
+    _awaiting = _Awaiting.HEAD
     _since = 0.0
-    _watch: asyncio.TimerHandle | None = None
+    _timer: asyncio.TimerHandle | None = None
     _refused = False
-    _why: tuple[int, str] | None = None
+    _refusal: RefusedRequest | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.transport = CoalescingTransport(transport)  # type: ignore[assignment]
         self._since = self.loop.time()
-        self._watch = self.loop.call_later(_LOOK, self._look)
+        self._timer = self.loop.call_later(_CHECK_INTERVAL, self._check_timeouts)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
         super().data_received(data)
-        if self._what == "head" and not self._refused:
-            # A single header that does not end is shown to nobody before it has.
-            self._size += len(data)
-            if self._size > MAX_HEAD:
+        if self._awaiting is _Awaiting.HEAD and not self._refused:
+            # httptools reports a header only once it is complete, so an endless one is counted here.
+            self._head_size += len(data)
+            if self._head_size > MAX_HEAD:
                 self._refuse(431, "the request's headers are too large")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        if self._what is None:
+        if self._awaiting is _Awaiting.NOTHING:
             self._since = self.loop.time()
-        self._what, self._size = "head", 0
+        self._awaiting, self._head_size = _Awaiting.HEAD, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._size += len(name) + len(value)
-        if self._size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
-            raise _TooLarge
+        self._head_size += len(name) + len(value)
+        if self._head_size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
+            raise _HeadTooLarge
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._what = "body"
+        self._awaiting = _Awaiting.BODY
         upgrade = self.parser.should_upgrade()
         try:
             check_framing(self.parser.get_http_version(), self.headers, upgrade=upgrade)
-        except Doubtful as doubt:
-            self._why = doubt.status, doubt.message
-            raise  # httptools makes an error of its own of it
+        except RefusedRequest as refusal:
+            self._refusal = refusal
+            raise  # httptools replaces it with an error of its own
         super().on_headers_complete()
         if upgrade:
-            self.cycle.keep_alive = False  # the parser takes nothing that follows for HTTP
+            self.cycle.keep_alive = False  # the parser does not read HTTP after this request
 
     def on_message_complete(self) -> None:
-        self._what = None
+        self._awaiting = _Awaiting.NOTHING
         super().on_message_complete()
 
-    def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks whether to stay open
-        """Who has sent all it has to say may still be told the answer."""
-        whole = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-        if whole:
+    def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks whether to keep the connection open
+        """Keep it open for the answer if the client has sent its whole request."""
+        complete = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        if complete:
             self.cycle.keep_alive = False
-        return whole
+        return complete
 
     def on_response_complete(self) -> None:
-        self.transport.flush()  # type: ignore[attr-defined] # where no body follows: HEAD, 304
+        self.transport.flush()  # type: ignore[attr-defined] # no body follows after HEAD or with 304
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn has met what is no HTTP, or a callback of ours has raised."""
-        if self._why is not None:
-            self._refuse(*self._why)
-        elif self._size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
+        """Called by uvicorn when the parser fails, or when one of the callbacks above raises."""
+        if self._refusal is not None:
+            self._refuse(self._refusal.status, self._refusal.message)
+        elif self._head_size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
             self._refuse(431, "the request's headers are too large")
         else:
-            self._refuse(400, "this is no valid HTTP request")
+            self._refuse(400, "invalid HTTP request")
 
-    def _look(self) -> None:
-        limit = {"head": HEAD_TIMEOUT, "body": BODY_TIMEOUT}.get(self._what or "")
+    def _check_timeouts(self) -> None:
+        limit = _TIMEOUTS.get(self._awaiting)
         if limit is not None and self.loop.time() - self._since > limit:
-            self._refuse(408, f"the request's {self._what} did not come in time")
+            self._refuse(408, f"the request's {self._awaiting} did not arrive in time")
         elif not self.transport.is_closing():
-            self._watch = self.loop.call_later(_LOOK, self._look)
+            self._timer = self.loop.call_later(_CHECK_INTERVAL, self._check_timeouts)
 
-    def _refuse(self, status: int, why: str) -> None:
+    def _refuse(self, status: int, message: str) -> None:
         self._refused = True
         cycle = self.cycle
         if cycle is not None and not cycle.response_complete and not cycle.more_body:
-            cycle.keep_alive = False  # a whole request came before, and may be accepted: its answer, then the end
+            cycle.keep_alive = False  # an earlier request may be accepted: it is answered, then the connection closes
             return
         if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
-            body: Any = msgspec.json.encode({"error": why})
+            body: Any = msgspec.json.encode({"error": message})
             self.transport.write(
                 b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (status, len(body), body)
@@ -129,7 +144,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
 
 class CoalescingTransport:
-    """A transport that holds the head of an answer until its body comes, so that both leave together."""
+    """A transport that holds the head of an answer until the body follows, and then writes both at once."""
 
     __slots__ = ("_head", "_transport", "is_closing")
 
@@ -139,6 +154,7 @@ class CoalescingTransport:
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
+        """Write data, after the head that waits."""
         if self._head:
             data, self._head = self._head + data, b""
         elif data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100"):
@@ -147,11 +163,12 @@ class CoalescingTransport:
         self._transport.write(data)
 
     def flush(self) -> None:
-        """Send a head that no body follows."""
+        """Write a head that no body follows."""
         if self._head:
             self.write(b"")
 
     def close(self) -> None:
+        """Flush and close."""
         self.flush()
         self._transport.close()
 

@@ -15,8 +15,8 @@ from ingest.domain.messages import Delivery, Message
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.domain.validation import TASK_TYPES
 from ingest.shim import asyncapi_document, event_schema
-from ingest.worker.plan import refused
-from ingest.worker.rejections import Refusal
+from ingest.worker.plan import plan_rejection
+from ingest.worker.rejections import Rejection
 from tests.unit.documents.schemas import problems
 
 HOOK = "https://a.example/hook"
@@ -116,8 +116,8 @@ def test_submission_rejected_and_dead_letter(
     body: bytes, message_id: str | None, reason: Reason, cust_id: str, errors: list[FieldError]
 ) -> None:
     """Law: whatever was refused, with or without a body in UTF-8, a message_id, a customer."""
-    refusal = Refusal(delivery(body, message_id), InvalidSubmission(reason, "why", tuple(errors)), cust_id)
-    dead, rejected = refused(refusal).first
+    rejection = Rejection(delivery(body, message_id), InvalidSubmission(reason, "why", tuple(errors)), cust_id)
+    dead, rejected = plan_rejection(rejection).messages
     letter = check("dead-letter", dead)
     event = check("submission.rejected", rejected)
     assert ("body" in letter["submission"]) != ("body_base64" in letter["submission"])
@@ -149,9 +149,12 @@ def test_large_dead_letter(errors: int) -> None:
 def test_two_refusals_under_one_message_id_are_two_events() -> None:
     """They are not repeats of each other: who drops events by id must see both."""
     error = InvalidSubmission(Reason.INVALID, "why")
-    ids = {refused(Refusal(delivery(body, "m"), error, "acme")).first[1].message_id for body in (b"{}", b'{"type":1}')}
+    ids = {
+        plan_rejection(Rejection(delivery(body, "m"), error, "acme")).messages[1].message_id
+        for body in (b"{}", b'{"type":1}')
+    }
     assert len(ids) == 2
-    again = refused(Refusal(delivery(b"{}", "m", redelivered=True), error, "acme")).first
+    again = plan_rejection(Rejection(delivery(b"{}", "m", redelivered=True), error, "acme")).messages
     assert again[1].message_id in ids
     assert again[0].message_id == dead_letter(delivery(b"{}", "m"), error, TIME).message_id
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typeid import TypeID
 
-from ingest.domain.identity import MAX_ITEMS, SubmissionKind, fresh_id, is_id, item_id, keyed_id, place_of
+from ingest.domain.identity import MAX_ITEMS, SubmissionKind, batch_and_index, fresh_id, is_id, item_id, keyed_id
 from ingest.domain.validation import MAX_BATCH
 
 text = st.text(max_size=40)
@@ -41,19 +41,19 @@ def test_ids_are_typeids(cust_id: str, key: str, index: int) -> None:
 
 @given(text, text, st.integers(0, MAX_ITEMS - 1))
 def test_an_item_tells_its_batch_and_index(cust_id: str, key: str, index: int) -> None:
-    """`place_of` is the inverse of `item_id`, for keyed and fresh batches alike."""
+    """`batch_and_index` is the inverse of `item_id`, for keyed and fresh batches alike."""
     for batch_id in (keyed_id(SubmissionKind.BATCH, cust_id, key), fresh_id(SubmissionKind.BATCH)):
         id_ = item_id(batch_id, index)
         assert is_id(SubmissionKind.BATCH, batch_id)
         assert is_id(SubmissionKind.TASK, id_)
-        assert place_of(id_) == (batch_id, index)
+        assert batch_and_index(id_) == (batch_id, index)
 
 
 @given(st.text("0123456789abcdefghjkmnpqrstvwxyz", min_size=25, max_size=25), st.sampled_from("01234567"))
 def test_every_task_id_has_one_place(rest: str, first: str) -> None:
-    """The other way round: what `place_of` says makes the same id again, so no two places share an id."""
+    """The other way round: what `batch_and_index` says makes the same id again, so no two places share an id."""
     task_id = f"tsk_{first}{rest}"
-    batch_id, index = place_of(task_id)
+    batch_id, index = batch_and_index(task_id)
     assert is_id(SubmissionKind.BATCH, batch_id)
     assert item_id(batch_id, index) == task_id
 
@@ -66,7 +66,7 @@ def test_items_are_no_keyed_tasks(cust_id: str, keys: list[str]) -> None:
     items = {item_id(batch_id, index) for batch_id in batches for index in range(0, MAX_ITEMS, 31)}
     assert len(items) == len(batches) * 34
     assert not tasks & items
-    assert len({place_of(task_id)[0] for task_id in tasks} | batches) == len(tasks) + len(batches)
+    assert len({batch_and_index(task_id)[0] for task_id in tasks} | batches) == len(tasks) + len(batches)
 
 
 def test_items_of_a_batch_are_distinct() -> None:

@@ -63,14 +63,14 @@ async def test_an_answer_is_one_write(harness: ShimHarness) -> None:
 async def test_bodies_have_bounded_room(parts: tuple[SqliteStore, EmbeddedBroker]) -> None:
     """What does not fit beside the bodies under way is 503 with Retry-After, and its room is free again afterwards."""
     store, broker = parts
-    room = BodyMemoryBudget(limit=1000)
+    memory = BodyMemoryBudget(limit=1000)
     publisher = await broker.publisher()
-    harness = ShimHarness(store, broker, publisher, room)
+    harness = ShimHarness(store, broker, publisher, memory)
     async with harness:
         padded = TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * 2000}}
         for _ in range(3):
             answer = await harness.client.post("/v1/tasks", json=padded)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-            assert answer.json() == {"error": "too much is under way, repeat the request later"}
+            assert answer.json() == {"error": "server is at capacity, retry later"}
             assert (await harness.client.post("/v1/tasks", json=TASK)).status_code == 202
-        assert room.held == 0
+        assert memory.reserved == 0

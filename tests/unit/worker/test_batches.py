@@ -53,7 +53,7 @@ class WorkerHarness:
     async def attempt(self, delivery: Delivery) -> list[str]:
         """Ids of the events that were published."""
         self.publisher.sent.clear()
-        self.failed = (await self._cohorts.attempt(self.consumer, [delivery])).failed
+        self.failed = (await self._cohorts.attempt(self.consumer, [delivery])).unavailable
         return [message.message_id for message in self.publisher.sent]
 
     async def phases(self, submission: Submission) -> dict[str, Phase | None]:

@@ -1,7 +1,6 @@
-"""The outage brake: alone, and in a worker on the embedded broker whose store goes away."""
+"""The circuit breaker: alone, and in a worker on the embedded broker whose store becomes unavailable."""
 
 import asyncio
-import contextlib
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -17,62 +16,102 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Entry
 from ingest.domain.messages import Delivery
 from ingest.store.sqlite import SqliteStore
+from ingest.waiting import Backoff
 from ingest.worker import Worker
-from ingest.worker.breaker import CircuitBreaker
+from ingest.worker.breaker import PAUSES, CircuitBreaker, Stopping
 from tests.support.direct_submissions import submit
+from tests.support.virtual_time import VirtualTime
 
 
-async def test_one_at_a_time_while_it_is_on() -> None:
-    """Many wait, one is let through; where that gets somewhere, all are."""
+async def fail(breaker: CircuitBreaker) -> None:
+    async with breaker.attempt() as attempt:
+        attempt.made_progress = False
+
+
+async def test_open_circuit_admits_one_trial_attempt_until_it_makes_progress() -> None:
+    breaker = CircuitBreaker(backoff=Backoff(0, 0))
+    await fail(breaker)
+    assert breaker.state.is_open
+    admitted = []
+    finish_trial = asyncio.Event()
+
+    async def attempt(name: int) -> None:
+        async with breaker.attempt() as attempt:
+            admitted.append(name)
+            if len(admitted) == 1:
+                await finish_trial.wait()
+            attempt.made_progress = True
+
+    attempts = [asyncio.create_task(attempt(name)) for name in range(11)]
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert admitted == [0]
+    assert breaker.state.is_open
+    finish_trial.set()
+    await asyncio.wait_for(asyncio.gather(*attempts), 5)
+    assert sorted(admitted) == list(range(11))
+    assert not breaker.state.is_open
+
+
+async def test_pauses_before_trial_attempts_double_up_to_the_longest() -> None:
+    time = VirtualTime()
+    breaker = CircuitBreaker(clock=time.clock, wait=time.wait, backoff=Backoff(*PAUSES, jitter=lambda: 1.0))
+    for _ in range(9):
+        await fail(breaker)
+    assert time.waits == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0])
+    assert breaker.state.trials == 8
+
+
+async def test_attempt_without_anything_to_attempt_leaves_the_circuit_open() -> None:
+    time = VirtualTime()
+    breaker = CircuitBreaker(clock=time.clock, wait=time.wait)
+    await fail(breaker)
+    async with breaker.attempt():
+        pass
+    assert breaker.state.is_open
+    async with breaker.attempt() as attempt:
+        attempt.made_progress = True
+    assert not breaker.state.is_open
+
+
+async def test_trial_attempt_that_raises_lets_the_next_one_through() -> None:
+    time = VirtualTime()
+    breaker = CircuitBreaker(clock=time.clock, wait=time.wait)
+    await fail(breaker)
+    with pytest.raises(ZeroDivisionError):
+        async with breaker.attempt():
+            raise ZeroDivisionError
+    async with breaker.attempt() as attempt:
+        attempt.made_progress = True
+    assert not breaker.state.is_open
+
+
+async def test_stop_ends_every_wait_for_an_open_circuit() -> None:
     breaker = CircuitBreaker()
-    assert await breaker.passed()
-    breaker.tell(False)
-    assert breaker.state.on
-    passed = []
-
-    async def wait() -> None:
-        if await breaker.passed():
-            passed.append(asyncio.current_task())
-
-    async def probe() -> None:
-        await breaker.passed()
-        passed.append(asyncio.current_task())
-        await asyncio.sleep(0.5)
-        assert len(passed) == 1
-        breaker.tell(True)
-
-    probing = asyncio.create_task(probe())
-    await asyncio.sleep(0)
-    others = [asyncio.create_task(wait()) for _ in range(10)]
-    await asyncio.wait_for(asyncio.gather(probing, *others), 5)
-    assert (len(passed), breaker.state.on) == (11, False)
-
-
-async def test_tries_become_rare() -> None:
-    """The pause doubles: an outage of two seconds sees a handful of tries, not a hot loop."""
-    breaker = CircuitBreaker()
-    breaker.tell(False)
-    tries = 0
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(2):
-            while await breaker.passed():
-                tries += 1
-                breaker.tell(False)
-    assert 2 <= tries <= 8
-    assert breaker.state.tries == tries
-
-
-async def test_a_stop_ends_the_waiting() -> None:
-    """Braked: whoever waits is told to stop. Not braked: what is in flight may finish."""
-    breaker = CircuitBreaker()
-    breaker.tell(False)
-    waiting = [asyncio.create_task(breaker.passed()) for _ in range(3)]
+    await fail(breaker)
+    waiting = [asyncio.create_task(fail(breaker)) for _ in range(3)]
     await asyncio.sleep(0)
     breaker.stop()
-    assert await asyncio.wait_for(asyncio.gather(*waiting), 1) == [False] * 3
-    free = CircuitBreaker()
-    free.stop()
-    assert await free.passed()
+    results = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 1)
+    assert [type(result) for result in results] == [Stopping] * 3
+
+
+async def test_closed_circuit_admits_attempts_after_stop() -> None:
+    breaker = CircuitBreaker()
+    breaker.stop()
+    async with breaker.attempt() as attempt:
+        attempt.made_progress = True
+
+
+async def test_open_for_measures_one_outage_without_a_break() -> None:
+    time = VirtualTime()
+    breaker = CircuitBreaker(clock=time.clock, wait=time.wait)
+    waiting = asyncio.create_task(breaker.open_for(60))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    await fail(breaker)
+    assert await waiting
+    assert time.now == 60
 
 
 class Absent(SqliteStore):
@@ -145,12 +184,12 @@ async def test_a_worker_waits_out_an_outage(harness: WorkerHarness) -> None:
     """The store away: few calls, all held, nothing dead-lettered; the store back: all of it is accepted, unasked."""
     await harness.submit(30)
     await asyncio.sleep(2)
-    assert harness.worker.breaker.on
+    assert harness.worker.breaker.is_open
     assert harness.store.calls < 20
     harness.store.away = False
     events = await harness.take(topology.CONSENSUS_TASKS, 30)
     assert len({json.loads(each.body)["data"]["task_id"] for each in events}) == 30
-    assert not harness.worker.breaker.on
+    assert not harness.worker.breaker.is_open
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(harness.take(topology.INGEST_DEAD, 1), 0.3)
 

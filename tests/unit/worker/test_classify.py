@@ -55,7 +55,7 @@ async def test_a_refused_body_goes_with_its_refusal(
         before = sys.getrefcount(body)
         for _ in range(2):
             delivery = msgspec.structs.replace(plain, **properties)
-            (refused,) = (await intake.sort([delivery])).refused
+            (refused,) = (await intake.classify([delivery])).rejected
             assert refused.error.message.startswith(why), refused.error.message
             del delivery, refused
         assert sys.getrefcount(body) == before
