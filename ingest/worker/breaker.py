@@ -12,7 +12,7 @@ import structlog
 from ingest.waiting import Backoff, wait_for_event
 
 PAUSES: Final = (0.1, 5.0)
-"""First and longest pause before another attempt, in seconds."""
+"""First and longest pause before a trial attempt, in seconds."""
 
 Wait = Callable[[asyncio.Event, float | None], Awaitable[bool]]
 """Waits until the event is set; returns False if the given seconds pass first."""
@@ -21,11 +21,11 @@ _log = structlog.get_logger(__name__)
 
 
 class Stopping(Exception):
-    """The circuit is open, and the worker is stopping: there will be no attempt."""
+    """The circuit is open and the worker is stopping, so no attempt is made."""
 
 
 class BreakerState(msgspec.Struct, frozen=True):
-    """`opened_at`: monotonic seconds, None while closed. `trials`: attempts made since then."""
+    """`opened_at` is in monotonic seconds, None while closed. `trials` counts the trial attempts since then."""
 
     opened_at: float | None = None
     trials: int = 0
@@ -36,7 +36,10 @@ class BreakerState(msgspec.Struct, frozen=True):
 
 
 class Attempt:
-    """One attempt under the breaker. The caller sets `made_progress`; it stays None if there was nothing to attempt."""
+    """One attempt under the breaker.
+
+    The caller sets `made_progress`. None means that there was nothing to attempt, or that the attempt raised.
+    """
 
     __slots__ = ("made_progress",)
 
@@ -47,13 +50,14 @@ class Attempt:
 class CircuitBreaker:
     """One breaker for all queues of a worker, because they share the store and the publisher.
 
-    An attempt without progress opens the circuit, one with progress closes it. While it is open, one trial attempt at a
-    time is made, after a pause that doubles; all others wait. So an outage costs one call every few seconds, however
-    many deliveries are held.
+    Closed: every attempt is admitted, and one without progress opens the circuit. Open: one trial attempt at a time is
+    admitted, each after a pause (half-open), and all others wait. Each trial without progress lengthens the pause; an
+    attempt with progress closes the circuit. So an outage costs one call every few seconds, however many deliveries are
+    held.
 
     Args:
-        clock: monotonic seconds.
-        wait: replaced in tests of time.
+        clock: returns monotonic seconds.
+        wait: waits for an event or a time; tests pass one that does not sleep.
         backoff: the pauses before trial attempts.
     """
 
@@ -68,16 +72,17 @@ class CircuitBreaker:
         self._clock = clock
         self._wait = wait
         self._backoff = backoff or Backoff(*PAUSES)
+        self._pause = 0.0
         self._trial: Attempt | None = None
         self._stopped = False
         self._change = asyncio.Event()
 
     @asynccontextmanager
     async def attempt(self) -> AsyncIterator[Attempt]:
-        """Wait until an attempt may be made; its result decides on the next ones.
+        """Wait until an attempt is admitted; when it ends, record its result.
 
         Raises:
-            Stopping: the circuit is open and `stop` was called. With a closed circuit attempts still finish.
+            Stopping: the circuit is open and `stop` was called. With a closed circuit, attempts are still admitted.
         """
         attempt = Attempt()
         await self._admit(attempt)
@@ -87,7 +92,7 @@ class CircuitBreaker:
             self._record(attempt)
 
     def stop(self) -> None:
-        """End every wait."""
+        """End every wait, because the worker is stopping."""
         self._stopped = True
         self._notify()
 
@@ -97,10 +102,7 @@ class CircuitBreaker:
         self._notify()
 
     async def open_for(self, seconds: float) -> bool:
-        """Wait until the circuit has been open for so many seconds without a break;
-
-        return False if the worker stops.
-        """
+        """Wait until the circuit has been open for `seconds` without interruption; return False if the worker stops."""
         while not self._stopped:
             if self.state.opened_at is None:
                 await self._wait(self._change, None)
@@ -112,10 +114,7 @@ class CircuitBreaker:
         return False
 
     async def closed_within(self, seconds: float) -> bool:
-        """Wait at most so many seconds;
-
-        return whether the circuit closed, or the worker stopped, before they passed.
-        """
+        """Wait at most `seconds` for the circuit to close or the worker to stop; return whether either happened."""
         end = self._clock() + seconds
         while self.state.is_open and not self._stopped and (remaining := end - self._clock()) > 0:
             await self._wait(self._change, remaining)
@@ -130,7 +129,7 @@ class CircuitBreaker:
                 continue
             self._trial = attempt
             try:
-                await self.closed_within(self._backoff.next())
+                await self.closed_within(self._pause)
             except BaseException:
                 self._end_trial()
                 raise
@@ -141,13 +140,16 @@ class CircuitBreaker:
 
     def _record(self, attempt: Attempt) -> None:
         if not self.state.is_open and self._trial is None and attempt.made_progress is not False:
-            return
+            return  # the usual case: nothing changes
         if attempt.made_progress:
             self._close()
         elif attempt.made_progress is False and not self.state.is_open:
             _log.warning("circuit_opened")
             self.state = BreakerState(self._clock())
             self._backoff.reset()
+            self._pause = self._backoff.next()
+        elif attempt.made_progress is False and self._trial is attempt:
+            self._pause = self._backoff.next()
         if self._trial is attempt:
             self._trial = None
         self._notify()
@@ -157,7 +159,6 @@ class CircuitBreaker:
             seconds = round(self._clock() - self.state.opened_at, 1)
             _log.warning("circuit_closed", seconds=seconds, trials=self.state.trials)
             self.state = BreakerState()
-            self._backoff.reset()
 
     def _end_trial(self) -> None:
         self._trial = None

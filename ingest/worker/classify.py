@@ -21,7 +21,7 @@ from ingest.domain.validation import validate_key
 from ingest.worker.rejections import Rejection, rejection
 
 CUSTOMER_CACHE: Final = 2.0
-"""Seconds for which a change of a customer's settings may be unnoticed."""
+"""Seconds for which a customer's settings are cached."""
 _MAX_CUSTOMERS: Final = 10_000
 _KINDS: Final = {INGEST_TASKS: SubmissionKind.TASK, INGEST_BATCHES: SubmissionKind.BATCH}
 
@@ -40,9 +40,8 @@ class DeliveryClassifier:
     Args:
         registry: looks customers up.
         trusted_users: the service's own AMQP users. Only they may say that a submission was admitted, and they may
-            submit
-            for any customer: a redriven dead letter is published by one of them.
-        clock: monotonic seconds.
+            submit for any customer: one of them publishes redriven dead letters.
+        clock: returns monotonic seconds.
     """
 
     def __init__(
@@ -75,12 +74,12 @@ class DeliveryClassifier:
                 Reason.FORGED_ADMISSION,
                 f"type {admitted.TYPE} is for the service's own users only: leave the `type` property out",
             )
-        submission = admitted.from_body(delivery.body)
-        if submission.submission.cust_id != cust_id:
+        message = admitted.from_body(delivery.body)
+        if message.submission.cust_id != cust_id:
             raise InvalidSubmission(
                 Reason.FORGED_ADMISSION, "the body belongs to another customer than the routing key"
             )
-        return submission
+        return message
 
     async def _request(self, delivery: Delivery, kind: SubmissionKind, cust_id: str) -> Request:
         if delivery.user_id not in (None, cust_id) and delivery.user_id not in self._trusted:
@@ -123,11 +122,11 @@ def _address(queue: str, routing_key: str) -> tuple[SubmissionKind, str]:
 
 
 def _check_attempts(delivery: Delivery) -> None:
-    # First of all, because the delivery may be what kills workers. Up to RabbitMQ 4.2 the queue's own limit comes
-    # first.
+    # This check comes before any work, because the delivery may be what kills workers. RabbitMQ up to 4.2 dead-letters
+    # it earlier, at the queue's own limit.
     if delivery.deliveries > DELIVERY_LIMIT:
         raise InvalidSubmission(
-            Reason.DELIVERY_LIMIT, f"it was delivered {delivery.deliveries} times before and never finished"
+            Reason.DELIVERY_LIMIT, f"the message was delivered {delivery.deliveries} times before and never finished"
         )
 
 

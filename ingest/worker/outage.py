@@ -21,8 +21,8 @@ async def return_deliveries_in_long_outages(
     """Return all deliveries if the circuit stays open for `hold` seconds; consume again when every check passes.
 
     RabbitMQ closes the channel of a consumer that holds a delivery too long (`consumer_timeout`, 30 minutes by
-    default), again and again, and each time counts towards the delivery limit. A delivery that is returned once
-    counts once, however long the outage lasts.
+    default). In a long outage this happens again and again, and each time counts towards the delivery limit. Deliveries
+    that are returned count only once, however long the outage lasts.
     """
     while await breaker.open_for(hold):
         _log.warning("outage_deliveries_returned", seconds=hold)

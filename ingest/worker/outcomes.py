@@ -12,11 +12,11 @@ from ingest.domain.topology import INGEST_BATCHES
 from ingest.worker.plan import OutboundPlan
 
 _OLDEST: Final = 366 * 86_400
-"""Seconds; an older timestamp property is not believed."""
+"""A timestamp property that is more than this many seconds old is ignored."""
 
 CONTENDED: Final = "busy"
 UNAVAILABLE: Final = "unavailable"
-"""Values of the label `cause` of the submissions that wait for another attempt."""
+"""Values of the label `cause` of `ingest_waiting_submissions_total`."""
 
 
 def init_worker_series(meter: Meter) -> None:

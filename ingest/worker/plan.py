@@ -73,42 +73,44 @@ def plan_direct(delivery: Delivery, decision: Decision) -> OutboundPlan:
 
 
 def ids_to_read(submission: Submission) -> list[str]:
-    """The ids of the ledger entries that say which events of a submission are out: its own, then its keyed items'."""
+    """The ids of the ledger entries that say what is accepted of a submission: its own, then those of keyed items."""
     if submission.kind is SubmissionKind.TASK:
         return [submission.id]
     return [submission.id, *dict.fromkeys(task.task_id for task in submission.tasks if task.keyed)]
 
 
 def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entry | None]) -> OutboundPlan | None:
-    """Publish what is missing of a submission that the shim admitted; None if all its events are out.
+    """Publish the missing events of a submission that the shim admitted; None if the submission is accepted already.
 
     Args:
         delivery: the shim's message.
         admitted: its body.
-        entries: what the ledger has for `ids_to_read`. An entry that it has lost is created again, because the shim has
-            answered 2xx.
+        entries: the ledger entries of `ids_to_read`. An entry that the ledger has lost is created again, because the
+            shim has answered 2xx.
     """
     submission = admitted.submission
     stored = {entry.id: entry for entry in entries if entry is not None}
-    own = submission_entry(submission, admitted.created_at, admitted.retention)
-    known = stored.get(submission.id)
-    if known is not None:
-        if known.phase is Phase.ACCEPTED:
+    own_entry = submission_entry(submission, admitted.created_at, admitted.retention)
+    stored_entry = stored.get(submission.id)
+    if stored_entry is not None:
+        if stored_entry.phase is Phase.ACCEPTED:
             return None
         # The ledger must describe what is published. If a retry with another body has claimed the key since, the
         # entry is written again with this body.
-        same_body = known.fingerprint == own.fingerprint
-        own = known if same_body else msgspec.structs.replace(own, created_at=known.created_at)
+        if stored_entry.fingerprint == own_entry.fingerprint:
+            own_entry = stored_entry
+        else:
+            own_entry = msgspec.structs.replace(own_entry, created_at=stored_entry.created_at)
     if submission.kind is SubmissionKind.TASK:
-        return OutboundPlan(delivery, _events(submission, own.created_at, frozenset(), ())[0], None, (own,))
+        return OutboundPlan(delivery, _events(submission, own_entry.created_at, frozenset(), ())[0], None, (own_entry,))
     accepted = {entry.id for entry in stored.values() if entry.phase is Phase.ACCEPTED}
     accepted_elsewhere = {task_id for task_id in accepted if stored[task_id].origin != submission.id}
     replayed = tuple(dict.fromkeys([*admitted.replayed, *accepted_elsewhere]))
     done = accepted.union(replayed)
-    task_events, final_event = _events(submission, own.created_at, done, replayed)
+    task_events, final_event = _events(submission, own_entry.created_at, done, replayed)
     items = item_entries(submission, admitted.created_at, admitted.retention)
     to_settle = [stored.get(item.id, item) for item in items if item.id not in done]
-    return OutboundPlan(delivery, task_events, final_event, (own, *to_settle))
+    return OutboundPlan(delivery, task_events, final_event, (own_entry, *to_settle))
 
 
 def add_trace(plan: OutboundPlan) -> None:
@@ -129,7 +131,7 @@ def _traced(message: Message, trace: Trace) -> Message:
 def _events(
     submission: Submission, created_at: int, done: Iterable[str], replayed: Sequence[str]
 ) -> tuple[list[Message], Message | None]:
-    """A `task.accepted` event per task, without those in `done`; for a batch also its `batch.accepted`."""
+    """One `task.accepted` event per task that is not in `done`; for a batch also its `batch.accepted` event."""
     time_text = _seconds_rfc3339(created_at)
     cust_id = submission.cust_id
     if submission.kind is SubmissionKind.TASK:

@@ -1,7 +1,8 @@
 """One attempt at a micro-batch of deliveries: classify, admit, publish, settle, ack.
 
 The order is the guarantee: a delivery is acked only after all its messages were confirmed and its entries were settled.
-If anything fails in between, it stays unacknowledged and the next attempt starts from the beginning, with the same ids.
+If anything fails in between, the delivery stays unacknowledged, and the next attempt starts from the beginning with the
+same ids.
 """
 
 from collections import Counter
@@ -47,7 +48,7 @@ class Unfinished(msgspec.Struct):
 
 
 class _Plans(msgspec.Struct):
-    """The plans of an attempt. A delivery that is in neither list needs only an ack.
+    """The plans of one attempt. A delivery that is in neither list needs only an ack.
 
     `in_progress` are the ids that this attempt has marked as in progress.
     """
@@ -58,13 +59,13 @@ class _Plans(msgspec.Struct):
 
 
 class DeliveryProcessor:
-    """Makes attempts; several may run at once.
+    """Makes attempts at micro-batches; several attempts may run at once.
 
     Args:
         ledger: the store.
         publisher: publishes events and dead letters.
-        admission: uses the same store.
-        classifier: uses the same store.
+        admission: admits direct submissions; it uses the same store.
+        classifier: classifies deliveries; it uses the same store.
         meter: records each attempt.
     """
 
@@ -85,13 +86,13 @@ class DeliveryProcessor:
         self._in_progress: set[str] = set()
 
     async def attempt(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> Unfinished:
-        """Finish and ack what can be finished, and return the rest. An unavailable dependency raises nothing."""
+        """Finish and ack what can be finished; return the rest. An unavailable dependency raises no error."""
         attempt = _Plans()
         try:
             await self._plan(attempt, deliveries)
             failed = await self._publish(attempt.plans)
             failed += await self._settle([plan for plan in attempt.plans if plan not in failed])
-            # What was charged stays charged: the messages may have been taken.
+            # Without a refund, because the broker may have taken the messages.
             await self._admission.release([plan.decision for plan in failed if plan.decision is not None], refund=False)
         except StoreUnavailable as error:
             _log.warning("attempt_failed", error=str(error), submissions=len(deliveries))
@@ -104,7 +105,8 @@ class DeliveryProcessor:
             finished = [plan for plan in attempt.plans if id(plan.delivery) not in unfinished]
             self._record(len(deliveries), attempt, finished)
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
-        # A settle without an answer may have succeeded. Marked as redelivered, a submission is not its own duplicate.
+        # A settle without an answer may have succeeded. The mark keeps the next attempt from taking the submission for
+        # a duplicate of itself.
         return Unfinished(
             attempt.contended, [msgspec.structs.replace(plan.delivery, redelivered=True) for plan in failed]
         )
@@ -119,7 +121,7 @@ class DeliveryProcessor:
                 self._meter.add(metrics.WAITING_SUBMISSIONS, waiting, cause)
 
     async def _plan(self, attempt: _Plans, deliveries: Sequence[Delivery]) -> None:
-        """Fill in the plans. Raises StoreUnavailable; then nothing was published, and claims are released."""
+        """Fill in the plans. Raises StoreUnavailable, after which nothing is claimed or published."""
         classified = await self._classifier.classify(deliveries)
         attempt.plans += [plan_rejection(rejection) for rejection in classified.rejected]
         if classified.admitted:
@@ -131,13 +133,13 @@ class DeliveryProcessor:
                 add_trace(plan)
 
     async def _plan_admitted(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
-        """Submissions that the shim admitted: read from the ledger what is out already."""
+        """Plan submissions that the shim admitted. The ledger says which of their events were published before."""
         reads = []
         wanted: list[str] = []
         for delivery, admitted in arrived:
             submission_id = admitted.submission.id
             if submission_id in self._in_progress:
-                attempt.contended.append(delivery)  # a copy: once the other one is finished, the ledger says so
+                attempt.contended.append(delivery)  # a copy; once the other one is finished, the ledger says so
                 continue
             self._in_progress.add(submission_id)
             attempt.in_progress.add(submission_id)
@@ -151,7 +153,7 @@ class DeliveryProcessor:
                 attempt.plans.append(plan)
 
     async def _plan_direct(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Request]]) -> None:
-        """Direct submissions: admit them as the shim does."""
+        """Admit direct submissions, as the shim does, and plan them."""
         decisions = await self._admission.admit([request for _, request in arrived])
         for (delivery, _), decision in zip(arrived, decisions, strict=True):
             if decision.verdict is Verdict.CONTENDED:
@@ -206,7 +208,7 @@ def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | Non
         message = f"customer {cust_id} has used up its quota of {request.customer.monthly_quota} tasks for this month"
         return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.QUOTA_EXHAUSTED, message), cust_id))
     if delivery.redelivered and decision.entry.origin == request.origin:
-        return None  # this very message was accepted, and only its ack was lost
+        return None  # this same message was accepted, and only its ack was lost
     if decision.mismatch:
         _log.warning("payload_mismatch", cust_id=cust_id, id=decision.entry.id)
         if request.customer.strict:

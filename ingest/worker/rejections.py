@@ -1,4 +1,4 @@
-"""A delivery that cannot be accepted, and why. `ingest.domain.dead_letters` makes a dead letter of it."""
+"""A delivery that cannot be accepted, and why. `ingest.worker.plan` publishes it as a dead letter."""
 
 import msgspec
 
@@ -15,10 +15,10 @@ class Rejection(msgspec.Struct, frozen=True, eq=False):
 
 
 def rejection(delivery: Delivery, error: InvalidSubmission, cust_id: str) -> Rejection:
-    """A rejection for an error that was caught.
+    """Make a rejection of an error that was caught.
 
-    The error's traceback is removed. Its frames refer to all deliveries of the micro-batch and to the error itself:
-    such a cycle, with bodies of up to 8 MiB, stays until a full garbage collection, which is rare.
+    The error's traceback is removed, because its frames refer to all deliveries of the micro-batch and to the error
+    itself. Such a cycle keeps bodies of up to 8 MiB in memory until a full garbage collection, which is rare.
     """
     error.__traceback__ = error.__context__ = None
     return Rejection(delivery, error, cust_id)

@@ -20,7 +20,7 @@ from ingest.worker.processor import DeliveryProcessor, Unfinished
 _CONTENDED_PAUSES: Final = (0.05, 1.0)
 """First and longest pause before another attempt at contended submissions, in seconds."""
 _DEFECT_PAUSE: Final = 0.2
-"""Seconds before a delivery that triggers a defect is requeued."""
+"""Seconds before a delivery that triggers a defect in the worker is requeued."""
 OUTAGE_HOLD: Final = 600.0
 """Seconds for which deliveries are held through an outage."""
 _MAX_CONCURRENCY: Final = 3
@@ -36,12 +36,13 @@ class Worker:
 
     Args:
         store: ledger, quotas and customers.
-        broker: has the queues.
-        admission: uses the same store.
+        broker: provides the consumers and the publisher.
+        admission: admits direct submissions; it uses the same store.
         trusted_users: the service's own AMQP users.
         prefetch: for each queue to consume, the most deliveries that may be unacknowledged.
         meter: records metrics.
         outage_hold: seconds for which deliveries are held through an outage; well below RabbitMQ's `consumer_timeout`.
+        circuit_breaker: for tests; by default one with the pauses `breaker.PAUSES`.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Worker:
         prefetch: Mapping[str, int],
         meter: Meter = NO_METER,
         outage_hold: float = OUTAGE_HOLD,
+        circuit_breaker: CircuitBreaker | None = None,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -62,16 +64,16 @@ class Worker:
         self._prefetch = prefetch
         self._meter = meter
         self._outage_hold = outage_hold
-        self._breaker = CircuitBreaker()
+        self._breaker = circuit_breaker or CircuitBreaker()
         self._stopping = asyncio.Event()
 
     @property
     def breaker(self) -> BreakerState:
-        """Whether an outage stops the worker's attempts, and since when."""
+        """Whether the circuit is open because of an outage, and since when."""
         return self._breaker.state
 
     async def run(self) -> None:
-        """Work until `stop`; then finish and ack what was delivered, and close. Cancelling closes at once."""
+        """Consume until `stop`; then finish and ack what was delivered, and close. Cancelling closes at once."""
         publisher = await self._broker.publisher(_PUBLISHING_CONNECTIONS)
         classifier = DeliveryClassifier(self._store, self._trusted_users)
         processor = DeliveryProcessor(self._store, publisher, self._admission, classifier, self._meter)
@@ -132,7 +134,8 @@ class QueueConsumerLoop:
         async with self._group:
             self._group.create_task(self._stop_consumer())
             while deliveries := await self.consumer.receive():
-                if len(self._waiting) > self._max_batch * _MAX_CONCURRENCY:  # some may belong to a lost connection
+                # If many are waiting, some may belong to a lost connection. The broker delivers those again.
+                if len(self._waiting) > self._max_batch * _MAX_CONCURRENCY:
                     self._waiting = list(filter(self.consumer.alive, self._waiting))
                 self._waiting += deliveries
                 self._start()
