@@ -1,21 +1,20 @@
-"""What the intake leaves behind."""
+"""Rejections of the delivery classifier: their messages, and what they keep in memory."""
 
 import gc
 import sys
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import pytest
 
 from ingest.domain.customers import Customer
-from ingest.domain.messages import JSON, Delivery
-from ingest.domain.topology import INGEST_TASKS
 from ingest.store.sqlite import SqliteStore
 from ingest.worker.classify import DeliveryClassifier
+from tests.support.deliveries import delivery, direct_delivery
 
 
 @pytest.mark.parametrize(
-    ("content", "properties", "why"),
+    ("content", "properties", "message"),
     [
         (b"{", {}, "body is not JSON"),
         (b"\xff", {}, "body is not UTF-8"),
@@ -26,39 +25,36 @@ from ingest.worker.classify import DeliveryClassifier
         (b"{}", {"content_type": "text/plain"}, "property content_type"),
         (b"{}", {"routing_key": "task.submitted."}, "the routing key"),
         (b"{}", {"type": "ingest.admitted.v1"}, "type ingest.admitted.v1"),
-        (b"{}", {"type": "ingest.admitted.v1", "user_id": "shim"}, "body is no admitted submission"),
+        (b"{}", {"type": "ingest.admitted.v1", "user_id": "shim"}, "body is not an admitted submission"),
     ],
 )
-async def test_a_refused_body_goes_with_its_refusal(
-    tmp_path: Path, content: bytes, properties: dict[str, str | None], why: str
+async def test_body_of_rejected_delivery_is_freed_without_the_garbage_collector(
+    tmp_path: Path, content: bytes, properties: dict[str, str | None], message: str
 ) -> None:
-    """Nothing waits for the garbage collector: a refusal's error does not hold the deliveries that came with it."""
+    """The error of a rejection holds no reference to the deliveries of its micro-batch."""
     store = await SqliteStore.open(tmp_path / "store.db")
     await store.save_customer(Customer(cust_id="c"))
-    intake = DeliveryClassifier(store, frozenset({"shim"}))
+    classifier = DeliveryClassifier(store, frozenset({"shim"}))
     body = bytes(bytearray(content + b" " * 1000))
-    plain = Delivery(
-        body=body,
-        queue=INGEST_TASKS,
-        routing_key="task.submitted.c",
-        message_id="m",
-        content_type=JSON,
-        user_id=None,
-        type=None,
-        headers={},
-        redelivered=False,
-        deliveries=0,
-        token=None,
-    )
+    valid: dict[str, Any] = {"body": body, "routing_key": "task.submitted.c", "user_id": None}
     gc.disable()
     try:
         before = sys.getrefcount(body)
         for _ in range(2):
-            delivery = msgspec.structs.replace(plain, **properties)
-            (refused,) = (await intake.classify([delivery])).rejected
-            assert refused.error.message.startswith(why), refused.error.message
-            del delivery, refused
+            (rejection,) = (await classifier.classify([delivery(**(valid | properties))])).rejected
+            assert rejection.error.message.startswith(message), rejection.error.message
+            del rejection
         assert sys.getrefcount(body) == before
     finally:
         gc.enable()
         await store.close()
+
+
+async def test_direct_submission_needs_no_content_type_and_no_user_id(tmp_path: Path) -> None:
+    store = await SqliteStore.open(tmp_path / "store.db")
+    await store.save_customer(Customer(cust_id="c"))
+    direct = direct_delivery("m", content_type=None, user_id=None)
+    classified = await DeliveryClassifier(store, frozenset({"shim"})).classify([direct])
+    assert [request.origin for _, request in classified.direct] == ["m"]
+    assert classified.rejected == []
+    await store.close()

@@ -1,102 +1,78 @@
-"""What the worker counts, on a real ledger: each submission once, however often it is attempted."""
+"""What the worker counts, on a real ledger: each submission once, however many attempts it needs."""
 
-import json
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
-from ingest.admission import Admission
-from ingest.domain.admitted import Admitted, to_message
+from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
 from ingest.domain.errors import Reason
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.submissions import task_submission
 from ingest.store.sqlite import SqliteStore
 from ingest.telemetry.prometheus import PrometheusMeter
-from ingest.worker.classify import DeliveryClassifier
-from ingest.worker.processor import DeliveryProcessor
-from tests.support.direct_submissions import TASK
-from tests.support.fakes import AckingConsumer, ScriptedPublisher
+from tests.support.deliveries import admitted_delivery, direct_delivery
+from tests.support.tasks import TASK
+from tests.support.worker_harness import ProcessorHarness
 from tests.unit.telemetry.test_metrics import samples
 
 
-class WorkerHarness:
-    """A worker's cohorts and what they have counted."""
+class OutcomesHarness(ProcessorHarness):
+    """A processor with a meter."""
 
     def __init__(self, store: SqliteStore) -> None:
-        self.publisher = ScriptedPublisher()
         self.meter = PrometheusMeter()
-        intake = DeliveryClassifier(store, frozenset({"shim"}))
-        self._cohorts = DeliveryProcessor(store, self.publisher, Admission(store), intake, self.meter)
-
-    async def attempt(self, *deliveries: Delivery) -> None:
-        await self._cohorts.attempt(AckingConsumer(), deliveries)
+        super().__init__(store, meter=self.meter)
 
     def counted(self, name: str) -> dict[str, float]:
-        """Label values, sorted by label and joined, to value; without those at 0."""
-        found = samples(self.meter.registry).items()
+        """The series of a metric that are not 0: label values, sorted by label and joined with commas, to value."""
         return {
-            ",".join(v for _, v in sorted(labels) if v): value
-            for (each, labels), value in found
-            if each == name and value
+            ",".join(value for _, value in sorted(labels) if value): count
+            for (metric, labels), count in samples(self.meter.registry).items()
+            if metric == name and count
         }
 
 
 @pytest.fixture
-async def harness(tmp_path: Path) -> AsyncIterator[WorkerHarness]:
+async def harness(tmp_path: Path) -> AsyncIterator[OutcomesHarness]:
     store = await SqliteStore.open(tmp_path / "s.db")
     await store.save_customer(Customer(cust_id="c", monthly_quota=6))
     await store.save_customer(Customer(cust_id="strict", strict=True))
-    yield WorkerHarness(store)
+    yield OutcomesHarness(store)
     await store.close()
 
 
-def direct(message_id: str, body: object = TASK, *, cust_id: str = "c", **changes: Any) -> Delivery:
-    kind = "batch" if isinstance(body, dict) and "tasks" in body else "task"
-    known: dict[str, Any] = {
-        "queue": "ingest.batches" if kind == "batch" else "ingest.tasks",
-        "routing_key": f"{kind}.submitted.{cust_id}",
-        "content_type": None,
-        "user_id": None,
-        "type": None,
-        "headers": {},
-        "redelivered": False,
-        "deliveries": 0,
-        "token": None,
-    }
-    return Delivery(body=json.dumps(body).encode(), message_id=message_id, **(known | changes))
-
-
-def admitted(key: str, created_at: float) -> Delivery:
+def from_shim(key: str, created_at: float) -> Delivery:
     submission = task_submission(TASK | {"idempotency_key": key}, "c", frozenset())
-    message = to_message(Admitted(submission, int(created_at * 1000), 86_400))
-    made = direct(message.message_id, user_id="shim", type=message.type)
-    return msgspec.structs.replace(made, body=message.body)
+    return admitted_delivery(Admitted(submission, int(created_at * 1000), 86_400))
 
 
 SUBMISSIONS, TASKS, AGES = "ingest_submissions_total", "ingest_accepted_tasks_total", "ingest_acceptance_age_seconds"
 
 
-def test_series_begin_at_zero(harness: WorkerHarness) -> None:
-    """So that the first refusal has a rate, and an alert."""
+def test_every_rejection_reason_has_a_series_before_the_first_rejection(harness: OutcomesHarness) -> None:
+    """Without it, the first rejection would have no rate and would trigger no alert."""
     counted = samples(harness.meter.registry)
     for reason in Reason:
         labels = {"door": "amqp", "kind": "task", "outcome": "rejected", "reason": str(reason)}
         assert counted[SUBMISSIONS, frozenset(labels.items())] == 0
 
 
-async def test_every_outcome_of_a_direct_submission(harness: WorkerHarness) -> None:
-    """Accepted, repeated, repeated with another body, refused for each its reason."""
+async def test_direct_submissions_are_counted_by_outcome_and_reason(harness: OutcomesHarness) -> None:
     other = TASK | {"consensus_threshold": 5}
-    await harness.attempt(direct("1"), direct("2"), direct("", {}), direct("3", {}), direct("4", cust_id="nobody"))
-    await harness.attempt(direct("1"), direct("2", other), direct("s", cust_id="strict"))
-    await harness.attempt(direct("s", other, cust_id="strict"), direct("5"))
-    await harness.attempt(direct("b", {"tasks": [TASK] * 3}))
-    await harness.attempt(direct("6"))
+    await harness.attempt(
+        direct_delivery("1"),
+        direct_delivery("2"),
+        direct_delivery("", {}),
+        direct_delivery("3", {}),
+        direct_delivery("4", cust_id="nobody"),
+    )
+    await harness.attempt(direct_delivery("1"), direct_delivery("2", other), direct_delivery("s", cust_id="strict"))
+    await harness.attempt(direct_delivery("s", other, cust_id="strict"), direct_delivery("5"))
+    await harness.attempt(direct_delivery("b", {"tasks": [TASK] * 3}))
+    await harness.attempt(direct_delivery("6"))
     assert harness.counted(SUBMISSIONS) == {
         "amqp,task,accepted": 4,
         "amqp,batch,accepted": 1,
@@ -112,11 +88,11 @@ async def test_every_outcome_of_a_direct_submission(harness: WorkerHarness) -> N
     assert harness.counted(f"{AGES}_count") == {"amqp,task": 4, "amqp,batch": 1}
 
 
-async def test_what_the_shim_has_admitted_is_counted_by_its_age(harness: WorkerHarness) -> None:
-    """From created_at; a repeat is dropped and counted as that; a clock that is behind makes no negative age."""
+async def test_admitted_submissions_are_counted_once_with_their_age_since_created_at(harness: OutcomesHarness) -> None:
+    """A copy counts as a repeated delivery. An age is never negative, even if the shim's clock is ahead."""
     now = time.time()
-    await harness.attempt(admitted("a", now - 100))
-    await harness.attempt(admitted("a", now - 100), admitted("b", now + 50))
+    await harness.attempt(from_shim("a", now - 100))
+    await harness.attempt(from_shim("a", now - 100), from_shim("b", now + 50))
     assert harness.counted(SUBMISSIONS) == {}
     assert harness.counted(TASKS) == {"http": 2}
     assert harness.counted(f"{AGES}_count") == {"http,task": 2}
@@ -125,21 +101,19 @@ async def test_what_the_shim_has_admitted_is_counted_by_its_age(harness: WorkerH
 
 
 @pytest.mark.parametrize(("timestamp", "age"), [(-100, 100), (None, 0), (-10 * 366 * 86_400, 0), (3600, 0)])
-async def test_a_direct_submission_is_as_old_as_its_timestamp_says(
-    harness: WorkerHarness, timestamp: int | None, age: float
+async def test_age_of_a_direct_submission_starts_at_its_timestamp_if_that_is_plausible(
+    harness: OutcomesHarness, timestamp: int | None, age: float
 ) -> None:
-    """Where it can be believed; else it is new."""
     sent = None if timestamp is None else int(time.time()) + timestamp
-    await harness.attempt(direct("1", timestamp=sent))
+    await harness.attempt(direct_delivery("1", timestamp=sent))
     assert harness.counted(f"{AGES}_sum")["amqp,task"] == pytest.approx(age, abs=2)
 
 
-async def test_what_has_to_wait_is_counted_once_it_is_through(harness: WorkerHarness) -> None:
-    """An attempt that fails counts as waiting; the outcome is told when it stands."""
+async def test_failed_attempt_counts_as_waiting_and_the_outcome_counts_later(harness: OutcomesHarness) -> None:
     harness.publisher.outcome = PublishOutcome.NACKED
-    await harness.attempt(direct("1"), direct("2", {}))
+    await harness.attempt(direct_delivery("1"), direct_delivery("2", {}))
     assert harness.counted(SUBMISSIONS) == harness.counted(TASKS) == {}
     assert harness.counted("ingest_waiting_submissions_total") == {"unavailable": 2}
     harness.publisher.outcome = PublishOutcome.CONFIRMED
-    await harness.attempt(direct("1", redelivered=True), direct("2", {}, redelivered=True))
+    await harness.attempt(direct_delivery("1", redelivered=True), direct_delivery("2", {}, redelivered=True))
     assert harness.counted(SUBMISSIONS) == {"amqp,task,accepted": 1, "amqp,task,rejected,invalid": 1}

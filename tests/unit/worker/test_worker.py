@@ -1,4 +1,4 @@
-"""How a worker makes cohorts of what is delivered, on a real ledger and a real queue."""
+"""How a worker forms micro-batches of deliveries, on a real ledger and a real queue."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -6,113 +6,96 @@ from pathlib import Path
 
 import pytest
 
-from ingest.admission import Admission
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.customers import Customer
 from ingest.domain.ledger import Entry
 from ingest.store.sqlite import SqliteStore
-from ingest.worker import Worker
-from tests.support.direct_submissions import submit
+from tests.support.worker_harness import WorkerHarness
 
 PREFETCH = 40
 FULL = PREFETCH // 4
-"""Deliveries of a full cohort."""
-_SETTLE = 0.2
-"""Seconds in which whatever is to begin has begun."""
+"""Deliveries of a full micro-batch."""
+SETTLE = 0.2
+"""Seconds within which every attempt that may start has started."""
 
 
-class Gate(SqliteStore):
-    """A store whose claims wait until it is opened. `cohorts` are the sizes of those that came."""
+class GatedStore(SqliteStore):
+    """A store whose claims wait until the gate is opened. `claims` are the sizes of the micro-batches, in order."""
 
     def prepare(self) -> None:
-        self.cohorts: list[int] = []
-        self.opened = asyncio.Event()
+        self.claims: list[int] = []
+        self.gate = asyncio.Event()
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
-        self.cohorts.append(len(entries))
-        await self.opened.wait()
+        self.claims.append(len(entries))
+        await self.gate.wait()
         return await super().claim(entries)
 
 
-class WorkerHarness:
-    """A worker that runs, and its queues."""
-
-    def __init__(self, store: Gate, broker: EmbeddedBroker) -> None:
-        self.store, self._broker = store, broker
-        self.worker = Worker(
-            store=store,
-            broker=broker,
-            admission=Admission(store),
-            trusted_users=frozenset({"ingest"}),
-            prefetch={topology.INGEST_TASKS: PREFETCH},
-        )
-        self.running = asyncio.create_task(self.worker.run())
-        self._sent = 0
-
-    async def submit(self, count: int) -> None:
-        """Returns when what is to be done about them has begun."""
-        await submit(self._broker, range(self._sent, self._sent + count))
-        self._sent += count
-        await asyncio.sleep(_SETTLE)
-
-    async def events(self, count: int) -> None:
-        """So many, and no more, come out."""
-        consumer = await self._broker.consumer(topology.CONSENSUS_TASKS, 100)
-        ids: list[str | None] = []
-        async with asyncio.timeout(10):
-            while len(ids) < count:
-                ids += [each.message_id for each in await consumer.receive()]
-        assert len(set(ids)) == len(ids) == count
-        await consumer.close()
-
-
 @pytest.fixture
-async def harness(tmp_path: Path) -> AsyncIterator[WorkerHarness]:
-    store = await Gate.open(tmp_path / "store.db")
+async def store(tmp_path: Path) -> AsyncIterator[GatedStore]:
+    store = await GatedStore.open(tmp_path / "store.db")
     store.prepare()
     await store.save_customer(Customer(cust_id="c"))
-    broker = await EmbeddedBroker.open(tmp_path / "queue.db")
-    made = WorkerHarness(store, broker)
-    yield made
-    store.opened.set()
-    made.worker.stop()
-    await asyncio.wait_for(made.running, 5)
-    await broker.close()
+    yield store
     await store.close()
 
 
-async def test_beside_another_a_cohort_is_full(harness: WorkerHarness) -> None:
-    """The first begins at once, however small. What comes while it is under way waits until it fills a cohort, or the
-    worker has nothing else to do."""
-    await harness.submit(1)
-    assert harness.store.cohorts == [1]
-    await harness.submit(FULL - 1)
-    assert harness.store.cohorts == [1]
-    await harness.submit(2)
-    assert harness.store.cohorts == [1, FULL]
-    harness.store.opened.set()
-    await harness.events(FULL + 2)
-    assert harness.store.cohorts == [1, FULL, 1]
+@pytest.fixture
+async def harness(tmp_path: Path, store: GatedStore) -> AsyncIterator[WorkerHarness]:
+    broker = await EmbeddedBroker.open(tmp_path / "queue.db")
+    async with WorkerHarness(store, broker, {topology.INGEST_TASKS: PREFETCH}) as harness:
+        yield harness
+        store.gate.set()
+    await broker.close()
 
 
-async def test_one_cohort_gathers_while_three_are_under_way(harness: WorkerHarness) -> None:
-    """Three at once; the fourth begins when one is through."""
-    await harness.submit(PREFETCH)
-    assert harness.store.cohorts == [FULL] * 3
-    harness.store.opened.set()
-    await harness.events(PREFETCH)
-    assert harness.store.cohorts == [FULL] * 4
+async def submit(harness: WorkerHarness, count: int) -> None:
+    await harness.submit(count)
+    await asyncio.sleep(SETTLE)
 
 
-async def test_a_stop_finishes_what_waits(harness: WorkerHarness) -> None:
-    """Also what does not fill a cohort."""
-    await harness.submit(1)
-    await harness.submit(3)
+async def expect_events(harness: WorkerHarness, count: int) -> None:
+    """Assert that exactly `count` tasks are accepted, each once."""
+    ids = [event.message_id for event in await harness.take(topology.CONSENSUS_TASKS, count)]
+    assert len(set(ids)) == len(ids) == count
+
+
+async def test_micro_batch_waits_until_it_is_full_while_another_is_in_progress(
+    harness: WorkerHarness, store: GatedStore
+) -> None:
+    """The first one starts at once, and so does a small one after all others are finished."""
+    await submit(harness, 1)
+    assert store.claims == [1]
+    await submit(harness, FULL - 1)
+    assert store.claims == [1]
+    await submit(harness, 2)
+    assert store.claims == [1, FULL]
+    store.gate.set()
+    await expect_events(harness, FULL + 2)
+    assert store.claims == [1, FULL, 1]
+
+
+async def test_fourth_micro_batch_starts_when_one_of_three_is_finished(
+    harness: WorkerHarness, store: GatedStore
+) -> None:
+    await submit(harness, PREFETCH)
+    assert store.claims == [FULL] * 3
+    store.gate.set()
+    await expect_events(harness, PREFETCH)
+    assert store.claims == [FULL] * 4
+
+
+async def test_stop_finishes_deliveries_that_wait_for_a_full_micro_batch(
+    harness: WorkerHarness, store: GatedStore
+) -> None:
+    await submit(harness, 1)
+    await submit(harness, 3)
     harness.worker.stop()
-    await asyncio.sleep(_SETTLE)
+    await asyncio.sleep(SETTLE)
     assert not harness.running.done()
-    harness.store.opened.set()
+    store.gate.set()
     await asyncio.wait_for(harness.running, 5)
-    assert harness.store.cohorts == [1, 3]
-    await harness.events(4)
+    assert store.claims == [1, 3]
+    await expect_events(harness, 4)

@@ -1,0 +1,53 @@
+"""Deliveries as a broker hands them to a worker."""
+
+import json
+from typing import Any
+
+from ingest.domain.admitted import Admitted, to_message
+from ingest.domain.messages import JSON, Delivery
+from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from tests.support.tasks import TASK
+
+
+def delivery(**changes: Any) -> Delivery:
+    """A delivery to the queue for tasks, sent by the direct producer `acme`. Arguments replace its fields."""
+    fields: dict[str, Any] = {
+        "body": b"{}",
+        "queue": INGEST_TASKS,
+        "routing_key": "task.submitted.acme",
+        "message_id": "m1",
+        "content_type": JSON,
+        "user_id": "acme",
+        "type": None,
+        "headers": {},
+        "redelivered": False,
+        "deliveries": 0,
+        "token": None,
+    }
+    return Delivery(**(fields | changes))
+
+
+def direct_delivery(message_id: str, body: object = TASK, *, cust_id: str = "c", **changes: Any) -> Delivery:
+    """A delivery of a direct submission: a batch if the body has `tasks`, otherwise a task."""
+    is_batch = isinstance(body, dict) and "tasks" in body
+    fields: dict[str, Any] = {
+        "body": json.dumps(body).encode(),
+        "queue": INGEST_BATCHES if is_batch else INGEST_TASKS,
+        "routing_key": f"{'batch' if is_batch else 'task'}.submitted.{cust_id}",
+        "message_id": message_id,
+        "user_id": cust_id,
+    }
+    return delivery(**(fields | changes))
+
+
+def admitted_delivery(admitted: Admitted, *, user_id: str = "shim") -> Delivery:
+    """A delivery of a submission that the shim admitted."""
+    message = to_message(admitted)
+    return delivery(
+        body=message.body,
+        queue=INGEST_BATCHES if message.routing_key.startswith("batch.") else INGEST_TASKS,
+        routing_key=message.routing_key,
+        message_id=message.message_id,
+        user_id=user_id,
+        type=message.type,
+    )

@@ -1,0 +1,99 @@
+"""The parts of a worker under test: a processor with a scripted publisher, or a whole worker that runs."""
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping
+
+from ingest.admission import Admission
+from ingest.broker.embedded.broker import EmbeddedBroker
+from ingest.domain import topology
+from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.metrics import NO_METER, Meter
+from ingest.store.sqlite import SqliteStore
+from ingest.worker import Worker
+from ingest.worker.breaker import CircuitBreaker
+from ingest.worker.classify import DeliveryClassifier
+from ingest.worker.processor import DeliveryProcessor
+from ingest.worker.worker import OUTAGE_HOLD
+from tests.support.fakes import AckingConsumer, ScriptedPublisher
+from tests.support.tasks import TASK
+
+
+class ProcessorHarness:
+    """A `DeliveryProcessor` on a real ledger; its publisher and consumer record what they are given."""
+
+    def __init__(self, store: SqliteStore, *, clock: Callable[[], float] = time.time, meter: Meter = NO_METER) -> None:
+        self.admission = Admission(store, clock=clock)
+        self.publisher = ScriptedPublisher()
+        self.consumer = AckingConsumer()
+        self.unavailable: list[Delivery] = []
+        """The deliveries that the last attempt did not finish because a dependency was unavailable."""
+        classifier = DeliveryClassifier(store, frozenset({"shim"}))
+        self._processor = DeliveryProcessor(store, self.publisher, self.admission, classifier, meter)
+
+    async def attempt(self, *deliveries: Delivery) -> list[str]:
+        """Make one attempt; return the ids of the messages that it published."""
+        self.publisher.sent.clear()
+        self.unavailable = (await self._processor.attempt(self.consumer, deliveries)).unavailable
+        return [message.message_id for message in self.publisher.sent]
+
+
+class WorkerHarness:
+    """A worker on the embedded broker. It runs from entering the context to leaving it."""
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        broker: EmbeddedBroker,
+        prefetch: Mapping[str, int],
+        *,
+        outage_hold: float = OUTAGE_HOLD,
+        circuit_breaker: CircuitBreaker | None = None,
+    ) -> None:
+        self.broker = broker
+        self.worker = Worker(
+            store=store,
+            broker=broker,
+            admission=Admission(store),
+            trusted_users=frozenset({"ingest"}),
+            prefetch=prefetch,
+            outage_hold=outage_hold,
+            circuit_breaker=circuit_breaker,
+        )
+        self.running: asyncio.Task[None]
+        self._submitted = 0
+
+    async def __aenter__(self) -> "WorkerHarness":
+        self.running = asyncio.create_task(self.worker.run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.worker.stop()
+        await asyncio.wait_for(self.running, 5)
+
+    async def submit(self, count: int) -> None:
+        """Publish tasks of the direct producer `c` in one publish, with the message_ids m0, m1, and so on."""
+        first, self._submitted = self._submitted, self._submitted + count
+        messages = [
+            Message(
+                exchange=topology.SUBMISSIONS,
+                routing_key="task.submitted.c",
+                body=json.dumps(TASK).encode(),
+                message_id=f"m{number}",
+            )
+            for number in range(first, self._submitted)
+        ]
+        publisher = await self.broker.publisher()
+        assert set(await publisher.publish(messages)) == {PublishOutcome.CONFIRMED}
+
+    async def take(self, queue: str, count: int) -> list[Delivery]:
+        """Receive and ack at least `count` messages of a queue. Raises TimeoutError after 10 s."""
+        consumer = await self.broker.consumer(queue, 100)
+        deliveries: list[Delivery] = []
+        async with asyncio.timeout(10):
+            while len(deliveries) < count:
+                deliveries += await consumer.receive()
+        await consumer.ack(deliveries)
+        await consumer.close()
+        return deliveries
