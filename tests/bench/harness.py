@@ -23,14 +23,10 @@ from ingest.store.aerospike.client import AerospikeClient, parse_url
 from ingest.store.aerospike.records import write_all
 from ingest.store.aerospike.store import AerospikeStore
 from tests.bench import usage
+from tests.e2e.contract import TASK as CONTRACT_TASK
 from tests.servers import AerospikeServer, RabbitServer
 
-TASK: dict[str, Any] = {
-    "type": "text_classification",
-    "data_url": "https://cdn.example.com/doc.txt",
-    "label_spec": {"question": "Document category?", "options": ["invoice", "receipt", "other"]},
-    "consensus_threshold": 3,
-}
+TASK: dict[str, Any] = CONTRACT_TASK | {"consensus_threshold": 3}
 _ENTRY = Entry(
     id="",
     cust_id="c",

@@ -13,13 +13,9 @@ from ingest.domain.messages import Delivery, Message, PublishOutcome
 from tests.chaos.fleet import Process
 from tests.e2e.processes import run_ingest
 from tests.servers import AerospikeServer, RabbitServer
+from tests.support.tasks import TASK
 
 NEIGHBOURS = 300
-TASK = {
-    "type": "sentiment",
-    "data_url": "https://a.example/x",
-    "label_spec": {"question": "q?", "options": ["a", "b"]},
-}
 
 
 async def take(broker: RabbitBroker, queue: str, count: int) -> list[Delivery]:

@@ -12,14 +12,10 @@ from ingest.domain.customers import Customer
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.store.aerospike.store import AerospikeStore
 from tests.deploy.files import DEPLOY
+from tests.e2e.contract import TASK
 from tests.servers import AerospikeServer
 
 PAGE = (DEPLOY / "sizing.md").read_text()
-TASK = {
-    "type": "text_classification",
-    "data_url": "https://cdn.example.com/doc.txt",
-    "label_spec": {"question": "Document category?", "options": ["invoice", "receipt", "other"]},
-}
 
 
 def single() -> Submission:

@@ -6,21 +6,16 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from tests.bench.harness import Depth
+from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
 from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import free_ports, wait_until
 
-TASK: dict[str, Any] = {
-    "type": "sentiment",
-    "data_url": "https://cdn.example.com/a.txt",
-    "label_spec": {"question": "How is it?", "options": ["good", "bad"]},
-}
 ANSWERS = 12.0
 """Seconds within which everything is answered: the deadline of a request, and some for a busy machine."""
 

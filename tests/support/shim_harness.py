@@ -1,7 +1,6 @@
 """A shim that runs on SQLite and the embedded queue, over a real socket."""
 
 import asyncio
-from typing import Any
 
 import httpx
 
@@ -14,11 +13,6 @@ from ingest.shim import Shim, shim_server
 from ingest.shim.http.body import BodyMemoryBudget
 from ingest.store.sqlite import SqliteStore
 
-TASK: dict[str, Any] = {
-    "type": "sentiment",
-    "data_url": "https://a.example/x",
-    "label_spec": {"question": "q?", "options": ["a", "b"]},
-}
 HOOK = "https://a.example/hook"
 
 

@@ -8,7 +8,8 @@ import pytest
 
 from ingest.domain.customers import Customer
 from ingest.shim import openapi_document
-from tests.support.shim_harness import HOOK, TASK, ShimHarness
+from tests.support.shim_harness import HOOK, ShimHarness
+from tests.support.tasks import TASK
 from tests.unit.documents.schemas import problems, resolved
 from tests.unit.shim.conftest import harness, parts
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from ingest.domain import events
 from ingest.domain.submissions import task_submission
 from ingest.domain.trace import Trace, trace_of, trace_of_http
+from tests.support.tasks import TASK
 
 IDS = f"{'0af7651916cd43dd8448eb211c80319c'}-{'b7ad6b7169203331'}-01"
-TASK = {"type": "sentiment", "data_url": "https://a.example", "label_spec": {"question": "q", "options": ["a", "b"]}}
 
 
 @pytest.mark.parametrize(

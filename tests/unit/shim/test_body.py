@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.shim.http.body import BodyMemoryBudget
 from ingest.store.sqlite import SqliteStore
-from tests.support.shim_harness import TASK, ShimHarness
+from tests.support.shim_harness import ShimHarness
+from tests.support.tasks import TASK
 
 
 async def test_too_large_without_a_content_length(harness: ShimHarness) -> None:

@@ -17,7 +17,8 @@ from ingest.domain.ledger import Change, Entry, Phase
 from ingest.domain.messages import PublishOutcome
 from ingest.store.sqlite import SqliteStore
 from tests.support.fakes import ScriptedPublisher
-from tests.support.shim_harness import HOOK, TASK, ShimHarness
+from tests.support.shim_harness import HOOK, ShimHarness
+from tests.support.tasks import TASK
 
 
 async def test_a_task_and_its_replay(harness: ShimHarness) -> None:
