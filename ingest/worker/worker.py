@@ -157,6 +157,8 @@ class QueueConsumerLoop:
         # Retries do not count as in progress: contended deliveries are few, and in an outage the breaker decides.
         self._in_progress -= 1
         self._start()
+        if not unfinished:
+            return
         contended, unavailable = Backoff(*_CONTENDED_PAUSES), Backoff(*PAUSES)
         while unfinished:
             pause = (unavailable if unfinished.unavailable else contended).next()

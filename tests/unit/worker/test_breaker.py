@@ -21,14 +21,14 @@ async def test_open_circuit_admits_one_trial_attempt_until_it_makes_progress() -
     admitted = []
     finish_trial = asyncio.Event()
 
-    async def attempt(name: int) -> None:
+    async def make_attempt(name: int) -> None:
         async with breaker.attempt() as attempt:
             admitted.append(name)
             if len(admitted) == 1:
                 await finish_trial.wait()
             attempt.made_progress = True
 
-    attempts = [asyncio.create_task(attempt(name)) for name in range(11)]
+    attempts = [asyncio.create_task(make_attempt(name)) for name in range(11)]
     for _ in range(50):
         await asyncio.sleep(0)
     assert admitted == [0]
@@ -116,7 +116,7 @@ async def test_closed_circuit_admits_attempts_after_stop() -> None:
         attempt.made_progress = True
 
 
-async def test_open_for_measures_one_outage_without_a_break() -> None:
+async def test_open_for_measures_one_outage_without_interruption() -> None:
     virtual_time = VirtualTime()
     breaker = CircuitBreaker(clock=virtual_time.clock, wait=virtual_time.wait)
     waiting = asyncio.create_task(breaker.open_for(60))
