@@ -6,9 +6,11 @@ from collections.abc import KeysView, Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ingest.broker.rabbitmq.consumer import DeliveryToken
 from ingest.broker.rabbitmq.quarantine import PATIENCE, QUIET, SUSPECT, PoisonQuarantine
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import DELIVERY_LIMIT
+from tests.support.deliveries import delivery
 
 PREFETCH = 50
 
@@ -21,7 +23,7 @@ class FrameSink:
         self.out: list[Delivery] = []
         self.handed_out: list[Delivery] = []
         self.opened: list[int] = []
-        self.suspects = PoisonQuarantine(self, prefetch, self._hand_out, narrow=narrow)
+        self.suspects = PoisonQuarantine(self, prefetch, self._hand_out, single_delivery=narrow)
         self._tags = 0
 
     @property
@@ -47,7 +49,7 @@ class FrameSink:
         for each in list(deliveries):
             del self._unacked[each.token[1]]
             self.out.remove(each)
-        self.suspects.settled()
+        self.suspects.deliveries_finished()
 
     async def work(self) -> list[list[int]]:
         """Settle all that is handed out, as it is; the delivery counts of what was out together."""
@@ -66,19 +68,7 @@ class FrameSink:
 
     def _delivery(self, count: int) -> Delivery:
         self._tags += 1
-        return Delivery(
-            body=b"",
-            queue="q",
-            routing_key="",
-            message_id=None,
-            content_type=None,
-            user_id=None,
-            type=None,
-            headers={},
-            redelivered=count > 0,
-            deliveries=count,
-            token=(self, self._tags),
-        )
+        return delivery(redelivered=count > 0, deliveries=count, token=DeliveryToken(self, self._tags))
 
 
 async def until(lane: FrameSink, out: int) -> None:
@@ -92,7 +82,7 @@ async def test_the_unsuspicious_are_handed_out_as_they_come() -> None:
     lane = FrameSink()
     come = lane.come(0, 1, 0)
     assert lane.out == come
-    assert not lane.suspects.waiting
+    assert not lane.suspects.holds_deliveries
 
 
 async def test_one_round() -> None:
@@ -101,7 +91,7 @@ async def test_one_round() -> None:
     lane.come(0, 5, 1, 2, 0, 3)
     assert [each.deliveries for each in lane.out] == [0]
     assert await lane.work() == [[0], [1, 0], [2], [3], [5]]
-    assert not lane.suspects.waiting
+    assert not lane.suspects.holds_deliveries
     assert lane.come(1)[0] in lane.out
 
 
@@ -148,12 +138,12 @@ async def test_what_takes_too_long_keeps_nobody_waiting() -> None:
         lane.settle(lane.out[1:])
         await asyncio.sleep(QUIET / 3)
     assert lane.out == [slow]
-    assert not lane.suspects.waiting
+    assert not lane.suspects.holds_deliveries
 
 
 async def test_narrow_until_something_unsuspicious_is_settled() -> None:
     """Then it takes the rest of its prefetch, by another consumer; a suspect that is settled is no reason."""
-    lane = FrameSink(narrow=True)
+    lane = FrameSink(single_delivery=True)
     lane.come(4)
     await lane.work()
     assert lane.opened == []
@@ -170,7 +160,7 @@ async def test_stopped_it_hands_out_what_is_here() -> None:
     lane = FrameSink()
     lane.come(3, 2)
     await lane.suspects.stop()
-    assert lane.suspects.waiting
+    assert lane.suspects.holds_deliveries
     await asyncio.sleep(QUIET / 3)
     assert [each.deliveries for each in lane.out] == [2]
     assert await lane.work() == [[2], [3]]
@@ -183,7 +173,7 @@ async def test_stopped_it_waits_for_nothing_that_is_not_settled() -> None:
     await lane.suspects.stop()
     await until(lane, 1)
     await asyncio.sleep(PATIENCE + QUIET)
-    assert not lane.suspects.waiting
+    assert not lane.suspects.holds_deliveries
     assert len(lane.out) == 1
 
 
@@ -192,7 +182,7 @@ async def test_closed_it_hands_out_nothing() -> None:
     lane = FrameSink()
     lane.come(3, 2)
     lane.suspects.close()
-    assert not lane.suspects.waiting
+    assert not lane.suspects.holds_deliveries
     await asyncio.sleep(2 * QUIET)
     assert lane.out == []
 
@@ -218,7 +208,7 @@ def test_each_is_handed_out_once_and_suspects_alone(arrivals: list[list[int]]) -
         for together in await lane.work():
             assert len(together) == 1 or max(together) < SUSPECT
         assert sorted(each.token[1] for each in lane.handed_out) == [each.token[1] for each in come]
-        assert not lane.suspects.waiting
+        assert not lane.suspects.holds_deliveries
 
     asyncio.run(run())
 

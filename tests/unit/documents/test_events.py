@@ -11,12 +11,13 @@ from jsonschema import Draft202012Validator
 from ingest.domain import event_data, events
 from ingest.domain.dead_letters import ENVELOPE_HEADER, dead_letter
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
-from ingest.domain.messages import Delivery, Message
+from ingest.domain.messages import Message
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.domain.validation import TASK_TYPES
 from ingest.shim import asyncapi_document, event_schema
 from ingest.worker.plan import plan_rejection
 from ingest.worker.rejections import Rejection
+from tests.support.deliveries import delivery
 from tests.unit.documents.schemas import problems
 
 HOOK = "https://a.example/hook"
@@ -90,21 +91,6 @@ def test_submission_duplicate(body: dict[str, Any], cust_id: str, message_id: st
     assert ("batch_id" in event["data"], "task_id" in event["data"]) == (batch, not batch)
 
 
-def delivery(body: bytes, message_id: str | None, **changes: Any) -> Delivery:
-    known: dict[str, Any] = {
-        "queue": "ingest.tasks",
-        "routing_key": "task.submitted.acme",
-        "content_type": None,
-        "user_id": None,
-        "type": None,
-        "headers": {},
-        "redelivered": False,
-        "deliveries": 0,
-        "token": None,
-    }
-    return Delivery(body=body, message_id=message_id, **(known | changes))
-
-
 @given(
     st.binary(max_size=50) | text.map(str.encode),
     st.none() | text,
@@ -116,7 +102,11 @@ def test_submission_rejected_and_dead_letter(
     body: bytes, message_id: str | None, reason: Reason, cust_id: str, errors: list[FieldError]
 ) -> None:
     """Law: whatever was refused, with or without a body in UTF-8, a message_id, a customer."""
-    rejection = Rejection(delivery(body, message_id), InvalidSubmission(reason, "why", tuple(errors)), cust_id)
+    rejection = Rejection(
+        delivery(body=body, message_id=message_id, content_type=None, user_id=None),
+        InvalidSubmission(reason, "why", tuple(errors)),
+        cust_id,
+    )
     dead, rejected = plan_rejection(rejection).messages
     letter = check("dead-letter", dead)
     event = check("submission.rejected", rejected)
@@ -129,8 +119,8 @@ def test_large_dead_letter(errors: int) -> None:
     """Where the envelope is a header: headers and envelope fit, and each of the two forms is not the other."""
     faults = tuple([FieldError("f" * 500, "g" * 500)] * errors)
     error = InvalidSubmission(Reason.MALFORMED, "why", faults)
-    large = dead_letter(delivery(b"\0" * 4 * 1024 * 1024, "m"), error, TIME)
-    small = dead_letter(delivery(b"\0", "m"), error, TIME)
+    large = dead_letter(delivery(body=b"\0" * 4 * 1024 * 1024, message_id="m"), error, TIME)
+    small = dead_letter(delivery(body=b"\0", message_id="m"), error, TIME)
     document = asyncapi_document()
     kinds = {name: document["components"]["messages"][name] for name in ("deadLetter", "largeDeadLetter")}
     fits = {
@@ -150,13 +140,13 @@ def test_two_refusals_under_one_message_id_are_two_events() -> None:
     """They are not repeats of each other: who drops events by id must see both."""
     error = InvalidSubmission(Reason.INVALID, "why")
     ids = {
-        plan_rejection(Rejection(delivery(body, "m"), error, "acme")).messages[1].message_id
+        plan_rejection(Rejection(delivery(body=body, message_id="m"), error, "acme")).messages[1].message_id
         for body in (b"{}", b'{"type":1}')
     }
     assert len(ids) == 2
-    again = plan_rejection(Rejection(delivery(b"{}", "m", redelivered=True), error, "acme")).messages
+    again = plan_rejection(Rejection(delivery(body=b"{}", message_id="m", redelivered=True), error, "acme")).messages
     assert again[1].message_id in ids
-    assert again[0].message_id == dead_letter(delivery(b"{}", "m"), error, TIME).message_id
+    assert again[0].message_id == dead_letter(delivery(body=b"{}", message_id="m"), error, TIME).message_id
 
 
 def test_types_are_the_constants() -> None:

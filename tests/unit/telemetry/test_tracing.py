@@ -18,6 +18,7 @@ from opentelemetry.trace import StatusCode
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.telemetry.http import Scope
 from ingest.telemetry.tracing import TracedApp, TracedConsumer, TracedPublisher
+from tests.support.deliveries import delivery
 from tests.support.fakes import AckingConsumer, ScriptedPublisher
 
 ONE, TWO = (f"00-{digit * 32}-b7ad6b7169203331-01" for digit in "12")
@@ -50,21 +51,9 @@ def message(traceparent: str | None, message_id: str = "m") -> Message:
     return Message(exchange="asg.events", routing_key="k", body=b"{}", message_id=message_id, headers=headers)
 
 
-def delivery(token: int, traceparent: object = None) -> Delivery:
+def numbered(token: int, traceparent: object = None) -> Delivery:
     headers: dict[str, Any] = {} if traceparent is None else {"traceparent": traceparent}
-    return Delivery(
-        body=b"{}",
-        queue="q",
-        routing_key="k",
-        message_id=str(token),
-        content_type=None,
-        user_id=None,
-        type=None,
-        headers=headers,
-        redelivered=False,
-        deliveries=0,
-        token=token,
-    )
+    return delivery(message_id=str(token), headers=headers, token=token)
 
 
 class OneByOne(AckingConsumer):
@@ -119,9 +108,9 @@ async def test_what_is_not_sampled_is_passed_on_as_it_came(spans: Spans) -> None
         inner = ScriptedPublisher()
         await TracedPublisher(inner, tracer, "rabbitmq").publish([message(traceparent)])
         assert inner.sent == [message(traceparent)]
-        consumer = TracedConsumer(OneByOne([delivery(1, traceparent)]), "q", tracer, "rabbitmq")
+        consumer = TracedConsumer(OneByOne([numbered(1, traceparent)]), "q", tracer, "rabbitmq")
         (got,) = await consumer.receive()
-        assert got.headers == delivery(1, traceparent).headers
+        assert got.headers == numbered(1, traceparent).headers
         await consumer.ack([got])
     assert spans.all() == ()
 
@@ -129,7 +118,7 @@ async def test_what_is_not_sampled_is_passed_on_as_it_came(spans: Spans) -> None
 @pytest.mark.parametrize("junk", ["junk", 5, b"\xff", {"a": 1}])
 async def test_a_bad_context_begins_a_trace(spans: Spans, junk: object) -> None:
     """Whatever a direct producer has put into the header."""
-    consumer = TracedConsumer(OneByOne([delivery(1, junk)]), "q", spans.tracer, "rabbitmq")
+    consumer = TracedConsumer(OneByOne([numbered(1, junk)]), "q", spans.tracer, "rabbitmq")
     (got,) = await consumer.receive()
     await consumer.ack([got])
     (span,) = spans.named("process q")
@@ -139,7 +128,7 @@ async def test_a_bad_context_begins_a_trace(spans: Spans, junk: object) -> None:
 
 async def test_a_delivery_is_a_span_until_it_is_settled(spans: Spans) -> None:
     """Acknowledged: fine. Given back or lost with its connection: an error. None stays open."""
-    inner = OneByOne([delivery(1, ONE), delivery(2), delivery(3)], [delivery(4)])
+    inner = OneByOne([numbered(1, ONE), numbered(2), numbered(3)], [numbered(4)])
     consumer = TracedConsumer(inner, "q", spans.tracer, "rabbitmq")
     first, second, _ = await consumer.receive()
     assert spans.named("process q") == []
