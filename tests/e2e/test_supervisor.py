@@ -29,7 +29,7 @@ def test_the_dead_are_replaced_and_all_stop_together(
         if command == "serve":
             wait_ready(f"http://127.0.0.1:{port}")
         else:
-            wait_until(lambda: running.text().count('"working"') == 2, "two starts", 20)
+            wait_until(lambda: running.text().count('"worker_started"') == 2, "two starts", 20)
         before = children(parent)
         victim = min(before)
         os.kill(victim, signal.SIGKILL)
@@ -38,7 +38,7 @@ def test_the_dead_are_replaced_and_all_stop_together(
         if command == "serve":
             wait_ready(f"http://127.0.0.1:{port}")
         else:
-            wait_until(lambda: running.text().count('"working"') == 3, "three starts", 20)
+            wait_until(lambda: running.text().count('"worker_started"') == 3, "three starts", 20)
         assert running.stop(30) == 0
         assert "Traceback" not in running.text()
 
