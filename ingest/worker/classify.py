@@ -27,7 +27,7 @@ _KINDS: Final = {INGEST_TASKS: SubmissionKind.TASK, INGEST_BATCHES: SubmissionKi
 
 
 class Classified(msgspec.Struct, eq=False):
-    """Deliveries by what must be done with them."""
+    """Deliveries, grouped by the work that they need."""
 
     admitted: list[tuple[Delivery, Admitted]] = msgspec.field(default_factory=list)
     direct: list[tuple[Delivery, Request]] = msgspec.field(default_factory=list)

@@ -92,7 +92,7 @@ class DeliveryProcessor:
             await self._plan(attempt, deliveries)
             failed = await self._publish(attempt.plans)
             failed += await self._settle([plan for plan in attempt.plans if plan not in failed])
-            # Without a refund, because the broker may have taken the messages.
+            # There is no refund, because the broker may have taken the messages.
             await self._admission.release([plan.decision for plan in failed if plan.decision is not None], refund=False)
         except StoreUnavailable as error:
             _log.warning("attempt_failed", error=str(error), submissions=len(deliveries))

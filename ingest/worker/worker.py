@@ -26,7 +26,7 @@ OUTAGE_HOLD: Final = 600.0
 _MAX_CONCURRENCY: Final = 3
 """Micro-batches of one queue in progress: one waits for confirms while the next is prepared, and one more fills up."""
 _PUBLISHING_CONNECTIONS: Final = 2
-"""RabbitMQ routes what arrives on one connection on one core, which is slower than a worker."""
+"""RabbitMQ routes the messages of one connection on one core, and a worker publishes more than one core routes."""
 
 _log = structlog.get_logger(__name__)
 
@@ -106,7 +106,7 @@ class Worker:
 
 
 class QueueConsumerLoop:
-    """One queue: receives deliveries, attempts them in micro-batches, and retries what was not finished.
+    """Receives the deliveries of one queue, attempts them in micro-batches, and retries the unfinished ones.
 
     While one micro-batch is in progress, the next one waits until it has `max_batch` deliveries: large ones cost less
     per delivery, also for RabbitMQ. There is no timer, so under light traffic small ones start at once.
@@ -168,7 +168,7 @@ class QueueConsumerLoop:
             unfinished = await self._attempt_under_breaker([*unfinished.contended, *unfinished.unavailable])
 
     async def _attempt_under_breaker(self, deliveries: Sequence[Delivery]) -> Unfinished:
-        """Make one attempt, when the breaker allows it, at the deliveries that can still be acknowledged."""
+        """Wait for the breaker, then make one attempt at the deliveries that can still be acknowledged."""
         try:
             async with self._breaker.attempt() as attempt:
                 alive = [delivery for delivery in deliveries if self.consumer.alive(delivery)]
@@ -182,9 +182,9 @@ class QueueConsumerLoop:
             return Unfinished()  # the broker delivers them again
 
     async def _attempt(self, deliveries: Sequence[Delivery]) -> Unfinished:
-        """One attempt. After a defect, attempt each delivery alone and requeue the one that triggers it.
+        """Make one attempt. After a defect, attempt each delivery alone and requeue the one that triggers it.
 
-        The broker counts a requeued delivery and dead-letters it at the delivery limit, and the others are finished.
+        So the other deliveries are finished, and the broker dead-letters the requeued one at the delivery limit.
         """
         try:
             return await self._processor.attempt(self.consumer, deliveries)
