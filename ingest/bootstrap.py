@@ -99,7 +99,9 @@ async def _until_signal(main: Callable[[asyncio.Event], Awaitable[None]], deadli
     stopping.cancel()
     done, _ = await asyncio.wait([running], timeout=deadline)
     if not done:
-        _log.error("could not finish in time, what is left comes again", seconds=deadline)
+        _log.error(
+            "shutdown_deadline_exceeded", seconds=deadline, consequence="unacknowledged messages will be redelivered"
+        )
         running.cancel()
         await asyncio.wait([running], timeout=5)
         return 1
@@ -161,7 +163,7 @@ async def _declare(broker: Broker) -> None:
         try:
             await broker.declare()
         except BrokerUnavailable as error:
-            _log.warning("topology not declared yet", error=str(error), seconds=pause)
+            _log.warning("topology_declaration_failed", error=str(error), seconds=pause)
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
             pause = min(pause * 2, _LONGEST_PAUSE)
         else:

@@ -146,7 +146,7 @@ def _place(loaded: settings.Settings) -> MetricsEndpoint | None:
         return None
     names = ("INGEST_METRICS_PORT", "INGEST_METRICS_HOST")
     listener = _listen(loaded.metrics_host, loaded.metrics_port, names)
-    _log.info("metrics and health", port=listener.getsockname()[1])
+    _log.info("metrics_started", port=listener.getsockname()[1])
     return MetricsEndpoint(listener=listener)
 
 

@@ -78,12 +78,12 @@ def _dead(seen: Overview) -> RenderableType:
 
 
 def _processes(seen: Overview) -> Table:
-    table = _table("processes", "process", "ready", "brake", "stalled", "in flight", "tasks/s", "idle")
+    table = _table("processes", "process", "ready", "breaker", "stalled", "in flight", "tasks/s", "idle")
     for each in seen.processes:
         table.add_row(
             f"{each.url} {each.process}",
             _yes(each.ready),
-            _yes(each.brake),
+            _yes(each.breaker_open),
             _yes(each.stalled),
             _number(each.in_flight),
             _rate(each.accepted),

@@ -65,7 +65,7 @@ class _Supervisor:
                 if child.exitcode == USAGE:
                     self._stop()  # wrong settings do not get better
                     break
-                _log.error("process died, starting another", pid=child.pid, exit_code=child.exitcode)
+                _log.error("process_died_restarting", pid=child.pid, exit_code=child.exitcode)
                 if index < self._count:
                     self._died(index)
                 time.sleep(_PAUSE)
@@ -96,7 +96,7 @@ class _Supervisor:
         for child in children:
             child.join(max(0.0, end - time.monotonic()))
             if child.is_alive():
-                _log.error("process does not stop, killed", pid=child.pid)
+                _log.error("process_killed_after_deadline", pid=child.pid)
                 child.kill()
                 child.join()
 

@@ -1,7 +1,6 @@
-"""What the shim tells the worker: a submission that is validated, claimed and charged already.
+"""The message from the shim to the worker: a submission that is validated, claimed and charged.
 
-JSON like everything else on the broker, so that an operator can read it; the worker does not parse the tasks'
-bodies again, it passes their bytes on.
+It is JSON, so that an operator can read it. The worker does not parse the tasks' bodies again; it copies their bytes.
 """
 
 import msgspec
@@ -13,11 +12,14 @@ from ingest.domain.topology import SUBMISSIONS
 from ingest.domain.trace import Trace
 
 TYPE = "ingest.admitted.v1"
-"""The AMQP `type` property of such a message. Believed only from the service's own, broker-checked `user_id`."""
+"""The AMQP `type` property of such a message. It counts only with a `user_id` of the service itself."""
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
-    """`created_at` in Unix milliseconds, `retention` in seconds; `replayed`: task ids that were accepted before."""
+    """An admitted submission.
+
+    `created_at` is in Unix milliseconds, `retention` in seconds. `replayed` are ids of tasks that were accepted before.
+    """
 
     submission: Submission
     created_at: int
@@ -30,7 +32,7 @@ _decode = msgspec.json.Decoder(Admitted).decode
 
 
 def to_message(admitted: Admitted, trace: Trace | None = None) -> Message:
-    """The message that carries it to the workers; the client's trace stands in its headers."""
+    """The message for the workers, with the client's trace context in its headers."""
     submission = admitted.submission
     return Message(
         exchange=SUBMISSIONS,
@@ -43,8 +45,8 @@ def to_message(admitted: Admitted, trace: Trace | None = None) -> Message:
 
 
 def from_body(body: bytes) -> Admitted:
-    """Raises InvalidSubmission (MALFORMED) where the body is not one, e.g. of another version."""
+    """Decode the body of such a message. Raises InvalidSubmission (MALFORMED), for example for another version."""
     try:
         return _decode(body)
     except (ValueError, RecursionError) as error:
-        raise InvalidSubmission(Reason.MALFORMED, f"body is no admitted submission: {error}") from None
+        raise InvalidSubmission(Reason.MALFORMED, f"body is not an admitted submission: {error}") from None

@@ -17,11 +17,11 @@ _BASE62 = string.digits + string.ascii_letters
 
 
 class Customer(msgspec.Struct, frozen=True, kw_only=True):
-    """Who submits. Frozen: a change is a new value, saved as a whole.
+    """A customer. A change is a new value that is saved as a whole.
 
-    `monthly_quota` counts new tasks a calendar month (UTC), None is unlimited; `retention` is how long a key
-    is remembered, in seconds; `strict` answers another body under a used key with 422 instead of a replay;
-    `webhooks` are the only `callback_url`s accepted, compared exactly.
+    `monthly_quota` limits the new tasks of a calendar month (UTC); None is unlimited. `retention` is how long a key is
+    remembered, in seconds. `strict` answers another body under a used key with 422 instead of a replay. `webhooks` are
+    the accepted values of `callback_url`, compared exactly.
     """
 
     cust_id: str
@@ -32,7 +32,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """What is stored of an API key: never the key itself."""
+    """An API key as it is stored, without the key itself."""
 
     key_id: str
     cust_id: str
@@ -42,25 +42,25 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def retention_of(retention: int, *, keyed: bool) -> int:
-    """Seconds for which a submission is remembered; without a key nobody can repeat it, so a day will do."""
+    """How long a submission is remembered, in seconds. An unkeyed one cannot be repeated, so one day is enough."""
     return retention if keyed else min(KEYLESS_RETENTION, retention)
 
 
 def is_cust_id(value: str) -> bool:
-    """Whether `value` can be a customer's id: 1 to 64 letters, digits, `_` or `-` (a word of a routing key)."""
+    """Whether `value` can be a cust_id: 1 to 64 letters, digits, `_` or `-` (one word of a routing key)."""
     return _CUST_ID.fullmatch(value) is not None
 
 
 def new_api_key() -> str:
-    """A fresh API key: `asg_live_` and 32 random base62 characters (190 bits)."""
+    """A new API key: `asg_live_` and 32 random base62 characters (190 bits)."""
     return _KEY_PREFIX + "".join(secrets.choice(_BASE62) for _ in range(32))
 
 
 def hash_api_key(api_key: str) -> bytes:
-    """SHA-256 of the key, 32 bytes. Keys are random, so no salt or stretching is needed."""
+    """SHA-256 of the key, 32 bytes. Keys are random, so they need neither salt nor stretching."""
     return hashlib.sha256(api_key.encode("utf-8", "surrogateescape")).digest()
 
 
 def key_id_of(key_hash: bytes) -> str:
-    """The public name of a key, safe to log: `key_` and the first 12 hex digits of its hash."""
+    """The public name of a key: `key_` and the first 12 hex digits of its hash. It can be logged."""
     return "key_" + key_hash.hex()[:12]

@@ -1,8 +1,8 @@
-"""What stands in `ingest.dead`: written by a worker that refuses, read back and turned into a submission again.
+"""Dead letters: written by a worker that rejects a submission, read back, and submitted again.
 
-Two kinds of messages are there. A worker's own dead letter is an envelope: the reason as a code in a header, detail
-and the submission in the body. What the broker itself has dead-lettered is the submission as it was, with
-RabbitMQ's `x-death` headers.
+`ingest.dead` has two kinds of messages. A worker's dead letter is an envelope: the reason code in a header, details and
+the submission in the body. A message that the broker dead-lettered is the submission itself, with RabbitMQ's `x-death`
+headers.
 """
 
 import base64
@@ -23,13 +23,13 @@ from ingest.domain.trace import trace_of
 REASON_HEADER: Final = "x-ingest-reason"
 TIME_HEADER: Final = "x-ingest-rejected-at"
 ENVELOPE_HEADER: Final = "x-ingest-envelope"
-"""The envelope without the submission's body, where the message's body is that as it was."""
+"""The envelope without the submission's body; the body of the message is then the submission's body."""
 LARGEST: Final = 15 * 1024 * 1024
-"""Bytes of an envelope: RabbitMQ 4 takes 16 MiB, and 8 MiB of control characters are 48 MiB in JSON. A message that is
-too large would be refused again and again, and its submission never be done with."""
+"""Bytes of an envelope. RabbitMQ 4 takes 16 MiB, and 8 MiB of control characters are 48 MiB in JSON. A message that is
+too large would be refused on every attempt, and its submission would never be finished."""
 _LARGEST_HEADER: Final = 64 * 1024
 UNKNOWN: Final = "unknown"
-"""The reason of a message that no worker and no broker has put there."""
+"""The reason of a message that neither a worker nor the broker put there."""
 
 _ADDRESS: Final = re.compile(r"(?:task|batch)\.submitted\.(?P<cust_id>[^.]*)")
 _SHORT: Final = 255
@@ -37,7 +37,7 @@ _SHORT: Final = 255
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """The submission as it came. `user_id` is what the broker had checked."""
+    """The submission as it was sent. The broker has checked `user_id`."""
 
     queue: str | None
     routing_key: str
@@ -51,8 +51,8 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One message of `ingest.dead`.
 
-    `id` is its message_id, or a hash where it has none; copies share it. `died_at` is Unix seconds, None where
-    nobody wrote it down. `origin` None: this is no submission, only `delivery` is left to look at.
+    `id` is its message_id, or a hash if it has none; copies have the same id. `died_at` is in Unix seconds, None if
+    it is not recorded. If `origin` is None, the message is not a submission, and only `delivery` can be shown.
     """
 
     id: str
@@ -66,12 +66,12 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Message:
-    """The reason as a code in a header; detail and the submission as it came in the body.
+    """The dead letter of a rejected delivery: the reason code in a header, details and the submission in the body.
 
     Args:
-        delivery: what is refused.
-        error: why.
-        now: RFC 3339.
+        delivery: the rejected delivery.
+        error: why it is rejected.
+        now: the time, RFC 3339.
     """
     submission: dict[str, Any] = {
         "queue": delivery.queue,
@@ -100,13 +100,13 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
 
 
 def digest(delivery: Delivery) -> str:
-    """Names the submission as it came: the same for a redelivery, another for another body. 32 hex digits."""
+    """A name for a submission, 32 hex digits: the same for a redelivery, different for a different body."""
     whole = f"{delivery.routing_key}:{delivery.message_id}:".encode() + delivery.body
     return hashlib.sha256(whole).hexdigest()[:32]
 
 
 def body_fields(body: bytes) -> dict[str, str]:
-    """A body in JSON: `body`, or `body_base64` where it is not UTF-8."""
+    """A body as a JSON field: `body`, or `body_base64` if it is not UTF-8."""
     try:
         return {"body": body.decode()}
     except UnicodeDecodeError:
@@ -114,20 +114,21 @@ def body_fields(body: bytes) -> dict[str, str]:
 
 
 def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
-    """What a message of `ingest.dead` is. Whatever it is, it can be read: nothing is raised.
+    """Read a message of `ingest.dead`. Any message can be read; nothing is raised.
 
-    An envelope is believed only from the service's own users (`trusted`), under the routing keys that producers
-    cannot use: else a producer could have a submission of its making taken for another's.
+    An envelope counts only if one of the service's own users (`trusted`) sent it with a routing key that producers
+    cannot use. Otherwise a producer could forge a submission of another customer.
     """
     if delivery.user_id in trusted and delivery.routing_key.startswith("rejected."):
-        return _refused(delivery)
+        return _read_envelope(delivery)
     address = _ADDRESS.fullmatch(delivery.routing_key)
     death = _death(delivery.headers)
     if address is None:
-        why = (
-            f"no submission: user {delivery.user_id}, who is none of the service's (INGEST_TRUSTED_USERS), put it here"
+        error = (
+            f"not a submission: user {delivery.user_id} put it here, who is not one of the service's users "
+            "(INGEST_TRUSTED_USERS)"
         )
-        return DeadLetter(id=_id(delivery), reason=UNKNOWN, error=why, died_at=death[2], delivery=delivery)
+        return DeadLetter(id=_id(delivery), reason=UNKNOWN, error=error, died_at=death[2], delivery=delivery)
     queue, reason, died_at = death
     return DeadLetter(
         id=_id(delivery),
@@ -149,13 +150,14 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
 
 
 def redrive_blocker(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
-    """Why it must not be submitted again, in a sentence; None where it may.
+    """Why a dead letter must not be submitted again, as a sentence; None if it may be.
 
-    The service's user may submit for any customer, so nothing may pass that another user had sent.
+    A redriven submission is published by the service's user, who may submit for any customer. So it must not be one
+    that another user sent in a customer's name.
     """
     origin = dead.origin
     if origin is None:
-        return "it holds no submission"
+        return "it contains no submission"
     if any(
         len((text or "").encode()) > _SHORT for text in (origin.routing_key, origin.message_id, origin.content_type)
     ):
@@ -165,20 +167,20 @@ def redrive_blocker(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
     if origin.user_id in trusted:
         return None
     if origin.type == admitted.TYPE:
-        return "it claims to be admitted and does not come from the service"
+        return "it claims to be admitted and was not sent by the service"
     if origin.user_id not in (None, dead.cust_id):
         return f"user {origin.user_id} sent it in the name of customer {dead.cust_id}"
     return None
 
 
 def resubmission(dead: DeadLetter) -> Message:
-    """The submission again, under the id it had: what was accepted meanwhile is a duplicate.
+    """The message that submits a dead letter again, with its id: if it was accepted since, it is a duplicate.
 
-    Ask `redrive_blocker` first.
+    Check `redrive_blocker` first.
     """
     origin = dead.origin
     if origin is None:
-        raise ValueError(f"{dead.id} holds no submission")
+        raise ValueError(f"{dead.id} contains no submission")
     trace = trace_of(dead.delivery.headers)
     return Message(
         exchange=topology.SUBMISSIONS,
@@ -191,13 +193,13 @@ def resubmission(dead: DeadLetter) -> Message:
     )
 
 
-def _refused(delivery: Delivery) -> DeadLetter:
+def _read_envelope(delivery: Delivery) -> DeadLetter:
     try:
-        apart = delivery.headers.get(ENVELOPE_HEADER)
-        detail = msgspec.json.decode(delivery.body if apart is None else str(apart))
+        envelope = delivery.headers.get(ENVELOPE_HEADER)
+        detail = msgspec.json.decode(delivery.body if envelope is None else str(envelope))
         submission = detail["submission"]
         origin = Origin(
-            body=_body(submission) if apart is None else delivery.body,
+            body=_body(submission) if envelope is None else delivery.body,
             **{name: submission.get(name) for name in Origin.__struct_fields__[:-1]},
         )
         address = _ADDRESS.fullmatch(origin.routing_key)
@@ -212,8 +214,9 @@ def _refused(delivery: Delivery) -> DeadLetter:
             delivery=delivery,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        why = f"its envelope cannot be read: {error}"
-        return DeadLetter(id=_id(delivery), reason=UNKNOWN, error=why, delivery=delivery)
+        return DeadLetter(
+            id=_id(delivery), reason=UNKNOWN, error=f"its envelope cannot be read: {error}", delivery=delivery
+        )
 
 
 def _body(submission: Mapping[str, Any]) -> bytes:
@@ -230,7 +233,7 @@ def _id(delivery: Delivery) -> str:
 
 
 def _death(headers: Mapping[str, Any]) -> tuple[str | None, str, float | None]:
-    """(queue, reason, Unix seconds) of the latest death that the broker has written down."""
+    """(queue, reason, Unix seconds) of the latest death that the broker has recorded."""
     deaths = headers.get("x-death")
     last = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else {}
     queue = last.get("queue") or headers.get("x-first-death-queue")
@@ -239,7 +242,7 @@ def _death(headers: Mapping[str, Any]) -> tuple[str | None, str, float | None]:
 
 
 def _seconds(time: Any) -> float | None:
-    """A point in time as AMQP (datetime, UTC) or JSON (RFC 3339, number) has it."""
+    """Unix seconds of a time in AMQP (datetime, UTC) or JSON (RFC 3339, or a number); None if it is neither."""
     if isinstance(time, str):
         try:
             time = datetime.fromisoformat(time)

@@ -1,13 +1,13 @@
-"""What can go wrong, as types. The shim turns them into HTTP statuses, the worker into reason codes.
+"""The errors of the service. The shim turns them into HTTP statuses, the worker into reason codes.
 
 ::
 
     IngestError
-    |-- InvalidSubmission      the submission itself is wrong: 400, or a dead letter with `reason`
-    |-- Unavailable            a dependency is away: 503, or the worker waits; never a dead letter
+    |-- InvalidSubmission      the submission is wrong: 400, or a dead letter with `reason`
+    |-- Unavailable            a dependency is unavailable: 503, or the worker waits; never a dead letter
     |   |-- StoreUnavailable
     |   `-- BrokerUnavailable
-    `-- ConfigurationError     settings or topology are wrong: say what to change and stop
+    `-- ConfigurationError     settings, topology or permissions are wrong: the process says what to change and stops
 """
 
 from enum import StrEnum
@@ -18,7 +18,7 @@ MAX_FIELD_ERRORS = 100
 
 
 class Reason(StrEnum):
-    """Why a submission stands in `ingest.dead`; also the `reason` of `submission.rejected`."""
+    """Why a submission was rejected: the code in `ingest.dead`, and the `reason` of `submission.rejected`."""
 
     MALFORMED = "malformed"
     """Not JSON, not UTF-8, or not an object."""
@@ -37,7 +37,7 @@ class Reason(StrEnum):
     """Same key, other body, and the customer is `strict`."""
     QUOTA_EXHAUSTED = "quota_exhausted"
     DELIVERY_LIMIT = "delivery_limit"
-    """It came back again and again, most likely because it kills its workers."""
+    """It was delivered too often without being finished, probably because it crashes the workers."""
 
 
 class FieldError(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class IngestError(Exception):
-    """The root of every error this package raises on purpose."""
+    """The base of every error that this package raises on purpose."""
 
 
 class InvalidSubmission(IngestError):
@@ -65,15 +65,15 @@ class InvalidSubmission(IngestError):
 
 
 class Unavailable(IngestError):
-    """A dependency cannot be reached or does not answer in time; trying again later is right."""
+    """A dependency is unreachable or does not answer in time; the caller can retry later."""
 
 
 class StoreUnavailable(Unavailable):
-    """The store cannot be reached, refuses writes or does not answer in time."""
+    """The store is unreachable, refuses writes, or does not answer in time."""
 
 
 class BrokerUnavailable(Unavailable):
-    """The broker cannot be reached, is blocked, or does not answer in time. Nothing was sent."""
+    """The broker is unreachable, is blocked, or does not answer in time. Nothing was sent."""
 
 
 class ConfigurationError(IngestError):

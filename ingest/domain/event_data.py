@@ -1,7 +1,7 @@
-"""What the events and dead letters hold, as types: the JSON Schemas in the AsyncAPI document are made from these.
+"""The contents of events and dead letters, as types. The JSON Schemas in the AsyncAPI document are made from them.
 
-`events` and the worker's dead letters are written without them, for speed; tests hold every real one to its model.
-Consumers are to ignore fields that they do not know: fields may be added, none is taken away.
+For speed, events and dead letters are encoded without these types; tests check every real one against its type.
+Fields may be added and are never removed, so consumers must ignore fields that they do not know.
 """
 
 from typing import Annotated, Final, Literal, NotRequired
@@ -32,7 +32,7 @@ class _CloudEvent(TypedDict):
     traceparent: NotRequired[
         Annotated[
             str,
-            Field(description="W3C Trace Context of the submission, where it came with one or tracing is on."),
+            Field(description="W3C Trace Context, if the submission came with one or tracing is on."),
             StringConstraints(pattern="^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"),
         ]
     ]
@@ -40,7 +40,7 @@ class _CloudEvent(TypedDict):
 
 
 class TaskAcceptedData(TypedDict):
-    """The whole task, defaults filled in, and where it comes from."""
+    """The whole task with its defaults, its customer, and its batch."""
 
     task_id: TaskId
     cust_id: CustId
@@ -55,7 +55,7 @@ class TaskAcceptedData(TypedDict):
 
 
 class TaskAccepted(_CloudEvent):
-    """A task was accepted. At least once, always under the same id: drop repeats by `id`."""
+    """A task was accepted. Delivered at least once; copies have the same `id`, so drop repeats by `id`."""
 
     id: Annotated[str, StringConstraints(pattern=rf"^tsk_{_ID}:accepted$")]
     type: Literal["io.asgrefinery.task.accepted"]
@@ -71,15 +71,16 @@ class BatchAcceptedData(TypedDict):
     created_at: Time
     task_count: Annotated[int, Field(ge=1, le=MAX_BATCH)]
     task_ids: Annotated[
-        list[TaskId], Field(min_length=1, max_length=MAX_BATCH, description="In order; items with one key share one.")
+        list[TaskId],
+        Field(min_length=1, max_length=MAX_BATCH, description="In order; items with the same key share an id."),
     ]
     replayed_task_ids: Annotated[
-        list[TaskId], Field(max_length=MAX_BATCH, description="Those that had been accepted before.")
+        list[TaskId], Field(max_length=MAX_BATCH, description="The tasks that were accepted before.")
     ]
 
 
 class BatchAccepted(_CloudEvent):
-    """A batch was accepted, and the events of all its tasks are out."""
+    """A batch was accepted; the events of all its tasks were published before."""
 
     id: Annotated[str, StringConstraints(pattern=rf"^bat_{_ID}:accepted$")]
     type: Literal["io.asgrefinery.batch.accepted"]
@@ -95,11 +96,11 @@ class DuplicateData(TypedDict):
     cust_id: CustId
     created_at: Time
     message_id: MessageId
-    payload_mismatch: Annotated[bool, Field(description="It was sent with another body; the original stands.")]
+    payload_mismatch: Annotated[bool, Field(description="The body differs; the original body counts.")]
 
 
 class SubmissionDuplicate(_CloudEvent):
-    """A direct submission repeats one that was accepted; nothing happens but this."""
+    """A direct submission repeats one that was accepted. This event is its only effect."""
 
     id: Annotated[str, StringConstraints(pattern=rf"^(tsk|bat)_{_ID}:duplicate:[0-9a-f]{{32}}$")]
     type: Literal["io.asgrefinery.submission.duplicate"]
@@ -107,28 +108,28 @@ class SubmissionDuplicate(_CloudEvent):
     data: DuplicateData
 
 
-class Fault(TypedDict):
-    """One thing wrong with one field; the sentence starts with the field's path."""
+class FieldFault(TypedDict):
+    """One error in one field; the sentence starts with the field's path."""
 
     field: str
     error: str
 
 
-Faults = Annotated[list[Fault], Field(max_length=MAX_FIELD_ERRORS)]
+FieldFaults = Annotated[list[FieldFault], Field(max_length=MAX_FIELD_ERRORS)]
 
 
 class RejectedData(TypedDict):
-    """Why it was refused, as a code and in words."""
+    """Why it was rejected, as a code and in words."""
 
-    cust_id: Annotated[str, Field(description="Empty where the routing key told none.")]
-    message_id: Annotated[MessageId, Field(description="Empty where there was none.")]
+    cust_id: Annotated[str, Field(description="Empty if the routing key names no customer.")]
+    message_id: Annotated[MessageId, Field(description="Empty if there was none.")]
     reason: Reason
     error: str
-    errors: Faults
+    errors: FieldFaults
 
 
 class SubmissionRejected(_CloudEvent):
-    """A direct submission was refused; it stands in `ingest.dead`."""
+    """A direct submission was rejected; it is in `ingest.dead`."""
 
     id: Annotated[str, StringConstraints(pattern="^rejected:[0-9a-f]{32}$")]
     type: Literal["io.asgrefinery.submission.rejected"]
@@ -136,10 +137,10 @@ class SubmissionRejected(_CloudEvent):
     data: RejectedData
 
 
-class RefusedSubmission(TypedDict):
-    """The submission as it came; its body as text, or in base64 where it is not UTF-8.
+class RejectedSubmission(TypedDict):
+    """The submission as it was sent; its body as text, or in base64 if it is not UTF-8.
 
-    Neither is there where this stands in the header `x-ingest-envelope`: the message's body is then the submission's.
+    In the header `x-ingest-envelope` both are missing: the body of the message is then the submission's body.
     """
 
     queue: str
@@ -147,18 +148,18 @@ class RefusedSubmission(TypedDict):
     message_id: str | None
     content_type: str | None
     type: Annotated[str | None, Field(description="The AMQP property.")]
-    user_id: Annotated[str | None, Field(description="As RabbitMQ had checked it.")]
+    user_id: Annotated[str | None, Field(description="The AMQP user, checked by RabbitMQ.")]
     body: NotRequired[str]
     body_base64: NotRequired[Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]]
 
 
 class DeadLetter(TypedDict):
-    """A refused submission in `ingest.dead`, with all it takes to submit it again.
+    """A rejected submission in `ingest.dead`, with everything that is needed to submit it again.
 
-    The message's body; of one that would be too large for the broker, the header `x-ingest-envelope`.
+    This is the body of the message, or, if that would be too large for the broker, the header `x-ingest-envelope`.
     """
 
     reason: Reason
     error: str
-    errors: Faults
-    submission: RefusedSubmission
+    errors: FieldFaults
+    submission: RejectedSubmission

@@ -1,6 +1,6 @@
-"""The outcomes, as CloudEvents 1.0 in structured JSON (https://cloudevents.io), one AMQP message each.
+"""The events, as CloudEvents 1.0 in structured JSON (https://cloudevents.io), one AMQP message each.
 
-Event ids are deterministic: what at-least-once delivery repeats carries the same `id` and can be dropped.
+Event ids are deterministic: every copy of an event has the same `id`, so that consumers can drop repeats.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ _encode = msgspec.json.encode
 
 
 def rfc3339(milliseconds: int) -> str:
-    """A Unix time in milliseconds as the contract writes times: `2026-04-09T12:00:00Z`, whole seconds, UTC."""
+    """Format a Unix time in milliseconds as the contract does: `2026-04-09T12:00:00Z`, whole seconds, UTC."""
     return datetime.fromtimestamp(milliseconds // 1000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def task_accepted(task: Task, cust_id: str, created_at: str, batch: tuple[str, int] | None = None) -> Message:
-    """The per-task message, which is its acceptance event; `batch` is (batch_id, index) for an item of one.
+    """The acceptance event of a task; `batch` is (batch_id, index) if the task is an item of a batch.
 
-    The body is put together from JSON that is canonical already: parsing it again would be most of the cost.
+    The body is assembled from JSON that is canonical already, because parsing it again would be most of the cost.
     Ids, customer ids and times need no escaping.
     """
     webhook = "webhook" if task.has_callback else "none"
@@ -56,7 +56,10 @@ def task_accepted(task: Task, cust_id: str, created_at: str, batch: tuple[str, i
 
 
 def batch_accepted(submission: Submission, created_at: str, replayed: Sequence[str]) -> Message:
-    """Out once all task events of the batch are out; `replayed` are the task ids that had been accepted before."""
+    """The acceptance event of a batch, published after all its tasks' events.
+
+    `replayed` are the ids of tasks that were accepted before.
+    """
     with_callback = any(task.has_callback for task in submission.tasks)
     data = {
         "batch_id": submission.id,
@@ -71,7 +74,7 @@ def batch_accepted(submission: Submission, created_at: str, replayed: Sequence[s
 
 
 def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str, *, mismatch: bool) -> Message:
-    """A direct submission was suppressed; `created_at` is the original's."""
+    """A direct submission repeats one that was accepted; `created_at` is the original's."""
     kind = "batch_id" if submission_id.startswith("bat_") else "task_id"
     data: dict[str, Any] = {kind: submission_id, "cust_id": cust_id, "created_at": created_at, "message_id": message_id}
     data["payload_mismatch"] = mismatch
@@ -80,9 +83,9 @@ def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str
 
 
 def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission, digest: str) -> Message:
-    """A direct submission was refused; the submission itself stands in `ingest.dead`.
+    """A direct submission was rejected; the submission itself is in `ingest.dead`.
 
-    `digest` is of the whole submission: one message_id, or none, may be sent with several wrong bodies.
+    `digest` covers the whole submission: one message_id, or none, may come with several wrong bodies.
     """
     data = {
         "cust_id": cust_id,
@@ -95,13 +98,13 @@ def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission, 
 
 
 def traced(event: Message, trace: Trace) -> Message:
-    """The event with its trace, as CloudEvents' distributed tracing extension has it, and in the message's headers."""
+    """Add a trace context to an event: as CloudEvents' distributed tracing extension, and in the message's headers."""
     body = b"{" + trace.json_members() + event.body[1:]
     return msgspec.structs.replace(event, body=body, headers=event.headers | trace.headers())
 
 
 def _digest(cust_id: str, message_id: str) -> str:
-    """A name for a message that fits everywhere: message ids may be 255 bytes of anything."""
+    """A short name for a message: a message id may be up to 255 bytes of any text."""
     return hashlib.sha256(f"{cust_id}:{message_id}".encode()).hexdigest()[:32]
 
 

@@ -1,4 +1,4 @@
-"""What a check found: how bad, what, and what to do about it."""
+"""The result of a check: how severe, what, and what to do about it."""
 
 from enum import StrEnum
 
@@ -6,7 +6,7 @@ import msgspec
 
 
 class Severity(StrEnum):
-    """ERROR: it does not work, or can break what was promised. WARNING: it works, worse than it could."""
+    """ERROR: it does not work, or it can break a guarantee. WARNING: it works, but not as well as it could."""
 
     OK = "ok"
     WARNING = "warning"
@@ -14,7 +14,7 @@ class Severity(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """`area` is what was looked at, `what` a sentence, `do` what to do, empty where all is well. Never a secret."""
+    """`area` was checked; `what` is a sentence; `do` says what to do, empty if nothing. Contains no secrets."""
 
     area: str
     severity: Severity

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 
 def joined(lines: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Headers by name; of one in several lines the values as one list (RFC 9110, section 5.3)."""
-    found: dict[bytes, bytes] = {}
+    """Headers by name. Several lines of one header become one list (RFC 9110, section 5.3)."""
+    headers: dict[bytes, bytes] = {}
     for name, value in lines:
-        found[name] = found[name] + b", " + value if name in found else value
-    return found
+        headers[name] = headers[name] + b", " + value if name in headers else value
+    return headers

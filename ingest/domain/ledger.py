@@ -1,6 +1,6 @@
-"""The ledger: one entry a task or batch, under its id. Because ids are computed, the id *is* the key.
+"""The ledger: one entry per task or batch, stored under its id. Because ids are computed, the id *is* the key.
 
-Items of a batch have entries of their own only where they have keys; the others live in their batch's entry.
+Only keyed items of a batch have entries of their own; the batch's entry covers the others.
 """
 
 from enum import StrEnum
@@ -13,25 +13,25 @@ from ingest.domain.submissions import Submission, Task
 
 
 class Phase(StrEnum):
-    """How far a submission has come; it never goes back."""
+    """How far a submission has come. A phase never goes back."""
 
     CLAIMED = "claimed"
-    """Somebody is submitting it; `owner` until `lease`."""
+    """An attempt is in progress; it belongs to `owner` until `lease`."""
     QUEUED = "queued"
-    """The broker has confirmed it; its client was, or may be, answered 2xx."""
+    """The broker has confirmed it; its client was answered 2xx, or will be."""
     ACCEPTED = "accepted"
-    """All its events are out."""
+    """All its events are confirmed."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A ledger entry.
 
-    `created_at` and `lease` are Unix times in milliseconds; `lease` 0 means nobody holds it. `retention` is
-    the time to live in seconds, written with every change. `generation` is the store's version of the entry
-    (0: not stored yet). `charged` tasks were paid for by earlier attempts, of which none has landed.
-    `origin` tells a repeat of the same attempt from another submission: the AMQP message_id of a direct one, the
-    batch's id for an item of a batch, else empty.
-    A batch has `task_count`, and in `keyed_item_ids` by index the ids of the items that have keys of their own.
+    `created_at` and `lease` (the end of the lease) are Unix times in milliseconds; a `lease` of 0 means that no attempt
+    holds the entry. `retention` is the time to live in seconds, renewed with every change. `generation` is the store's
+    version of the entry (0: not stored yet). `charged` is the number of tasks that earlier attempts, none of them
+    durable, have charged. `origin` tells a redelivery from another submission: it is the AMQP message_id of a direct
+    submission, the batch's id for an item, otherwise empty. A batch has `task_count`, and `keyed_item_ids` maps the
+    index of each keyed item to its id (stored under the name `own_ids`).
     """
 
     id: str
@@ -45,53 +45,53 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     charged: int = 0
     origin: str = ""
     task_count: int = 0
-    keyed_item_ids: dict[int, str] = {}
+    keyed_item_ids: dict[int, str] = msgspec.field(name="own_ids", default_factory=dict)
     generation: int = 0
 
     @property
     def is_durable(self) -> bool:
-        """Whether the submission is safe with the broker, or further."""
+        """Whether the broker has confirmed the submission."""
         return self.phase is not Phase.CLAIMED
 
     @property
     def tasks(self) -> int:
-        """How many tasks the entry stands for: itself, or a batch's items without a key of their own."""
+        """The number of tasks that the entry covers: one task, or a batch's unkeyed items."""
         return self.task_count - len(self.keyed_item_ids) if self.task_count else 1
 
     @property
     def task_ids(self) -> list[str]:
         """The ids of a batch's tasks, in order."""
-        own = self.keyed_item_ids
-        return [own.get(index) or item_id(self.id, index) for index in range(self.task_count)]
+        keyed = self.keyed_item_ids
+        return [keyed.get(index) or item_id(self.id, index) for index in range(self.task_count)]
 
     def covers_index(self, index: int) -> bool:
-        """Whether the batch has an item at `index` without a key of its own."""
+        """Whether the batch has an unkeyed item at `index`."""
         return index < self.task_count and index not in self.keyed_item_ids
 
 
 class Step(StrEnum):
-    """A change of one entry. It happens only if the stored generation is still `entry.generation`."""
+    """A kind of change. It takes effect only if the stored generation is still `entry.generation`."""
 
     TAKE_OVER = "take_over"
-    """Claim anew what a dead owner left: write `owner`, `lease`, `origin`, and what the body decides: `fingerprint`,
-    `task_count`, `keyed_item_ids`."""
+    """Claim an entry whose lease has ended: write `owner`, `lease`, `origin`, and what the body decides (`fingerprint`,
+    `task_count`, `keyed_item_ids`)."""
     QUEUE = "queue"
-    """Phase queued, no lease."""
+    """Set phase queued and end the lease."""
     RELEASE = "release"
-    """Give the claim back so that a retry resumes at once: no lease, `charged` as given."""
+    """Give the claim back, so that a retry can continue at once: end the lease, set `charged`."""
     FORGET = "forget"
     """Delete the entry."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """A step for the entry as it was last seen; what is written is taken from `entry`."""
+    """A change of one entry. `entry` is the entry as it was last read, with the new values."""
 
     step: Step
     entry: Entry
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """`count` new tasks for a customer in a month (`YYYY-MM`, UTC), allowed while used + count <= `limit`."""
+    """A charge of `count` tasks for a customer in a month (`YYYY-MM`, UTC), granted if used + count <= `limit`."""
 
     cust_id: str
     month: str
@@ -100,7 +100,7 @@ class Charge(msgspec.Struct, frozen=True):
 
 
 def after(change: Change, generation: int) -> Entry:
-    """The entry as the step leaves it (FORGET: as it was)."""
+    """The entry as it is stored after the change; for FORGET, as it was before."""
     replace = msgspec.structs.replace
     match change.step:
         case Step.QUEUE:
@@ -112,14 +112,23 @@ def after(change: Change, generation: int) -> Entry:
 
 
 def accepted(entry: Entry) -> Entry:
-    """The entry once all its events are out."""
+    """The entry as it is stored once it is settled."""
     return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
 
 
 def submission_entry(
     submission: Submission, created_at: int, retention: int, *, owner: str = "", lease: int = 0, origin: str = ""
 ) -> Entry:
-    """The entry of the task or batch itself; `retention` is the customer's, in seconds."""
+    """The entry of the task or batch itself.
+
+    Args:
+        submission: the task or batch.
+        created_at: Unix time in milliseconds.
+        retention: the customer's, in seconds.
+        owner: the attempt that claims it.
+        lease: the end of the claim, Unix time in milliseconds.
+        origin: see `Entry`.
+    """
     is_batch = submission.kind is SubmissionKind.BATCH
     return Entry(
         id=submission.id,
@@ -136,7 +145,7 @@ def submission_entry(
 
 
 def item_entries(batch: Submission, created_at: int, retention: int, *, owner: str = "", lease: int = 0) -> list[Entry]:
-    """The entries of a batch's tasks with keys of their own, one a distinct id, in order."""
+    """The entries of a batch's keyed items, one per id, in order. Arguments as `submission_entry`."""
     first: dict[str, Task] = {}
     for task in batch.tasks:
         if task.keyed:

@@ -1,4 +1,4 @@
-"""What travels over the broker, without the broker: a message out, its outcome, and a delivery in."""
+"""Messages independent of the broker: a message to publish, the outcome of a publish, and a delivery."""
 
 from enum import StrEnum
 from typing import Any
@@ -10,7 +10,7 @@ CLOUDEVENTS = "application/cloudevents+json"
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A persistent message to publish. `mandatory`: it must reach a queue, else the outcome is UNROUTABLE."""
+    """A persistent message to publish. If it is `mandatory` and reaches no queue, its outcome is UNROUTABLE."""
 
     exchange: str
     routing_key: str
@@ -23,30 +23,30 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class PublishOutcome(StrEnum):
-    """What became of one publish. Only CONFIRMED means that the broker has it."""
+    """The outcome of one publish. Only CONFIRMED means that the broker has stored the message."""
 
     CONFIRMED = "confirmed"
     UNROUTABLE = "unroutable"
-    """Returned: no queue is bound for it. Certainly not taken."""
+    """Returned, because no queue is bound for it. Certainly not taken."""
     NACKED = "nacked"
-    """Refused by the broker, e.g. a full queue. It may all the same be in one of several queues."""
+    """Refused by the broker, for example because a queue is full. It may still be in another queue."""
     UNKNOWN = "unknown"
-    """No answer in time, or the connection broke: it may arrive, now or later."""
+    """There was no answer in time, or the connection broke. The message may be stored now or later."""
     UNSENT = "unsent"
-    """Never written to the broker: no connection, or blocked. Certainly not taken."""
+    """Not written, because there was no connection or it was blocked. Certainly not taken."""
 
     @property
     def certainly_not_taken(self) -> bool:
-        """Whether the message can have no effect any more."""
+        """Whether it is certain that the message has, and will have, no effect."""
         return self in (PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT)
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
-    """A message received and not yet acknowledged. `token` belongs to the adapter that delivered it.
+    """A message that was received and is not acknowledged yet.
 
-    `deliveries` counts earlier attempts where the broker tells it (`x-delivery-count`), else 0.
-    `redelivered`: an earlier attempt may have come to an end of which nothing is known here.
-    `user_id` is set only where the broker has checked it. `timestamp` is the producer's, in Unix seconds.
+    `token` belongs to the adapter that delivered it. `deliveries` counts earlier attempts if the broker reports them
+    (`x-delivery-count`), otherwise it is 0. `redelivered`: an earlier attempt may have finished without this process
+    knowing. `user_id` is set only if the broker checked it. `timestamp` is the producer's, in Unix seconds.
     """
 
     body: bytes

@@ -1,6 +1,6 @@
-"""Every metric, as data, and the port that counts them. Names and units as Prometheus has them.
+"""Every metric as data, and the port that records them. Names and units follow Prometheus.
 
-No label holds a customer, an id or anything else a client chooses: the number of series is bounded.
+No label contains a customer, an id, or anything else that a client chooses, so the number of series is bounded.
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ class Outcome(StrEnum):
     """HTTP 503: a dependency is unavailable or the server is at capacity."""
 
 
-# Upper bounds. A call takes milliseconds; a submission may wait for a server that is away for hours.
+# Upper bounds. A call takes milliseconds; a submission may wait hours for a server that is unavailable.
 _CALL: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _AGE: Final = (
     0.005,
@@ -92,10 +92,10 @@ def _histogram(name: str, buckets: tuple[float, ...], help_: str, *labels: str) 
 
 SUBMISSIONS: Final = _counter(
     "ingest_submissions_total",
-    "Submissions decided at a door: door http (the shim) or amqp (direct producers; counted by the worker, once "
-    "settled); kind task or batch; outcome accepted, replay (http), duplicate (amqp), rejected, busy (409) or "
-    "unavailable (503). reason of rejected: as in ingest.dead (quota refusals: quota_exhausted), unauthorized, "
-    "method_not_allowed or internal; of unavailable: store, broker, overloaded or deadline",
+    "Submissions decided. door is their entry point: http (the shim) or amqp (direct producers, counted by the worker "
+    "once settled); kind is task or batch; outcome is accepted, replay (http), duplicate (amqp), rejected, busy (409) "
+    "or unavailable (503). reason of rejected: as in ingest.dead, unauthorized, method_not_allowed or internal; of "
+    "unavailable: store, broker, overloaded or deadline",
     "door",
     "kind",
     "outcome",
@@ -103,28 +103,30 @@ SUBMISSIONS: Final = _counter(
 )
 ACCEPTED_TASKS: Final = _counter(
     "ingest_accepted_tasks_total",
-    "Tasks whose acceptance event the broker has confirmed and whose submission is settled, counted by the worker; "
-    "replays within a batch are not counted again",
+    "Tasks whose acceptance event is confirmed and whose submission is settled, counted by the worker; replays within "
+    "a batch are not counted again",
     "door",
 )
 PAYLOAD_MISMATCHES: Final = _counter(
-    "ingest_payload_mismatches_total", "Submissions under a used key with another body than the original", "door"
+    "ingest_payload_mismatches_total", "Submissions under a used key whose body differs from the original", "door"
 )
 ACCEPTANCE_AGE: Final = _histogram(
     "ingest_acceptance_age_seconds",
     _AGE,
-    "From submitted to accepted (all events confirmed and settled). Submitted is created_at for http; for amqp the "
-    "message's timestamp property (whole seconds) where it has one, else its admission. _count counts submissions",
+    "Time from submission to acceptance (all events confirmed, and settled). It starts at created_at for http; for "
+    "amqp at the message's timestamp property (whole seconds), or without one at its admission. _count counts "
+    "submissions",
     "door",
     "kind",
 )
 REPEATED_DELIVERIES: Final = _counter(
-    "ingest_repeated_deliveries_total", "Deliveries dropped because the ledger says that all their events are out"
+    "ingest_repeated_deliveries_total",
+    "Deliveries that needed only an ack, because the ledger says that all their events are confirmed",
 )
 WAITING_SUBMISSIONS: Final = _counter(
     "ingest_waiting_submissions_total",
-    "Submissions that an attempt could not finish and that wait for the next; cause busy (somebody else is at it) or "
-    "unavailable (store or broker)",
+    "Submissions that an attempt could not finish and that wait for the next one; cause is busy (contended with "
+    "another attempt) or unavailable (store or broker)",
     "cause",
 )
 
@@ -132,44 +134,46 @@ WAITING_SUBMISSIONS: Final = _counter(
 
 HTTP_REQUESTS: Final = _counter(
     "ingest_http_requests_total",
-    "HTTP requests answered; route is a path of the API, or other",
+    "HTTP requests answered; route is a path of the API or other",
     "method",
     "route",
     "status",
 )
 HTTP_DURATION: Final = _histogram(
-    "ingest_http_request_duration_seconds", _CALL, "From a request's headers to its whole answer", "route"
+    "ingest_http_request_duration_seconds", _CALL, "Time from a request's headers to its complete answer", "route"
 )
 HTTP_IN_FLIGHT: Final = _gauge("ingest_http_requests_in_flight", "HTTP requests not answered yet", "process")
 
-# Steps: lists of submissions that travel together
+# Micro-batches: submissions that travel together
 
-COHORT_ITEMS: Final = _histogram(
+MICRO_BATCH_ITEMS: Final = _histogram(
     "ingest_cohort_items",
     _ITEMS,
-    "Items that one call of a step carried; step claim, charge, publish, queue (the shim notes the confirm), settle or "
-    "ack",
+    "Items of one micro-batch in one step; step is claim, charge, publish, queue (the shim records the confirm), "
+    "settle or ack",
     "step",
 )
 ADMISSION_DURATION: Final = _histogram(
-    "ingest_admission_duration_seconds", _CALL, "One admission of a list of submissions: claims and charges"
+    "ingest_admission_duration_seconds", _CALL, "Duration of one admission of a micro-batch: claims and charges"
 )
 STORE_CALL_DURATION: Final = _histogram(
     "ingest_store_call_duration_seconds",
     _CALL,
-    "One call to the store, retries and read-backs included; operation claim, read, charge, refund, queue, settle, "
-    "release, take_over, forget, registry or ready",
+    "Duration of one call to the store, with retries and read-backs; operation is claim, read, charge, refund, queue, "
+    "settle, release, take_over, forget, registry or ready",
     "operation",
 )
 STORE_ERRORS: Final = _counter(
-    "ingest_store_errors_total", "Calls to the store that failed because it was away", "operation"
+    "ingest_store_errors_total", "Calls to the store that failed because it was unavailable", "operation"
 )
 PUBLISH_DURATION: Final = _histogram(
-    "ingest_publish_duration_seconds", _CALL, "One publish of a list of messages, until each has its outcome"
+    "ingest_publish_duration_seconds",
+    _CALL,
+    "Duration of one publish of a micro-batch, until every message has its outcome",
 )
 PUBLISHED_MESSAGES: Final = _counter(
     "ingest_published_messages_total",
-    "Messages published; outcome confirmed, unroutable (returned), nacked, unknown (no answer) or unsent (no "
+    "Messages published; outcome is confirmed, unroutable (returned), nacked, unknown (no answer) or unsent (no "
     "connection, or blocked)",
     "exchange",
     "outcome",
@@ -177,47 +181,51 @@ PUBLISHED_MESSAGES: Final = _counter(
 
 # Broker
 
-DELIVERIES: Final = _counter("ingest_deliveries_total", "Messages delivered to the worker, repeats included", "queue")
-REDELIVERIES: Final = _counter("ingest_redeliveries_total", "Deliveries that were delivered before", "queue")
+DELIVERIES: Final = _counter(
+    "ingest_deliveries_total", "Messages delivered to the worker, including redeliveries", "queue"
+)
+REDELIVERIES: Final = _counter("ingest_redeliveries_total", "Messages delivered to the worker again", "queue")
 SETTLED_DELIVERIES: Final = _counter(
     "ingest_settled_deliveries_total",
-    "Deliveries given back to the broker; how ack, requeue (a failed attempt, counts to the delivery limit) or discard",
+    "Deliveries finished by the worker; how is ack, or requeue (a failed attempt, counts towards the delivery limit)",
     "queue",
     "how",
 )
 DELIVERIES_IN_FLIGHT: Final = _gauge(
-    "ingest_deliveries_in_flight", "Deliveries not acknowledged yet, at most the prefetch", "process", "queue"
+    "ingest_deliveries_in_flight", "Unacknowledged deliveries, at most the prefetch", "process", "queue"
 )
 BROKER_CONNECTED: Final = _gauge(
     "ingest_broker_connected",
-    "1 while connected; connection publish, publish 2 or consume <queue>",
+    "1 while connected; connection is publish, publish 2 or consume <queue>",
     "process",
     "connection",
 )
 BROKER_RECONNECTS: Final = _counter(
     "ingest_broker_reconnects_total",
-    "Attempts to connect again after a connection was lost or could not be made",
+    "Attempts to connect again after a connection was lost or failed",
     "connection",
 )
 BROKER_BLOCKED: Final = _counter(
     "ingest_broker_blocked_seconds_total",
-    "Time for which the broker took no publishes (a resource alarm)",
+    "Time during which the broker took no publishes (a resource alarm)",
     "connection",
 )
 
 # Health
 
-READY: Final = _gauge("ingest_ready", "1 while the process is ready, as /readyz says", "process")
+READY: Final = _gauge("ingest_ready", "1 while the process is ready (see /readyz)", "process")
 STALLED: Final = _gauge(
-    "ingest_stalled", "1 while deliveries are held and none was settled for INGEST_WATCHDOG seconds", "process"
+    "ingest_stalled", "1 while deliveries are held and none was finished for INGEST_WATCHDOG seconds", "process"
 )
-BRAKE: Final = _gauge("ingest_brake_engaged", "1 while the worker takes no deliveries because of an outage", "process")
+BREAKER_OPEN: Final = _gauge(
+    "ingest_brake_engaged", "1 while the worker takes no deliveries because of an outage", "process"
+)
 LAST_PROGRESS: Final = _gauge(
     "ingest_last_progress_timestamp_seconds",
-    "Unix time at which a delivery was last settled (at first: the start)",
+    "Unix time at which a delivery was last finished; until the first one, the start",
     "process",
 )
-BUILD_INFO: Final = _gauge("ingest_build_info", "Always 1; what is running", "version", "python_version")
+BUILD_INFO: Final = _gauge("ingest_build_info", "Always 1; the labels say what is running", "version", "python_version")
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 
@@ -225,14 +233,14 @@ Labels = tuple[str, ...]
 
 
 class Meter(Protocol):
-    """Counts and observes. Called once a list of submissions where it can be, never once a message.
+    """Records metrics. Callers record once per micro-batch if possible, never once per message.
 
-    Label values stand in the order of `Metric.labels`. Nothing here raises or waits.
+    Label values are in the order of `Metric.labels`. No method raises or waits.
     """
 
     @property
     def on(self) -> bool:
-        """Whether anybody listens: where not, callers need not put together what they would tell."""
+        """Whether metrics are recorded. If not, callers can skip preparing values."""
         ...
 
     def add(self, metric: Metric, amount: float, *labels: str) -> None:
@@ -249,7 +257,7 @@ class Meter(Protocol):
 
 
 class NoMeter:
-    """`Meter` where nobody listens."""
+    """A `Meter` that records nothing."""
 
     on = False
 

@@ -1,10 +1,10 @@
-"""What a running system looks like at one moment. None: unknown, and said so."""
+"""The state of a running system at one moment. None means unknown, and is shown as such."""
 
 import msgspec
 
 
 class QueueState(msgspec.Struct, frozen=True, kw_only=True):
-    """Messages of a queue; rates are messages a second; `oldest` is the age of the first one in seconds."""
+    """A queue. Rates are in messages per second; `oldest` is the age of its first message in seconds."""
 
     name: str
     ready: int
@@ -16,7 +16,7 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BrokerState(msgspec.Struct, frozen=True, kw_only=True):
-    """`problems` are sentences: away, alarms, missing queues."""
+    """The broker. `problems` are sentences: unavailable, alarms, missing queues."""
 
     name: str
     version: str = ""
@@ -25,7 +25,10 @@ class BrokerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreState(msgspec.Struct, frozen=True, kw_only=True):
-    """`round_trip` in seconds; `used` is the fullest node's or the file's, as text; `entries` are stored records."""
+    """The store.
+
+    `round_trip` is in seconds; `used` describes the fullest node or the file; `entries` counts records.
+    """
 
     name: str
     version: str = ""
@@ -36,12 +39,17 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that shows metrics. `idle`: seconds since it last settled a delivery; `accepted` is tasks a second."""
+    """A process that serves metrics.
+
+    `idle` is seconds since it last settled a delivery; `accepted` is tasks per second.
+
+    `breaker_open` is named `brake` in JSON.
+    """
 
     url: str
     process: str
     ready: bool | None = None
-    brake: bool | None = None
+    breaker_open: bool | None = msgspec.field(name="brake", default=None)
     stalled: bool | None = None
     in_flight: int | None = None
     idle: float | None = None
@@ -57,7 +65,10 @@ class DeadReason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """`at` is Unix seconds. `dead` None: not looked at; `dead_note` says why, or how old it is."""
+    """Everything together.
+
+    `at` is in Unix seconds. `dead` is None if nobody looked; `dead_note` says why, or its age.
+    """
 
     at: float
     broker: BrokerState

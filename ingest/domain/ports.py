@@ -1,7 +1,7 @@
-"""The ports: what the core asks of a store and of a broker. Every one takes and returns lists.
+"""The ports: what the core needs from a store and from a broker. Methods take and return lists.
 
-Results stand in the order of the arguments. Adapters raise `StoreUnavailable` or `BrokerUnavailable` when the
-dependency is away and nothing else for operational trouble; they never return partial lists.
+Results are in the order of the arguments, and lists are never partial. For operational trouble an adapter raises
+`StoreUnavailable` or `BrokerUnavailable` and nothing else.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -15,67 +15,72 @@ from ingest.domain.messages import Delivery, Message, PublishOutcome
 
 
 class Ledger(Protocol):
-    """Entries by id, with atomic changes of single entries. Ids of one call may repeat."""
+    """Entries by id. A change of one entry is atomic. Ids may repeat within one call."""
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
         """Create each entry unless its id exists; return what is stored now, with its generation.
 
-        The caller won exactly where the returned `owner` is its own. That holds also for a write that timed
-        out in doubt or was retried, so owners must be unique per attempt. Of equal ids in one call one wins.
+        The caller has the claim if the returned `owner` is its own. This also holds after a write that timed out or was
+        retried, so an owner must be unique per attempt. Of equal ids in one call exactly one wins.
 
         Raises:
-            StoreUnavailable: some claim could not be decided. Others may have been written; they have a lease.
+            StoreUnavailable: a claim could not be decided. Others may have been written; their lease ends them.
         """
         ...
 
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        """The stored entries; None where there is none or it has expired. Raises StoreUnavailable."""
+        """Return the stored entries; None for an entry that does not exist or has expired. Raises StoreUnavailable."""
         ...
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
-        """Apply each change; return the entry as stored after it, or None where the generation was another.
+        """Apply each change; return the entry as stored after it, or None if its generation had changed.
 
-        FORGET returns the entry it deleted. A repeat of a change that had happened already (in doubt, retried)
-        returns the entry, where the adapter can tell, and None otherwise. Raises StoreUnavailable.
+        FORGET returns the deleted entry. If a change is retried after a write in doubt that had succeeded, the entry is
+        returned if the adapter can recognise this, otherwise None. Raises StoreUnavailable.
         """
         ...
 
     async def accept(self, entries: Sequence[Entry]) -> None:
-        """Phase accepted, no lease, whatever is stored.
+        """Set phase accepted and end the lease, whatever is stored.
 
-        Where the store has lost the entry, or it was never seen stored (generation 0), the whole entry is written.
-        Doing it twice is fine. Raises StoreUnavailable: some may be accepted, some not.
+        If the store has lost the entry, or it was never stored (generation 0), the whole entry is written. A second
+        call has no effect. Raises StoreUnavailable; some entries may be accepted then.
         """
         ...
 
 
 class Quotas(Protocol):
-    """Counters of new tasks, one a customer and month."""
+    """Counters of new tasks, one per customer and month."""
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
-        """Add each `count` where used + count <= `limit`; atomic each. False: refused, nothing added.
+        """Add each `count` if used + count <= `limit`, atomically; return False for a charge that was refused.
 
-        In one call a customer has one charge a month at most. Raises StoreUnavailable: nothing counts; what was added
-        all the same, or may be yet, is taken back as soon as the store answers.
+        One call has at most one charge per customer and month.
+
+        Raises:
+            StoreUnavailable: nothing is charged. What was, or still may be, added is taken back once the store answers.
         """
         ...
 
     async def refund(self, charges: Sequence[Charge]) -> None:
-        """Take back what `charge` had granted; where the store is away, as soon as it answers."""
+        """Take back charges that were granted.
+
+        An adapter with background retries (Aerospike) does this once the store answers; others raise StoreUnavailable.
+        """
         ...
 
     async def used(self, cust_id: str, month: str) -> int:
-        """Tasks charged so far. Raises StoreUnavailable."""
+        """Return the number of tasks charged in the month (`YYYY-MM`, UTC). Raises StoreUnavailable."""
         ...
 
 
 class Registry(Protocol):
-    """Customers and API keys. Raises StoreUnavailable throughout."""
+    """Customers and API keys. Every method raises StoreUnavailable."""
 
     async def customer(self, cust_id: str) -> Customer | None: ...
 
     async def customer_by_key(self, key_hash: bytes) -> Customer | None:
-        """The customer of a key that is not revoked."""
+        """Return the customer of a key; None if the key is unknown or revoked."""
         ...
 
     async def customers(self) -> list[Customer]: ...
@@ -87,68 +92,66 @@ class Registry(Protocol):
     async def save_key(self, key: ApiKey) -> None: ...
 
     async def revoke_key(self, key_id: str) -> bool:
-        """Revoke by public name; False where there is no such key."""
+        """Revoke a key by its public name; return False if there is no such key."""
         ...
 
 
 class Store(Ledger, Quotas, Registry, Protocol):
-    """One store serves all three; `ready` raises StoreUnavailable unless it can take writes."""
+    """One store for all three."""
 
-    async def ready(self) -> None: ...
+    async def ready(self) -> None:
+        """Raise StoreUnavailable unless the store takes writes now."""
+        ...
 
     async def close(self) -> None: ...
 
 
 class Publisher(Protocol):
-    """Publishes persistent messages and waits for the broker's confirm of each."""
+    """Publishes persistent messages and waits for the broker's confirms."""
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
-        """Publish all, in order; return the outcome of each. Never raises for broker trouble, never hangs.
+        """Publish all messages in order; return the outcome of each. Never raises for broker trouble, never hangs.
 
-        Cancelling the caller does not take back what was written.
+        If the caller is cancelled, messages that were written are still published.
         """
         ...
 
     async def ready(self) -> None:
-        """Raises BrokerUnavailable, within seconds, unless the broker takes publishes now."""
+        """Raise BrokerUnavailable, within seconds, unless the broker takes publishes now."""
         ...
 
     async def close(self) -> None: ...
 
 
 class Consumer(Protocol):
-    """Consumes one queue, at most `prefetch` unacknowledged deliveries at a time."""
+    """Consumes one queue, with at most `prefetch` unacknowledged deliveries."""
 
     async def receive(self) -> list[Delivery]:
-        """All deliveries that are there; waits for the first. Empty once stopped (and then for ever).
+        """Return all deliveries that have arrived; wait for the first one. An empty list means stopped.
 
-        Reconnects by itself; deliveries of a lost connection come again from the broker.
+        The consumer reconnects by itself; the broker redelivers what a lost connection had delivered.
         """
         ...
 
     @property
     def held(self) -> int:
-        """Deliveries that the broker has handed over and that are not settled, received or not."""
+        """The number of deliveries that are not finished, whether `receive` has returned them or not."""
         ...
 
     def alive(self, delivery: Delivery) -> bool:
-        """Whether the delivery can still be acknowledged; if not, the broker delivers it again."""
+        """Whether the delivery can still be acknowledged. If not, the broker delivers it again."""
         ...
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge; those of a lost connection are ignored, as they come again."""
+        """Acknowledge deliveries. Those of a lost connection are ignored, because the broker delivers them again."""
         ...
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Give back for another attempt; counts towards the delivery limit."""
-        ...
-
-    async def discard(self, deliveries: Sequence[Delivery]) -> None:
-        """Let the broker dead-letter them as they are."""
+        """Return deliveries for another attempt. Each counts towards the delivery limit."""
         ...
 
     async def pause(self) -> None:
-        """Hold nothing: give back what is unacknowledged, which may count as a delivery, and take no more."""
+        """Return everything unacknowledged, which may count as a delivery, and take no more."""
         ...
 
     async def resume(self) -> None:
@@ -156,14 +159,14 @@ class Consumer(Protocol):
         ...
 
     async def stop(self) -> None:
-        """Take no more; what was delivered can still be acknowledged."""
+        """Take no more deliveries; those that were delivered can still be acknowledged."""
         ...
 
     async def close(self) -> None: ...
 
 
 class ConnectionState(msgspec.Struct, frozen=True):
-    """How one connection of a broker is: `reconnects` and `blocked_seconds` only grow."""
+    """The state of one connection to a broker. `reconnects` and `blocked_seconds` only grow."""
 
     name: str
     connected: bool = False
@@ -172,23 +175,28 @@ class ConnectionState(msgspec.Struct, frozen=True):
 
 
 class Broker(Protocol):
-    """Hands out publishers and consumers; `declare` makes the topology exist."""
+    """Makes publishers and consumers, and declares the topology."""
 
     @property
     def user(self) -> str | None:
-        """The user that the broker sees, where it is known."""
+        """The AMQP user of the service, if it is known."""
         ...
 
     def connections(self) -> list[ConnectionState]:
-        """One of each publisher and consumer that has a connection of its own."""
+        """The connections of all publishers and consumers."""
         ...
 
     async def declare(self) -> None:
-        """Raises ConfigurationError where what exists differs in a way that cannot be changed."""
+        """Declare the topology. Existing parts are kept.
+
+        Raises:
+            BrokerUnavailable: the broker does not answer.
+            ConfigurationError: a part exists with other properties, or the user may not declare it.
+        """
         ...
 
     async def publisher(self, connections: int = 1) -> Publisher:
-        """`connections`: over how many to spread the calls, where the broker has any."""
+        """Make a publisher that distributes its calls over so many connections, if the broker has connections."""
         ...
 
     async def consumer(self, queue: str, prefetch: int) -> Consumer: ...
@@ -197,20 +205,20 @@ class Broker(Protocol):
 
 
 class DeadLetterQueue(Protocol):
-    """`ingest.dead`, to look through and to clear. What is not removed stays, in its order."""
+    """`ingest.dead`, to read and to clear. Messages that are not removed stay in their order."""
 
     async def count(self) -> int:
-        """Messages that are there. Raises BrokerUnavailable, ConfigurationError where looking would be unsafe."""
+        """Return the number of messages. Raises BrokerUnavailable, or ConfigurationError if reading would lose some."""
         ...
 
     def browse(self) -> AsyncIterator[list[Delivery]]:
-        """All that is there when it begins, the oldest first; once. Raises as `count` does."""
+        """Yield all messages that are in the queue at the start, oldest first. Call it once. Raises as `count`."""
         ...
 
     async def remove(self, deliveries: Sequence[Delivery]) -> None:
-        """They are done. Raises BrokerUnavailable where they will come again."""
+        """Remove messages. Raises BrokerUnavailable if they were not removed."""
         ...
 
     async def close(self) -> None:
-        """Give back what was not removed."""
+        """Return the messages that were not removed."""
         ...

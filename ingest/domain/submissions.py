@@ -1,4 +1,4 @@
-"""A submission: one validated task or batch with its ids, made from a body in JSON."""
+"""A submission: one validated task or batch with its ids, made from a JSON body."""
 
 from collections.abc import Set as AbstractSet
 from typing import Any, cast
@@ -19,7 +19,7 @@ _decode = msgspec.json.Decoder().decode
 
 
 class Task(msgspec.Struct, frozen=True, gc=False):
-    """One task. `body` is its canonical JSON (sorted keys, defaults filled in, key left out), an object."""
+    """One task. `body` is its canonical JSON object: sorted names, with defaults, without the idempotency key."""
 
     task_id: str
     type: str
@@ -29,9 +29,10 @@ class Task(msgspec.Struct, frozen=True, gc=False):
 
 
 class Submission(msgspec.Struct, frozen=True, gc=False):
-    """A task or a batch as one customer submits it. A single task is `tasks` of length 1 with its own id.
+    """A task or a batch of one customer.
 
-    `tasks` has one entry an item, in order; items of a batch that share a key share the task_id.
+    `tasks` has one entry per item, in order. A single task has one entry with the submission's own id. Items of a batch
+    with the same key have the same task_id.
     """
 
     kind: SubmissionKind
@@ -43,27 +44,28 @@ class Submission(msgspec.Struct, frozen=True, gc=False):
 
 
 def decode_json(body: bytes) -> Any:
-    """Decode JSON (RFC 8259: UTF-8, no NaN, no lone surrogates; and as RFC 7493 has it, names in an object are unique).
+    """Decode JSON (RFC 8259: UTF-8, no NaN, no lone surrogates; RFC 7493: the names in an object are unique).
 
-    Of equal names some parsers take the first and some the last: what is between us and the client, or reads the dead
-    letter, could see another task than we do.
+    If a name occurs twice, some parsers take the first value and some the last, so a proxy or a reader of the dead
+    letter could see another task than this service.
 
     Raises:
         InvalidSubmission: MALFORMED, with what is wrong and where.
     """
     try:
         data = _decode(body)
-        twice = repeated_name(body, data)
+        repeated = repeated_name(body, data)
     except RecursionError:
         raise InvalidSubmission(Reason.MALFORMED, "body is nested too deeply") from None
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
-        raise InvalidSubmission(Reason.MALFORMED, _what_is_malformed(body, error)) from None
-    if twice is not None:
-        raise InvalidSubmission(Reason.MALFORMED, f"body has the name {twice[:100]!r} twice in one object")
+        raise InvalidSubmission(Reason.MALFORMED, _malformed(body, error)) from None
+    if repeated is not None:
+        raise InvalidSubmission(Reason.MALFORMED, f"body has the name {repeated[:100]!r} twice in one object")
     return data
 
 
-def _what_is_malformed(body: bytes, error: ValueError) -> str:
+def _malformed(body: bytes, error: ValueError) -> str:
+    """What is wrong with the body, as a sentence."""
     try:
         body.decode()
     except UnicodeDecodeError as undecodable:
@@ -76,9 +78,16 @@ def _what_is_malformed(body: bytes, error: ValueError) -> str:
 def task_submission(
     data: object, cust_id: str, webhooks: AbstractSet[str], fallback_key: str | None = None
 ) -> Submission:
-    """Validate a decoded task body and give it its identity.
+    """Validate a decoded task body and compute its id.
 
-    `fallback_key` is the key where the body has none. Raises InvalidSubmission.
+    Args:
+        data: the decoded body.
+        cust_id: the customer.
+        webhooks: the customer's registered webhook URLs.
+        fallback_key: the idempotency key if the body has none.
+
+    Raises:
+        InvalidSubmission: the body breaks a rule.
     """
     body = validate_task(data)
     _check_callbacks([("callback_url", body)], webhooks)
@@ -94,7 +103,10 @@ def task_submission(
 def batch_submission(
     data: object, cust_id: str, webhooks: AbstractSet[str], fallback_key: str | None = None
 ) -> Submission:
-    """Validate a decoded batch body and give it and its items their identity. Raises InvalidSubmission."""
+    """Validate a decoded batch body and compute its id and its items' ids.
+
+    Arguments and errors as `task_submission`.
+    """
     body = validate_batch(data)
     items = body["tasks"]
     named = [(f"tasks[{index}].callback_url", item) for index, item in enumerate(items) if "callback_url" in item]

@@ -1,4 +1,4 @@
-"""The AMQP topology, as frozen data. What exists on a broker is made from it, checked against it, exported from it."""
+"""The AMQP topology as data. It is declared on the broker, compared with the broker, and exported, from here."""
 
 import msgspec
 
@@ -13,11 +13,15 @@ WEBHOOK_DISPATCH = "webhook.dispatch"
 INGEST_DEAD = "ingest.dead"
 
 DELIVERY_LIMIT = 20
-"""Deliveries of one submission that may fail, as many as RabbitMQ 4's default. Up to 4.2 every return counts, also
-each connection that breaks in an outage: few enough to be rid of what kills workers, enough for an outage."""
+"""How often the delivery of one submission may fail; it is RabbitMQ 4's default. Up to RabbitMQ 4.2 every return
+counts, also when a connection breaks. 20 is low enough to remove a submission that crashes workers, and enough for an
+outage.
+"""
 NO_LIMIT = 2**31 - 1
-"""Of deliveries, in effect. RabbitMQ 4 drops a message after 20 where no policy says otherwise, which must not befall
-dead letters that are looked at, nor events whose consumer fails on them; its -1 is refused by 3.x."""
+"""A delivery limit that is never reached.
+
+Without a policy RabbitMQ 4 drops a message after 20 deliveries; that must not
+happen to dead letters that are looked at, nor to events whose consumer fails. RabbitMQ 3 refuses -1."""
 
 
 class Queue(msgspec.Struct, frozen=True):
@@ -41,7 +45,7 @@ QUEUES = (
 )
 
 FOR_CONSUMERS = (CONSENSUS_TASKS, WEBHOOK_DISPATCH)
-"""Queues of events, which others consume."""
+"""Queues of events, for the consumers downstream."""
 
 
 def matches(binding: str, routing_key: str) -> bool:

@@ -1,7 +1,7 @@
-"""W3C Trace Context (https://www.w3.org/TR/trace-context), passed on from the client's request to the events.
+"""W3C Trace Context (https://www.w3.org/TR/trace-context), passed from the client's request to the events.
 
-That needs no tracing library and costs nothing where no `traceparent` comes in, so it is always done: a client's trace
-does not end at our door. What is no valid context is ignored, as the specification has it.
+This needs no tracing library and costs nothing without a `traceparent`, so it is always on: a client's trace continues
+through the service. An invalid context is ignored, as the specification requires.
 """
 
 import re
@@ -14,7 +14,7 @@ TRACEPARENT: Final = "traceparent"
 TRACESTATE: Final = "tracestate"
 
 _IDS: Final = "(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}"
-# Higher versions may have more at the end; what is passed on is what this version knows.
+# Higher versions may have more fields at the end; only the fields of this version are passed on.
 _TRACEPARENT: Final = re.compile(rf"00-({_IDS})|(?!00|ff)[0-9a-f]{{2}}-({_IDS})(?:-.*)?", re.DOTALL)
 _TRACESTATE: Final = re.compile(r"[\x20-\x7e]{1,512}")
 
@@ -28,24 +28,24 @@ class Trace(msgspec.Struct, frozen=True, gc=False):
     tracestate: str = ""
 
     def headers(self) -> dict[str, Any]:
-        """As headers of an AMQP message."""
+        """The context as headers of an AMQP message."""
         named = {TRACEPARENT: self.traceparent}
         return named | {TRACESTATE: self.tracestate} if self.tracestate else named
 
     def json_members(self) -> bytes:
-        """As members of a JSON object, with a comma after each."""
+        """The context as members of a JSON object, with a comma after each."""
         state = b'"tracestate":%b,' % _encode(self.tracestate) if self.tracestate else b""
         return b'"traceparent":"%b",%b' % (self.traceparent.encode(), state)
 
 
 def trace_of(headers: Mapping[str, Any]) -> Trace | None:
-    """The context in the headers of an AMQP message, if there is a valid one."""
+    """The context in the headers of an AMQP message; None if there is no valid one."""
     traceparent = headers.get(TRACEPARENT)
     return None if traceparent is None else _valid(traceparent, headers.get(TRACESTATE))
 
 
 def trace_of_http(headers: Mapping[bytes, bytes]) -> Trace | None:
-    """The context in the headers of an HTTP request, names in lower case, if there is a valid one."""
+    """The context in the headers of an HTTP request (names in lower case); None if there is no valid one."""
     traceparent = headers.get(b"traceparent")
     if traceparent is None:
         return None

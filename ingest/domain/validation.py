@@ -1,7 +1,7 @@
-"""The rules of one task's and one batch's body, and how a broken rule is said.
+"""The rules for the bodies of tasks and batches, and the sentences for broken rules.
 
-The models are pydantic `TypedDict`s: validated data stays plain dicts, which is what is stored and sent.
-Types are strict as JSON has them: "3" is no integer, true is no integer, null is no string.
+The models are pydantic `TypedDict`s, so validated data stays plain dicts, which are stored and sent.
+Types are strict: "3" and true are not integers, null is not a string.
 """
 
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ MAX_DEPTH = 32
 NOT_REGISTERED = "is not one of your registered webhook URLs"
 _TOO_MANY = 5_000
 
-# Patterns are published in the API's documents, so they mean the same to every engine: pydantic's (Rust), Python's
-# and ECMAScript's differ in what `\s` and `\p{C}` hold, and in inline flags.
+# The patterns are published in the API's documents, so they must mean the same in every engine. pydantic's (Rust),
+# Python's and ECMAScript's differ in `\s`, in `\p{C}` and in inline flags.
 _BLANK = r"\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 _HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\\\u0000-\u001b\u007f{_BLANK}]+)"
 _PORT = r"(?::(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
 _URL_PATTERN = rf"^[hH][tT][tT][pP][sS]://{_HOST}{_PORT}(?:[/?#][^\u0000-\u001b\u007f{_BLANK}]*)?$"
-# No controls, no line ends, and nothing that is invisible or turns the direction of writing.
+# A key has no control characters, no line ends, no invisible characters and none that change the writing direction.
 _KEY_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff]*$"
 
 
 def _integral(value: object) -> object:
-    """3.0 is an integer in JSON Schema, and the same as 3."""
+    """Turn 3.0 into 3: JSON Schema treats both as the same integer."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
@@ -42,7 +42,7 @@ def _two_distinct(options: list[str]) -> list[str]:
 
 def _nested_at_most(depth: int) -> Any:
     def check(value: dict[str, Any]) -> dict[str, Any]:
-        # `question` and `options` are checked already; only further keys can nest.
+        # `question` and `options` are checked already; only additional names can nest.
         if len(value) > 2 and _deeper_than(value, depth):
             raise PydanticCustomError("too_deep", "is nested too deeply (at most {depth} levels)", {"depth": depth})
         return value
@@ -64,25 +64,25 @@ _URL = StringConstraints(pattern=_URL_PATTERN, max_length=MAX_URL)
 HttpsUrl = Annotated[str, Field(description="An https URL with a host and without credentials."), _URL]
 CallbackUrl = Annotated[
     str,
-    Field(description="One of the customer's registered webhook URLs, exactly; any other is refused with 400."),
+    Field(description="Exactly one of the customer's registered webhook URLs; any other is refused with 400."),
     _URL,
 ]
 IdempotencyKey = Annotated[
     str,
-    Field(description="Client-supplied, printable characters; repeats return the same id."),
+    Field(description="Supplied by the client, printable characters. A repeat returns the same id."),
     StringConstraints(min_length=1, max_length=255, pattern=_KEY_PATTERN),
 ]
 NonBlank = Annotated[str, StringConstraints(min_length=1, pattern=rf"[^{_BLANK}]")]
 
 
 class LabelSpec(TypedDict):
-    """What to ask and the answers to choose from; further keys pass through."""
+    """The question and the answers to choose from. Additional names are passed on."""
 
     __pydantic_config__ = ConfigDict(extra="allow", strict=True)  # type: ignore[misc]
 
     question: NonBlank
     options: Annotated[
-        list[NonBlank], Field(min_length=2, description="At least 2 of them distinct."), AfterValidator(_two_distinct)
+        list[NonBlank], Field(min_length=2, description="At least 2 distinct entries."), AfterValidator(_two_distinct)
     ]
 
 
@@ -102,7 +102,7 @@ class TaskBody(TypedDict):
 
 
 class BatchBody(TypedDict):
-    """The body of `POST /v1/tasks/batch`. A top-level `callback_url` is for each task without one."""
+    """The body of `POST /v1/tasks/batch`. A top-level `callback_url` applies to each task without one."""
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
 
@@ -118,7 +118,7 @@ _HTTPS_URL: Final = TypeAdapter[str](HttpsUrl)
 
 
 def validate_task(data: object) -> TaskBody:
-    """The task, if `data` (decoded JSON) is one; raises InvalidSubmission with every field error."""
+    """Return `data` (decoded JSON) as a task. Raises InvalidSubmission with every field error."""
     try:
         return cast("TaskBody", TASK.validator.validate_python(data))
     except ValidationError as error:
@@ -126,7 +126,7 @@ def validate_task(data: object) -> TaskBody:
 
 
 def validate_batch(data: object) -> BatchBody:
-    """The batch, if `data` (decoded JSON) is one; raises InvalidSubmission with every field error."""
+    """Return `data` (decoded JSON) as a batch. Raises InvalidSubmission with every field error."""
     try:
         return cast("BatchBody", BATCH.validator.validate_python(data))
     except ValidationError as error:
@@ -134,9 +134,12 @@ def validate_batch(data: object) -> BatchBody:
 
 
 def validate_key(key: str, source: str) -> str:
-    """The idempotency key, if it is one; `source` names where it came from in the error."""
+    """Return the key if it is valid.
+
+    Raises InvalidSubmission, whose sentence names `source`, where the key came from.
+    """
     if key.isascii() and key.isprintable() and 0 < len(key) <= 255:
-        return key  # nearly every one
+        return key  # the fast path, for nearly every key
     try:
         return KEY.validate_python(key)
     except ValidationError as error:
@@ -147,7 +150,7 @@ def validate_key(key: str, source: str) -> str:
 def _invalid(error: ValidationError) -> InvalidSubmission:
     count = error.error_count()
     if count > _TOO_MANY:
-        # An 8 MiB body can hold a million wrong fields; listing them would hold everybody else up.
+        # A body of 8 MiB can contain a million wrong fields; listing them would delay all other requests.
         return InvalidSubmission(Reason.INVALID, f"body has {count} errors, too many to list")
     errors = []
     for detail in error.errors(include_url=False, include_input=False)[:MAX_FIELD_ERRORS]:
@@ -163,7 +166,7 @@ def _path(location: tuple[str | int, ...]) -> str:
             path += f"[{part}]"
         else:
             path += f".{part}" if path else part
-    # A field's name comes from the client; what is echoed is capped.
+    # Names of fields come from the client, so what is echoed is bounded.
     return path[:200]
 
 
@@ -192,7 +195,7 @@ def _sentence(field: str, detail: ErrorDetails) -> str:
 
 
 _KEY_RULE = "must be 1 to 255 printable characters"
-# Where the field says more than the kind of error does.
+# Rules that are clearer with the name of the field than with the type of the error alone.
 _FIELD_RULES: Mapping[tuple[str, str], str] = {
     ("data_url", "string_pattern_mismatch"): "must be an https URL",
     ("callback_url", "string_pattern_mismatch"): NOT_REGISTERED,
@@ -213,7 +216,7 @@ _FIELD_RULES: Mapping[tuple[str, str], str] = {
 
 
 def is_https_url(url: str) -> bool:
-    """Whether it could be a `data_url`; the same rule holds for webhooks."""
+    """Whether `url` is a valid `data_url`. The same rule applies to webhooks."""
     try:
         _HTTPS_URL.validate_python(url)
     except ValidationError:

@@ -55,7 +55,7 @@ class Scraper:
                     url=url,
                     process=process,
                     ready=_flag(own, metrics.READY),
-                    brake=_flag(own, metrics.BRAKE),
+                    breaker_open=_flag(own, metrics.BREAKER_OPEN),
                     stalled=_flag(own, metrics.STALLED),
                     in_flight=_count(own, metrics.DELIVERIES_IN_FLIGHT),
                     idle=None if last is None else max(0.0, time.time() - last),

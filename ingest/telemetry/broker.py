@@ -44,7 +44,7 @@ class MeteredPublisher(PublisherDecorator):
         start = perf_counter()
         outcomes = await self._publisher.publish(messages)
         self._meter.observe(metrics.PUBLISH_DURATION, (perf_counter() - start,))
-        self._meter.observe(metrics.COHORT_ITEMS, (len(messages),), "publish")
+        self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(messages),), "publish")
         exchanges = [message.exchange for message in messages]
         for (exchange, outcome), count in Counter(zip(exchanges, outcomes, strict=True)).items():
             if exchange not in self._exchanges:
@@ -68,7 +68,7 @@ class MeteredConsumer(ConsumerDecorator):
         self.last_settled = time.time()
         for metric in (metrics.DELIVERIES, metrics.REDELIVERIES):
             meter.add(metric, 0, queue)
-        for how in ("ack", "requeue", "discard"):
+        for how in ("ack", "requeue"):
             meter.add(metrics.SETTLED_DELIVERIES, 0, queue, how)
 
     async def receive(self) -> list[Delivery]:
@@ -82,16 +82,12 @@ class MeteredConsumer(ConsumerDecorator):
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await self._consumer.ack(deliveries)
         if deliveries:
-            self._meter.observe(metrics.COHORT_ITEMS, (len(deliveries),), "ack")
+            self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(deliveries),), "ack")
             self._settled(len(deliveries), "ack")
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         await self._consumer.requeue(deliveries)
         self._settled(len(deliveries), "requeue")
-
-    async def discard(self, deliveries: Sequence[Delivery]) -> None:
-        await self._consumer.discard(deliveries)
-        self._settled(len(deliveries), "discard")
 
     def _settled(self, count: int, how: str) -> None:
         self.last_settled = time.time()

@@ -82,7 +82,7 @@ class Health:
             try:
                 await self.look()
             except Exception:  # noqa: BLE001 - what only looks must not stop what works
-                _log.exception("health cannot be told")
+                _log.exception("health_check_failed")
             await asyncio.sleep(BEAT)
 
     async def look(self) -> None:
@@ -99,9 +99,9 @@ class Health:
         if _STARTING in kinds:
             return
         if kinds - self._last:
-            _log.warning("not ready", problems=problems)
+            _log.warning("not_ready", problems=problems)
         elif self._last and not kinds:
-            _log.info("ready again")
+            _log.info("ready_again")
         self._last = kinds
 
     async def _dependencies(self) -> list[str]:
@@ -133,10 +133,10 @@ class Health:
         breaker_open = self.breaker_open()
         if consumers:
             self._meter.set(metrics.STALLED, bool(problems))
-            self._meter.set(metrics.BRAKE, breaker_open)
+            self._meter.set(metrics.BREAKER_OPEN, breaker_open)
             self._meter.set(metrics.LAST_PROGRESS, max(consumer.last_settled for consumer in consumers))
         if breaker_open:
-            problems.append("brake: no deliveries are taken until broker and store are back")
+            problems.append("breaker: open; no deliveries are attempted until the broker and the store are available")
         return problems
 
 

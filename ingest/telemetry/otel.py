@@ -45,7 +45,7 @@ class OpenTelemetry:
         try:
             await asyncio.wait_for(asyncio.to_thread(self._provider.shutdown), _SHUTDOWN)
         except TimeoutError:
-            _log.warning("spans that are left could not be sent in time", seconds=_SHUTDOWN)
+            _log.warning("span_export_timed_out", seconds=_SHUTDOWN)
 
 
 def open_telemetry(role: str) -> OpenTelemetry:

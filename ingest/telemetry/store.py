@@ -32,7 +32,7 @@ class MeteredStore:
             meter.add(metrics.STORE_ERRORS, 0, operation)
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
-        self._meter.observe(metrics.COHORT_ITEMS, (len(entries),), "claim")
+        self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(entries),), "claim")
         return await self._timed("claim", self._store.claim(entries))
 
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
@@ -43,17 +43,17 @@ class MeteredStore:
             return await self._store.apply(changes)
         operation = _OPERATIONS[changes[0].step]  # callers apply one kind of step at a time
         if operation == "queue":
-            self._meter.observe(metrics.COHORT_ITEMS, (len(changes),), operation)
+            self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(changes),), operation)
         return await self._timed(operation, self._store.apply(changes))
 
     async def accept(self, entries: Sequence[Entry]) -> None:
         if not entries:
             return
-        self._meter.observe(metrics.COHORT_ITEMS, (len(entries),), "settle")
+        self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(entries),), "settle")
         await self._timed("settle", self._store.accept(entries))
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
-        self._meter.observe(metrics.COHORT_ITEMS, (sum(charge.count for charge in charges),), "charge")
+        self._meter.observe(metrics.MICRO_BATCH_ITEMS, (sum(charge.count for charge in charges),), "charge")
         return await self._timed("charge", self._store.charge(charges))
 
     async def refund(self, charges: Sequence[Charge]) -> None:

@@ -198,11 +198,6 @@ class TracedConsumer(ConsumerDecorator):
         await self._consumer.requeue(deliveries)
         self._end(deliveries, "requeued")
 
-    async def discard(self, deliveries: Sequence[Delivery]) -> None:
-        self._list("settle", deliveries, "discard")
-        await self._consumer.discard(deliveries)
-        self._end(deliveries, "discarded")
-
     def _end(self, deliveries: Sequence[Delivery], failure: str = "") -> None:
         for delivery in deliveries:
             found = self._open.pop(delivery.token, None)

@@ -29,18 +29,18 @@ async def kill(world: World) -> str:
 @fault("store-stop")
 async def stop(world: World) -> str:
     """SIGSTOP of Aerospike for 30 s: longer than workers hold their deliveries"""
-    released = "go back to their queues"
-    before = sum(worker.lines(released) for worker in world.workers)
-    braked = sum(worker.lines("brake on") for worker in world.workers)
+    returned_event, opened_event = '"event":"outage_deliveries_returned"', '"event":"circuit_opened"'
+    returned_before = sum(worker.lines(returned_event) for worker in world.workers)
+    opened_before = sum(worker.lines(opened_event) for worker in world.workers)
     world.store.process.signal(signal.SIGSTOP)
     try:
         await world.hold(30)
     finally:
         world.store.process.signal(signal.SIGCONT)
-    braked = sum(worker.lines("brake on") for worker in world.workers) - braked
-    gone_back = sum(worker.lines(released) for worker in world.workers) - before
-    need(braked, "no worker put its brake on")
-    return f"asd stopped; {braked} workers put the brake on, {gone_back} gave back what they held"
+    opened = sum(worker.lines(opened_event) for worker in world.workers) - opened_before
+    returned = sum(worker.lines(returned_event) for worker in world.workers) - returned_before
+    need(opened, "no worker opened its circuit breaker")
+    return f"asd stopped; {opened} workers opened the circuit breaker, {returned} returned their deliveries"
 
 
 @fault("store-resets")

@@ -181,7 +181,7 @@ class World:
             history.complaints += process.deaths
             history.restarts += process.restarts
             history.peak_memory[process.name] = process.peak
-            if defects := process.lines('"event":"attempt failed"') + process.lines('"event":"request failed"'):
+            if defects := process.lines('"event":"attempt_crashed"') + process.lines('"event":"request_failed"'):
                 history.complaints.append(f"{process.name} logged {defects} defects, see {process.log}")
         violations = self.directory / "violations"
         if violations.exists():

@@ -196,16 +196,6 @@ async def test_requeue_counts_and_the_limit_ends_in_the_dead_letter_queue(broker
     assert dead.headers["x-first-death-reason"] == "delivery_limit"
 
 
-async def test_discard_dead_letters(broker: Broker) -> None:
-    """A discarded message is in ingest.dead at once."""
-    publisher = await broker.publisher()
-    await publisher.publish([message(7)])
-    consumer = await broker.consumer(topology.INGEST_TASKS, 10)
-    await consumer.discard(await take(consumer, 1))
-    (dead,) = await take(await broker.consumer(topology.INGEST_DEAD, 10), 1)
-    assert (dead.body, dead.headers["x-first-death-reason"]) == (b"7", "rejected")
-
-
 async def test_stop_takes_no_more_and_lets_acks_through(broker: Broker, reopen: Reopen) -> None:
     """After stop receive is empty for ever; what was delivered can be acknowledged and does not come again."""
     publisher = await broker.publisher()

@@ -17,8 +17,9 @@ from ingest.domain.errors import BrokerUnavailable, InvalidSubmission, Reason
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, DeadLetterQueue
 from ingest.operations.dead_letters import Selection, gather, redrive, select
+from tests.support.deliveries import delivery
+from tests.support.embedded_queue import depth
 from tests.support.fakes import ScriptedPublisher
-from tests.unit.domain.test_dead_letters import delivery
 
 EVERY = Selection()
 Open = Callable[[], Awaitable[DeadLetterQueue]]
@@ -65,7 +66,7 @@ class Place:
         """Messages in another queue."""
         broker = await self.broker()
         if isinstance(broker, EmbeddedBroker):
-            found = await broker.depth(queue)
+            found = await depth(broker, queue)
         else:
             assert isinstance(broker, RabbitBroker)
             found = ((await broker.inspect([queue])).queues[queue] or (0, 0))[0]

@@ -136,7 +136,7 @@ async def test_a_step_is_written_and_returned(store: Store, step: Step, expected
 async def test_a_batch_is_taken_over_with_another_body(store: Store) -> None:
     """What the body decides is stored anew; the rest stays."""
     (dead,) = await store.claim([new_entry(task_count=3, keyed_item_ids={1: "tsk_1"}, charged=2)])
-    changes = {"fingerprint": bytes(32), "task_count": 5, "own_ids": {0: "tsk_0", 4: "tsk_4"}, "owner": "new"}
+    changes = {"fingerprint": bytes(32), "task_count": 5, "keyed_item_ids": {0: "tsk_0", 4: "tsk_4"}, "owner": "new"}
     (after,) = await store.apply([Change(Step.TAKE_OVER, msgspec.structs.replace(dead, **changes))])
     assert after == msgspec.structs.replace(dead, **changes, generation=after.generation if after else 0)
     assert await store.read([dead.id]) == [after]

@@ -69,7 +69,7 @@ async def operator(rabbitmq: RabbitServer, rabbitmq_url: str, tmp_path: Path) ->
     assert (await asyncio.to_thread(made.run, "topology", "apply")).returncode == 0
     made.json("customer", "add", "acme", "--quota", str(QUOTA))
     with Ingest("work", directory=tmp_path, env=env) as worker:
-        worker.wait_for("working")
+        worker.wait_for("worker_started")
         yield made
         assert worker.stop() == 0
 

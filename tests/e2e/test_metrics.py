@@ -149,7 +149,7 @@ async def test_an_outage_is_told_and_kills_nothing(pair: Pair, aerospike: Aerosp
         for url in (pair.serve_url, pair.work_url):
             await asyncio.to_thread(wait_until, partial(_says, url, "store: "), "unready", 20)
             assert httpx.get(f"{url}/healthz", timeout=5).status_code == 200
-        await asyncio.to_thread(wait_until, partial(_says, pair.work_url, "brake: "), "brake", 20)
+        await asyncio.to_thread(wait_until, partial(_says, pair.work_url, "breaker: "), "breaker", 20)
         during = Scraped(pair.work_url)
         assert during.total("ingest_brake_engaged") == 1
         assert during.total("ingest_ready") == 0

@@ -18,7 +18,7 @@ from tests.servers.process import free_ports
 _DEPLOY = Path(__file__).parents[2] / "deploy/rabbitmq"
 CUSTOMER = "acme"
 OTHER = "other"
-DEFECTS = ("Traceback", "request failed", "attempt failed")
+DEFECTS = ("Traceback", "request_failed", "attempt_crashed")
 """What the log of a process says when it meets a defect of ours."""
 
 
@@ -54,7 +54,7 @@ class World:
         self.shim = Ingest("serve", "--port", str(self.port), directory=self.directory, env=self.env)
         self.worker = Ingest("work", directory=self.directory, env=self.env)
         wait_ready(self.url)
-        self.worker.wait_for("working")
+        self.worker.wait_for("worker_started")
 
     def __enter__(self) -> "World":
         return self

@@ -47,9 +47,6 @@ class AckingConsumer:
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         raise AssertionError("not expected")
 
-    async def discard(self, deliveries: Sequence[Delivery]) -> None:
-        raise AssertionError("not expected")
-
     async def pause(self) -> None:
         """Nothing to give back."""
 

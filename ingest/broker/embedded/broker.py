@@ -71,11 +71,6 @@ class EmbeddedBroker:
         """Of this file, to be cleared; it closes the broker with it."""
         return EmbeddedDeadLetters(self._file, self._lock)
 
-    async def depth(self, queue: str) -> int:
-        """Messages in a queue, delivered ones included."""
-        sql = "SELECT count(*) FROM message WHERE queue = ?"
-        return await self._file.look(lambda db: int(db.execute(sql, (queue,)).fetchone()[0]))
-
     async def close(self) -> None:
         await self._file.close()
         self._lock.close()
@@ -161,11 +156,6 @@ class EmbeddedConsumer:
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         await self._return(self._settled(deliveries))
-
-    async def discard(self, deliveries: Sequence[Delivery]) -> None:
-        ids = self._settled(deliveries)
-        await self._file.change(lambda db: schema.bury(db, ids, "rejected"))
-        self._wake()
 
     async def pause(self) -> None:
         self._paused = True

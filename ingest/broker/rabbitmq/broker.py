@@ -1,12 +1,10 @@
-"""RabbitMQ behind `domain.ports.Broker`. Works on 3.10 to 4.x."""
+"""RabbitMQ as `domain.ports.Broker`. `versions` says which versions, and how they differ."""
 
 import asyncio
 import itertools
-import re
 import ssl
 from collections.abc import Iterable
 from typing import Final, cast
-from urllib.parse import quote
 
 import aio_pika
 import aiormq
@@ -20,14 +18,19 @@ from ingest.broker.rabbitmq.publisher_pool import PublisherPool
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import ConnectionState, Publisher
+from ingest.urls import parse_multi_host_url
 
-_URL: Final = re.compile(r"(?P<scheme>amqps?)://(?:(?P<userinfo>[^@/]*)@)?(?P<hosts>[^/?@]+)(?P<rest>[/?].*)?")
+_EXAMPLE: Final = "amqp://user:password@host:5672,host2:5672/vhost"
 
 _ISOLATED: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
 
 
 class BrokerInfo(msgspec.Struct, frozen=True):
-    """What any client may see of a broker. `queues`: name to (ready messages, consumers), None where it is missing."""
+    """What any client can see of a broker.
+
+    `heartbeat` is the negotiated one, in seconds. `queues` maps a name to (ready messages, consumers), or to None if
+    the queue does not exist.
+    """
 
     version: str
     heartbeat: int
@@ -35,24 +38,24 @@ class BrokerInfo(msgspec.Struct, frozen=True):
 
     @property
     def major(self) -> int:
-        """The first number of the version; 0 where it tells none."""
+        """The first number of the version; 0 if it is unknown."""
         first = self.version.partition(".")[0]
         return int(first) if first.isdigit() else 0
 
 
 class RabbitBroker:
-    """`domain.ports.Broker` on RabbitMQ. Nothing connects before the first call.
+    """`domain.ports.Broker` on RabbitMQ. It connects at the first call.
 
     Args:
-        url: `amqp[s]://user:password@host:5672,host2:5672/vhost`; further hosts are tried in turn.
-        heartbeat: seconds; a silent connection is dropped after (heartbeat + 1) * 3.
-        confirm_timeout: seconds a publish waits for its confirm.
-        name: the connections' name, as operators see it.
+        url: `amqp[s]://user:password@host:5672,host2:5672/vhost`. Hosts are tried in turn.
+        heartbeat: seconds. A silent connection is dropped after (heartbeat + 1) * 3.
+        confirm_timeout: seconds that a publish waits for its confirm.
+        name: the name of the connections that operators see.
         ssl_context: for amqps; by default the system's trust store.
-        certificate_user: whom RabbitMQ takes the client certificate for, with `?auth=external` in the URL.
+        certificate_user: the user that RabbitMQ takes from the client certificate, with `?auth=external` in the URL.
 
     Raises:
-        ConfigurationError: the URL is not of that form, or does not go with `certificate_user`.
+        ConfigurationError: the URL is invalid or does not match `certificate_user`.
     """
 
     def __init__(
@@ -72,35 +75,35 @@ class RabbitBroker:
         self._confirm_timeout = confirm_timeout
         self._name = name
         self._ssl_context = ssl_context
-        self._links: list[RabbitPublisher | RabbitConsumer] = []
+        self._channels: list[RabbitPublisher | RabbitConsumer] = []
 
     @property
     def user(self) -> str:
-        """The user that the broker sees."""
+        """The AMQP user of the connections."""
         return self._user
 
     def connections(self) -> list[ConnectionState]:
-        return [link.state() for link in self._links]
+        return [channel.state() for channel in self._channels]
 
     async def connect(self) -> aio_pika.abc.AbstractConnection:
-        """A connection for what is not done once a message; the caller closes it. Raises BrokerUnavailable."""
-        error: Exception | None = None
-        for url in [each.update_query(heartbeat=str(self._heartbeat)) for each in self._urls]:
+        """Open a plain aio-pika connection, which the caller closes. Raises BrokerUnavailable."""
+        last_error: Exception | None = None
+        for url in [url.update_query(heartbeat=str(self._heartbeat)) for url in self._urls]:
             try:
                 return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, ssl_context=self._ssl_context)
-            except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as why:
-                error = why
-        raise BrokerUnavailable(f"cannot connect to {self}: {error or 'no answer'}")
+            except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
+                last_error = error
+        raise BrokerUnavailable(f"cannot connect to {self}: {last_error or 'no answer'}")
 
     async def inspect(self, queues: Iterable[str] = ()) -> BrokerInfo:
-        """Version, negotiated heartbeat in seconds, and the depth of queues. Raises BrokerUnavailable."""
+        """Return version, negotiated heartbeat, and the depth of queues. Raises BrokerUnavailable."""
         async with await self.connect() as connection:
             depths: dict[str, tuple[int, int] | None] = {}
             try:
                 for name in queues:
                     depths[name] = await _depth(connection, name)
             except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
-                raise BrokerUnavailable(f"{self} does not tell about its queues: {error}") from error
+                raise BrokerUnavailable(f"{self} does not report its queues: {error}") from error
             transport = cast("aiormq.Connection", connection.transport and connection.transport.connection)
             version = transport.server_properties.get("version", "")
             return BrokerInfo(_text(version), transport.connection_tune.heartbeat or 0, depths)
@@ -111,66 +114,69 @@ class RabbitBroker:
 
     async def publisher(self, connections: int = 1) -> Publisher:
         publishers = [self._new_publisher("publish" if n == 1 else f"publish {n}") for n in range(1, connections + 1)]
-        self._links += publishers
-        await asyncio.gather(*[each.start() for each in publishers])
+        self._channels += publishers
+        await asyncio.gather(*[publisher.start() for publisher in publishers])
         return publishers[0] if connections == 1 else PublisherPool(publishers)
 
-    def _new_publisher(self, what: str) -> RabbitPublisher:
-        return RabbitPublisher(lambda: self._wire(what), what, self.user, self._confirm_timeout)
+    def _new_publisher(self, purpose: str) -> RabbitPublisher:
+        return RabbitPublisher(lambda: self._new_connection(purpose), purpose, self.user, self._confirm_timeout)
 
     async def consumer(self, queue: str, prefetch: int) -> RabbitConsumer:
-        consumer = RabbitConsumer(lambda: self._wire(f"consume {queue}"), queue, prefetch, isolate=queue in _ISOLATED)
-        self._links.append(consumer)
+        consumer = RabbitConsumer(
+            lambda: self._new_connection(f"consume {queue}"), queue, prefetch, isolate=queue in _ISOLATED
+        )
+        self._channels.append(consumer)
         await consumer.start()
         return consumer
 
     async def close(self) -> None:
-        for link in self._links:
-            await link.close()
+        for channel in self._channels:
+            await channel.close()
 
-    def _wire(self, purpose: str) -> Connection:
+    def _new_connection(self, purpose: str) -> Connection:
         return Connection(next(self._hosts), f"{self._name} {purpose}", self._heartbeat, self._ssl_context)
 
     async def _declare_on(self, connection: aio_pika.abc.AbstractConnection) -> None:
-        what = ""
+        name = ""
         try:
             channel = await connection.channel()
-            for what in topology.EXCHANGES:
-                await channel.declare_exchange(what, aio_pika.ExchangeType.TOPIC, durable=True)
+            for name in topology.EXCHANGES:
+                await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
             for queue in topology.QUEUES:
-                what = queue.name
-                declared = await channel.declare_queue(what, durable=True, arguments={"x-queue-type": "quorum"})
+                name = queue.name
+                declared = await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
                 await declared.bind(queue.exchange, queue.binding)
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             raise ConfigurationError(
-                f"{what} exists on RabbitMQ with other arguments: {error}. Move its messages and delete it, then "
-                "run `ingest topology apply`"
+                f"{name} exists on RabbitMQ with other arguments: {error}. Move its messages, delete it, then run "
+                "`ingest topology apply`"
             ) from error
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise ConfigurationError(f"RabbitMQ user {self.user} may not declare {what}: {error}") from error
+            raise ConfigurationError(f"RabbitMQ user {self.user} may not declare {name}: {error}") from error
         except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
-            raise BrokerUnavailable(f"{self} went away: {error}") from error
+            raise BrokerUnavailable(f"the connection to {self} was lost: {error}") from error
 
     def __str__(self) -> str:
         return f"RabbitMQ at {', '.join(f'{url.host}:{url.port or 5672}' for url in self._urls)}"
 
 
 def parse_urls(url: str) -> list[URL]:
-    """One URL a host. Raises ConfigurationError, without the password."""
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise ConfigurationError("the broker URL must look like amqp://user:password@host:5672,host2:5672/vhost")
-    userinfo = f"{match['userinfo']}@" if match["userinfo"] else ""
-    try:
-        return [
-            URL(f"{match['scheme']}://{userinfo}{host}{match['rest'] or '/'}") for host in match["hosts"].split(",")
-        ]
-    except ValueError as error:
-        raise ConfigurationError(f"the broker URL has a bad host or port: {match['hosts']}") from error
+    """One URL per host. Raises ConfigurationError, whose message never contains the password."""
+    parsed = parse_multi_host_url(url, "INGEST_BROKER_URL", _EXAMPLE)
+    if parsed.scheme not in ("amqp", "amqps"):
+        raise ConfigurationError(f"INGEST_BROKER_URL must look like {_EXAMPLE}")
+    hosts = parsed.hosts()
+    user, password = hosts[0]["username"], hosts[0]["password"]
+    userinfo = "" if user is None else f"{user}@" if password is None else f"{user}:{password}@"
+    path = f"{parsed.path or '/'}{f'?{parsed.query}' if parsed.query else ''}"
+    return [
+        URL(f"{parsed.scheme}://{userinfo}{host['host']}{':{}'.format(host['port']) if host['port'] else ''}{path}")
+        for host in hosts
+    ]
 
 
 def _user(url: URL, certificate_user: str | None) -> str:
-    """Published messages name it, and RabbitMQ refuses any other than the connection's own."""
+    """The connection's user. Published messages name it, and RabbitMQ refuses every other name."""
     if url.query.get("auth", "").lower() == "external":
         if url.scheme != "amqps":
             raise ConfigurationError("INGEST_BROKER_URL with ?auth=external must begin with amqps://")
@@ -187,17 +193,12 @@ def _user(url: URL, certificate_user: str | None) -> str:
     return url.user or "guest"
 
 
-def vhost_path(vhost: str) -> str:
-    """A virtual host as the path of a URL."""
-    return "/" + quote(vhost, safe="")
-
-
 async def _depth(connection: aio_pika.abc.AbstractConnection, name: str) -> tuple[int, int] | None:
     channel = await connection.channel()
     try:
         declared = await channel.declare_queue(name, passive=True, timeout=CONNECT_TIMEOUT)
     except aiormq.exceptions.ChannelNotFoundEntity:
-        return None  # it has closed the channel
+        return None  # the error has closed the channel
     await channel.close()
     result = declared.declaration_result
     return result.message_count or 0, result.consumer_count or 0

@@ -47,7 +47,7 @@ class RabbitDeadLetters:
         self._management = management
         self._first = first
         self._consumer: RabbitConsumer | None = None
-        self._lane: object = None
+        self._channel: object = None
         self._held = 0
         self.others = 0
 
@@ -84,7 +84,7 @@ class RabbitDeadLetters:
         while left:
             if self._held >= capacity:
                 more = max(1, min(capacity, _MOST, _BUDGET * seen // max(size, 1)))
-                await consumer.widen(more)
+                await consumer.raise_prefetch(more)
                 capacity += more
             got = await self._receive(consumer)
             self._held += len(got)
@@ -129,10 +129,10 @@ class RabbitDeadLetters:
                 f"{INGEST_DEAD} has messages that do not come within {_QUIET:.0f} s: the broker is away, or another "
                 "consumer holds them (is another `ingest dlq` running?)"
             ) from None
-        lane = got[0].token[0]
-        if self._lane is not None and lane is not self._lane:
+        channel = got[0].token.channel
+        if self._channel is not None and channel is not self._channel:
             raise _lost()
-        self._lane = lane
+        self._channel = channel
         return got
 
 

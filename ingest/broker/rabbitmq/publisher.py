@@ -1,4 +1,4 @@
-"""Publishing to RabbitMQ: the frames of many messages in one buffer, and an awaited confirm for each."""
+"""Publishing to RabbitMQ: the frames of many messages in one buffer, and a confirm for each message."""
 
 import asyncio
 import time
@@ -17,9 +17,9 @@ from ingest.domain.messages import Message, PublishOutcome
 _BUFFER: Final = 1024 * 1024
 """Bytes to write before waiting for the socket to take them."""
 _NACKED_FOR: Final = 15.0
-"""Seconds of nacks after which a channel is given up for another, see `rabbitmq_versions`."""
+"""Seconds of nacks after which the channel is replaced, see `versions`."""
 _ANSWER: Final = 1.5
-"""Seconds in which RabbitMQ answers a question, or is not ready: a hung one is noticed long before its heartbeat is."""
+"""Seconds in which RabbitMQ must answer a probe. A broker that hangs is noticed long before its heartbeat fails."""
 
 _log = structlog.get_logger(__name__)
 
@@ -28,14 +28,16 @@ class RabbitPublisher(ReconnectingChannel):
     """`domain.ports.Publisher` on one connection and one channel in confirm mode.
 
     Args:
-        connect: makes a wire, not yet connected.
-        what: what it is for, in logs and metrics.
-        user_id: the connection's user, or None where it is not known.
-        timeout: seconds one call waits; what is not confirmed by then is UNKNOWN.
+        new_connection: makes a connection that is not connected yet.
+        purpose: what the connection is for, in logs and metrics.
+        user_id: the connection's user; None if it is not known.
+        timeout: seconds that one call waits; a message that is not confirmed by then is UNKNOWN.
     """
 
-    def __init__(self, connect: Callable[[], Connection], what: str, user_id: str | None, timeout: float) -> None:
-        super().__init__(connect, what)
+    def __init__(
+        self, new_connection: Callable[[], Connection], purpose: str, user_id: str | None, timeout: float
+    ) -> None:
+        super().__init__(new_connection, purpose)
         self._user_id = user_id
         self._timeout = timeout
         self._channel: _ConfirmChannel | None = None
@@ -46,35 +48,35 @@ class RabbitPublisher(ReconnectingChannel):
         return self._channel is not None and self._channel.writable
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
-        flight = _Flight(len(messages))
+        call = _PublishCall(len(messages))
         position = 0
         try:
             async with asyncio.timeout(self._timeout):
                 while position < len(messages) and (channel := self._channel) and channel.writable:
-                    position = channel.write(messages, position, flight)
+                    position = channel.write(messages, position, call)
                     if position < len(messages):
-                        await channel.wire.drain()
-                await flight.settled()
+                        await channel.connection.drain()
+                await call.answered()
         except (TimeoutError, ConnectionError):
-            pass  # the outcomes tell
+            pass  # the outcomes say which messages were not confirmed
         if (channel := self._channel) is not None and channel.nacked_too_long():
-            _log.warning("nothing but nacks from a queue, trying on another connection", seconds=_NACKED_FOR)
-            channel.wire.abort()
-        return list(flight.outcomes)
+            _log.warning("persistent_nacks_reconnecting", seconds=_NACKED_FOR)
+            channel.connection.abort()
+        return list(call.outcomes)
 
     async def ready(self) -> None:
         channel = self._channel
-        if channel is None or channel.wire.closed:
-            raise BrokerUnavailable(f"no connection for publishing: {self._why}")
-        if channel.wire.blocked is not None:
-            raise BrokerUnavailable(f"{channel.wire} takes no publishes for now: {channel.wire.blocked}")
+        if channel is None or channel.connection.closed:
+            raise BrokerUnavailable(f"no connection for publishing: {self._last_problem}")
+        if channel.connection.blocked is not None:
+            raise BrokerUnavailable(f"{channel.connection} takes no publishes now: {channel.connection.blocked}")
         if not await channel.answers():
-            raise BrokerUnavailable(f"{channel.wire} does not answer")
+            raise BrokerUnavailable(f"{channel.connection} does not answer")
 
-    async def _open(self, wire: Connection) -> asyncio.Future[None]:
-        channel = await wire.channel(confirms=True)
-        self._channel = _ConfirmChannel(wire, channel, self._user_id)
-        wire.sinks[channel.number] = self._channel
+    async def _open(self, connection: Connection) -> asyncio.Future[None]:
+        channel = await connection.channel(confirms=True)
+        self._channel = _ConfirmChannel(connection, channel, self._user_id)
+        connection.sinks[channel.number] = self._channel
         return channel.closing
 
     def _lost(self) -> None:
@@ -83,8 +85,11 @@ class RabbitPublisher(ReconnectingChannel):
             channel.fail()
 
 
-class _Flight:
-    """The messages of one call. Those not written are UNSENT, those without an answer UNKNOWN."""
+class _PublishCall:
+    """The messages of one call to `publish`.
+
+    A message is UNSENT until it is written, then UNKNOWN until it is answered.
+    """
 
     __slots__ = ("_done", "_missing", "outcomes")
 
@@ -97,33 +102,33 @@ class _Flight:
         self.outcomes[index] = PublishOutcome.UNKNOWN
         self._missing += 1
 
-    def settle(self, index: int, outcome: PublishOutcome) -> None:
-        if self.outcomes[index] is PublishOutcome.UNKNOWN:  # else it was returned before its confirm
+    def answer(self, index: int, outcome: PublishOutcome) -> None:
+        if self.outcomes[index] is PublishOutcome.UNKNOWN:  # otherwise it was returned before its confirm
             self.outcomes[index] = outcome
-        self.forget()
+        self.expect_one_less()
 
-    def forget(self) -> None:
-        """No answer will come for one of them."""
+    def expect_one_less(self) -> None:
+        """One message was answered, or will not be."""
         self._missing -= 1
         if not self._missing and self._done is not None and not self._done.done():
             self._done.set_result(None)
 
-    async def settled(self) -> None:
-        """Wait for an answer to all that were written."""
+    async def answered(self) -> None:
+        """Wait until every message that was written is answered."""
         if self._missing:
             self._done = asyncio.get_running_loop().create_future()
             await self._done
 
 
 class _ConfirmChannel:
-    """One channel in confirm mode: numbers what it writes, and matches acks, nacks and returns to it."""
+    """One channel in confirm mode. It numbers messages, and matches acks, nacks and returns to them."""
 
-    def __init__(self, wire: Connection, channel: aiormq.abc.AbstractChannel, user_id: str | None) -> None:
-        self.wire = wire
+    def __init__(self, connection: Connection, channel: aiormq.abc.AbstractChannel, user_id: str | None) -> None:
+        self.connection = connection
         self._channel = channel
-        self._question: asyncio.Task[bool] | None = None
-        self._encoder = codec.PublishEncoder(channel.number, wire.frame_max, user_id)
-        self._pending: dict[int, tuple[_Flight, int]] = {}
+        self._probe: asyncio.Task[bool] | None = None
+        self._encoder = codec.PublishEncoder(channel.number, connection.frame_max, user_id)
+        self._pending: dict[int, tuple[_PublishCall, int]] = {}
         self._next = 1
         self._lowest = 1
         self._first_nack = self._last_nack = 0.0
@@ -133,12 +138,13 @@ class _ConfirmChannel:
 
     @property
     def writable(self) -> bool:
-        return self.wire.blocked is None and not self.wire.closed
+        return self.connection.blocked is None and not self.connection.closed
 
-    def write(self, messages: Sequence[Message], position: int, flight: _Flight) -> int:
-        """Write from `position` on as much as one buffer takes; return where to go on.
+    def write(self, messages: Sequence[Message], position: int, call: _PublishCall) -> int:
+        """Write messages from `position` on until one buffer is full; return the position to continue at.
 
-        Raises ValueError where a message has a name that AMQP cannot carry; then nothing was written.
+        Raises:
+            ValueError: a message has a name that AMQP cannot carry; nothing was written.
         """
         buffer = []
         size = 0
@@ -151,65 +157,65 @@ class _ConfirmChannel:
             if size >= _BUFFER:
                 break
         for index in range(position, position + len(buffer)):
-            self._pending[self._next + index - position] = (flight, index)
-            flight.written(index)
+            self._pending[self._next + index - position] = (call, index)
+            call.written(index)
         self._next = number
-        self.wire.write(b"".join(buffer))
+        self.connection.write(b"".join(buffer))
         return position + len(buffer)
 
     async def answers(self) -> bool:
         """Whether RabbitMQ answers on this channel in time."""
-        # One question for all who ask, never given up: aiormq would close the channel, and what is in flight with it.
-        question = self._question
-        if question is None or question.done():
-            question = self._question = asyncio.create_task(self._ask())
-        await asyncio.wait([question], timeout=_ANSWER)
-        return question.done() and question.result()
+        # All callers share one probe, and it is never cancelled: aiormq would close the channel and lose the confirms.
+        probe = self._probe
+        if probe is None or probe.done():
+            probe = self._probe = asyncio.create_task(self._send_probe())
+        await asyncio.wait([probe], timeout=_ANSWER)
+        return probe.done() and probe.result()
 
-    async def _ask(self) -> bool:
+    async def _send_probe(self) -> bool:
         try:
-            await self._channel.basic_qos()  # without effect where nothing is consumed
+            await self._channel.basic_qos()  # has no effect on a channel that does not consume
         except (aiormq.exceptions.AMQPError, RuntimeError, OSError, asyncio.CancelledError):
-            return False  # the connection is gone; aiormq cancels whoever waits on it
+            return False  # the connection is lost; aiormq cancels its callers then
         return True
 
     def nacked_too_long(self) -> bool:
-        """Whether nacks go on and on; as one publish is enough to see, it is asked after each."""
+        """Whether the channel has been nacking for too long. It is checked after every publish."""
         return self._last_nack - self._first_nack >= _NACKED_FOR
 
     def fail(self) -> None:
-        """The channel is gone: no more answers."""
-        for flight, _ in self._pending.values():
-            flight.forget()
+        """The channel is lost: expect no more answers."""
+        for call, _ in self._pending.values():
+            call.expect_one_less()
         self._pending.clear()
 
     def method(self, method: int, data: bytes, start: int) -> bool:
         if method == codec.ACK:
-            self._settle(*codec.read_confirm(data, start), PublishOutcome.CONFIRMED)
+            self._answer(*codec.read_confirm(data, start), PublishOutcome.CONFIRMED)
         elif method == codec.NACK:
             now = time.monotonic()
             if now - self._last_nack > _NACKED_FOR:
                 self._first_nack = now
             self._last_nack = now
-            self._settle(*codec.read_confirm(data, start), PublishOutcome.NACKED)
+            self._answer(*codec.read_confirm(data, start), PublishOutcome.NACKED)
         elif method == codec.RETURN:
             self._returns.begin(codec.RETURN)
         else:
             return False
         return True
 
-    def _settle(self, tag: int, multiple: bool, outcome: PublishOutcome) -> None:
+    def _answer(self, tag: int, multiple: bool, outcome: PublishOutcome) -> None:
         take = self._pending.pop
         for number in range(self._lowest, tag + 1) if multiple else (tag,):
-            entry = take(number, None)
-            if entry is not None:
-                entry[0].settle(entry[1], outcome)
+            pending = take(number, None)
+            if pending is not None:
+                pending[0].answer(pending[1], outcome)
         if multiple:
             self._lowest = tag + 1
 
     def _returned(self, _: Any, properties: dict[str, Any], __: bytes) -> None:
         # RabbitMQ sends a return before the confirm of the same message.
-        entry = self._pending.get(int(properties["correlation_id"]))
-        if entry is not None:
-            flight, index = entry
-            flight.outcomes[index] = PublishOutcome.UNROUTABLE
+        pending = self._pending.get(int(properties["correlation_id"]))
+        if pending is not None:
+            call, index = pending
+            call.outcomes[index] = PublishOutcome.UNROUTABLE

@@ -1,15 +1,16 @@
-"""Isolation of what may kill its consumers, so that it takes no neighbours with it.
+"""Isolates deliveries that may crash their consumers, so that they do not affect their neighbours.
 
-When a consumer dies, everything that it held comes back with a higher delivery count, the innocent as well as the
-culprit. What has come back twice is a suspect. From the first suspect on everything is withheld, and handed out in
-rounds: what has come by then, the unsuspicious together, and after them one suspect at a time, the least suspicious
-first and in random order among equals. What comes meanwhile waits for the next round; a round without suspects is the
-last. So all that came with a culprit is settled before its turn but for its equals, of which half are; alone it goes on
-to the delivery limit.
+When a consumer dies, everything it held comes back with a higher delivery count, the harmless deliveries as well as the
+poison. A delivery that came back twice is a suspect. From the first suspect on, all deliveries are withheld and
+handed out in rounds: first the other deliveries that have arrived, together; then one suspect at a time, those with
+the fewest deliveries first, in random order among equals. What arrives in the meantime waits for the next round, and
+a round without suspects is the last one. So everything that was delivered together with a poison message is finished
+before its turn, except for suspects with the same count, of which half are. The poison alone goes on to the delivery
+limit.
 
-The consumer is not cancelled to make it hold less: what a cancelled consumer has not acknowledged when its node dies
-belongs to nobody until the queue has another leader (seen on RabbitMQ 3.10.8;
-https://github.com/rabbitmq/rabbitmq-server/issues/15473 tells of the like on 4.x).
+The consumer is not cancelled to make it hold less: if the node of a cancelled consumer dies, its unacknowledged
+deliveries belong to no consumer until the queue has another leader (seen on RabbitMQ 3.10.8;
+https://github.com/rabbitmq/rabbitmq-server/issues/15473 describes the same on 4.x).
 """
 
 import asyncio
@@ -21,20 +22,20 @@ import structlog
 
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
+from ingest.waiting import wait_for_event
 
 SUSPECT: Final = 2
-"""Returns that make a suspect: one may happen to anybody."""
+"""Returns that make a delivery a suspect. A single return can happen to any delivery."""
 QUIET: Final = 0.3
-"""Seconds without a delivery after which all is taken to have come that was given back together."""
+"""Seconds without a delivery after which everything that was returned together has probably arrived."""
 PATIENCE: Final = 3.0
-"""Seconds after which nobody waits any more for what is to come, nor for what is handed out and not settled: it may
-wait for another's lease."""
+"""Seconds to wait for further deliveries, or for deliveries that were handed out: they may wait for another's lease."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Channel(Protocol):
-    """What is needed of a channel that consumes."""
+    """What the quarantine needs from a consuming channel."""
 
     @property
     def unacked(self) -> KeysView[int]: ...
@@ -45,127 +46,128 @@ class Channel(Protocol):
 
 
 class PoisonQuarantine:
-    """Watches one channel, which consumes already.
+    """Watches one channel that is already consuming.
 
     Args:
-        channel: its deliveries are to be shown to `withhold`.
-        prefetch: how many deliveries at a time it may hold.
-        hand_out: gets what was withheld.
-        narrow: it takes only one at a time so far, until something unsuspicious is settled.
+        channel: every delivery of it must be passed to `withhold`.
+        prefetch: the most deliveries that it may hold.
+        hand_out: receives the deliveries that were withheld.
+        single_delivery: the channel consumes with a prefetch of 1 until a delivery that is not a suspect is finished.
     """
 
     def __init__(
-        self, channel: Channel, prefetch: int, hand_out: Callable[[Sequence[Delivery]], None], *, narrow: bool = False
+        self,
+        channel: Channel,
+        prefetch: int,
+        hand_out: Callable[[Sequence[Delivery]], None],
+        *,
+        single_delivery: bool = False,
     ) -> None:
         self._channel = channel
         self._hand_out = hand_out
-        self._width = 1 if narrow else prefetch
+        self._current_prefetch = 1 if single_delivery else prefetch
         self._prefetch = prefetch
-        self._unsuspicious = False
+        self._last_was_harmless = False
         self._withheld: list[Delivery] = []
-        self._round: list[Delivery] = []
+        self._suspects: list[Delivery] = []
+        """The suspects of the current round, in the reverse order of their turns."""
         self._isolating: asyncio.Task[None] | None = None
-        self._widening: asyncio.Task[None] | None = None
+        self._raising: asyncio.Task[None] | None = None
         self._stopped = False
         self._change = asyncio.Event()
 
     @property
-    def waiting(self) -> bool:
-        """Whether something is withheld."""
-        return bool(self._withheld or self._round)
+    def holds_deliveries(self) -> bool:
+        """Whether deliveries are withheld."""
+        return bool(self._withheld or self._suspects)
 
     def withhold(self, delivery: Delivery) -> bool:
-        """A delivery has come; whether it is handed out later."""
-        suspicious = _suspicious(delivery)
-        self._unsuspicious = not suspicious
+        """Take note of a delivery; return whether it is withheld, to be handed out later."""
+        suspect = _is_suspect(delivery)
+        self._last_was_harmless = not suspect
         if self._isolating is None:
-            if not suspicious:
+            if not suspect:
                 return False
-            if self._width > 1:
-                _log.warning("suspects are taken one by one", queue=delivery.queue, deliveries=delivery.deliveries)
+            if self._current_prefetch > 1:
+                _log.warning("quarantine_started", queue=delivery.queue, deliveries=delivery.deliveries)
             self._isolating = asyncio.create_task(self._isolate())
         self._withheld.append(delivery)
         self._change.set()
         return True
 
-    def settled(self) -> None:
-        """Something was settled."""
+    def deliveries_finished(self) -> None:
+        """Take note that deliveries were acknowledged or requeued."""
         self._change.set()
-        if self._width < self._prefetch and self._unsuspicious and not self._stopped:
-            more, self._width = self._prefetch - self._width, self._prefetch
-            self._widening = asyncio.create_task(self._widen(more))
+        if self._current_prefetch < self._prefetch and self._last_was_harmless and not self._stopped:
+            more, self._current_prefetch = self._prefetch - self._current_prefetch, self._prefetch
+            self._raising = asyncio.create_task(self._raise_prefetch(more))
 
     async def stop(self) -> None:
-        """No more is to come; what is withheld is still handed out, as long as it is settled."""
+        """Expect no more deliveries. What is withheld is still handed out, as long as it is finished in time."""
         self._stopped = True
         self._change.set()
-        if self._widening is not None:
-            await asyncio.wait([self._widening])
+        if self._raising is not None:
+            await asyncio.wait([self._raising])
 
     def close(self) -> None:
-        """The channel is gone."""
+        """The channel is lost."""
         self._withheld.clear()
-        self._round.clear()
-        for task in (self._isolating, self._widening):
+        self._suspects.clear()
+        for task in (self._isolating, self._raising):
             if task is not None:
                 task.cancel()
 
     async def _isolate(self) -> None:
-        await self._settled_in_time(self._channel.unacked - {_tag(each) for each in self._withheld})
-        while any(map(_suspicious, self._withheld)):
-            await self._all_come()
-            here, self._withheld = self._withheld, []
-            self._round = [each for each in here if _suspicious(each)]
-            random.shuffle(self._round)
-            self._round.sort(key=lambda each: each.deliveries, reverse=True)
-            await self._turn([each for each in here if not _suspicious(each)])
-            while self._round:
-                await self._turn([self._round.pop()])
+        await self._wait_until_finished(self._channel.unacked - {_tag(delivery) for delivery in self._withheld})
+        while any(map(_is_suspect, self._withheld)):
+            await self._wait_for_arrivals()
+            arrived, self._withheld = self._withheld, []
+            self._suspects = [delivery for delivery in arrived if _is_suspect(delivery)]
+            random.shuffle(self._suspects)
+            self._suspects.sort(key=lambda delivery: delivery.deliveries, reverse=True)
+            await self._take_turn([delivery for delivery in arrived if not _is_suspect(delivery)])
+            while self._suspects:
+                await self._take_turn([self._suspects.pop()])
         self._hand_out(self._withheld)
         self._withheld = []
         self._isolating = None
 
-    async def _turn(self, deliveries: Sequence[Delivery]) -> None:
+    async def _take_turn(self, deliveries: Sequence[Delivery]) -> None:
         self._hand_out(deliveries)
-        await self._settled_in_time([_tag(each) for each in deliveries])
+        await self._wait_until_finished([_tag(delivery) for delivery in deliveries])
 
-    async def _settled_in_time(self, tags: Collection[int]) -> None:
+    async def _wait_until_finished(self, tags: Collection[int]) -> None:
         end = _now() + PATIENCE
         while not self._channel.unacked.isdisjoint(tags):
-            if not await self._changes_before(end):
-                if self._stopped:  # whoever stops settles at once or not at all: the rest comes again elsewhere
-                    self._withheld, self._round = [], []
+            if not await self._changed_before(end):
+                if self._stopped:  # a stopping worker finishes a delivery at once or not at all; the broker redelivers
+                    self._withheld, self._suspects = [], []
                 return
 
-    async def _all_come(self) -> None:
-        """Until nothing more comes, for now or because it holds all that it may; under steady traffic, for a while."""
+    async def _wait_for_arrivals(self) -> None:
+        """Wait until nothing more arrives or the prefetch is used up; under steady traffic, for a limited time."""
         end = _now() + PATIENCE
-        while not self._stopped and len(self._channel.unacked) < self._width:
-            if not await self._changes_before(min(_now() + QUIET, end)):
+        while not self._stopped and len(self._channel.unacked) < self._current_prefetch:
+            if not await self._changed_before(min(_now() + QUIET, end)):
                 return
 
-    async def _changes_before(self, end: float) -> bool:
+    async def _changed_before(self, end: float) -> bool:
         self._change.clear()
-        try:
-            async with asyncio.timeout_at(end):
-                await self._change.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await wait_for_event(self._change, end - _now())
 
-    async def _widen(self, more: int) -> None:
+    async def _raise_prefetch(self, more: int) -> None:
         try:
             await self._channel.consume(more)
         except BrokerUnavailable:
             self._channel.finish()
 
 
-def _suspicious(delivery: Delivery) -> bool:
+def _is_suspect(delivery: Delivery) -> bool:
     return delivery.deliveries >= SUSPECT
 
 
 def _tag(delivery: Delivery) -> int:
-    tag: int = delivery.token[1]
+    tag: int = delivery.token.tag
     return tag
 
 

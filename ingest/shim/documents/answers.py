@@ -5,7 +5,7 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from ingest.domain.event_data import BatchId, Faults, TaskId, Time
+from ingest.domain.event_data import BatchId, FieldFaults, TaskId, Time
 from ingest.domain.validation import MAX_BATCH
 
 _CLOSED = ConfigDict(extra="forbid")
@@ -63,7 +63,7 @@ class Error(TypedDict):
     __pydantic_config__ = _CLOSED  # type: ignore[misc]
 
     error: str
-    errors: NotRequired[Faults]
+    errors: NotRequired[FieldFaults]
 
 
 class Healthy(TypedDict):

@@ -1,8 +1,7 @@
-"""The official client behind threads: addresses, time limits and errors. Knows nothing of what is stored."""
+"""The official Aerospike client behind threads: addresses, time limits and errors. It does not know what is stored."""
 
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,31 +15,23 @@ from aerospike import exception as aerospike_errors
 from aerospike_helpers.batch import records as batch
 
 from ingest.domain.errors import ConfigurationError, StoreUnavailable
-
-OK: Final = 0
-NOT_FOUND: Final = 2
-GENERATION: Final = 3
-EXISTS: Final = 5
-KEY_BUSY: Final = 14
-FORBIDDEN: Final = 22
-FILTERED_OUT: Final = 27
-"""Result codes, https://aerospike.com/docs/develop/client/error-codes"""
+from ingest.store.aerospike import result_codes
+from ingest.urls import parse_multi_host_url
 
 _CHUNK: Final = 1000
-"""Records in one call: some 10 ms of work for the client."""
+"""Records in one call; the client works on them for about 10 ms."""
 _THREADS: Final = 4
 _CONNECT_PAUSE: Final = 1.0
-_URL: Final = re.compile(
-    r"aerospike://(?:(?P<user>[^:@/]*):(?P<password>[^@/]*)@)?(?P<hosts>[^/?@]+)/(?P<namespace>[^/?]+)(?:\?(?P<query>.*))?"
-)
-_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:]+\]|[^:\[\]]+)(?::(?P<port>\d{1,5}))?")
+"""Seconds after a failed connection during which calls fail at once."""
+_DEFAULT_PORT: Final = 3000
+_EXAMPLE: Final = "aerospike://user:password@host:3000,host2:3000/namespace"
 _OPTIONS: Final = frozenset({"tls", "tls_name", "cafile", "certfile", "keyfile"})
 
 T = TypeVar("T")
 
 
 class Address(msgspec.Struct, frozen=True):
-    """Where a cluster is: seed hosts as (name, port), namespace, credentials, options of the URL."""
+    """The address of a cluster: seed hosts as (name, port), namespace, credentials, options of the URL."""
 
     hosts: tuple[tuple[str, int], ...]
     namespace: str
@@ -53,32 +44,29 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def parse_url(url: str) -> Address:
-    """`aerospike://user:password@host:3000,host2:3000/namespace?tls=true&tls_name=…&cafile=…&certfile=…&keyfile=…`.
+    """Parse `aerospike://user:password@host:3000,host2:3000/namespace?tls=true&tls_name=…&cafile=…&certfile=…&keyfile=…`.
 
-    Raises ConfigurationError, without the password.
+    Raises ConfigurationError, whose message never contains the password.
     """
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise ConfigurationError("the store URL must look like aerospike://host:3000,host2:3000/namespace")
-    hosts = []
-    for text in match["hosts"].split(","):
-        host = _HOST.fullmatch(text)
-        if host is None or int(host["port"] or 3000) > 65535:
-            raise ConfigurationError(f"the store URL has a bad host or port: {text}")
-        hosts.append((host["name"].strip("[]"), int(host["port"] or 3000)))
-    options = {name: values[-1] for name, values in parse_qs(match["query"] or "").items()}
+    parsed = parse_multi_host_url(url, "INGEST_STORE_URL", _EXAMPLE)
+    namespace = unquote((parsed.path or "").removeprefix("/"))
+    if parsed.scheme != "aerospike" or not namespace or "/" in namespace:
+        raise ConfigurationError(f"INGEST_STORE_URL must look like {_EXAMPLE}")
+    hosts = parsed.hosts()
+    seeds = tuple([((host["host"] or "").strip("[]"), host["port"] or _DEFAULT_PORT) for host in hosts])
+    options = {name: values[-1] for name, values in parse_qs(parsed.query or "").items()}
     if unknown := sorted(options.keys() - _OPTIONS):
-        raise ConfigurationError(f"the store URL has unknown options {unknown}; known are {sorted(_OPTIONS)}")
-    user, password = match["user"], match["password"]
-    return Address(tuple(hosts), match["namespace"], user and unquote(user), password and unquote(password), options)
+        raise ConfigurationError(f"INGEST_STORE_URL has unknown options {unknown}; known are {sorted(_OPTIONS)}")
+    user, password = hosts[0]["username"], hosts[0]["password"]
+    return Address(seeds, namespace, user and unquote(user), password and unquote(password), options)
 
 
 class AerospikeClient:
     """Runs calls of the blocking client in a few threads.
 
     Args:
-        address: of the cluster.
-        timeout: seconds for one call, after which it is in doubt.
+        address: the address of the cluster.
+        timeout: seconds for one call; after that its outcome is in doubt.
     """
 
     def __init__(self, address: Address, timeout: float) -> None:
@@ -92,13 +80,13 @@ class AerospikeClient:
         self._failed = (0.0, "")
 
     async def call(self, job: Callable[[Any], T]) -> T:
-        """Run a job with the client, connected. Whatever the client raises becomes StoreUnavailable."""
+        """Run a job with the connected client. Every error of the client becomes StoreUnavailable."""
         if not self._connected:
             await self._connect()
         return await self._run(job)
 
     async def _connect(self) -> None:
-        """The client connects once and then keeps track of the cluster by itself."""
+        """Connect once; afterwards the client follows the cluster by itself."""
         async with self._connecting:
             if self._connected:
                 return
@@ -112,7 +100,7 @@ class AerospikeClient:
             self._connected = True
 
     def _make(self, _: Any) -> None:
-        # Making one connects already, and raises where nobody is there.
+        # The constructor connects already, and raises if the cluster is unavailable.
         client = aerospike.client(self._config)
         client.connect()
         self._client = client
@@ -128,7 +116,7 @@ class AerospikeClient:
             raise self.unavailable(error.code, error.msg) from error
 
     async def write(self, records: Sequence[Any]) -> None:
-        """`batch_write`, in chunks; the outcome stands in each record. Raises StoreUnavailable."""
+        """Write records with `batch_write`, in chunks; each record then has its outcome. Raises StoreUnavailable."""
         for start in range(0, len(records), _CHUNK):
             chunk = batch.BatchRecords(list(records[start : start + _CHUNK]))
             await self.call(partial(_batch_write, chunk))
@@ -137,7 +125,7 @@ class AerospikeClient:
     async def operate(
         self, keys: Sequence[tuple[str, str, str]], ops: list[dict[str, Any]], policy: dict[str, Any]
     ) -> list[int]:
-        """The same writes for every key, which is cheaper; the result code of each. Raises StoreUnavailable."""
+        """Make the same writes for every key, which is cheaper; return the result codes. Raises StoreUnavailable."""
         codes: list[int] = []
         for start in range(0, len(keys), _CHUNK):
             chunk = list(keys[start : start + _CHUNK])
@@ -147,43 +135,44 @@ class AerospikeClient:
         return codes
 
     async def read(self, keys: Sequence[tuple[str, str, str]]) -> list[tuple[int, dict[str, Any]] | None]:
-        """(generation, bins) of each record, None where there is none. Raises StoreUnavailable."""
-        out: list[tuple[int, dict[str, Any]] | None] = []
+        """Return (generation, bins) of each record; None if it does not exist. Raises StoreUnavailable."""
+        records: list[tuple[int, dict[str, Any]] | None] = []
         for start in range(0, len(keys), _CHUNK):
             chunk = list(keys[start : start + _CHUNK])
-            found = await self.call(partial(_batch_read, chunk))
-            self._check(found, len(chunk))
-            for record in found.batch_records:
-                if record.result == OK:
-                    out.append((record.record[1]["gen"], record.record[2]))
-                elif record.result == NOT_FOUND:
-                    out.append(None)
+            answer = await self.call(partial(_batch_read, chunk))
+            self._check(answer, len(chunk))
+            for record in answer.batch_records:
+                if record.result == result_codes.OK:
+                    records.append((record.record[1]["gen"], record.record[2]))
+                elif record.result == result_codes.NOT_FOUND:
+                    records.append(None)
                 else:
                     raise self.unavailable(record.result, "read failed")
-        return out
+        return records
 
-    def _check(self, done: Any, count: int) -> None:
-        """Raises StoreUnavailable where the call failed as a whole.
+    def _check(self, answer: Any, count: int) -> None:
+        """Raise StoreUnavailable if the whole call failed.
 
-        While the client knows no node of the cluster (a server that has hung for some seconds) it sends nothing and
-        raises nothing: it leaves records out, or leaves them as they were made, and that is OK (seen with 19.3).
+        While the client knows no node of the cluster (for example a server that has hung for some seconds), it sends
+        nothing and raises nothing. It leaves records out or unchanged, which looks like OK (seen with 19.3).
         """
-        records = done.batch_records
-        if len(records) != count or (done.result != OK and all(record.result == OK for record in records)):
-            raise self.unavailable(done.result, "the cluster cannot be reached")
+        records = answer.batch_records
+        unchanged = answer.result != result_codes.OK and all(record.result == result_codes.OK for record in records)
+        if len(records) != count or unchanged:
+            raise self.unavailable(answer.result, "the cluster is unreachable")
 
     def unavailable(self, code: int | None, message: object) -> StoreUnavailable:
-        """The error for a result code, with what an operator can do about it."""
+        """The error for a result code, with a hint for the operator."""
         hint = ""
-        if code == FORBIDDEN:
+        if code == result_codes.FORBIDDEN:
             hint = "; is nsup-period of the namespace above 0? Otherwise records with a time to live are refused"
         elif code == aerospike_errors.DeviceOverload.code:
             hint = "; its device cannot keep up with the writes"
         return StoreUnavailable(f"{self._address!r}: {message} (code {code}){hint}")
 
     async def close(self) -> None:
-        """Twice is fine. Calls under way end first: they use what the client frees."""
-        self._connected = True  # not once more
+        """Close the client after the calls in progress. A second call has no effect."""
+        self._connected = True  # so that no call connects again
         await asyncio.to_thread(partial(self._threads.shutdown, cancel_futures=True))
         client, self._client = self._client, None
         if client is not None:
@@ -207,7 +196,7 @@ def _batch_read(keys: list[tuple[str, str, str]], client: Any) -> Any:
 
 def _config(address: Address, timeout: float) -> dict[str, Any]:
     total = int(timeout * 1000)
-    # Writes are not repeated by the client: its own first try would look like somebody else's claim or change.
+    # The client must not retry writes: its own first try would look like another attempt's claim or change.
     write = {"total_timeout": total, "socket_timeout": total, "max_retries": 0}
     read = {"total_timeout": total, "socket_timeout": total // 3, "max_retries": 2}
     config: dict[str, Any] = {

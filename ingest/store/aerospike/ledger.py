@@ -1,7 +1,7 @@
 """The ledger on an Aerospike cluster.
 
-Nothing is read before it is written: claims are CREATE_ONLY, changes check the generation. What timed out in doubt is
-read back and compared.
+No entry is read before it is written: claims are CREATE_ONLY, and changes check the generation. A write in doubt (it
+timed out) is read back and compared.
 """
 
 from collections import defaultdict
@@ -15,7 +15,7 @@ from aerospike_helpers.batch import records as batch
 
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Entry, Phase, Step, accepted, after
-from ingest.store.aerospike import client
+from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient
 from ingest.store.aerospike.records import ACCEPTED, read_entry, write_all, write_step
 
@@ -35,39 +35,41 @@ class AerospikeLedger:
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
         stored: dict[str, Entry] = {}
-        missing = {entry.id: entry for entry in reversed(entries)}  # of equal ids the first
+        missing = {entry.id: entry for entry in reversed(entries)}  # the first of equal ids wins
         for _ in range(_ROUNDS):
             stored |= await self._create(list(missing.values()))
-            missing = {id_: entry for id_, entry in missing.items() if id_ not in stored}
+            missing = {entry_id: entry for entry_id, entry in missing.items() if entry_id not in stored}
             if not missing:
                 return [stored[entry.id] for entry in entries]
-        raise StoreUnavailable(f"{len(missing)} ledger entries vanish as soon as they are there")
+        raise StoreUnavailable(f"{len(missing)} ledger entries are deleted as soon as they are created")
 
     async def _create(self, entries: list[Entry]) -> dict[str, Entry]:
-        """What is stored of each id after an attempt to create it; without those that vanished meanwhile."""
+        """Try to create entries; return what is stored now, by id, without entries that were deleted since."""
         records = [
-            batch.Write(self._ledger(entry.id), write_all(entry), policy=_create_policy(entry.retention))
+            batch.Write(self._key(entry.id), write_all(entry), policy=_create_policy(entry.retention))
             for entry in entries
         ]
         await self._client.write(records)
         stored = {}
         doubtful = []
         for entry, record in zip(entries, records, strict=True):
-            if record.result == client.OK:
+            if record.result == result_codes.OK:
                 stored[entry.id] = msgspec.structs.replace(entry, generation=record.record[1]["gen"])
             else:
                 doubtful.append((entry.id, record.result))
-        found = await self.read([id_ for id_, _ in doubtful]) if doubtful else []
-        for (id_, code), existing in zip(doubtful, found, strict=True):
+        existing_entries = await self.read([entry_id for entry_id, _ in doubtful]) if doubtful else []
+        for (entry_id, code), existing in zip(doubtful, existing_entries, strict=True):
             if existing is not None:
-                stored[id_] = existing
-            elif code != client.EXISTS:
+                stored[entry_id] = existing
+            elif code != result_codes.EXISTS:
                 raise self._client.unavailable(code, "claim failed")
         return stored
 
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        found = await self._client.read([self._ledger(id_) for id_ in ids])
-        return [read_entry(id_, *record) if record else None for id_, record in zip(ids, found, strict=True)]
+        records = await self._client.read([self._key(entry_id) for entry_id in ids])
+        return [
+            read_entry(entry_id, *record) if record else None for entry_id, record in zip(ids, records, strict=True)
+        ]
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         records = [self._change(change) for change in changes]
@@ -76,20 +78,24 @@ class AerospikeLedger:
         doubtful = []
         for index, (change, record) in enumerate(zip(changes, records, strict=True)):
             results.append(None)
-            if record.result == client.OK:
+            if record.result == result_codes.OK:
                 forgotten = change.step is Step.FORGET
                 generation = change.entry.generation if forgotten else record.record[1]["gen"]
                 results[index] = after(change, generation)
-            elif record.result not in (client.GENERATION, client.NOT_FOUND):
+            elif record.result not in (result_codes.GENERATION, result_codes.NOT_FOUND):
                 doubtful.append(index)
         if doubtful:
-            found = await self.read([changes[index].entry.id for index in doubtful])
-            for index, existing in zip(doubtful, found, strict=True):
+            existing_entries = await self.read([changes[index].entry.id for index in doubtful])
+            for index, existing in zip(doubtful, existing_entries, strict=True):
                 results[index] = self._read_back(changes[index], existing, records[index].result)
         return results
 
     def _read_back(self, change: Change, existing: Entry | None, code: int) -> Entry | None:
-        """Whether a change whose outcome is in doubt has happened. Raises StoreUnavailable where it has not."""
+        """The result of a change that was in doubt, from what is stored now.
+
+        Raises:
+            StoreUnavailable: the change did not happen, and the entry is unchanged.
+        """
         if change.step is Step.FORGET and existing is None:
             return change.entry
         if existing is not None and existing == after(change, existing.generation):
@@ -100,7 +106,7 @@ class AerospikeLedger:
 
     def _change(self, change: Change) -> Any:
         entry = change.entry
-        key = self._ledger(entry.id)
+        key = self._key(entry.id)
         if change.step is Step.FORGET:
             return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
         return batch.Write(
@@ -108,41 +114,41 @@ class AerospikeLedger:
         )
 
     async def accept(self, entries: Sequence[Entry]) -> None:
-        # An entry that was seen is most likely still there: two bins instead of all, the same for each.
-        seen = defaultdict(list)
+        # An entry that was read is probably still there: two bins instead of all, the same for every entry.
+        stored = defaultdict(list)
         lost = []
         for entry in entries:
             if entry.generation:
-                seen[entry.retention].append(entry)
+                stored[entry.retention].append(entry)
             else:
                 lost.append(entry)
         doubtful = []
-        for retention, group in seen.items():
-            keys = [self._ledger(entry.id) for entry in group]
+        for retention, group in stored.items():
+            keys = [self._key(entry.id) for entry in group]
             codes = await self._client.operate(keys, ACCEPTED, {**_UPDATE, "ttl": retention})
-            lost += [entry for entry, code in zip(group, codes, strict=True) if code == client.NOT_FOUND]
-            fine = (client.OK, client.NOT_FOUND)
-            doubtful += [(entry, code) for entry, code in zip(group, codes, strict=True) if code not in fine]
+            lost += [entry for entry, code in zip(group, codes, strict=True) if code == result_codes.NOT_FOUND]
+            certain = (result_codes.OK, result_codes.NOT_FOUND)
+            doubtful += [(entry, code) for entry, code in zip(group, codes, strict=True) if code not in certain]
         if lost:
-            doubtful += await self._heal(lost)
+            doubtful += await self._write_accepted(lost)
         if doubtful:
-            found = await self.read([entry.id for entry, _ in doubtful])
-            for (_, code), existing in zip(doubtful, found, strict=True):
+            existing_entries = await self.read([entry.id for entry, _ in doubtful])
+            for (_, code), existing in zip(doubtful, existing_entries, strict=True):
                 if existing is None or existing.phase is not Phase.ACCEPTED:
                     raise self._client.unavailable(code, "accept failed")
 
-    async def _heal(self, entries: Sequence[Entry]) -> list[tuple[Entry, int]]:
-        """Write whole entries as accepted; return those for which that did not go, with the result code."""
+    async def _write_accepted(self, entries: Sequence[Entry]) -> list[tuple[Entry, int]]:
+        """Write whole entries as accepted; return those that failed, with their result codes."""
         records = [
-            batch.Write(self._ledger(e.id), write_all(accepted(e)), policy={**_REPLACE, "ttl": e.retention})
+            batch.Write(self._key(e.id), write_all(accepted(e)), policy={**_REPLACE, "ttl": e.retention})
             for e in entries
         ]
         await self._client.write(records)
         codes = [record.result for record in records]
-        return [(entry, code) for entry, code in zip(entries, codes, strict=True) if code != client.OK]
+        return [(entry, code) for entry, code in zip(entries, codes, strict=True) if code != result_codes.OK]
 
-    def _ledger(self, id_: str) -> tuple[str, str, str]:
-        return (self._namespace, "ledger", id_)
+    def _key(self, entry_id: str) -> tuple[str, str, str]:
+        return (self._namespace, "ledger", entry_id)
 
 
 @lru_cache(maxsize=4096)

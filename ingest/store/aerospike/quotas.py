@@ -1,12 +1,11 @@
-"""The quota counters on an Aerospike cluster, exact also where an answer is lost.
+"""The quota counters on an Aerospike cluster. They are exact even if answers are lost.
 
-Whoever changes a counter leaves a receipt in the same record: its lane, which has one change under way at a time, and
-the change's number, which only grows. A change whose number is not above that of its lane in the record has no effect:
-none takes effect twice, nor late, after it was given up.
+Every change leaves a receipt in the record of the counter: a writer slot, which has one change in progress at a time,
+and the number of the change, which only grows. A change has no effect unless its number is above the receipt of its
+slot. So no change takes effect twice, or late, after it was given up.
 """
 
 import asyncio
-import random
 import time
 import uuid
 from collections import Counter
@@ -16,44 +15,47 @@ from typing import Any, Final
 import aerospike
 import msgspec
 import structlog
-from aerospike_helpers import expressions as exp
+from aerospike_helpers import expressions
 from aerospike_helpers.batch import records as batch
 from aerospike_helpers.operations import expression_operations, map_operations, operations
 
 from ingest.domain.customers import DAY
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Charge
-from ingest.store.aerospike import client
+from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient
+from ingest.waiting import Backoff
 
 _TTL: Final = 100 * DAY
 _ROUNDS: Final = 5
+_RETRY_PAUSES: Final = (0.02, 0.16)
+"""First and longest pause between two rounds of one charge, in seconds."""
 _PAUSES: Final = (0.1, 5.0)
-"""First and longest pause between two tries to end a doubt, in seconds."""
-_LAST: Final = 3.0
-"""Seconds for that once the store is to be closed."""
-_FORGOTTEN: Final = 3_600_000_000
-"""Microseconds after which a receipt is dropped. A doubt is given up after half of that, as without its receipt a
-refund could take effect twice; the other half is for clocks that differ."""
+"""First and longest pause between two tries to resolve doubts, in seconds."""
+_CLOSE_TIMEOUT: Final = 3.0
+"""Seconds for resolving doubts when the store is closed."""
+_RECEIPT_AGE: Final = 3_600_000_000
+"""Microseconds after which a receipt is dropped. A doubt is given up after half of that, because without its receipt a
+refund could take effect twice; the other half allows for clocks that differ."""
 _USED: Final = "used"
 _RECEIPTS: Final = "receipts"
-_CERTAIN: Final = frozenset({client.OK, client.FILTERED_OUT, client.NOT_FOUND})
+_CERTAIN: Final = frozenset({result_codes.OK, result_codes.FILTERED_OUT, result_codes.NOT_FOUND})
 
 _log = structlog.get_logger(__name__)
 
 
 class _Change(msgspec.Struct, frozen=True):
-    """Add `count` to the counter `key`, where that does not come to more than `limit`. `number`: Unix microseconds."""
+    """Add `count` to the counter `key`, unless that exceeds `limit`. `number` is in Unix microseconds."""
 
     key: str
     count: int
     limit: int
-    lane: str
+    slot: str
     number: int
 
 
 _Doubt = tuple[Callable[[_Change], Any], _Change]
-"""What is to be repeated until its outcome is certain: a void or a refund."""
+"""A void or a refund that is repeated until its outcome is certain."""
 
 
 class AerospikeQuotas:
@@ -62,153 +64,156 @@ class AerospikeQuotas:
     def __init__(self, client: AerospikeClient) -> None:
         self._client = client
         self._process = uuid.uuid4().hex[:16]
-        self._lanes: list[str] = []
-        self._lane_count = 0
+        self._free_slots: list[str] = []
+        self._slot_count = 0
         self._number = 0
         self._doubts: list[_Doubt] = []
-        self._ending: asyncio.Task[None] | None = None
+        self._resolving: asyncio.Task[None] | None = None
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
-        lane = self._take_lane()
+        slot = self._take_slot()
         granted = [False] * len(charges)
-        # The filter is not asked where there is no record yet.
+        # Aerospike does not apply the filter if there is no record yet.
         tried = {
-            index: self._change(_name(each.cust_id, each.month), each.count, each.limit, lane)
-            for index, each in enumerate(charges)
-            if each.count <= each.limit
+            index: self._change(_name(charge.cust_id, charge.month), charge.count, charge.limit, slot)
+            for index, charge in enumerate(charges)
+            if charge.count <= charge.limit
         }
-        open_ = dict(tried)
+        undecided = dict(tried)
         doubted: set[int] = set()
+        backoff = Backoff(*_RETRY_PAUSES)
         try:
-            for round_ in range(_ROUNDS):
-                if round_:
-                    await asyncio.sleep(random.uniform(0.5, 1.5) * 0.01 * 2**round_)  # noqa: S311 - jitter
-                records = await self._write([self._charge(change) for change in open_.values()])
-                for (index, change), record in zip(list(open_.items()), records, strict=True):
+            for attempt in range(_ROUNDS):
+                if attempt:
+                    await asyncio.sleep(backoff.next())
+                records = await self._write([self._charge(change) for change in undecided.values()])
+                for (index, change), record in zip(list(undecided.items()), records, strict=True):
                     if record.in_doubt:
                         doubted.add(index)
-                    elif record.result in (client.OK, client.FILTERED_OUT):
-                        # Filtered out where it was in doubt: it is beyond the limit, or there already.
-                        granted[index] = record.result == client.OK or (index in doubted and await self._is_in(change))
-                        del open_[index]
-                    elif record.result != client.KEY_BUSY:
+                    elif record.result in (result_codes.OK, result_codes.FILTERED_OUT):
+                        # If it was in doubt, filtered out means: beyond the limit, or applied already.
+                        granted[index] = record.result == result_codes.OK or (
+                            index in doubted and await self._is_applied(change)
+                        )
+                        del undecided[index]
+                    elif record.result != result_codes.KEY_BUSY:
                         raise self._client.unavailable(record.result, "charge failed")
-                if not open_:
-                    # What was refused after a doubt may come late, when there is room again.
-                    self._end_later(lane, [(self._void, tried[index]) for index in doubted if not granted[index]])
+                if not undecided:
+                    # A charge that was refused after a doubt may still be applied late, when the counter has decreased.
+                    self._resolve_later(slot, [(self._void, tried[index]) for index in doubted if not granted[index]])
                     return granted
             raise StoreUnavailable("a quota record is too busy, or does not answer")
         except BaseException:
-            # Some have taken effect, or may yet: none is to count, as nobody is told that it was granted.
-            self._end_later(lane, [(self._void, change) for change in tried.values()])
+            # Some charges were applied, or may be. None may count, because the caller does not learn of them.
+            self._resolve_later(slot, [(self._void, change) for change in tried.values()])
             raise
 
     async def refund(self, charges: Sequence[Charge]) -> None:
         counts: Counter[str] = Counter()
-        for each in charges:
-            counts[_name(each.cust_id, each.month)] += each.count
-        lane = self._take_lane()
-        left: list[_Doubt] = [(self._refund, self._change(key, -count, 0, lane)) for key, count in counts.items()]
+        for charge in charges:
+            counts[_name(charge.cust_id, charge.month)] += charge.count
+        slot = self._take_slot()
+        doubts: list[_Doubt] = [(self._refund, self._change(key, -count, 0, slot)) for key, count in counts.items()]
         try:
-            left = await self._uncertain(left)
+            doubts = await self._unresolved(doubts)
         finally:
-            self._end_later(lane, left)
+            self._resolve_later(slot, doubts)
 
     async def used(self, cust_id: str, month: str) -> int:
-        found = await self._client.read([self._key(_name(cust_id, month))])
-        return int(found[0][1][_USED]) if found[0] else 0
+        (record,) = await self._client.read([self._key(_name(cust_id, month))])
+        return int(record[1][_USED]) if record else 0
 
     async def close(self) -> None:
-        """Before the client is closed: a little time for what is in doubt."""
-        if self._ending is not None and not self._ending.done():
-            await asyncio.wait([self._ending], timeout=_LAST)
-            if not self._ending.done():
-                self._ending.cancel()
-                _log.warning("the store is away: charges that nobody was told of may stay")
+        """Spend a little time on the remaining doubts. Call it before the client is closed."""
+        if self._resolving is not None and not self._resolving.done():
+            await asyncio.wait([self._resolving], timeout=_CLOSE_TIMEOUT)
+            if not self._resolving.done():
+                self._resolving.cancel()
+                _log.warning("quota_doubts_dropped_at_close", changes=len(self._doubts))
 
-    def _take_lane(self) -> str:
-        if self._lanes:
-            return self._lanes.pop()
-        self._lane_count += 1
-        return f"{self._process}.{self._lane_count}"
+    def _take_slot(self) -> str:
+        if self._free_slots:
+            return self._free_slots.pop()
+        self._slot_count += 1
+        return f"{self._process}.{self._slot_count}"
 
-    def _change(self, key: str, count: int, limit: int, lane: str) -> _Change:
-        # By two: the number in between is that of its end, should it be in doubt.
+    def _change(self, key: str, count: int, limit: int, slot: str) -> _Change:
+        # In steps of two: the number in between belongs to the void of the change, if it is in doubt.
         self._number = max(_now(), self._number + 2)
-        return _Change(key, count, limit, lane, self._number)
+        return _Change(key, count, limit, slot, self._number)
 
-    def _end_later(self, lane: str, doubts: list[_Doubt]) -> None:
-        """A call on the lane is over. One that leaves doubts is never used again."""
+    def _resolve_later(self, slot: str, doubts: list[_Doubt]) -> None:
+        """Free the slot, unless its call left doubts: then it is never used again, and the doubts are resolved."""
         if not doubts:
-            self._lanes.append(lane)
+            self._free_slots.append(slot)
             return
-        _log.warning("quota changes in doubt, they are settled once the store answers", changes=len(doubts))
+        _log.warning("quota_changes_in_doubt", changes=len(doubts))
         self._doubts += doubts
-        if self._ending is None or self._ending.done():
-            self._ending = asyncio.create_task(self._end_doubts())
+        if self._resolving is None or self._resolving.done():
+            self._resolving = asyncio.create_task(self._resolve_doubts())
 
-    async def _end_doubts(self) -> None:
-        pause = _PAUSES[0]
+    async def _resolve_doubts(self) -> None:
+        backoff = Backoff(*_PAUSES)
         while self._doubts:
             doubts, self._doubts = self._doubts, []
-            left = await self._uncertain(doubts)
-            young = _now() - _FORGOTTEN // 2
-            kept = [each for each in left if each[1].number > young]
-            if len(kept) < len(left):
-                _log.error("quota changes given up, customers may be charged too much", changes=len(left) - len(kept))
+            unresolved = await self._unresolved(doubts)
+            oldest = _now() - _RECEIPT_AGE // 2
+            kept = [doubt for doubt in unresolved if doubt[1].number > oldest]
+            if len(kept) < len(unresolved):
+                # Customers may stay charged too much.
+                _log.error("quota_doubts_expired", changes=len(unresolved) - len(kept))
             self._doubts += kept
             if kept:
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-                pause = min(pause * 2, _PAUSES[1])
+                await asyncio.sleep(backoff.next())
 
-    async def _uncertain(self, doubts: list[_Doubt]) -> list[_Doubt]:
-        """Try once; return those of which it is not certain that they need no other try."""
+    async def _unresolved(self, doubts: list[_Doubt]) -> list[_Doubt]:
+        """Try each doubt once; return those whose outcome is still uncertain."""
         try:
             records = await self._write([make(change) for make, change in doubts])
         except StoreUnavailable:
             return doubts
-        return [each for each, record in zip(doubts, records, strict=True) if record.result not in _CERTAIN]
+        return [doubt for doubt, record in zip(doubts, records, strict=True) if record.result not in _CERTAIN]
 
     async def _write(self, records: list[Any]) -> list[Any]:
         await self._client.write(records)
         return records
 
-    async def _is_in(self, change: _Change) -> bool:
-        """Whether a change has taken effect, while its lane has no other."""
-        found = await self._client.read([self._key(change.key)])
-        return found[0] is not None and found[0][1].get(_RECEIPTS, {}).get(change.lane) == change.number
+    async def _is_applied(self, change: _Change) -> bool:
+        """Whether a change was applied. Its slot must not have had another change since."""
+        (record,) = await self._client.read([self._key(change.key)])
+        return record is not None and record[1].get(_RECEIPTS, {}).get(change.slot) == change.number
 
     def _charge(self, change: _Change) -> Any:
-        room = exp.LE(exp.IntBin(_USED), change.limit - change.count)
-        return self._record(change, room, {})
+        below_limit = expressions.LE(expressions.IntBin(_USED), change.limit - change.count)
+        return self._record(change, below_limit, {})
 
     def _refund(self, change: _Change) -> Any:
-        enough = exp.GE(exp.IntBin(_USED), -change.count)
-        # A record that was lost has nothing to take back.
-        exists = {"exists": aerospike.POLICY_EXISTS_UPDATE}
-        return self._record(change, enough, exists)
+        enough = expressions.GE(expressions.IntBin(_USED), -change.count)
+        # If the record was lost, there is nothing to take back.
+        return self._record(change, enough, {"exists": aerospike.POLICY_EXISTS_UPDATE})
 
     def _record(self, change: _Change, condition: Any, policy: dict[str, Any]) -> Any:
         ops = [
             operations.increment(_USED, change.count),
-            map_operations.map_put(_RECEIPTS, change.lane, change.number),
+            map_operations.map_put(_RECEIPTS, change.slot, change.number),
             map_operations.map_remove_by_value_range(
-                _RECEIPTS, 0, change.number - _FORGOTTEN, aerospike.MAP_RETURN_NONE
+                _RECEIPTS, 0, change.number - _RECEIPT_AGE, aerospike.MAP_RETURN_NONE
             ),
         ]
-        expression = exp.And(condition, _new(change.lane, change.number)).compile()
+        expression = expressions.And(condition, _is_new(change.slot, change.number)).compile()
         return batch.Write(self._key(change.key), ops, policy={"expressions": expression, "ttl": _TTL, **policy})
 
     def _void(self, change: _Change) -> Any:
-        """Take a charge back where it has taken effect; it can have none afterwards. Twice is fine."""
-        applied = exp.And(_has(change.lane), exp.Eq(_number(change.lane), change.number))
-        used = exp.Cond(applied, exp.Sub(exp.IntBin(_USED), change.count), exp.IntBin(_USED))
+        """Take a charge back if it was applied, and prevent it if not. A second void has no effect."""
+        applied = expressions.And(_has(change.slot), expressions.Eq(_number(change.slot), change.number))
+        used = expressions.IntBin(_USED)
+        new_value = expressions.Cond(applied, expressions.Sub(used, change.count), used)
         ops = [
-            operations.increment(_USED, 0),  # there is none yet where the record is new
-            expression_operations.expression_write(_USED, used.compile()),
-            map_operations.map_put(_RECEIPTS, change.lane, change.number + 1),
+            operations.increment(_USED, 0),  # creates the bin in a new record
+            expression_operations.expression_write(_USED, new_value.compile()),
+            map_operations.map_put(_RECEIPTS, change.slot, change.number + 1),
         ]
-        policy = {"expressions": _new(change.lane, change.number + 1).compile(), "ttl": _TTL}
+        policy = {"expressions": _is_new(change.slot, change.number + 1).compile(), "ttl": _TTL}
         return batch.Write(self._key(change.key), ops, policy=policy)
 
     def _key(self, key: str) -> tuple[str, str, str]:
@@ -224,15 +229,23 @@ def _now() -> int:
     return time.time_ns() // 1000
 
 
-def _new(lane: str, number: int) -> Any:
-    """Whether a number is above that of its lane in the record."""
-    return exp.Or(exp.Not(_has(lane)), exp.LT(_number(lane), number))
+def _is_new(slot: str, number: int) -> Any:
+    """Whether the number is above the receipt of its slot in the record."""
+    return expressions.Or(expressions.Not(_has(slot)), expressions.LT(_number(slot), number))
 
 
-def _has(lane: str) -> Any:
-    count = exp.MapGetByKey(None, aerospike.MAP_RETURN_COUNT, exp.ResultType.INTEGER, lane, exp.MapBin(_RECEIPTS))
-    return exp.And(exp.BinExists(_RECEIPTS), exp.Eq(count, 1))
+def _has(slot: str) -> Any:
+    """Whether the record has a receipt of the slot."""
+    return expressions.And(
+        expressions.BinExists(_RECEIPTS), expressions.Eq(_receipt(slot, aerospike.MAP_RETURN_COUNT), 1)
+    )
 
 
-def _number(lane: str) -> Any:
-    return exp.MapGetByKey(None, aerospike.MAP_RETURN_VALUE, exp.ResultType.INTEGER, lane, exp.MapBin(_RECEIPTS))
+def _number(slot: str) -> Any:
+    """The receipt of the slot in the record."""
+    return _receipt(slot, aerospike.MAP_RETURN_VALUE)
+
+
+def _receipt(slot: str, returned: int) -> Any:
+    integer = expressions.ResultType.INTEGER
+    return expressions.MapGetByKey(None, returned, integer, slot, expressions.MapBin(_RECEIPTS))

@@ -1,4 +1,4 @@
-"""Ledger entries and API keys as Aerospike bins, and back."""
+"""Converts ledger entries and API keys to Aerospike bins, and back."""
 
 from typing import Any, Final
 
@@ -9,7 +9,7 @@ from ingest.domain.ledger import Change, Entry, Phase, Step
 
 
 def _write(name: str, value: object) -> dict[str, Any]:
-    # What operations.write builds, without its checks: these are most of what a claim does in Python.
+    # The same as operations.write without its checks, which would be most of what a claim costs in Python.
     return {"op": aerospike.OPERATOR_WRITE, "bin": name, "val": value}
 
 
@@ -18,7 +18,8 @@ _QUEUED: Final = [_write("phase", Phase.QUEUED.value), _write("lease", 0)]
 
 
 def write_all(entry: Entry) -> list[dict[str, Any]]:
-    op = aerospike.OPERATOR_WRITE  # spelled out: eight calls of _write cost as much as the client itself
+    """The operations that write a whole entry."""
+    op = aerospike.OPERATOR_WRITE  # written out, because eight calls of _write cost as much as the client itself
     ops = [
         {"op": op, "bin": "cust_id", "val": entry.cust_id},
         {"op": op, "bin": "created_at", "val": entry.created_at},
@@ -37,18 +38,22 @@ def write_all(entry: Entry) -> list[dict[str, Any]]:
 
 
 def write_step(change: Change) -> list[dict[str, Any]]:
+    """The operations of a change that writes."""
     entry = change.entry
     if change.step is Step.TAKE_OVER:
-        names = ("owner", "lease", "origin", "fingerprint", *(("task_count", "own_ids") if entry.task_count else ()))
-        return [_write(name, getattr(entry, name)) for name in names]
+        ops = [_write(name, getattr(entry, name)) for name in ("owner", "lease", "origin", "fingerprint")]
+        if entry.task_count:
+            ops += [_write("task_count", entry.task_count), _write("own_ids", entry.keyed_item_ids)]
+        return ops
     if change.step is Step.QUEUE:
         return _QUEUED
     return [_write("lease", 0), _write("charged", entry.charged)]
 
 
-def read_entry(id_: str, generation: int, bins: dict[str, Any]) -> Entry:
+def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:
+    """The entry in a record."""
     return Entry(
-        id=id_,
+        id=entry_id,
         cust_id=bins["cust_id"],
         created_at=bins["created_at"],
         fingerprint=bytes(bins["fingerprint"]),
@@ -65,4 +70,5 @@ def read_entry(id_: str, generation: int, bins: dict[str, Any]) -> Entry:
 
 
 def read_api_key(bins: dict[str, Any]) -> ApiKey:
+    """The API key in a record."""
     return ApiKey(**{**bins, "key_hash": bytes(bins["key_hash"]), "revoked": bool(bins["revoked"])})

@@ -1,7 +1,7 @@
 """The store on an Aerospike cluster.
 
-Sets as the design names them: `ledger` (key: id), `quota` (key: customer and month), `customer`, `api_key`. Lists
-travel in one `batch_write`. How that stays atomic tell `aerospike_ledger` and `aerospike_quotas`.
+The sets are `ledger` (key: id), `quota` (key: customer and month), `customer` and `api_key`. Each list is one
+`batch_write`; `ledger` and `quotas` explain how changes stay atomic.
 """
 
 import hmac
@@ -15,7 +15,7 @@ from aerospike_helpers.operations import operations
 
 from ingest.domain.customers import ApiKey, Customer, key_id_of
 from ingest.domain.ledger import Charge
-from ingest.store.aerospike import client
+from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient, parse_url
 from ingest.store.aerospike.ledger import AerospikeLedger
 from ingest.store.aerospike.quotas import AerospikeQuotas
@@ -36,14 +36,14 @@ class AerospikeStore(AerospikeLedger):
 
     @classmethod
     async def open(cls, url: str, *, call_timeout: float = DEFAULT_TIMEOUT) -> Self:
-        """Nothing connects before the first call, which raises StoreUnavailable while the cluster is away.
+        """Make the store. It connects at the first call, which raises StoreUnavailable if the cluster is unavailable.
 
         Args:
-            url: see `aerospike_client.parse_url`.
+            url: see `client.parse_url`.
             call_timeout: seconds for one call to the cluster.
 
         Raises:
-            ConfigurationError: the URL is wrong.
+            ConfigurationError: the URL is invalid.
         """
         return cls(AerospikeClient(parse_url(url), call_timeout))
 
@@ -61,29 +61,29 @@ class AerospikeStore(AerospikeLedger):
     # Registry
 
     async def customer(self, cust_id: str) -> Customer | None:
-        found = await self._client.read([(self._namespace, "customer", cust_id)])
-        return msgspec.convert(found[0][1], Customer) if found[0] else None
+        (record,) = await self._client.read([(self._namespace, "customer", cust_id)])
+        return msgspec.convert(record[1], Customer) if record else None
 
     async def customer_by_key(self, key_hash: bytes) -> Customer | None:
-        found = await self._client.read([(self._namespace, "api_key", key_id_of(key_hash))])
-        if not found[0]:
+        (record,) = await self._client.read([(self._namespace, "api_key", key_id_of(key_hash))])
+        if not record:
             return None
-        key = read_api_key(found[0][1])
+        key = read_api_key(record[1])
         if key.revoked or not hmac.compare_digest(key.key_hash, key_hash):
             return None
         return await self.customer(key.cust_id)
 
     async def customers(self) -> list[Customer]:
-        found = [msgspec.convert(bins, Customer) for bins in await self._scan("customer")]
-        return sorted(found, key=lambda customer: customer.cust_id)
+        customers = [msgspec.convert(bins, Customer) for bins in await self._scan("customer")]
+        return sorted(customers, key=lambda customer: customer.cust_id)
 
     async def save_customer(self, customer: Customer) -> None:
         bins = {name: value for name, value in msgspec.to_builtins(customer).items() if value is not None}
         await self._save("customer", customer.cust_id, bins)
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
-        found = [read_api_key(bins) for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
-        return sorted(found, key=lambda key: (key.created_at, key.key_id))
+        keys = [read_api_key(bins) for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
+        return sorted(keys, key=lambda key: (key.created_at, key.key_id))
 
     async def save_key(self, key: ApiKey) -> None:
         await self._save("api_key", key.key_id, msgspec.structs.asdict(key))
@@ -95,30 +95,30 @@ class AerospikeStore(AerospikeLedger):
             policy={**_UPDATE, **_FOREVER},
         )
         await self._client.write([record])
-        if record.result not in (client.OK, client.NOT_FOUND):
+        if record.result not in (result_codes.OK, result_codes.NOT_FOUND):
             raise self._client.unavailable(record.result, "revoke failed")
-        return bool(record.result == client.OK)
+        return bool(record.result == result_codes.OK)
 
     # Store
 
     async def ready(self) -> None:
-        """Raises StoreUnavailable unless a write with a time to live is taken."""
+        """Raise StoreUnavailable unless the cluster takes a write with a time to live."""
         record = batch.Write((self._namespace, "ready", "ready"), [operations.write("ready", 1)], policy={"ttl": 60})
         await self._client.write([record])
-        if record.result not in (client.OK, client.KEY_BUSY):
+        if record.result not in (result_codes.OK, result_codes.KEY_BUSY):
             raise self._client.unavailable(record.result, "cannot write")
 
     async def close(self) -> None:
         await self._quotas.close()
         await self._client.close()
 
-    async def _save(self, set_: str, key: str, bins: dict[str, Any]) -> None:
+    async def _save(self, set_name: str, key: str, bins: dict[str, Any]) -> None:
         ops = [operations.write(name, value) for name, value in bins.items()]
-        record = batch.Write((self._namespace, set_, key), ops, policy={**_REPLACE, **_FOREVER})
+        record = batch.Write((self._namespace, set_name, key), ops, policy={**_REPLACE, **_FOREVER})
         await self._client.write([record])
-        if record.result != client.OK:
-            raise self._client.unavailable(record.result, f"cannot save {set_} {key}")
+        if record.result != result_codes.OK:
+            raise self._client.unavailable(record.result, f"cannot save {set_name} {key}")
 
-    async def _scan(self, set_: str) -> list[dict[str, Any]]:
-        records = await self._client.call(lambda client: client.query(self._namespace, set_).results())
+    async def _scan(self, set_name: str) -> list[dict[str, Any]]:
+        records = await self._client.call(lambda client: client.query(self._namespace, set_name).results())
         return [bins for _, _, bins in records]

@@ -80,9 +80,9 @@ def test_methods_are_read(tag: int, flag: bool, exchange: str, key: str) -> None
 
 @given(st.integers(1, 2**63 - 1), st.booleans())
 def test_acknowledgements_are_what_pamqp_packs(tag: int, flag: bool) -> None:
-    """Ack and reject, byte for byte."""
+    """Ack and requeue, byte for byte."""
     assert codec.ack(7, tag, multiple=flag) == pamqp.frame.marshal(commands.Basic.Ack(tag, flag), 7)
-    assert codec.reject(7, tag, requeue=flag) == pamqp.frame.marshal(commands.Basic.Reject(tag, flag), 7)
+    assert codec.requeue(7, tag) == pamqp.frame.marshal(commands.Basic.Reject(tag, True), 7)
 
 
 def test_names_that_amqp_cannot_carry_are_refused() -> None:

@@ -18,12 +18,12 @@ PREFETCH = 50
 class FrameSink:
     """A channel that consumes, and whoever works on what it hands out."""
 
-    def __init__(self, prefetch: int = PREFETCH, *, narrow: bool = False) -> None:
+    def __init__(self, prefetch: int = PREFETCH, *, single_delivery: bool = False) -> None:
         self._unacked: dict[int, None] = {}
         self.out: list[Delivery] = []
         self.handed_out: list[Delivery] = []
         self.opened: list[int] = []
-        self.suspects = PoisonQuarantine(self, prefetch, self._hand_out, single_delivery=narrow)
+        self.suspects = PoisonQuarantine(self, prefetch, self._hand_out, single_delivery=single_delivery)
         self._tags = 0
 
     @property

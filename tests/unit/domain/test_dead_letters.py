@@ -11,29 +11,13 @@ from ingest.domain import admitted, topology
 from ingest.domain.dead_letters import UNKNOWN, dead_letter, read, redrive_blocker, resubmission
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
 from ingest.domain.messages import Delivery, Message
+from tests.support.deliveries import delivery
 
 SERVICE = frozenset({"ingest"})
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 NOW = "2026-04-09T12:00:00Z"
 NOW_SECONDS = 1_775_736_000.0
 text = st.none() | st.text(max_size=50)
-
-
-def delivery(**changes: Any) -> Delivery:
-    given: dict[str, Any] = {
-        "body": b"{}",
-        "queue": topology.INGEST_TASKS,
-        "routing_key": "task.submitted.acme",
-        "message_id": "m1",
-        "content_type": "application/json",
-        "user_id": "acme",
-        "type": None,
-        "headers": {},
-        "redelivered": False,
-        "deliveries": 0,
-        "token": None,
-    }
-    return Delivery(**(given | changes))
 
 
 def arrived(message: Message, user_id: str | None = "ingest") -> Delivery:
@@ -107,7 +91,7 @@ def refused(reason: Reason, **changes: Any) -> Delivery:
         (refused(Reason.FORGED_ADMISSION, type=admitted.TYPE), "another user than customer acme"),
         (delivery(type=admitted.TYPE), "claims to be admitted"),
         (delivery(type=admitted.TYPE, user_id=None), "claims to be admitted"),
-        (delivery(routing_key="rejected.invalid", user_id="mallory"), "holds no submission"),
+        (delivery(routing_key="rejected.invalid", user_id="mallory"), "contains no submission"),
         (refused(Reason.INVALID, message_id="\\xff" * 80), "longer than AMQP allows"),
     ],
 )

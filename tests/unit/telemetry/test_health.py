@@ -71,7 +71,7 @@ async def test_what_is_away_is_named(harness: ShimHarness) -> None:
     harness.health.breaker_open = lambda: True
     await publisher.close()
     problems = await harness.problems()
-    assert [problem.partition(":")[0] for problem in problems] == ["store", "broker", "brake"]
+    assert [problem.partition(":")[0] for problem in problems] == ["store", "broker", "breaker"]
     assert "no answer from there" in problems[0]
     assert harness.gauge("ingest_ready") == 0
 

@@ -1,7 +1,7 @@
-"""The few AMQP 0-9-1 frames that travel once a message, packed and unpacked by hand.
+"""Encodes and decodes the few AMQP 0-9-1 frames that are sent or received once per message.
 
 Layout: AMQP 0-9-1 specification, section 4.2 and the class table, https://www.rabbitmq.com/resources/specs/amqp0-9-1.pdf.
-pamqp, which does every other frame, is the oracle in the tests.
+pamqp encodes all other frames, and is the oracle in the tests.
 """
 
 import struct
@@ -26,6 +26,7 @@ CONSUMER_CANCEL: Final = 60 << 16 | 30
 RETURN: Final = 60 << 16 | 50
 DELIVER: Final = 60 << 16 | 60
 ACK: Final = 60 << 16 | 80
+REJECT: Final = 60 << 16 | 90
 NACK: Final = 60 << 16 | 120
 CONNECTION_BLOCKED: Final = 10 << 16 | 60
 CONNECTION_UNBLOCKED: Final = 10 << 16 | 61
@@ -43,13 +44,13 @@ _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 1 << 15, 1 << 13, 1 <
 _MESSAGE_ID, _TYPE, _USER_ID = 1 << 7, 1 << 5, 1 << 4
 _MAX_CACHED: Final = 4096
 _MAX_TABLE: Final = 512
-"""Bytes of a header table that is kept decoded: a producer's own can be 128 KiB, and 30 times that once decoded."""
+"""Bytes of the largest header table that is cached. A producer's can have 128 KiB, and 30 times that when decoded."""
 MAX_READ: Final = 512
-"""Tables, and combinations of properties, that one reader keeps: of the worst tables (m) 5 MB, of 4,096 it were 39."""
+"""Header tables, and combinations of properties, that one reader caches. The worst tables of that number take 5 MB."""
 
 
 def short_string(text: str) -> bytes:
-    """Raises ValueError above 255 bytes of UTF-8."""
+    """Encode an AMQP short string. Raises ValueError above 255 bytes of UTF-8."""
     raw = text.encode()
     if len(raw) > 255:
         raise ValueError(f"{text[:40]!r}… is longer than the 255 bytes of an AMQP short string")
@@ -57,15 +58,15 @@ def short_string(text: str) -> bytes:
 
 
 class PublishEncoder:
-    """Turns messages into frames of one channel.
+    """Encodes messages as frames of one channel.
 
-    The `correlation_id` property is the publish's sequence number on the channel: a return carries it back, so it is
-    matched exactly even where two messages in flight have one `message_id`.
+    The `correlation_id` property is the sequence number of the publish on the channel. A return contains it, so a
+    return is matched exactly, even if two messages in flight have the same `message_id`.
 
     Args:
-        channel: channel number.
-        frame_max: largest frame in bytes, as negotiated.
-        user_id: the connection's user, for the broker to check; None leaves the property out.
+        channel: the channel number.
+        frame_max: the negotiated size of the largest frame, in bytes.
+        user_id: the connection's user, which the broker checks; None leaves the property out.
     """
 
     def __init__(self, channel: int, frame_max: int, user_id: str | None) -> None:
@@ -76,7 +77,7 @@ class PublishEncoder:
         self._properties: dict[tuple[str, str], tuple[int, bytes, bytes]] = {}
 
     def encode(self, message: Message, sequence: int) -> bytes:
-        """Method, content header and body frames. Raises ValueError where a name is longer than AMQP allows."""
+        """Return method, content header and body frames. Raises ValueError if a name is longer than AMQP allows."""
         target = (message.exchange, message.routing_key, message.mandatory)
         method = self._methods.get(target) or self._remember(self._methods, target, self._method(*target))
         kind = (message.content_type, message.type)
@@ -114,7 +115,7 @@ class PublishEncoder:
         return b"%b%b\xce" % (frame_head.pack(METHOD, self._channel, len(payload)), payload)
 
     def _around(self, content_type: str, type_: str) -> tuple[int, bytes, bytes]:
-        """The flags and the properties before and after those that differ from message to message."""
+        """The property flags, and the constant properties before and after those that differ per message."""
         flags = _CONTENT_TYPE | _DELIVERY_MODE | _CORRELATION_ID | _MESSAGE_ID
         after = b""
         if type_:
@@ -138,19 +139,19 @@ def ack(channel: int, tag: int, *, multiple: bool) -> bytes:
     return _ack.pack(METHOD, channel, 13, ACK, tag, multiple, FRAME_END)
 
 
-def reject(channel: int, tag: int, *, requeue: bool) -> bytes:
-    """Basic.Reject."""
-    return _ack.pack(METHOD, channel, 13, 60 << 16 | 90, tag, requeue, FRAME_END)
+def requeue(channel: int, tag: int) -> bytes:
+    """Basic.Reject with requeue. It counts as a failed delivery on every version of RabbitMQ, Basic.Nack does not."""
+    return _ack.pack(METHOD, channel, 13, REJECT, tag, True, FRAME_END)
 
 
 def read_confirm(data: bytes, start: int) -> tuple[int, bool]:
-    """(delivery tag, multiple) of Basic.Ack or Basic.Nack, whose arguments begin at `start`."""
+    """Return (delivery tag, multiple) of a Basic.Ack or Basic.Nack, whose arguments begin at `start`."""
     tag, bits = _confirm.unpack_from(data, start)
     return tag, bool(bits & 1)
 
 
 def read_deliver(data: bytes, start: int) -> tuple[int, bool, str]:
-    """(delivery tag, redelivered, routing key) of Basic.Deliver, whose arguments begin at `start`."""
+    """Return (delivery tag, redelivered, routing key) of a Basic.Deliver, whose arguments begin at `start`."""
     position = start + 1 + data[start]  # the consumer tag
     tag, redelivered = _confirm.unpack_from(data, position)
     position += 9
@@ -159,7 +160,7 @@ def read_deliver(data: bytes, start: int) -> tuple[int, bool, str]:
 
 
 class PropertyReader:
-    """Reads content headers: basic properties by name, and the size of the body to come in bytes."""
+    """Decodes content headers: the basic properties by name, and the size of the body in bytes."""
 
     _NAMES: Final = (
         "content_type",
@@ -184,7 +185,7 @@ class PropertyReader:
         self._tables: dict[bytes, dict[str, Any]] = {}
 
     def read(self, data: bytes, start: int) -> tuple[int, dict[str, Any]]:
-        """The header whose payload begins at `start`."""
+        """Return (body size, properties) of the header whose payload begins at `start`."""
         size, flags = _body_size.unpack_from(data, start + 4)
         position = start + 14
         properties: dict[str, Any] = {}
@@ -192,7 +193,7 @@ class PropertyReader:
             if width == 0:
                 end = position + 1 + data[position]
                 raw = data[position + 1 : end]
-                # Producers may send any bytes; what is not UTF-8 stays distinct and printable.
+                # Producers may send any bytes. Bytes that are not UTF-8 become printable escapes.
                 properties[name] = raw.decode("utf-8", "backslashreplace")
                 position = end
             elif width < 0:
@@ -206,7 +207,7 @@ class PropertyReader:
         return size, properties
 
     def _plan(self, flags: int) -> list[tuple[str, int]]:
-        """(name, width) of the properties that follow; 0 is a short string, -1 a table."""
+        """(name, width in bytes) of the properties that follow; 0 stands for a short string, -1 for a table."""
         names = [name for bit, name in enumerate(self._NAMES) if flags & (1 << (15 - bit))]
         plan = [(name, -1 if name == "headers" else self._WIDTHS.get(name, 0)) for name in names]
         if len(self._plans) >= MAX_READ:
@@ -215,18 +216,21 @@ class PropertyReader:
         return plan
 
     def _table(self, raw: bytes) -> dict[str, Any]:
-        """Tables repeat from message to message; decoding one takes longer than all the rest."""
-        known = self._tables.get(raw)
-        if known is None:
+        """Decode a header table.
+
+        Tables repeat from message to message, and decoding takes longer than everything else.
+        """
+        table = self._tables.get(raw)
+        if table is None:
             try:
-                known = pamqp.decode.field_table(raw)[1]
-            except Exception:  # noqa: BLE001 - nested too deeply, dates beyond the calendar, and what else producers send
-                known = {}  # nobody needs a header enough to stop consuming over it
+                table = pamqp.decode.field_table(raw)[1]
+            except Exception:  # noqa: BLE001 - producers send tables nested too deeply, impossible dates, and more
+                table = {}  # no header is important enough to stop consuming
             if len(raw) <= _MAX_TABLE:
                 if len(self._tables) >= MAX_READ:
                     self._tables.clear()
-                self._tables[raw] = known
-        return known
+                self._tables[raw] = table
+        return table
 
 
 def _text(data: bytes, position: int) -> str:

@@ -1,10 +1,10 @@
-"""The one place that goes below aio-pika's surface: an aiormq connection with a fast lane for content.
+"""An aiormq connection on which content frames bypass aiormq. This is the only module that goes below aio-pika's API.
 
-aiormq does the handshake, authentication, TLS, heartbeats, channels and every RPC. What travels once a message
-(publishes, deliveries, returns, confirms, acks) passes through Python objects, queues and tasks there, which is most
-of what a message costs. Here a stream reader splits the frames as they arrive: those of a fast channel go straight to
-its `FrameSink`, all others on to aiormq as if they had just been read. The other way, whole frames are written to the
-transport, many in one buffer; the transport keeps them in order with aiormq's.
+aiormq does the handshake, authentication, TLS, heartbeats, channels and every RPC. Content (publishes, deliveries,
+returns, confirms, acks) passes through objects, queues and tasks there, once per message, and that is most of what a
+message costs. Here a stream reader splits the frames as they arrive: content frames of our channels go to a
+`FrameSink`, all others to aiormq, as if it had read them itself. In the other direction many whole frames are written
+to the transport in one buffer; the transport keeps them in order with aiormq's frames.
 """
 
 import asyncio
@@ -23,38 +23,51 @@ from ingest.domain.errors import BrokerUnavailable
 
 CONNECT_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 5.0
+_HEARTBEAT_INTERVAL: Final = 1.0
+"""Seconds after which aiormq is shown a heartbeat, if only content frames arrive."""
 
 
 class FrameSink(Protocol):
-    """What receives the content frames of one channel, synchronously and in order; it must not raise."""
+    """Receives the content frames of one channel, synchronously and in order. Its methods must not raise.
+
+    Each returns False if the frame is not for it; then aiormq gets the frame.
+    """
 
     def method(self, method: int, data: bytes, start: int) -> bool:
-        """A method frame, arguments from `start`. False: not mine, aiormq shall have it."""
+        """A method frame, whose arguments begin at `start`."""
         ...
 
-    def header(self, data: bytes, start: int) -> bool: ...
+    def header(self, data: bytes, start: int) -> bool:
+        """A content header, whose payload begins at `start`."""
+        ...
 
-    def body(self, part: bytes) -> bool: ...
+    def body(self, part: bytes) -> bool:
+        """A body frame's payload."""
+        ...
 
 
 class Connection:
-    """One connection. `blocked` is the broker's reason (a resource alarm) while it takes no publishes."""
+    """One connection.
+
+    `blocked` is the broker's reason (a resource alarm) while it takes no publishes, otherwise None.
+    """
 
     def __init__(self, url: URL, name: str, heartbeat: int, context: ssl.SSLContext | None) -> None:
         self.blocked: str | None = None
         self._blocked_since = 0.0
         self._blocked_before = 0.0
         self.sinks: dict[int, FrameSink] = {}
+        """Channel number to its sink."""
         address = url.update_query(heartbeat=str(heartbeat), name=name)
-        self._factory = _Transport(self, context)
-        self._connection = aiormq.connect(address, context=context, transport_factory=self._factory).connection
+        self._transport = _Transport(self, context)
+        self._connection = aiormq.connect(address, context=context, transport_factory=self._transport).connection
 
     async def connect(self) -> None:
-        """Raises BrokerUnavailable; the message never has the password."""
+        """Connect. Raises BrokerUnavailable, whose message never contains the password."""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await self._connection.connect()
-        # aiormq lets a StopAsyncIteration out where the other side closes in the middle of the handshake.
+        # aiormq raises StopAsyncIteration if the other side closes during the handshake.
         except (aiormq.exceptions.AMQPError, OSError, EOFError, TimeoutError, StopAsyncIteration) as error:
             self.abort()
             raise BrokerUnavailable(f"cannot connect to {self}: {error or 'no answer'}") from error
@@ -63,7 +76,7 @@ class Connection:
             raise
 
     async def channel(self, *, confirms: bool) -> AbstractChannel:
-        """Open a channel; give it a lane with `lanes[channel.number]`. Raises BrokerUnavailable."""
+        """Open a channel; add its sink with `sinks[channel.number]`. Raises BrokerUnavailable."""
         try:
             return await self._connection.channel(publisher_confirms=confirms, timeout=CONNECT_TIMEOUT)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
@@ -71,36 +84,36 @@ class Connection:
 
     @property
     def frame_max(self) -> int:
-        """Bytes; a negotiated 0 means no limit."""
+        """The largest frame in bytes. If none was negotiated, 128 KiB."""
         return self._connection.connection_tune.frame_max or 131_072
 
     @property
     def closed(self) -> bool:
         """Whether nothing can be written any more."""
-        return self._connection.is_closed or self._factory.writer.is_closing()
+        return self._connection.is_closed or self._transport.writer.is_closing()
 
     @property
     def blocked_seconds(self) -> float:
-        """For how long it has been blocked in all."""
+        """For how many seconds the connection has been blocked in total."""
         now = time.monotonic() - self._blocked_since if self.blocked is not None else 0.0
         return self._blocked_before + now
 
-    def block(self, why: str | None) -> None:
-        """The broker takes no publishes, for this reason; None: it takes them again."""
+    def block(self, reason: str | None) -> None:
+        """Record why the broker takes no publishes; None if it takes them again."""
         before = self.blocked_seconds
-        self.blocked, self._blocked_before, self._blocked_since = why, before, time.monotonic()
+        self.blocked, self._blocked_before, self._blocked_since = reason, before, time.monotonic()
 
     def write(self, buffer: bytes) -> None:
-        """Queue whole frames for sending; returns at once."""
-        self._factory.writer.write(buffer)
+        """Queue whole frames for sending; return at once."""
+        self._transport.writer.write(buffer)
 
     async def drain(self) -> None:
-        """Wait while too much is queued for sending. Raises ConnectionError when the connection is lost."""
-        await self._factory.writer.drain()
+        """Wait while too much is queued for sending. Raises ConnectionError if the connection is lost."""
+        await self._transport.writer.drain()
 
     async def close(self) -> None:
-        """Say goodbye; bounded in time, and twice is fine."""
-        # Apart: it may take longer than its time limit, and end with what was meant for somebody else.
+        """Close the connection within a time limit. A second call has no effect."""
+        # In a task, because it may exceed its own limit and may raise an error that was meant for another caller.
         closing = asyncio.ensure_future(self._connection.close(timeout=CLOSE_TIMEOUT))
         try:
             await asyncio.wait([closing], timeout=CLOSE_TIMEOUT + 1)
@@ -110,19 +123,19 @@ class Connection:
                 closing.cancel()
 
     def abort(self) -> None:
-        """Drop the connection without a word."""
-        if self._factory.connected:
-            self._factory.writer.transport.abort()
+        """Drop the connection without closing it properly."""
+        if self._transport.connected:
+            self._transport.writer.transport.abort()
 
     def __str__(self) -> str:
         return f"RabbitMQ at {self._connection.url.host}:{self._connection.url.port}"
 
 
 class _Transport(TransportFactory):
-    """Opens the connection as asyncio.open_connection does, but with our reader."""
+    """Opens the connection as asyncio.open_connection does, but with a `FrameDemultiplexer` as its reader."""
 
-    def __init__(self, wire: Connection, context: ssl.SSLContext | None) -> None:
-        self._wire = wire
+    def __init__(self, connection: Connection, context: ssl.SSLContext | None) -> None:
+        self._connection = connection
         self._context = context
         self.connected = False
         self.writer: asyncio.StreamWriter
@@ -132,7 +145,7 @@ class _Transport(TransportFactory):
         context = self._context
         if url.scheme == "amqps" and context is None:
             context = await kwargs["ssl_context_provider"].get_context()
-        reader = FrameDemultiplexer(self._wire, loop)
+        reader = FrameDemultiplexer(self._connection, loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport, _ = await loop.create_connection(
             lambda: protocol, url.host or "localhost", url.port or 5672, ssl=context
@@ -143,69 +156,70 @@ class _Transport(TransportFactory):
 
 
 class FrameDemultiplexer(asyncio.StreamReader):
-    """Gives the frames of fast channels to their lanes and everything else to aiormq."""
+    """Gives the content frames of our channels to their sinks and everything else to aiormq."""
 
-    def __init__(self, wire: Connection, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
-        self._wire = wire
-        self._lanes = wire.sinks
-        self._tail = b""
-        self._foreign = False
+        self._connection = connection
+        self._sinks = connection.sinks
+        self._incomplete = b""
+        self._not_amqp = False
         self._last_heartbeat = 0.0
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
-        if self._foreign:
+        if self._not_amqp:
             super().feed_data(data)
             return
-        data = self._tail + bytes(data) if self._tail else bytes(data)
-        position, end, others = 0, len(data), []
+        data = self._incomplete + bytes(data) if self._incomplete else bytes(data)
+        position, end, for_aiormq = 0, len(data), []
         while end - position >= codec.OVERHEAD:
             kind, channel, size = codec.frame_head.unpack_from(data, position)
             stop = position + size + codec.OVERHEAD
             if kind > codec.HEARTBEAT or (stop <= end and data[stop - 1] != codec.FRAME_END):
-                self._foreign = True  # not AMQP 0-9-1: aiormq says so in its own words
-                others.append(data[position:])
+                self._not_amqp = True  # aiormq raises a fitting error
+                for_aiormq.append(data[position:])
                 position = end
                 break
             if stop > end:
                 break
-            if not self._fast(kind, channel, data, position + 7, stop - 1):
-                others.append(data[position:stop])
+            if not self._give_to_sink(kind, channel, data, position + 7, stop - 1):
+                for_aiormq.append(data[position:stop])
             position = stop
-        self._tail = data[position:]
-        self._pass_on(others)
+        self._incomplete = data[position:]
+        self._give_to_aiormq(for_aiormq)
 
-    def _pass_on(self, others: list[bytes]) -> None:
-        # aiormq takes a connection on which it reads nothing for dead; traffic in the fast lane is life too.
+    def _give_to_aiormq(self, frames: list[bytes]) -> None:
+        # aiormq considers a connection dead if it reads nothing for a while. Content frames prove that it is alive,
+        # too.
         now = time.monotonic()
-        if others or now - self._last_heartbeat >= 1.0:
+        if frames or now - self._last_heartbeat >= _HEARTBEAT_INTERVAL:
             self._last_heartbeat = now
-            super().feed_data(b"".join(others) or codec.HEARTBEAT_FRAME)
+            super().feed_data(b"".join(frames) or codec.HEARTBEAT_FRAME)
 
-    def _fast(self, kind: int, channel: int, data: bytes, start: int, stop: int) -> bool:
-        lane = self._lanes.get(channel)
-        if lane is None:
+    def _give_to_sink(self, kind: int, channel: int, data: bytes, start: int, stop: int) -> bool:
+        sink = self._sinks.get(channel)
+        if sink is None:
             if channel == 0 and kind == codec.METHOD:
-                self._note_alarm(data, start)
+                self._record_blocked(data, start)
             return False
         if kind == codec.BODY:
-            return lane.body(data[start:stop])
+            return sink.body(data[start:stop])
         if kind == codec.HEADER:
-            return lane.header(data, start)
-        return kind == codec.METHOD and lane.method(codec.method_id.unpack_from(data, start)[0], data, start + 4)
+            return sink.header(data, start)
+        return kind == codec.METHOD and sink.method(codec.method_id.unpack_from(data, start)[0], data, start + 4)
 
-    def _note_alarm(self, data: bytes, start: int) -> None:
+    def _record_blocked(self, data: bytes, start: int) -> None:
         method = codec.method_id.unpack_from(data, start)[0]
         if method == codec.CONNECTION_BLOCKED:
-            self._wire.block(data[start + 5 : start + 5 + data[start + 4]].decode("utf-8", "replace"))
+            self._connection.block(data[start + 5 : start + 5 + data[start + 4]].decode("utf-8", "replace"))
         elif method == codec.CONNECTION_UNBLOCKED:
-            self._wire.block(None)
+            self._connection.block(None)
 
 
 class ContentAssembler:
-    """Puts the frames of one content together: method, header, then bodies until the size is reached.
+    """Assembles the frames of one content: a method, a header, then bodies until the size is reached.
 
-    Calls `done(method_arguments, properties, body)` once complete.
+    Calls `done(method_arguments, properties, body)` when it is complete.
     """
 
     def __init__(self, done: Callable[[Any, dict[str, Any], bytes], None]) -> None:
@@ -217,7 +231,7 @@ class ContentAssembler:
         self._parts: list[bytes] = []
 
     def begin(self, arguments: Any) -> None:
-        """A content method (deliver or return) has come."""
+        """A method with content (deliver or return) has arrived."""
         self._arguments = arguments
 
     def header(self, data: bytes, start: int) -> bool:

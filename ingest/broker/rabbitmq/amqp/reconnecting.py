@@ -1,7 +1,6 @@
-"""A supervised connection: made, used until it is lost, made again with backoff, until it is closed."""
+"""A channel that reconnects: its connection is made, used until it is lost, and made again after a backoff."""
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 from typing import Final
@@ -11,95 +10,99 @@ import structlog
 from ingest.broker.rabbitmq.amqp.connection import Connection
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.ports import ConnectionState
+from ingest.waiting import Backoff
 
-_FIRST_PAUSE: Final = 0.1
-_LONGEST_PAUSE: Final = 5.0
+_PAUSES: Final = (0.1, 5.0)
+"""First and longest pause before the next connection, in seconds."""
 _STEADY: Final = 10.0
-"""Seconds a connection must last to count as good. One that breaks sooner is made again ever more slowly: each break
-returns what was delivered on it, and returns are counted."""
+"""Seconds that a connection must last to reset the backoff.
+
+If it breaks sooner, the pauses grow: each break returns the
+deliveries of the connection, and returns count towards the delivery limit."""
 
 _log = structlog.get_logger(__name__)
 
 
 class ReconnectingChannel:
-    """Base of publisher and consumer: `_open` sets a fresh wire up, `_lost` cleans up after one.
+    """Base of publisher and consumer. `_open` sets up a new connection, `_lost` cleans up after a lost one.
 
     Args:
-        connect: makes a wire, not yet connected.
-        what: what it is for, in logs.
+        new_connection: makes a connection that is not connected yet.
+        purpose: what the connection is for, in logs and metrics.
     """
 
-    def __init__(self, connect: Callable[[], Connection], what: str) -> None:
-        self._new_wire = connect
-        self._what = what
-        self._why = "not connected yet"
+    def __init__(self, new_connection: Callable[[], Connection], purpose: str) -> None:
+        self._new_connection = new_connection
+        self._purpose = purpose
+        self._last_problem = "not connected yet"
         self._closed = False
-        self._wire: Connection | None = None
+        self._connection: Connection | None = None
         self._tries = 0
         self._blocked_seconds = 0.0
         self._first_try = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Connect; go on trying in the background where that fails. Returns after the first try."""
-        self._task = asyncio.create_task(self._supervise(), name=self._what)
+        """Connect; return after the first try. If it fails, tries go on in the background."""
+        self._task = asyncio.create_task(self._supervise(), name=self._purpose)
         await self._first_try.wait()
 
     def state(self) -> ConnectionState:
-        """How the connection is at this moment."""
-        wire = self._wire
-        blocked = self._blocked_seconds + (wire.blocked_seconds if wire is not None else 0.0)
-        connected = wire is not None and not wire.closed
-        return ConnectionState(self._what, connected, max(0, self._tries - 1), blocked)
+        """The state of the connection now."""
+        connection = self._connection
+        blocked = self._blocked_seconds + (connection.blocked_seconds if connection is not None else 0.0)
+        connected = connection is not None and not connection.closed
+        return ConnectionState(self._purpose, connected, max(0, self._tries - 1), blocked)
 
     async def close(self) -> None:
-        """Close the connection; twice is fine."""
+        """Close the connection. A second call has no effect."""
         self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
 
-    async def _open(self, wire: Connection) -> asyncio.Future[None]:
-        """Set up channels. Returns what is done once they are of no more use. Raises BrokerUnavailable."""
+    async def _open(self, connection: Connection) -> asyncio.Future[None]:
+        """Set up channels; return a future that is done once they are unusable. Raises BrokerUnavailable."""
         raise NotImplementedError
 
     def _lost(self) -> None:
-        """The wire is gone."""
+        """Clean up after a connection that was lost or not set up."""
         raise NotImplementedError
 
     async def _supervise(self) -> None:
-        pause = _FIRST_PAUSE
+        backoff = Backoff(*_PAUSES)
         while True:
-            wire = self._new_wire()
+            connection = self._new_connection()
             self._tries += 1
+            pause = backoff.next()
             try:
-                await wire.connect()
-                end = await self._open(wire)
-                self._wire = wire
+                await connection.connect()
+                end = await self._open(connection)
+                self._connection = connection
                 self._first_try.set()
                 opened = time.monotonic()
                 await asyncio.wait([end])
                 if time.monotonic() - opened >= _STEADY:
-                    pause = _FIRST_PAUSE
-                self._why = "connection lost" if end.cancelled() else f"connection lost: {end.exception()}"
-                _log.warning("broker connection lost, connecting again", purpose=self._what, broker=str(wire))
+                    backoff.reset()
+                    pause = backoff.next()
+                self._last_problem = "connection lost" if end.cancelled() else f"connection lost: {end.exception()}"
+                _log.warning("broker_connection_lost", purpose=self._purpose, broker=str(connection))
             except BrokerUnavailable as error:
-                self._why = str(error)
-                _log.warning("broker unavailable, trying again", purpose=self._what, error=str(error), seconds=pause)
+                self._last_problem = str(error)
+                _log.warning("broker_unavailable", purpose=self._purpose, error=str(error), retry_in=pause)
             except asyncio.CancelledError:
-                # aiormq cancels whoever waits for an answer on a connection that breaks; that is not meant for us.
+                # aiormq cancels every caller that waits on a connection that breaks; only our own cancellation counts.
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
-                self._why = "connection lost while it was set up"
-                _log.warning("broker connection lost while it was set up", purpose=self._what, broker=str(wire))
-            except Exception as error:  # noqa: BLE001 - nobody else would ever connect again
-                self._why = f"{type(error).__name__}: {error}"
-                _log.exception("broker connection failed", purpose=self._what, broker=str(wire))
+                self._last_problem = "connection lost while it was set up"
+                _log.warning("broker_connection_lost_during_setup", purpose=self._purpose, broker=str(connection))
+            except Exception as error:  # noqa: BLE001 - without this task there would be no further connection
+                self._last_problem = f"{type(error).__name__}: {error}"
+                _log.exception("broker_connection_failed", purpose=self._purpose, broker=str(connection))
             finally:
-                self._wire = None
-                self._blocked_seconds += wire.blocked_seconds
+                self._connection = None
+                self._blocked_seconds += connection.blocked_seconds
                 self._lost()
                 self._first_try.set()
-                await wire.close()
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-            pause = min(pause * 2, _LONGEST_PAUSE)
+                await connection.close()
+            await asyncio.sleep(pause)
