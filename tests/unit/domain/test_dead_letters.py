@@ -91,7 +91,7 @@ def refused(reason: Reason, **changes: Any) -> Delivery:
         (refused(Reason.FORGED_ADMISSION, type=admitted.TYPE), "another user than customer acme"),
         (delivery(type=admitted.TYPE), "claims to be admitted"),
         (delivery(type=admitted.TYPE, user_id=None), "claims to be admitted"),
-        (delivery(routing_key="rejected.invalid", user_id="mallory"), "holds no submission"),
+        (delivery(routing_key="rejected.invalid", user_id="mallory"), "contains no submission"),
         (refused(Reason.INVALID, message_id="\\xff" * 80), "longer than AMQP allows"),
     ],
 )
