@@ -14,7 +14,7 @@ global QoS                 not on quorum queues        not on quorum queues     
 What follows from it here:
 
 - Failures are rejected, never nacked, so they count everywhere. Whoever gives back what did not fail cannot avoid that
-  it counts up to 4.2; so nothing is given back more than once an outage (`worker.brake`), and the limit is 20.
+  it counts up to 4.2; so nothing is given back more than once an outage (`worker.outage`), and the limit is 20.
 - From 4.3 on a submission that kills its consumers would come again for ever. So `attempts` counts what was acquired,
   and the worker refuses what is beyond the limit by itself (`Reason.DELIVERY_LIMIT`); up to 4.2 the queue was quicker.
 - Dead letters are kept below the smallest limit of a message (`domain.dead_letters`).
