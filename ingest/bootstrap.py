@@ -1,8 +1,7 @@
-"""The one place that picks RabbitMQ or embedded, Aerospike or SQLite, and wires what runs."""
+"""Starts and stops what a process runs: the shim, the worker, or both."""
 
 import asyncio
 import gc
-import random
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -12,83 +11,98 @@ from typing import Final
 import structlog
 import uvloop
 
-from ingest.backends import open_broker, open_store
-from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.backends import broker_backend, store_backend
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import Broker, Store
 from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
 from ingest.settings import Settings
 from ingest.shim import Shim, shim_server
 from ingest.telemetry.process import MetricsEndpoint, Telemetry
+from ingest.waiting import Backoff
 from ingest.worker import Worker
 
-_FIRST_PAUSE: Final = 0.5
-_LONGEST_PAUSE: Final = 10.0
+_DECLARE_PAUSES: Final = (0.5, 10.0)
+"""First and longest pause before the topology is declared again, in seconds."""
 
 Adapters = tuple[Broker, Store]
-Adapt = Callable[[Broker, Store], Adapters]
-"""Wraps the adapters that the settings name, for whoever wants to see, or to disturb, what goes through them."""
+Decorate = Callable[[Broker, Store], Adapters]
+"""Wraps the adapters of a process, to observe or disturb what passes through them."""
 
 _log = structlog.get_logger(__name__)
 
 
-def as_they_are(broker: Broker, store: Store) -> Adapters:
-    """The default: nothing around the adapters."""
+def undecorated(broker: Broker, store: Store) -> Adapters:
+    """The default: the adapters themselves."""
     return broker, store
 
 
-async def shim(
+async def run_shim(
     settings: Settings,
     listener: socket.socket,
-    place: MetricsEndpoint | None,
+    endpoint: MetricsEndpoint | None,
     stop: asyncio.Event,
     *,
-    adapt: Adapt = as_they_are,
+    decorate: Decorate = undecorated,
 ) -> None:
-    """Serve HTTP until `stop`."""
-    telemetry = _telemetry(settings, "ingest serve", place)
-    async with _adapters(settings, "ingest serve", telemetry, adapt) as (broker, store):
+    """Serve HTTP until `stop` is set.
+
+    Args:
+        settings: the settings.
+        listener: an open listening socket.
+        endpoint: where metrics and health are served; None for nowhere.
+        stop: ends the process gracefully.
+        decorate: wraps the adapters.
+    """
+    telemetry = _telemetry(settings, "ingest serve", endpoint)
+    async with _adapters(settings, "ingest serve", telemetry, decorate) as (broker, store):
         await _serve(settings, broker, store, listener, telemetry, stop)
 
 
-async def worker(
-    settings: Settings, place: MetricsEndpoint | None, stop: asyncio.Event, *, adapt: Adapt = as_they_are
+async def run_worker(
+    settings: Settings,
+    endpoint: MetricsEndpoint | None,
+    stop: asyncio.Event,
+    *,
+    decorate: Decorate = undecorated,
 ) -> None:
-    """Consume until `stop`."""
-    telemetry = _telemetry(settings, "ingest work", place)
-    async with _adapters(settings, "ingest work", telemetry, adapt) as (broker, store):
+    """Consume until `stop` is set. Arguments as `run_shim`."""
+    telemetry = _telemetry(settings, "ingest work", endpoint)
+    async with _adapters(settings, "ingest work", telemetry, decorate) as (broker, store):
         await _work(settings, broker, store, telemetry, stop)
 
 
-async def both(
+async def run_shim_and_worker(
     settings: Settings,
     listener: socket.socket,
-    place: MetricsEndpoint | None,
+    endpoint: MetricsEndpoint | None,
     stop: asyncio.Event,
     prepare: Callable[[Store], Awaitable[None]],
 ) -> None:
-    """Shim and worker in one process; the worker stops last, so that it sees what the shim has taken."""
-    telemetry = _telemetry(settings, "ingest dev", place)
+    """Run the shim and the worker in one process; the worker stops last, so that it finishes what the shim accepted.
+
+    `prepare` is called with the store before either starts; the other arguments are as for `run_shim`.
+    """
+    telemetry = _telemetry(settings, "ingest dev", endpoint)
     async with _adapters(settings, "ingest dev", telemetry) as (broker, store):
         await prepare(store)
-        served = asyncio.Event()
+        shim_stopped = asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            group.create_task(_work(settings, broker, store, telemetry, served))
+            group.create_task(_work(settings, broker, store, telemetry, shim_stopped))
             await _serve(settings, broker, store, listener, telemetry, stop)
-            served.set()
+            shim_stopped.set()
 
 
 def run(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
-    """Run until SIGTERM or SIGINT, then let it finish within `deadline` seconds. Returns the exit code."""
-    # What is loaded by now stays; what a cohort makes has no cycles and is freed by count. The collector would go
-    # through thousands of live deliveries again and again for nothing.
+    """Run until SIGTERM or SIGINT, then set the event and wait at most `deadline` seconds. Return the exit code."""
+    # Everything loaded so far stays, and a micro-batch creates no reference cycles. So the collector would examine
+    # thousands of live deliveries again and again without finding anything.
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_until_signal(main, deadline))
+        return runner.run(_run_until_signal(main, deadline))
 
 
-async def _until_signal(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
+async def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -99,9 +113,8 @@ async def _until_signal(main: Callable[[asyncio.Event], Awaitable[None]], deadli
     stopping.cancel()
     done, _ = await asyncio.wait([running], timeout=deadline)
     if not done:
-        _log.error(
-            "shutdown_deadline_exceeded", seconds=deadline, consequence="unacknowledged messages will be redelivered"
-        )
+        consequence = "unacknowledged messages will be redelivered"
+        _log.error("shutdown_deadline_exceeded", seconds=deadline, consequence=consequence)
         running.cancel()
         await asyncio.wait([running], timeout=5)
         return 1
@@ -113,42 +126,42 @@ async def _until_signal(main: Callable[[asyncio.Event], Awaitable[None]], deadli
 
 
 def _first(error: BaseException) -> BaseException:
-    """What task groups have wrapped."""
+    """The first error inside the groups that task groups raise."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
-def _telemetry(settings: Settings, role: str, place: MetricsEndpoint | None) -> Telemetry:
-    """Also names the process in its log lines. Raises ConfigurationError."""
+def _telemetry(settings: Settings, role: str, endpoint: MetricsEndpoint | None) -> Telemetry:
+    """The telemetry of this process; its role and number are added to its log lines. Raises ConfigurationError."""
     structlog.contextvars.bind_contextvars(role=role.removeprefix("ingest "))
-    if place is not None and place.shared is not None:
-        structlog.contextvars.bind_contextvars(process=place.process)
+    if endpoint is not None and endpoint.shared is not None:
+        structlog.contextvars.bind_contextvars(process=endpoint.process)
     tracing = None
     if settings.tracing:
         try:
-            # Only here: who has no traces needs no OpenTelemetry.
+            # Imported here, because OpenTelemetry is an optional dependency.
             from ingest.telemetry.otel import open_telemetry
         except ImportError as error:
             raise ConfigurationError(
                 f"INGEST_TRACING needs OpenTelemetry: pip install 'asg-ingest[otel]' ({error})"
             ) from error
         tracing = open_telemetry(role)
-    return Telemetry(place, settings.watchdog, tracing)
+    return Telemetry(endpoint, settings.watchdog, tracing)
 
 
 @asynccontextmanager
 async def _adapters(
-    settings: Settings, purpose: str, telemetry: Telemetry, adapt: Adapt = as_they_are
+    settings: Settings, purpose: str, telemetry: Telemetry, decorate: Decorate = undecorated
 ) -> AsyncIterator[Adapters]:
+    backend = broker_backend(settings)
     async with AsyncExitStack() as stack:
-        plain_broker = await open_broker(settings, purpose)
+        plain_broker = await backend.open(purpose)
         stack.push_async_callback(plain_broker.close)
-        plain_store = await open_store(settings)
+        plain_store = await store_backend(settings).open()
         stack.push_async_callback(plain_store.close)
-        adapted_broker, adapted_store = adapt(plain_broker, plain_store)
-        system = "rabbitmq" if isinstance(plain_broker, RabbitBroker) else "ingest.embedded"
-        broker, store = telemetry.broker(adapted_broker, system), telemetry.store(adapted_store)
+        decorated_broker, decorated_store = decorate(plain_broker, plain_store)
+        broker, store = telemetry.broker(decorated_broker, backend.system), telemetry.store(decorated_store)
         await stack.enter_async_context(telemetry.running())
         async with asyncio.TaskGroup() as group:
             declaring = group.create_task(_declare(broker))
@@ -157,15 +170,15 @@ async def _adapters(
 
 
 async def _declare(broker: Broker) -> None:
-    """Make the topology exist, as soon as the broker is there."""
-    pause = _FIRST_PAUSE
+    """Declare the topology as soon as the broker is available."""
+    backoff = Backoff(*_DECLARE_PAUSES)
     while True:
         try:
             await broker.declare()
         except BrokerUnavailable as error:
-            _log.warning("topology_declaration_failed", error=str(error), seconds=pause)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-            pause = min(pause * 2, _LONGEST_PAUSE)
+            pause = backoff.next()
+            _log.warning("topology_declaration_failed", error=str(error), retry_in=pause)
+            await asyncio.sleep(pause)
         else:
             return
 
@@ -188,12 +201,12 @@ async def _serve(
     )
     server = shim_server(telemetry.app(app), settings.shutdown_deadline)
 
-    async def stop_in_time() -> None:
+    async def stop_server() -> None:
         await stop.wait()
         server.should_exit = True
 
     _log.info("serving", port=listener.getsockname()[1])
-    stopper = asyncio.create_task(stop_in_time())
+    stopper = asyncio.create_task(stop_server())
     try:
         await server.serve(sockets=[listener])
         await app.drain()
@@ -203,24 +216,23 @@ async def _serve(
 
 
 async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Telemetry, stop: asyncio.Event) -> None:
-    own = frozenset({broker.user} if broker.user else ())
-    working = Worker(
+    worker = Worker(
         store=store,
         broker=broker,
         admission=telemetry.admission(store, settings.lease),
-        trusted_users=settings.trusted_users or own,
+        trusted_users=broker_backend(settings).trusted_users,
         prefetch={INGEST_TASKS: settings.prefetch, INGEST_BATCHES: settings.prefetch_batches},
         meter=telemetry.meter,
         outage_hold=settings.outage_hold,
     )
-    telemetry.breaker_open = lambda: working.breaker.is_open
+    telemetry.breaker_open = lambda: worker.breaker.is_open
 
-    async def stop_in_time() -> None:
+    async def stop_worker() -> None:
         await stop.wait()
-        working.stop()
+        worker.stop()
 
-    stopper = asyncio.create_task(stop_in_time())
+    stopper = asyncio.create_task(stop_worker())
     try:
-        await working.run()
+        await worker.run()
     finally:
         stopper.cancel()

@@ -35,9 +35,9 @@ app.command()(run.dev)
 app.command()(run.serve)
 app.command()(run.work)
 app.add_typer(topology.app, name="topology")
-app.add_typer(customers.customer, name="customer")
-app.add_typer(customers.key, name="key")
-app.add_typer(customers.webhook, name="webhook")
+app.add_typer(customers.customer_app, name="customer")
+app.add_typer(customers.key_app, name="key")
+app.add_typer(customers.webhook_app, name="webhook")
 app.add_typer(dlq.app, name="dlq")
 app.command()(doctor.doctor)
 app.command()(status.status)
@@ -57,8 +57,8 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 
 def main() -> None:
-    """Run the command line; errors that a person can mend are one line, without a traceback.
+    """Run the command line. An error that a person can correct is one line, without a traceback.
 
-    Exit codes: 0 fine, 1 a dependency is away or a check found something, 2 wrong usage or configuration.
+    Exit codes: 0 success; 1 a dependency is unavailable, or a check found a problem; 2 wrong usage or configuration.
     """
     sys.exit(exit_code(app))

@@ -1,4 +1,4 @@
-"""`ingest customer`, `ingest key`, `ingest webhook`: who may submit."""
+"""`ingest customer`, `ingest key`, `ingest webhook`: customers, their API keys and webhooks."""
 
 import asyncio
 import re
@@ -9,7 +9,8 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 import typer
 
-from ingest import backends, settings
+from ingest import settings
+from ingest.backends import store_backend
 from ingest.cli.options import Json, seconds
 from ingest.domain.customers import (
     ApiKey,
@@ -23,9 +24,9 @@ from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
 from ingest.domain.validation import is_https_url
 
-customer = typer.Typer(help="Customers: quota, retention, strictness.", no_args_is_help=True)
-key = typer.Typer(help="API keys. Only their hashes are stored.", no_args_is_help=True)
-webhook = typer.Typer(help="Webhook URLs that may be a callback_url.", no_args_is_help=True)
+customer_app = typer.Typer(help="Customers: quota, retention, strictness.", no_args_is_help=True)
+key_app = typer.Typer(help="API keys. Only their hashes are stored.", no_args_is_help=True)
+webhook_app = typer.Typer(help="Webhook URLs that may be a callback_url.", no_args_is_help=True)
 
 Cust = Annotated[str, typer.Argument(metavar="CUST", help="The customer's id: 1 to 64 letters, digits, _ or -.")]
 Quota = Annotated[
@@ -42,13 +43,13 @@ Strict = Annotated[
 T = TypeVar("T")
 
 
-@customer.command("add")
+@customer_app.command("add")
 def customer_add(
     cust: Cust, quota: Quota = None, retention: Retention = None, strict: Strict = None, json: Json = False
 ) -> None:
     """Add a customer. Example: ingest customer add acme --quota 100000 --retention 30d"""
     if not is_cust_id(cust):
-        raise ConfigurationError(f"{cust!r} is no customer id: 1 to 64 letters, digits, _ or -")
+        raise ConfigurationError(f"{cust!r} is not a customer id: it needs 1 to 64 letters, digits, _ or -")
 
     async def add(store: Store) -> Customer:
         if await store.customer(cust) is not None:
@@ -60,11 +61,14 @@ def customer_add(
     _show(_with_store(add), json)
 
 
-@customer.command("set")
+@customer_app.command("set")
 def customer_set(
     cust: Cust, quota: Quota = None, retention: Retention = None, strict: Strict = None, json: Json = False
 ) -> None:
-    """Change a customer; what is not given stays. Example: ingest customer set acme --quota unlimited"""
+    """Change a customer;
+
+    options that are left out change nothing. Example: ingest customer set acme --quota unlimited
+    """
 
     async def change(store: Store) -> Customer:
         changed = _changed(await _existing(store, cust), quota, retention, strict)
@@ -74,36 +78,36 @@ def customer_set(
     _show(_with_store(change), json)
 
 
-@customer.command("list")
+@customer_app.command("list")
 def customer_list(json: Json = False) -> None:
     """List all customers."""
-    found = _with_store(lambda store: store.customers())
+    rows = [_fields(customer) for customer in _with_store(lambda store: store.customers())]
     if json:
-        _print_json([_described(each) for each in found])
+        _print_json(rows)
         return
-    for each in found:
-        typer.echo("  ".join(f"{name}={value}" for name, value in _described(each).items() if name != "webhooks"))
+    for row in rows:
+        typer.echo("  ".join(f"{name}={value}" for name, value in row.items() if name != "webhooks"))
 
 
-@customer.command("show")
+@customer_app.command("show")
 def customer_show(cust: Cust, json: Json = False) -> None:
-    """Show one customer, its use of the quota this month and its keys."""
+    """Show a customer, the tasks charged this month, and its keys."""
 
-    async def look(store: Store) -> dict[str, Any]:
-        found = await _existing(store, cust)
+    async def read(store: Store) -> dict[str, Any]:
+        customer = await _existing(store, cust)
         month = time.strftime("%Y-%m", time.gmtime())
         keys = [
-            {"key_id": each.key_id, "created_at": each.created_at, "revoked": each.revoked}
-            for each in await store.keys(cust)
+            {"key_id": key.key_id, "created_at": key.created_at, "revoked": key.revoked}
+            for key in await store.keys(cust)
         ]
-        return _described(found) | {"used_this_month": await store.used(cust, month), "keys": keys}
+        return _fields(customer) | {"used_this_month": await store.used(cust, month), "keys": keys}
 
-    _show_fields(_with_store(look), json)
+    _show_fields(_with_store(read), json)
 
 
-@key.command("create")
+@key_app.command("create")
 def key_create(cust: Cust, json: Json = False) -> None:
-    """Create an API key and print it; it cannot be shown again."""
+    """Create an API key and print it. It cannot be shown again."""
 
     async def create(store: Store) -> dict[str, str]:
         await _existing(store, cust)
@@ -113,9 +117,9 @@ def key_create(cust: Cust, json: Json = False) -> None:
     _show_fields(_with_store(create), json)
 
 
-@key.command("revoke")
+@key_app.command("revoke")
 def key_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None:
-    """Revoke a key; shims notice within 2 seconds."""
+    """Revoke a key. Shims notice within 2 seconds."""
 
     async def revoke(store: Store) -> None:
         if not await store.revoke_key(key_id):
@@ -125,27 +129,27 @@ def key_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None
     typer.echo(f"revoked {key_id}")
 
 
-@webhook.command("add")
+@webhook_app.command("add")
 def webhook_add(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")], json: Json = False) -> None:
-    """Register a webhook URL; callback_url is compared with it exactly."""
+    """Register a webhook URL. A callback_url must equal it exactly."""
     check_webhook(url)
     _show(_change_webhooks(cust, lambda webhooks: webhooks | {url}), json)
 
 
-@webhook.command("remove")
+@webhook_app.command("remove")
 def webhook_remove(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")], json: Json = False) -> None:
-    """Remove a webhook URL; tasks accepted before keep theirs."""
+    """Remove a webhook URL. Tasks that were accepted before keep it."""
     _show(_change_webhooks(cust, lambda webhooks: webhooks - {url}), json)
 
 
 def check_webhook(url: str) -> None:
-    """Raises ConfigurationError."""
+    """Raise ConfigurationError unless the URL can be a webhook."""
     if not is_https_url(url):
         raise ConfigurationError(f"{url!r} cannot be a webhook: it must be an https URL without credentials")
 
 
 async def save_key(store: Store, cust: str, api_key: str) -> str:
-    """Store a key's hash; returns its public name."""
+    """Store the hash of a key; return the key's public name."""
     key_hash = hash_api_key(api_key)
     key_id = key_id_of(key_hash)
     await store.save_key(ApiKey(key_id=key_id, cust_id=cust, key_hash=key_hash, created_at=int(time.time() * 1000)))
@@ -154,8 +158,8 @@ async def save_key(store: Store, cust: str, api_key: str) -> str:
 
 def _change_webhooks(cust: str, change: Callable[[frozenset[str]], frozenset[str]]) -> Customer:
     async def apply(store: Store) -> Customer:
-        found = await _existing(store, cust)
-        changed = msgspec.structs.replace(found, webhooks=change(found.webhooks))
+        customer = await _existing(store, cust)
+        changed = msgspec.structs.replace(customer, webhooks=change(customer.webhooks))
         await store.save_customer(changed)
         return changed
 
@@ -164,7 +168,7 @@ def _change_webhooks(cust: str, change: Callable[[frozenset[str]], frozenset[str
 
 def _with_store(job: Callable[[Store], Awaitable[T]]) -> T:
     async def work() -> T:
-        store = await backends.open_store(settings.load())
+        store = await store_backend(settings.load()).open()
         try:
             return await job(store)
         finally:
@@ -174,10 +178,10 @@ def _with_store(job: Callable[[Store], Awaitable[T]]) -> T:
 
 
 async def _existing(store: Store, cust: str) -> Customer:
-    found = await store.customer(cust)
-    if found is None:
-        raise ConfigurationError(f"there is no customer {cust}: `ingest customer add {cust}` makes one")
-    return found
+    customer = await store.customer(cust)
+    if customer is None:
+        raise ConfigurationError(f"there is no customer {cust}: add it with `ingest customer add {cust}`")
+    return customer
 
 
 def _changed(before: Customer, quota: str | None, retention: str | None, strict: bool | None) -> Customer:
@@ -197,19 +201,19 @@ def _number(text: str) -> int:
     return int(text)
 
 
-def _described(each: Customer) -> dict[str, Any]:
-    quota = "unlimited" if each.monthly_quota is None else each.monthly_quota
+def _fields(customer: Customer) -> dict[str, Any]:
+    quota = "unlimited" if customer.monthly_quota is None else customer.monthly_quota
     return {
-        "cust_id": each.cust_id,
+        "cust_id": customer.cust_id,
         "monthly_quota": quota,
-        "retention": each.retention,
-        "strict": each.strict,
-        "webhooks": sorted(each.webhooks),
+        "retention": customer.retention,
+        "strict": customer.strict,
+        "webhooks": sorted(customer.webhooks),
     }
 
 
-def _show(each: Customer, json: bool) -> None:
-    _show_fields(_described(each), json)
+def _show(customer: Customer, json: bool) -> None:
+    _show_fields(_fields(customer), json)
 
 
 def _show_fields(fields: dict[str, Any], json: bool) -> None:

@@ -1,4 +1,4 @@
-"""`ingest openapi`, `ingest asyncapi`: the contracts, to build against."""
+"""`ingest openapi`, `ingest asyncapi`: the API documents."""
 
 from typing import Annotated, Any
 

@@ -1,4 +1,4 @@
-"""Exit codes, and errors that a person can mend as one line instead of a traceback."""
+"""Exit codes. An error that a person can correct is printed as one line instead of a traceback."""
 
 from collections.abc import Callable
 from typing import Final
@@ -9,13 +9,13 @@ from ingest.domain.errors import ConfigurationError, IngestError
 from ingest.telemetry.logs import redact
 
 UNAVAILABLE: Final = 1
-"""A dependency is away, or a check found something."""
+"""A dependency is unavailable, or a check found a problem."""
 USAGE: Final = 2
 """Wrong usage or configuration."""
 
 
 def exit_code(job: Callable[[], int | None]) -> int:
-    """The job's exit code; an IngestError is said in one line on standard error."""
+    """Run the job and return its exit code; print an IngestError as one line on standard error."""
     try:
         return job() or 0
     except IngestError as error:

@@ -1,4 +1,4 @@
-"""Options and values that several commands share."""
+"""Options and values of several commands."""
 
 import re
 from typing import Annotated, Final
@@ -14,7 +14,7 @@ _LONGEST: Final = 3650 * 86_400
 
 
 def seconds(text: str, option: str) -> int:
-    """A time such as 90s, 12h or 7d. Raises ConfigurationError, which names the option."""
+    """Parse a time such as 90s, 12h or 7d; return seconds. Raises ConfigurationError, which names the option."""
     match = re.fullmatch(r"(\d{1,9})([smhd])", text)
     value = int(match[1]) * _UNITS[match[2]] if match else 0
     if not 1 <= value <= _LONGEST:

@@ -1,4 +1,4 @@
-"""`ingest dev`, `ingest serve`, `ingest work`: what runs until it is stopped."""
+"""`ingest dev`, `ingest serve`, `ingest work`: the commands that run until they are stopped."""
 
 import asyncio
 import os
@@ -11,7 +11,8 @@ from typing import Annotated, Any
 import structlog
 import typer
 
-from ingest import backends, bootstrap, settings
+from ingest import bootstrap, settings
+from ingest.backends import require_rabbitmq
 from ingest.cli import supervisor
 from ingest.cli.customers import check_webhook, save_key
 from ingest.domain.customers import Customer, hash_api_key, new_api_key
@@ -37,24 +38,24 @@ def dev(
     port: Port = None,
     host: Host = None,
     api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The API key to accept; without it one is made and kept.")
+        str | None, typer.Option(metavar="KEY", help="The API key to accept. Without it, one is created and kept.")
     ] = None,
     quota: Annotated[
-        int | None, typer.Option(metavar="N", min=0, help="New tasks a month. Without it: unlimited.")
+        int | None, typer.Option(metavar="N", min=0, help="New tasks per month. Without it, unlimited.")
     ] = None,
     webhook: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help=f"A webhook URL to register, repeatable; {DEV_WEBHOOK} always is."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where it keeps its files. [INGEST_DATA_DIR, .ingest]", show_default=False)
+        Path | None, typer.Option(help="Where it stores its files. [INGEST_DATA_DIR, .ingest]", show_default=False)
     ] = None,
 ) -> None:
-    """Everything in one process on SQLite files, with one customer `dev`: for trying out and for tests.
+    """Run everything in one process on SQLite files, with one customer `dev`: to try it out, and for tests.
 
-    Prints an API key and a curl line that works. Ctrl-C stops it; what was accepted is kept.
+    It prints an API key and a curl line that works. Ctrl-C stops it; accepted tasks are kept.
     """
-    loaded = settings.load(
+    current = settings.load(
         data_dir=data_dir,
         host=host,
         port=port,
@@ -66,23 +67,23 @@ def dev(
         raise ConfigurationError("--api-key must be printable ASCII without spaces")
     for url in webhook or []:
         check_webhook(url)
-    logs.configure(loaded.log_level, loaded.log_format)
-    listener = _listen(loaded.host, loaded.port)
+    logs.configure(current.log_level, current.log_format)
+    listener = _listen(current.host, current.port)
     webhooks = frozenset({DEV_WEBHOOK, *(webhook or [])})
 
     async def prepare(store: Store) -> None:
-        accepted = api_key or _kept_key(loaded.data_dir / "api_key")
+        key = api_key or _stored_key(current.data_dir / "api_key")
         await store.save_customer(Customer(cust_id=DEV_CUSTOMER, monthly_quota=quota, webhooks=webhooks))
-        if await store.customer_by_key(hash_api_key(accepted)) is None:
-            await save_key(store, DEV_CUSTOMER, accepted)
-        typer.echo(_welcome(listener, loaded, accepted))
+        if await store.customer_by_key(hash_api_key(key)) is None:
+            await save_key(store, DEV_CUSTOMER, key)
+        typer.echo(_welcome(listener, current, key))
 
-    place = _place(loaded)
+    endpoint = _metrics_endpoint(current)
 
     async def main(stop: asyncio.Event) -> None:
-        await bootstrap.both(loaded, listener, place, stop, prepare)
+        await bootstrap.run_shim_and_worker(current, listener, endpoint, stop, prepare)
 
-    raise typer.Exit(bootstrap.run(main, loaded.shutdown_deadline))
+    raise typer.Exit(bootstrap.run(main, current.shutdown_deadline))
 
 
 def serve(
@@ -93,12 +94,12 @@ def serve(
     ] = None,
 ) -> None:
     """Serve HTTP: validate, admit and publish submissions to RabbitMQ. SIGTERM finishes what is in flight."""
-    loaded = settings.load(host=host, port=port, workers=workers)
-    backends.need_rabbitmq(loaded, "serve")
-    logs.configure(loaded.log_level, loaded.log_format)
-    listener = _listen(loaded.host, loaded.port)
+    current = settings.load(host=host, port=port, workers=workers)
+    require_rabbitmq(current, "serve")
+    logs.configure(current.log_level, current.log_format)
+    listener = _listen(current.host, current.port)
 
-    raise typer.Exit(_run(loaded, loaded.workers, partial(bootstrap.shim, loaded, listener)))
+    raise typer.Exit(_run(current, current.workers, partial(bootstrap.run_shim, current, listener)))
 
 
 def work(
@@ -111,66 +112,66 @@ def work(
     ] = None,
 ) -> None:
     """Consume submissions from RabbitMQ, emit acceptance events. SIGTERM finishes what is in flight."""
-    loaded = settings.load(processes=processes, prefetch=prefetch)
-    backends.need_rabbitmq(loaded, "work")
-    logs.configure(loaded.log_level, loaded.log_format)
+    current = settings.load(processes=processes, prefetch=prefetch)
+    require_rabbitmq(current, "work")
+    logs.configure(current.log_level, current.log_format)
 
-    raise typer.Exit(_run(loaded, loaded.processes, partial(bootstrap.worker, loaded)))
+    raise typer.Exit(_run(current, current.processes, partial(bootstrap.run_worker, current)))
 
 
 def _run(
-    loaded: settings.Settings,
+    current: settings.Settings,
     count: int,
     main: Callable[[MetricsEndpoint | None, asyncio.Event], Coroutine[Any, Any, None]],
 ) -> int:
-    """Run `main` in `count` processes, and what shows their metrics and health."""
-    deadline = loaded.shutdown_deadline
-    place = _place(loaded)
-    if count == 1 or place is None or place.listener is None:
-        return supervisor.supervise([lambda: bootstrap.run(partial(main, place), deadline)] * count, deadline)
+    """Run `main` in `count` processes, and one more that serves their metrics and health."""
+    deadline = current.shutdown_deadline
+    endpoint = _metrics_endpoint(current)
+    if count == 1 or endpoint is None or endpoint.listener is None:
+        return supervisor.supervise([lambda: bootstrap.run(partial(main, endpoint), deadline)] * count, deadline)
     shared = ProcessReports()
     jobs = [
         partial(bootstrap.run, partial(main, MetricsEndpoint(process=str(number), shared=shared)), deadline)
         for number in range(count)
     ]
-    beside = partial(bootstrap.run, partial(serve_shared, shared, place.listener, count), deadline)
+    companion = partial(bootstrap.run, partial(serve_shared, shared, endpoint.listener, count), deadline)
     try:
-        return supervisor.supervise(jobs, deadline, beside, lambda number: shared.forget(str(number)))
+        return supervisor.supervise(jobs, deadline, companion, lambda number: shared.forget(str(number)))
     finally:
         shared.remove()
 
 
-def _place(loaded: settings.Settings) -> MetricsEndpoint | None:
-    """Where metrics and health are shown, if anywhere."""
-    if loaded.metrics_port is None:
+def _metrics_endpoint(current: settings.Settings) -> MetricsEndpoint | None:
+    """Where metrics and health are served; None for nowhere."""
+    if current.metrics_port is None:
         return None
-    names = ("INGEST_METRICS_PORT", "INGEST_METRICS_HOST")
-    listener = _listen(loaded.metrics_host, loaded.metrics_port, names)
+    options = ("INGEST_METRICS_PORT", "INGEST_METRICS_HOST")
+    listener = _listen(current.metrics_host, current.metrics_port, options)
     _log.info("metrics_started", port=listener.getsockname()[1])
     return MetricsEndpoint(listener=listener)
 
 
-def _listen(host: str, port: int, names: tuple[str, str] = ("--port", "--host")) -> socket.socket:
+def _listen(host: str, port: int, options: tuple[str, str] = ("--port", "--host")) -> socket.socket:
     try:
         return listen(host, port)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Choose another with {names[0]} or {names[1]}"
+            f"cannot listen on {host}:{port}: {error.strerror}. Choose another with {options[0]} or {options[1]}"
         ) from error
 
 
-def _kept_key(path: Path) -> str:
-    """The key of an earlier start, or a new one, readable for its owner only."""
+def _stored_key(path: Path) -> str:
+    """The key of an earlier start, or a new one in a file that only its owner can read."""
     if path.exists():
         return path.read_text().strip()
-    fresh = new_api_key()
+    created = new_api_key()
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(fresh + "\n")
-    return fresh
+        file.write(created + "\n")
+    return created
 
 
-def _welcome(listener: socket.socket, loaded: settings.Settings, api_key: str) -> str:
-    host = "127.0.0.1" if loaded.host in ("0.0.0.0", "::") else loaded.host  # noqa: S104 - compared, not bound
+def _welcome(listener: socket.socket, current: settings.Settings, api_key: str) -> str:
+    host = "127.0.0.1" if current.host in ("0.0.0.0", "::") else current.host  # noqa: S104 - compared, not bound
     at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     body = (
         '{"type": "text_classification", "data_url": "https://cdn.example.com/doc.txt", "label_spec": '
@@ -178,7 +179,7 @@ def _welcome(listener: socket.socket, loaded: settings.Settings, api_key: str) -
         '"consensus_threshold": 3, "idempotency_key": "order-10042-line-3"}'
     )
     return f"""
-ingest dev is ready at {at} (API: {at}/docs, files: {loaded.data_dir})
+ingest dev is ready at {at} (API: {at}/docs, files: {current.data_dir})
 
 API key: {api_key}
 

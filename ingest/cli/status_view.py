@@ -1,4 +1,4 @@
-"""`ingest status` as a person sees it."""
+"""The output of `ingest status` for people."""
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -13,26 +13,26 @@ from ingest.telemetry.logs import redact
 _UNKNOWN = "unknown"
 
 
-def picture(seen: Overview) -> RenderableType:
-    """Everything, the worst last, where the eye ends."""
-    problems = [*seen.broker.problems, *seen.store.problems, *seen.process_problems]
-    said = [Text(f"! {redact(each)}", style="bold red") for each in problems] or [
+def render(overview: Overview) -> RenderableType:
+    """Everything; problems come last, because the reader's eye ends there."""
+    problems = [*overview.broker.problems, *overview.store.problems, *overview.process_problems]
+    problem_lines = [Text(f"! {redact(problem)}", style="bold red") for problem in problems] or [
         Text("no problems seen", style="green")
     ]
-    broker = " ".join(filter(None, (seen.broker.name, seen.broker.version)))
+    broker = " ".join(filter(None, (overview.broker.name, overview.broker.version)))
     return Group(
-        Text(f"ingest status  {rfc3339(int(seen.at * 1000))}", style="bold"),
+        Text(f"ingest status  {rfc3339(int(overview.at * 1000))}", style="bold"),
         Text(f"broker  {redact(broker)}"),
-        _store(seen),
-        _queues(seen),
-        _dead(seen),
-        *([_processes(seen)] if seen.processes else []),
-        *said,
+        _store(overview),
+        _queues(overview),
+        _dead(overview),
+        *([_processes(overview)] if overview.processes else []),
+        *problem_lines,
     )
 
 
-def _store(seen: Overview) -> Text:
-    store = seen.store
+def _store(overview: Overview) -> Text:
+    store = overview.store
     parts = [" ".join(filter(None, (store.name, store.version)))]
     if store.round_trip is not None:
         parts.append(f"round trip {store.round_trip * 1000:.1f} ms")
@@ -51,43 +51,43 @@ def _table(title: str, first: str, *columns: str) -> Table:
     return table
 
 
-def _queues(seen: Overview) -> Table:
+def _queues(overview: Overview) -> Table:
     table = _table("queues", "queue", "ready", "unacked", "in/s", "out/s", "consumers", "oldest")
-    for each in seen.broker.queues:
-        oldest = _UNKNOWN if each.oldest is None else "-" if not each.ready else age(each.oldest)
+    for queue in overview.broker.queues:
+        oldest = _UNKNOWN if queue.oldest is None else "-" if not queue.ready else age(queue.oldest)
         table.add_row(
-            each.name,
-            f"{each.ready:,}",
-            _number(each.unacked),
-            _rate(each.rate_in),
-            _rate(each.rate_out),
-            _number(each.consumers),
+            queue.name,
+            f"{queue.ready:,}",
+            _number(queue.unacked),
+            _rate(queue.rate_in),
+            _rate(queue.rate_out),
+            _number(queue.consumers),
             oldest,
         )
     return table
 
 
-def _dead(seen: Overview) -> RenderableType:
-    note = Text(redact(seen.dead_note), style="yellow")
-    if not seen.dead:
-        return Text.assemble("dead letters  ", "none" if seen.dead is not None and not seen.dead_note else note)
+def _dead(overview: Overview) -> RenderableType:
+    note = Text(redact(overview.dead_note), style="yellow")
+    if not overview.dead:
+        return Text.assemble("dead letters  ", "none" if overview.dead is not None and not overview.dead_note else note)
     table = _table("dead letters", "reason", "count", "oldest")
-    for each in seen.dead:
-        table.add_row(each.reason, f"{each.count:,}", age(each.oldest))
-    return Group(table, note) if seen.dead_note else table
+    for group in overview.dead:
+        table.add_row(group.reason, f"{group.count:,}", age(group.oldest))
+    return Group(table, note) if overview.dead_note else table
 
 
-def _processes(seen: Overview) -> Table:
+def _processes(overview: Overview) -> Table:
     table = _table("processes", "process", "ready", "breaker", "stalled", "in flight", "tasks/s", "idle")
-    for each in seen.processes:
+    for process in overview.processes:
         table.add_row(
-            f"{each.url} {each.process}",
-            _yes(each.ready),
-            _yes(each.breaker_open),
-            _yes(each.stalled),
-            _number(each.in_flight),
-            _rate(each.accepted),
-            age(each.idle),
+            f"{process.url} {process.process}",
+            _yes(process.ready),
+            _yes(process.breaker_open),
+            _yes(process.stalled),
+            _number(process.in_flight),
+            _rate(process.accepted),
+            age(process.idle),
         )
     return table
 

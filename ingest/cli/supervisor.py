@@ -1,4 +1,4 @@
-"""Several processes of one job: started, restarted when they die, stopped together."""
+"""Runs jobs in processes: starts them, restarts those that die, stops them together."""
 
 import ctypes
 import multiprocessing
@@ -16,40 +16,43 @@ import structlog
 from ingest.cli.exits import USAGE, exit_code
 
 _PAUSE: Final = 1.0
-"""Seconds before a process that died is started again."""
+"""Seconds before a process that died is restarted."""
 
 _log = structlog.get_logger(__name__)
 
 
 Job = Callable[[], int]
-"""Stops by itself at SIGTERM; returns an exit code."""
+"""Returns an exit code; it must stop by itself at SIGTERM."""
 
 
 def supervise(
-    jobs: Sequence[Job], deadline: float, beside: Job | None = None, died: Callable[[int], None] = lambda _: None
+    jobs: Sequence[Job], deadline: float, companion: Job | None = None, on_death: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Run each job in a process of its own until SIGTERM or SIGINT; a single one runs right here.
+    """Run each job in its own process until SIGTERM or SIGINT. A single job runs in this process.
 
     Args:
-        jobs: what to run.
+        jobs: the jobs.
         deadline: seconds that a job may take to stop.
-        beside: one more, which stops after all others have; not run beside a single one.
-        died: told the position of each job whose process has died, before another is started.
+        companion: a further job that stops after all others; not run with a single job.
+        on_death: called with the index of a job whose process died, before the restart.
 
     Returns:
-        The exit code: 0 if all ended well.
+        The exit code: 0 if every process succeeded.
     """
-    return jobs[0]() if len(jobs) == 1 else _Supervisor(jobs, deadline, beside, died).run()
+    return jobs[0]() if len(jobs) == 1 else _Supervisor(jobs, deadline, companion, on_death).run()
 
 
 class _Supervisor:
-    def __init__(self, jobs: Sequence[Job], deadline: float, beside: Job | None, died: Callable[[int], None]) -> None:
-        # Forked before any thread or event loop is there; what is configured and listening is shared.
+    def __init__(
+        self, jobs: Sequence[Job], deadline: float, companion: Job | None, on_death: Callable[[int], None]
+    ) -> None:
+        # The processes are forked before any thread or event loop exists; they share configuration and listening
+        # sockets.
         self._context = multiprocessing.get_context("fork")
-        self._jobs = [*jobs, beside] if beside is not None else [*jobs]
+        self._jobs = [*jobs, companion] if companion is not None else [*jobs]
         self._count = len(jobs)
         self._deadline = deadline
-        self._died = died
+        self._on_death = on_death
         self._children: list[multiprocessing.process.BaseProcess] = []
         self._stopping = False
 
@@ -63,11 +66,11 @@ class _Supervisor:
                 if child.is_alive() or self._stopping:
                     continue
                 if child.exitcode == USAGE:
-                    self._stop()  # wrong settings do not get better
+                    self._stop()  # a restart does not correct the settings
                     break
                 _log.error("process_died_restarting", pid=child.pid, exit_code=child.exitcode)
                 if index < self._count:
-                    self._died(index)
+                    self._on_death(index)
                 time.sleep(_PAUSE)
                 if not self._stopping:
                     self._children[index] = self._start(self._jobs[index])
@@ -84,11 +87,11 @@ class _Supervisor:
 
     def _end(self) -> int:
         end = time.monotonic() + self._deadline + 5
-        _terminate(self._children[: self._count])  # a signal may have come while they were being started
+        _terminate(self._children[: self._count])  # a signal may have arrived while they were starting
         self._join(self._children[: self._count], end)
         _terminate(self._children[self._count :])
         self._join(self._children[self._count :], time.monotonic() + 5)
-        # SIGTERM ends a process that had not begun yet; it was told to.
+        # A process that had not started its job yet ends with SIGTERM, as it should.
         codes = [child.exitcode or 0 for child in self._children]
         return max(abs(code) if code != -signal.SIGTERM else 0 for code in codes)
 
@@ -111,6 +114,6 @@ def _child(job: Job, parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no orphans when the parent is killed
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: if the parent is killed, the children stop
     if os.getppid() == parent:
         sys.exit(exit_code(job))

@@ -5,12 +5,12 @@ import asyncio
 import msgspec
 import typer
 
-from ingest import backends, settings
-from ingest.backends import management, vhost
+from ingest import settings
+from ingest.backends import require_rabbitmq
 from ingest.broker.rabbitmq.management import definitions, rabbitmqctl_lines
 from ingest.domain.errors import ConfigurationError
 
-app = typer.Typer(help="The AMQP topology: make it, check it, export it.", no_args_is_help=True)
+app = typer.Typer(help="The AMQP topology: declare it, check it, export it.", no_args_is_help=True)
 
 
 @app.command()
@@ -19,46 +19,39 @@ def apply() -> None:
 
     Policies need INGEST_MANAGEMENT_URL; without it the rabbitmqctl lines that set them are printed.
     """
-    loaded = _rabbitmq("topology apply")
+    backend = require_rabbitmq(settings.load(), "topology apply")
 
     async def declare() -> None:
-        broker = await backends.open_broker(loaded)
+        broker = await backend.open("ingest topology")
         await broker.declare()
         await broker.close()
 
     asyncio.run(declare())
-    typer.echo("exchanges, queues and bindings are there")
-    if api := management(loaded):
-        api.apply_policies()
+    typer.echo("exchanges, queues and bindings exist")
+    if management := backend.management:
+        management.apply_policies()
         typer.echo("policies are set")
         return
-    typer.echo("INGEST_MANAGEMENT_URL is not set; run these on a broker host to set the policies:", err=True)
-    for line in rabbitmqctl_lines(vhost(loaded)):
+    typer.echo("INGEST_MANAGEMENT_URL is not set; run these commands on a broker host to set the policies:", err=True)
+    for line in rabbitmqctl_lines(backend.virtual_host):
         typer.echo(line)
 
 
 @app.command()
 def check() -> None:
-    """Compare the broker with the topology; exit code 1 where they differ."""
-    loaded = _rabbitmq("topology check")
-    api = management(loaded)
-    if api is None:
+    """Compare the broker with the topology. Exit code 1 if they differ."""
+    management = require_rabbitmq(settings.load(), "topology check").management
+    if management is None:
         raise ConfigurationError("`ingest topology check` needs INGEST_MANAGEMENT_URL=http://user:password@host:15672")
-    differences = api.differences()
+    differences = management.differences()
     for sentence in differences:
         typer.echo(sentence)
     if differences:
         raise typer.Exit(1)
-    typer.echo("all as it should be")
+    typer.echo("the broker matches the topology")
 
 
 @app.command()
 def export() -> None:
     """Print the topology as a RabbitMQ definitions file (JSON)."""
     typer.echo(msgspec.json.format(msgspec.json.encode(definitions())).decode())
-
-
-def _rabbitmq(command: str) -> settings.Settings:
-    loaded = settings.load()
-    backends.need_rabbitmq(loaded, command)
-    return loaded

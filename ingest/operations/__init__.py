@@ -1,0 +1,1 @@
+"""What operators see and do: status, dead letters, checks. The command line parses, calls this, and prints."""

@@ -1,4 +1,4 @@
-"""How processes are doing, from their own ports for metrics and health."""
+"""The state of processes, from their own ports for metrics and health."""
 
 import asyncio
 import time
@@ -15,30 +15,31 @@ _TIMEOUT: Final = 3.0
 
 
 class Scraper:
-    """Asks `/metrics` and `/readyz` of each URL; rates are between two looks.
+    """Reads `/metrics` and `/readyz` of each URL. Rates are computed between two calls.
 
     Args:
-        urls: `http://host:port`, of INGEST_METRICS_PORT.
+        urls: `http://host:port`, with INGEST_METRICS_PORT.
     """
 
     def __init__(self, urls: Iterable[str]) -> None:
         self._urls = [url.rstrip("/").removesuffix("/metrics") for url in urls]
         self._before: dict[str, tuple[float, float]] = {}
 
-    async def look(self) -> tuple[list[ProcessState], list[str]]:
-        """The processes, and what is wrong with them in sentences. Never raises."""
+    async def scrape(self) -> tuple[list[ProcessState], list[str]]:
+        """Return the processes, and their problems as sentences. Raises nothing."""
         async with httpx.AsyncClient(timeout=_TIMEOUT) as client:
             answers = await asyncio.gather(*[self._ask(client, url) for url in self._urls])
-        return [each for states, _ in answers for each in states], [each for _, said in answers for each in said]
+        states = [state for process_states, _ in answers for state in process_states]
+        return states, [problem for _, problems in answers for problem in problems]
 
     async def _ask(self, client: httpx.AsyncClient, url: str) -> tuple[list[ProcessState], list[str]]:
         try:
-            shown = await client.get(f"{url}/metrics")
-            shown.raise_for_status()
+            answer = await client.get(f"{url}/metrics")
+            answer.raise_for_status()
             ready = await client.get(f"{url}/readyz")
-            samples = _samples(shown.text)
+            samples = _samples(answer.text)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            return [], [f"{url} does not show metrics: {error or type(error).__name__}"]
+            return [], [f"{url} serves no metrics: {error or type(error).__name__}"]
         problems = [] if ready.status_code == 200 else [f"{url}: {_error(ready)}"]
         return self._states(url, samples), problems
 
@@ -59,7 +60,7 @@ class Scraper:
                     stalled=_flag(own, metrics.STALLED),
                     in_flight=_count(own, metrics.DELIVERIES_IN_FLIGHT),
                     idle=None if last is None else max(0.0, time.time() - last),
-                    # Counters are of all processes behind one port: shown with the first.
+                    # Counters are sums over all processes of one port, so they are shown with the first process.
                     accepted=rate if process == names[0] else None,
                 )
             )
@@ -74,15 +75,15 @@ class Scraper:
 
 def _samples(text: str) -> list[tuple[str, dict[str, str], float]]:
     return [
-        (each.name, each.labels, each.value)
+        (sample.name, sample.labels, sample.value)
         for family in text_string_to_metric_families(text)
-        for each in family.samples
+        for sample in family.samples
     ]
 
 
 def _gauge(samples: list[tuple[str, float]], metric: metrics.Metric) -> float | None:
-    found = [value for name, value in samples if name == metric.name]
-    return sum(found) if found else None
+    values = [value for name, value in samples if name == metric.name]
+    return sum(values) if values else None
 
 
 def _flag(samples: list[tuple[str, float]], metric: metrics.Metric) -> bool | None:

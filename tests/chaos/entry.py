@@ -19,16 +19,18 @@ from tests.chaos.probes import Probes
 
 
 def main(kind: str, name: str) -> int:
-    loaded = settings.load(log_format="json")
-    logs.configure(loaded.log_level, loaded.log_format)
+    current = settings.load(log_format="json")
+    logs.configure(current.log_level, current.log_format)
     signal.signal(signal.SIGUSR1, lambda *_: _print_tasks())
-    adapt = Probes(Path(os.environ["CHAOS_DIRECTORY"]), name).adapt
+    decorate = Probes(Path(os.environ["CHAOS_DIRECTORY"]), name).decorate
     if kind == "serve":
-        listener = listen(loaded.host, loaded.port)
+        listener = listen(current.host, current.port)
         return bootstrap.run(
-            lambda stop: bootstrap.shim(loaded, listener, None, stop, adapt=adapt), loaded.shutdown_deadline
+            lambda stop: bootstrap.run_shim(current, listener, None, stop, decorate=decorate), current.shutdown_deadline
         )
-    return bootstrap.run(lambda stop: bootstrap.worker(loaded, None, stop, adapt=adapt), loaded.shutdown_deadline)
+    return bootstrap.run(
+        lambda stop: bootstrap.run_worker(current, None, stop, decorate=decorate), current.shutdown_deadline
+    )
 
 
 def _print_tasks() -> None:

@@ -38,7 +38,7 @@ class Probes:
         before = directory / f"{name}.most"
         self.most: dict[str, int] = json.loads(before.read_text()) if before.exists() else {}
 
-    def adapt(self, broker: Broker, store: Store) -> tuple[Broker, Store]:
+    def decorate(self, broker: Broker, store: Store) -> tuple[Broker, Store]:
         """For `bootstrap.worker` and `bootstrap.shim`."""
         return cast("Broker", _Broker(broker, store, self)), cast("Store", _Store(store, self))
 

@@ -45,7 +45,7 @@ class Place:
         return (
             (await EmbeddedBroker.open(self.path)).dead_letters()
             if clear
-            else await EmbeddedDeadLetters.look_at(self.path)
+            else await EmbeddedDeadLetters.read_only(self.path)
         )
 
     async def put(self, messages: Sequence[Message]) -> None:

@@ -136,7 +136,7 @@ async def test_those_who_read_publish_nothing(user: User) -> None:
 
 
 def test_the_service_runs_with_its_permissions(provisioned: str, rabbitmq: RabbitServer) -> None:
-    """Topology apply and check find all as it should be: queues with user `ingest`, policies with `operator`."""
+    """Topology apply and check find that the broker matches: queues with user `ingest`, policies with `operator`."""
     api = urlsplit(rabbitmq.management_url)
     environment = {
         **os.environ,
@@ -150,7 +150,7 @@ def test_the_service_runs_with_its_permissions(provisioned: str, rabbitmq: Rabbi
 
     assert "policies are set" in run("apply")
     # The management API's statistics are late.
-    wait_until(lambda: run("check") == "all as it should be\n", "the policies", 20)
+    wait_until(lambda: run("check") == "the broker matches the topology\n", "the policies", 20)
 
 
 async def test_wrong_passwords_and_users_left_out(rabbitmq: RabbitServer, provisioned: str, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import httpx
 import pytest
 import trustme
 
-from ingest import backends, settings
+from ingest import settings
+from ingest.backends import broker_backend
 from ingest.domain import topology
 from ingest.domain.messages import Message, PublishOutcome
 from tests.e2e.contract import TASK
@@ -80,7 +81,7 @@ async def test_what_the_shim_admits_the_worker_believes(env: dict[str, str], tmp
         wait_ready(url)
         answer = httpx.post(f"{url}/v1/tasks", json=TASK, headers={"Authorization": f"Bearer {key}"}, timeout=20)
         assert answer.status_code == 202, answer.text
-        broker = await backends.open_broker(loaded(env))
+        broker = await broker_backend(loaded(env)).open("test")
         consumer = await broker.consumer(topology.CONSENSUS_TASKS, 10)
         (event,) = await asyncio.wait_for(consumer.receive(), 20)
         await consumer.ack([event])
@@ -94,7 +95,7 @@ async def test_what_the_shim_admits_the_worker_believes(env: dict[str, str], tmp
 
 async def test_another_name_than_the_certificates(env: dict[str, str]) -> None:
     """RabbitMQ refuses it: nothing is taken for published."""
-    broker = await backends.open_broker(loaded(env, INGEST_BROKER_USER="somebody", INGEST_CONFIRM_TIMEOUT="2"))
+    broker = await broker_backend(loaded(env, INGEST_BROKER_USER="somebody", INGEST_CONFIRM_TIMEOUT="2")).open("test")
     publisher = await broker.publisher()
     lost = Message(exchange=topology.EVENTS, routing_key="task.accepted.x.none", body=b"{}", message_id="m")
     assert await publisher.publish([lost]) == [PublishOutcome.UNKNOWN]

@@ -199,9 +199,9 @@ async def test_submitted_again_but_not_removed(operator: Operator) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("redrive",), "say which"),
-        (("purge", "--yes"), "say which"),
-        (("redrive", "--all", "--reason", "invalid"), "exclude each other"),
+        (("redrive",), "name the dead letters"),
+        (("purge", "--yes"), "name the dead letters"),
+        (("redrive", "--all", "--reason", "invalid"), "cannot be combined"),
         (("redrive", "--all", "--rate", "fast"), "--rate must be"),
         (("list", "--older-than", "7"), "--older-than must be a time"),
         (("show", "dead:0"), "there is no .ingest/queue.db"),

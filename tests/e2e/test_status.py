@@ -59,7 +59,7 @@ def test_what_is_away_is_told(tmp_path: Path) -> None:
     done = run_ingest("status", "--once", "--scrape", "http://127.0.0.1:1", env=env, directory=tmp_path)
     assert done.returncode == 1
     assert "cannot connect to RabbitMQ" in done.stdout
-    assert "does not show metrics" in done.stdout
+    assert "serves no metrics" in done.stdout
     assert "topsecret" not in done.stdout + done.stderr
 
 

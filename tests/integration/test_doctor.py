@@ -51,7 +51,7 @@ def badly_configured() -> Iterator[AerospikeServer]:
 async def nodes(url: str) -> list[Node]:
     view = AerospikeView.open(url, 3.0)
     try:
-        return await view.look()
+        return await view.nodes()
     finally:
         await view.close()
 
@@ -305,7 +305,7 @@ def test_the_embedded_default(tmp_path: Path) -> None:
     code, found, _ = doctor(tmp_path, INGEST_BROKER_ULR="x")
     assert code == 1
     assert any("queue.db is damaged" in each["what"] for each in found)
-    assert any("INGEST_BROKER_ULR is no setting" in each["what"] for each in found)
+    assert any("INGEST_BROKER_ULR is not a setting" in each["what"] for each in found)
     (tmp_path / ".ingest" / "queue.db").unlink()
     assert doctor(tmp_path, INGEST_BROKER_ULR="x")[0] == 0
     assert doctor(tmp_path, "--strict", INGEST_BROKER_ULR="x")[0] == 1

@@ -1,4 +1,4 @@
-"""`ingest.dead` of the embedded queue. Looking changes nothing and goes on beside a running `ingest dev`."""
+"""`ingest.dead` of the embedded queue. Reading changes nothing, and works beside a running `ingest dev`."""
 
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
@@ -15,14 +15,17 @@ _CHUNK: Final = 100
 
 
 class EmbeddedDeadLetters:
-    """`domain.ports.DeadLetterQueue`. `look_at` opens it to look only; `EmbeddedBroker.dead_letters` to clear, too."""
+    """`domain.ports.DeadLetterQueue`.
+
+    `read_only` opens it to look only; `EmbeddedBroker.dead_letters` to clear, too.
+    """
 
     def __init__(self, file: SqliteFile, lock: TextIO | None = None) -> None:
         self._file = file
         self._lock = lock
 
     @classmethod
-    async def look_at(cls, path: Path) -> Self:
+    async def read_only(cls, path: Path) -> Self:
         """Raises ConfigurationError, BrokerUnavailable."""
         file = SqliteFile(path, schema.MIGRATIONS, BrokerUnavailable)
         try:

@@ -49,7 +49,7 @@ class RabbitDeadLetters:
         self._consumer: RabbitConsumer | None = None
         self._channel: object = None
         self._held = 0
-        self.others = 0
+        self.other_consumers = 0
 
     async def count(self) -> int:
         """Messages that are there and that nobody else holds. Waits a little while others look at them.
@@ -64,8 +64,8 @@ class RabbitDeadLetters:
             depth = info.queues[INGEST_DEAD]
             if depth is None:
                 raise ConfigurationError(f"queue {INGEST_DEAD} does not exist: run `ingest topology apply`")
-            ready, self.others = depth
-            if not self.others:
+            ready, self.other_consumers = depth
+            if not self.other_consumers:
                 break
             await asyncio.sleep(_OTHERS_PAUSE)
         limit = None

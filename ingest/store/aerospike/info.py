@@ -53,14 +53,14 @@ class AerospikeView:
 
     @classmethod
     def open(cls, url: str, timeout: float) -> Self:
-        """Nothing connects before `look`. Raises ConfigurationError."""
+        """It connects at the first call. Raises ConfigurationError."""
         return cls(AerospikeClient(parse_url(url), timeout))
 
     @property
     def namespace(self) -> str:
         return self._client.namespace
 
-    async def look(self) -> list[Node]:
+    async def nodes(self) -> list[Node]:
         """All nodes. Raises StoreUnavailable."""
         ours = self._client.namespace
         answers = {

@@ -12,7 +12,7 @@ _USED = ("data_used_pct", "device_used_pct", "memory_used_pct")
 async def store_state(view: AerospikeView) -> StoreState:
     """Never raises for what is away: that is what it tells."""
     try:
-        nodes = await view.look()
+        nodes = await view.nodes()
         asked = time.perf_counter()
         await view.ping()
         round_trip = time.perf_counter() - asked

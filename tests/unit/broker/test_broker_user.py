@@ -2,7 +2,8 @@
 
 import pytest
 
-from ingest import backends, settings
+from ingest import settings
+from ingest.backends import broker_backend
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain.errors import ConfigurationError
 
@@ -34,4 +35,4 @@ async def test_what_does_not_go_together(url: str, given: str | None, says: str)
     """Told at the start: without its user's name the worker would take what the shim has admitted for forged."""
     loaded = settings.load(broker_url=url, broker_user=given)
     with pytest.raises(ConfigurationError, match=says):
-        await backends.open_broker(loaded)
+        await broker_backend(loaded).open("test")

@@ -43,7 +43,7 @@ def test_a_customers_life(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("customer", "add", "a b"), "is no customer id"),
+        (("customer", "add", "a b"), "is not a customer id"),
         (("customer", "show", "nobody"), "there is no customer nobody"),
         (("customer", "add", "x", "--quota", "many"), "--quota must be"),
         (("customer", "add", "x", "--retention", "7"), "--retention must be"),

@@ -1,0 +1,216 @@
+"""The broker that the settings name: RabbitMQ, or the embedded queue in a SQLite file."""
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Protocol
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from ingest.backends.files import sqlite_file
+from ingest.broker.embedded.broker import USER, EmbeddedBroker
+from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
+from ingest.broker.rabbitmq import checks
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
+from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.status import broker_state
+from ingest.domain.errors import ConfigurationError, IngestError
+from ingest.domain.findings import Finding, ok
+from ingest.domain.overview import BrokerState, QueueState
+from ingest.domain.ports import Broker, DeadLetterQueue, Publisher
+from ingest.settings import Settings
+from ingest.sqlite.checks import check_file
+
+_VARIABLE: Final = "INGEST_BROKER_URL"
+
+
+class DeadLetterAccess(msgspec.Struct, frozen=True):
+    """`ingest.dead`, and what a redrive needs.
+
+    `publisher` makes a publisher; it raises ConfigurationError if the queue was opened only to read. `trusted_users`
+    are the service's users. `held_by_others` says whether another consumer holds messages of the queue.
+    """
+
+    queue: DeadLetterQueue
+    publisher: Callable[[], Awaitable[Publisher]]
+    trusted_users: frozenset[str]
+    held_by_others: Callable[[], bool] = lambda: False
+
+
+class BrokerBackend(Protocol):
+    """What commands and processes need from a broker, whichever it is."""
+
+    @property
+    def system(self) -> str:
+        """The name of the messaging system in traces (OpenTelemetry's `messaging.system`)."""
+        ...
+
+    @property
+    def trusted_users(self) -> frozenset[str]:
+        """The service's own AMQP users: INGEST_TRUSTED_USERS, by default the user that it connects as."""
+        ...
+
+    async def open(self, purpose: str) -> Broker:
+        """Open the broker; `purpose` names its connections. Raises ConfigurationError, BrokerUnavailable."""
+        ...
+
+    def open_dead_letters(self, *, change: bool) -> AbstractAsyncContextManager[DeadLetterAccess]:
+        """Open `ingest.dead`, to read it or to `change` it. Raises ConfigurationError, BrokerUnavailable."""
+        ...
+
+    async def state(self) -> BrokerState:
+        """The broker's state for `ingest status`. Problems are part of it, so it raises nothing for an outage."""
+        ...
+
+    async def findings(self, outage_hold: float) -> list[Finding]:
+        """The broker's findings for `ingest doctor`; `outage_hold` is in seconds."""
+        ...
+
+
+def broker_backend(settings: Settings) -> BrokerBackend:
+    """The backend of INGEST_BROKER_URL. Raises ConfigurationError."""
+    scheme = settings.broker.partition("://")[0]
+    if scheme in ("amqp", "amqps"):
+        return RabbitMQBackend(settings)
+    if scheme == "sqlite":
+        return EmbeddedBackend(settings)
+    raise ConfigurationError(f"{_VARIABLE} must begin with amqp://, amqps:// or sqlite:///")
+
+
+def require_rabbitmq(settings: Settings, command: str) -> "RabbitMQBackend":
+    """The backend for a command that the embedded queue does not support. Raises ConfigurationError."""
+    backend = broker_backend(settings)
+    if not isinstance(backend, RabbitMQBackend):
+        raise ConfigurationError(
+            f"`ingest {command}` needs RabbitMQ: set INGEST_BROKER_URL=amqp://…, or use `ingest dev`, which has both "
+            "sides of the embedded queue in one process"
+        )
+    return backend
+
+
+class RabbitMQBackend:
+    """RabbitMQ. Raises ConfigurationError for a URL or certificates that cannot be used."""
+
+    system = "rabbitmq"
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @property
+    def trusted_users(self) -> frozenset[str]:
+        return self._settings.trusted_users or frozenset({self.new_broker("ingest").user})
+
+    @property
+    def virtual_host(self) -> str:
+        """The virtual host in the broker's URL."""
+        return unquote(urlsplit(self._settings.broker).path.removeprefix("/")) or "/"
+
+    @property
+    def management(self) -> Management | None:
+        """The management API; None if INGEST_MANAGEMENT_URL is not set."""
+        url = self._settings.management_url.get_secret_value()
+        return Management(url, self.virtual_host) if url else None
+
+    def new_broker(self, purpose: str) -> RabbitBroker:
+        """A broker that is not connected yet."""
+        settings = self._settings
+        return RabbitBroker(
+            settings.broker,
+            heartbeat=settings.heartbeat,
+            confirm_timeout=settings.confirm_timeout,
+            name=purpose,
+            ssl_context=_ssl_context(settings) if settings.broker.startswith("amqps:") else None,
+            certificate_user=settings.broker_user,
+        )
+
+    async def open(self, purpose: str) -> RabbitBroker:
+        return self.new_broker(purpose)
+
+    @asynccontextmanager
+    async def open_dead_letters(self, *, change: bool) -> AsyncIterator[DeadLetterAccess]:
+        broker = self.new_broker("ingest dlq")
+        queue = RabbitDeadLetters(broker, self.management)
+        try:
+            yield DeadLetterAccess(queue, broker.publisher, self.trusted_users, lambda: queue.other_consumers > 0)
+        finally:
+            await queue.close()
+
+    async def state(self) -> BrokerState:
+        return await broker_state(self.new_broker("ingest status"), self.management)
+
+    async def findings(self, outage_hold: float) -> list[Finding]:
+        broker = self.new_broker("ingest doctor")
+        return await checks.findings(broker, self.management, self.trusted_users, outage_hold)
+
+
+class EmbeddedBackend:
+    """The embedded queue. One process at a time can open it to change it."""
+
+    system = "ingest.embedded"
+
+    def __init__(self, settings: Settings) -> None:
+        self._path = sqlite_file(settings.broker, _VARIABLE)
+        self.trusted_users = settings.trusted_users or frozenset({USER})
+
+    async def open(self, purpose: str) -> EmbeddedBroker:
+        return await EmbeddedBroker.open(self._path)
+
+    @asynccontextmanager
+    async def open_dead_letters(self, *, change: bool) -> AsyncIterator[DeadLetterAccess]:
+        if change:
+            broker = await self._open_to_change()
+            access = DeadLetterAccess(broker.dead_letters(), broker.publisher, self.trusted_users)
+        else:
+            access = DeadLetterAccess(
+                await EmbeddedDeadLetters.read_only(self._path), _no_publisher, self.trusted_users
+            )
+        try:
+            yield access
+        finally:
+            await access.queue.close()
+
+    async def _open_to_change(self) -> EmbeddedBroker:
+        if not self._path.exists():
+            raise ConfigurationError(f"{self._path} does not exist: no `ingest dev` has used it yet")
+        try:
+            return await EmbeddedBroker.open(self._path)
+        except ConfigurationError as error:
+            if "in use" not in str(error):
+                raise
+            raise ConfigurationError(
+                f"{self._path} is in use by a running `ingest dev`: stop it first. `ingest dlq list`, `show` and "
+                "`export` work beside it"
+            ) from error
+
+    async def state(self) -> BrokerState:
+        name = f"embedded, {self._path}"
+        try:
+            queue = await EmbeddedDeadLetters.read_only(self._path)
+            depths = await queue.depths()
+            await queue.close()
+        except IngestError as error:
+            return BrokerState(name=name, problems=[str(error)])
+        queues = [QueueState(name=queue, ready=ready, unacked=unacked) for queue, (ready, unacked) in depths.items()]
+        return BrokerState(name=name, queues=queues)
+
+    async def findings(self, outage_hold: float) -> list[Finding]:
+        return [
+            ok("broker", "embedded: for one process (`ingest dev`); several processes need RabbitMQ"),
+            *check_file("broker", self._path),
+        ]
+
+
+async def _no_publisher() -> Publisher:
+    raise ConfigurationError("the dead letters were opened only to read")
+
+
+def _ssl_context(settings: Settings) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=settings.broker_cafile)
+        if settings.broker_certfile:
+            context.load_cert_chain(settings.broker_certfile, settings.broker_keyfile)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(f"INGEST_BROKER_CAFILE, _CERTFILE or _KEYFILE cannot be used: {error}") from error
+    return context

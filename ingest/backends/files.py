@@ -1,0 +1,21 @@
+"""`sqlite:///FILE` URLs."""
+
+from pathlib import Path
+
+from ingest.domain.errors import ConfigurationError
+
+
+def sqlite_file(url: str, variable: str) -> Path:
+    """The file in `sqlite:///relative/file` or `sqlite:////absolute/file`, the form that SQLAlchemy uses.
+
+    Args:
+        url: begins with `sqlite:`.
+        variable: the setting that the URL comes from, for the error.
+
+    Raises:
+        ConfigurationError: the URL names no file.
+    """
+    path = url.removeprefix("sqlite://")
+    if not path.startswith("/") or len(path) < 2:
+        raise ConfigurationError(f"{variable} must look like sqlite:///FILE (with four slashes for an absolute path)")
+    return Path(path[1:])

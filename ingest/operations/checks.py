@@ -1,0 +1,89 @@
+"""The checks of `ingest doctor`: can the service keep its guarantees with this set-up?"""
+
+import os
+from importlib import metadata
+from typing import Final
+from urllib.parse import urlsplit
+
+from packaging.requirements import Requirement
+
+from ingest import settings
+from ingest.backends import broker_backend, store_backend
+from ingest.domain.errors import ConfigurationError
+from ingest.domain.findings import Finding, error, ok, warning
+from ingest.settings import Settings
+
+_DISTRIBUTION: Final = "asg-ingest"
+_LIBRARIES: Final = ("aerospike", "aio-pika", "aiormq")
+_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
+
+
+async def all_findings(current: Settings) -> list[Finding]:
+    """Everything that can be checked with these settings. Nothing that is stored changes."""
+    return [*_settings(current), *_libraries(), *await _broker(current), *await _store(current)]
+
+
+def settings_error(problem: ConfigurationError) -> Finding:
+    """The finding for settings that cannot be loaded."""
+    return error("settings", str(problem), "correct the variable; `ingest --help` lists them all")
+
+
+def _settings(current: Settings) -> list[Finding]:
+    known = {name for name, _, _ in settings.described()}
+    findings = [
+        warning("settings", f"{name} is not a setting", "is it misspelt? `ingest --help` lists all settings")
+        for name in sorted(os.environ)
+        if name.startswith("INGEST_") and name not in known and not name.startswith("INGEST_TEST_")
+    ]
+    for name, url in (
+        ("INGEST_BROKER_URL", current.broker),
+        ("INGEST_MANAGEMENT_URL", current.management_url.get_secret_value()),
+    ):
+        parts = urlsplit(url)
+        if parts.scheme in ("amqp", "http") and not all(_is_local(host) for host in _hosts(parts.netloc)):
+            secure = parts.scheme + "s"
+            findings.append(
+                warning(
+                    "settings",
+                    f"{name} crosses the network without TLS",
+                    f"use {secure}:// unless the network is private",
+                )
+            )
+    return findings or [ok("settings", "all are known and valid")]
+
+
+def _hosts(netloc: str) -> list[str]:
+    hosts = netloc.rpartition("@")[2].split(",")
+    return [host if host.endswith("]") else host.rpartition(":")[0] or host for host in hosts]
+
+
+def _is_local(host: str) -> bool:
+    return host.strip("[]") in _LOOPBACK
+
+
+def _libraries() -> list[Finding]:
+    requirements = [Requirement(text) for text in metadata.requires(_DISTRIBUTION) or []]
+    findings = []
+    for name in _LIBRARIES:
+        version = metadata.version(name)
+        ranges = [requirement.specifier for requirement in requirements if requirement.name == name]
+        if all(version in specifier for specifier in ranges):
+            findings.append(ok("libraries", f"{name} {version}"))
+        else:
+            do = f"pip install '{name}{','.join(map(str, ranges))}'"
+            findings.append(error("libraries", f"{name} {version} was not tested with this version of the service", do))
+    return findings
+
+
+async def _broker(current: Settings) -> list[Finding]:
+    try:
+        return await broker_backend(current).findings(current.outage_hold)
+    except ConfigurationError as problem:
+        return [error("broker", str(problem), "correct the setting")]
+
+
+async def _store(current: Settings) -> list[Finding]:
+    try:
+        return await store_backend(current).findings()
+    except ConfigurationError as problem:
+        return [error("store", str(problem), "correct INGEST_STORE_URL")]

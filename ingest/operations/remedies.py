@@ -1,0 +1,25 @@
+"""What to do about a dead letter, by its reason."""
+
+from typing import Final
+
+from ingest.domain.errors import Reason
+
+INVALID_PAYLOAD: Final = "Invalid payload: redriving fails again; ask the customer to resubmit."
+REMEDIES: Final[dict[str, str]] = {
+    Reason.MALFORMED: INVALID_PAYLOAD,
+    Reason.INVALID: INVALID_PAYLOAD,
+    Reason.TOO_LARGE: INVALID_PAYLOAD,
+    Reason.UNSUPPORTED_CONTENT_TYPE: INVALID_PAYLOAD,
+    Reason.BAD_ROUTING_KEY: INVALID_PAYLOAD,
+    Reason.MISSING_MESSAGE_ID: INVALID_PAYLOAD,
+    Reason.UNKNOWN_CUSTOMER: "Add the customer with `ingest customer add`, then redrive.",
+    Reason.USER_MISMATCH: "Never redriven: another user sent it in the customer's name.",
+    Reason.FORGED_ADMISSION: "Never redriven: it claims to come from the service.",
+    Reason.KEY_CONFLICT: "Redriving fails again while the customer is strict and the key is remembered.",
+    Reason.QUOTA_EXHAUSTED: "Redrive it next month, or after `ingest customer set CUST --quota N`.",
+    "delivery_limit": "Workers failed on it repeatedly: read their logs, correct the cause, then redrive.",
+    "rejected": "Redrive it.",
+    "expired": "Remove the policy's message-ttl (`ingest doctor` shows it), then redrive.",
+    "maxlen": "Remove the policy's max-length (`ingest doctor` shows it), then redrive.",
+    "unknown": "It is not from this service: read it with `ingest dlq show`.",
+}

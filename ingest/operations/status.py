@@ -1,0 +1,93 @@
+"""Collects the state of a running system: broker, store, processes, dead letters."""
+
+import asyncio
+import time
+from typing import Final
+
+from ingest.backends import broker_backend, store_backend
+from ingest.domain import topology
+from ingest.domain.errors import IngestError
+from ingest.domain.overview import BrokerState, DeadReason, Overview
+from ingest.operations.dead_letters import Group, Selection, add_to, select
+from ingest.operations.scrape import Scraper
+from ingest.settings import Settings
+
+_MAX_DEAD_LETTERS: Final = 2000
+_DEAD_LETTER_INTERVAL: Final = 30.0
+"""Seconds. On RabbitMQ reading dead letters holds them for a moment, so it is done rarely and only for a few."""
+
+
+class StatusCollector:
+    """Collects repeatedly. It remembers counters, for rates, and the dead letters it has read.
+
+    Args:
+        settings: say which broker and store.
+        urls: `http://host:port` of processes' metrics.
+    """
+
+    def __init__(self, settings: Settings, urls: list[str]) -> None:
+        self._settings = settings
+        self._broker = broker_backend(settings)
+        self._store = store_backend(settings)
+        self._scraper = Scraper(urls)
+        self._dead: list[DeadReason] | None = None
+        self._dead_read_at = 0.0
+        self._dead_depth = -1
+
+    async def collect_once(self) -> Overview:
+        """Collect once and close."""
+        try:
+            return await self.collect()
+        finally:
+            await self._store.close()
+
+    async def collect(self) -> Overview:
+        """Collect the state now. What is unavailable is part of it. Raises ConfigurationError."""
+        broker, store, (processes, problems) = await asyncio.gather(
+            self._broker.state(), self._store.state(), self._scraper.scrape()
+        )
+        note = await self._read_dead_letters(broker)
+        return Overview(
+            at=time.time(),
+            broker=broker,
+            store=store,
+            processes=processes,
+            process_problems=problems,
+            dead=self._dead,
+            dead_note=note,
+        )
+
+    async def _read_dead_letters(self, broker: BrokerState) -> str:
+        """Read the dead letters if there are new ones and few; return a note to show with them."""
+        queue = next((queue for queue in broker.queues if queue.name == topology.INGEST_DEAD), None)
+        if queue is None:
+            self._dead = None
+            return "unknown"
+        if queue.ready == 0 and not queue.unacked:
+            self._dead, self._dead_depth = [], 0
+            return ""
+        if queue.ready > _MAX_DEAD_LETTERS:
+            self._dead = None
+            return f"{queue.ready:,}: too many to read here, use `ingest dlq list`"
+        if queue.consumers:
+            return "another consumer is reading them"
+        due = queue.ready != self._dead_depth and time.monotonic() - self._dead_read_at >= _DEAD_LETTER_INTERVAL
+        if due or self._dead_depth < 0:
+            try:
+                self._dead = await self._count_reasons()
+            except IngestError as error:
+                self._dead = None
+                return str(error)
+            self._dead_read_at, self._dead_depth = time.monotonic(), queue.ready
+        return "" if queue.ready == self._dead_depth else f"{queue.ready} now"
+
+    async def _count_reasons(self) -> list[DeadReason]:
+        groups: dict[str, Group] = {}
+        async with self._broker.open_dead_letters(change=False) as access:
+            async for dead_letters in select(access.queue, Selection(), access.trusted_users, lambda _: None):
+                add_to(groups, dead_letters)
+        now = time.time()
+        return [
+            DeadReason(reason=group.reason, count=group.count, oldest=group.oldest and now - group.oldest)
+            for group in sorted(groups.values(), key=lambda group: -group.count)
+        ]
