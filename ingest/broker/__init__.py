@@ -1,1 +1,1 @@
-"""Implementations of `domain.ports.Broker`: `rabbitmq` on a RabbitMQ cluster, `embedded` on one SQLite file."""
+"""Adapters of `domain.ports.Broker`: `rabbitmq` on a RabbitMQ cluster, `embedded` on one SQLite file."""

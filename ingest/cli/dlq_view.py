@@ -112,7 +112,7 @@ def dead_text(dead: DeadLetter) -> str:
 def report_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
     return {
         "dry_run": dry_run,
-        "matched": report.looked,
+        "matched": report.matched,
         "redriven": dict(report.done),
         "not_redriven": dict(report.kept),
         "failed": dict(report.failed),
@@ -122,7 +122,7 @@ def report_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
 def report_text(report: Report, *, dry_run: bool) -> str:
     """What was redriven, what was not, and why."""
     verb = "would redrive" if dry_run else "redrove"
-    lines = [f"{verb} {report.done.total()} of {report.looked}"]
+    lines = [f"{verb} {report.done.total()} of {report.matched}"]
     for reason, count in report.done.most_common():
         remedy = REMEDIES.get(reason, "")
         lines.append(f"  {count} {reason}" + (f" ({INVALID_PAYLOAD})" if remedy == INVALID_PAYLOAD else ""))

@@ -21,7 +21,7 @@ from ingest.domain.ports import Store
 from ingest.serving import listen
 from ingest.telemetry import logs
 from ingest.telemetry.process import MetricsEndpoint, serve_shared
-from ingest.telemetry.shared import ProcessReports
+from ingest.telemetry.reports import ProcessReports
 
 DEV_CUSTOMER = "dev"
 DEV_WEBHOOK = "https://example.com/hooks/asg"

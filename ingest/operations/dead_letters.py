@@ -1,4 +1,4 @@
-"""Work on `ingest.dead`: choose, group, submit again, remove. The same for every broker."""
+"""Select, group, redrive and remove dead letters. The same for every broker."""
 
 import asyncio
 import time
@@ -15,14 +15,14 @@ from ingest.domain.ports import DeadLetterQueue, Publisher
 
 _CHUNK: Final = 200
 _TICK: Final = 0.1
-"""Seconds of a rate that are sent at once."""
+"""Seconds; at a limited rate, so many seconds' worth of messages are sent at once."""
 
 Progress = Callable[[int], None]
-"""Told how many messages have been looked through since it was told last."""
+"""Called with the number of messages that were read since the last call."""
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """Which dead letters are meant; what is left out does not limit. Ages are seconds."""
+    """Selects dead letters. A field that is empty or None does not restrict. Ages are in seconds."""
 
     ids: frozenset[str] = frozenset()
     reasons: frozenset[str] = frozenset()
@@ -31,7 +31,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     newer_than: float | None = None
 
     def takes(self, dead: DeadLetter, now: float) -> bool:
-        """Whether it is meant; of unknown age it is not where an age is asked for."""
+        """Whether the dead letter is selected. One of unknown age is not, if an age is given."""
         if (self.ids and dead.id not in self.ids) or (self.reasons and dead.reason not in self.reasons):
             return False
         if self.customer is not None and dead.cust_id != self.customer:
@@ -47,7 +47,10 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Group(msgspec.Struct):
-    """Dead letters of one reason. Times are Unix seconds; `undated` have none; `example` is the latest."""
+    """The dead letters of one reason.
+
+    Times are in Unix seconds; `undated` counts those without; `example` is the last.
+    """
 
     reason: str
     example: str
@@ -70,13 +73,14 @@ class Group(msgspec.Struct):
 
 
 class Report(msgspec.Struct):
-    """What became of the dead letters that were meant.
+    """The result of a redrive.
 
-    `done` by reason: redriven or removed, or what would be in a dry run. `kept` by sentence: must not be submitted
-    again. `failed` by outcome: not confirmed, still there; then the rest was not tried.
+    `done` counts the redriven ones by reason, in a dry run those that would be. `kept` counts by sentence those that
+    must not be submitted again. `failed` counts by outcome those that the broker did not confirm; they are still in
+    the queue, and the rest was not tried.
     """
 
-    looked: int = 0
+    matched: int = 0
     done: Counter[str] = msgspec.field(default_factory=Counter)
     kept: Counter[str] = msgspec.field(default_factory=Counter)
     failed: Counter[str] = msgspec.field(default_factory=Counter)
@@ -85,31 +89,31 @@ class Report(msgspec.Struct):
 async def select(
     queue: DeadLetterQueue, selection: Selection, trusted: frozenset[str], progress: Progress
 ) -> AsyncIterator[list[DeadLetter]]:
-    """Those that are meant, the oldest first, in lists."""
+    """Yield the selected dead letters in lists, oldest first."""
     now = time.time()
     async for deliveries in queue.browse():
-        read = [dead_letters.read(delivery, trusted) for delivery in deliveries]
+        batch = [dead_letters.read(delivery, trusted) for delivery in deliveries]
         progress(len(deliveries))
-        if meant := [dead for dead in read if selection.takes(dead, now)]:
-            yield meant
+        if selected := [dead for dead in batch if selection.takes(dead, now)]:
+            yield selected
 
 
-def add_to(groups: dict[str, Group], found: Iterable[DeadLetter]) -> None:
-    """Count them in, by reason."""
-    for dead in found:
+def add_to(groups: dict[str, Group], batch: Iterable[DeadLetter]) -> None:
+    """Add dead letters to the groups of their reasons."""
+    for dead in batch:
         groups.setdefault(dead.reason, Group(dead.reason, dead.id, dead.error)).add(dead)
 
 
 async def gather(
     queue: DeadLetterQueue, selection: Selection, trusted: frozenset[str], progress: Progress
 ) -> tuple[dict[str, Group], list[Delivery]]:
-    """Those that are meant, by reason, and what to give to `queue.remove` to be rid of them."""
+    """Return the selected dead letters by reason, and the deliveries to pass to `queue.remove`."""
     groups: dict[str, Group] = {}
     deliveries: list[Delivery] = []
-    async for found in select(queue, selection, trusted, progress):
-        add_to(groups, found)
-        # Their bodies may be many gigabytes in all.
-        deliveries += [msgspec.structs.replace(dead.delivery, body=b"", headers={}) for dead in found]
+    async for batch in select(queue, selection, trusted, progress):
+        add_to(groups, batch)
+        # Without bodies, which may have many gigabytes in total.
+        deliveries += [msgspec.structs.replace(dead.delivery, body=b"", headers={}) for dead in batch]
     return groups, deliveries
 
 
@@ -123,34 +127,37 @@ async def redrive(
     dry_run: bool = False,
     progress: Progress = lambda _: None,
 ) -> Report:
-    """Submit again what is meant; remove each only after the broker has confirmed it. Raises BrokerUnavailable.
+    """Submit the selected dead letters again; remove each one only after the broker has confirmed it.
 
-    Whatever interrupts it, what was submitted and not removed is submitted once more the next time, under the same
-    id: a duplicate, which adds nothing.
+    If it is interrupted, a dead letter that was submitted and not removed is submitted again the next time. It has the
+    same id, so it is a duplicate, which adds nothing.
 
     Args:
-        queue: where they are.
-        publisher: of the service's user, who may submit for any customer.
-        selection: which.
+        queue: the dead letters.
+        publisher: publishes as the service's user, who may submit for any customer.
+        selection: which ones.
         trusted: the service's users.
-        rate: most in a second.
-        dry_run: count only.
+        rate: the most per second; None for no limit.
+        dry_run: only count them.
         progress: see `Progress`.
+
+    Raises:
+        BrokerUnavailable: the broker takes no publishes, or the connection was lost.
     """
     report = Report()
     pace = _Pace(rate)
     if not dry_run:
         await publisher.ready()
-    async for found in select(queue, selection, trusted, progress):
-        report.looked += len(found)
-        free = []
-        for dead in found:
-            if why := dead_letters.redrive_blocker(dead, trusted):
-                report.kept[why] += 1
+    async for batch in select(queue, selection, trusted, progress):
+        report.matched += len(batch)
+        redrivable = []
+        for dead in batch:
+            if blocker := dead_letters.redrive_blocker(dead, trusted):
+                report.kept[blocker] += 1
             else:
-                free.append(dead)
-        for start in range(0, len(free), pace.chunk):
-            chunk = free[start : start + pace.chunk]
+                redrivable.append(dead)
+        for start in range(0, len(redrivable), pace.chunk):
+            chunk = redrivable[start : start + pace.chunk]
             if dry_run:
                 report.done.update(dead.reason for dead in chunk)
             elif not await _submit(queue, publisher, chunk, report):
@@ -161,7 +168,7 @@ async def redrive(
 
 
 async def _submit(queue: DeadLetterQueue, publisher: Publisher, chunk: Sequence[DeadLetter], report: Report) -> bool:
-    """Whether all were confirmed."""
+    """Submit dead letters again and remove the confirmed ones; return whether all were confirmed."""
     outcomes = await publisher.publish([dead_letters.resubmission(dead) for dead in chunk])
     confirmed = [dead for dead, out in zip(chunk, outcomes, strict=True) if out is PublishOutcome.CONFIRMED]
     await queue.remove([dead.delivery for dead in confirmed])
@@ -171,7 +178,7 @@ async def _submit(queue: DeadLetterQueue, publisher: Publisher, chunk: Sequence[
 
 
 class _Pace:
-    """Keeps to a rate, in chunks; time that was lost is not caught up."""
+    """Keeps a rate, in chunks. It does not catch up after a delay."""
 
     def __init__(self, rate: float | None) -> None:
         self._rate = rate

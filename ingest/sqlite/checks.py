@@ -1,4 +1,4 @@
-"""Whether a SQLite file of the embedded default can be written, has room and is whole."""
+"""Checks of a SQLite file: it is writable, its disk has free space, and it is not damaged."""
 
 import os
 import shutil
@@ -13,16 +13,16 @@ from ingest.domain.findings import Finding, error, ok, warning
 _FEW: Final = 100 * 2**20
 _SOME: Final = 2**30
 _LARGE: Final = 2**30
-"""Bytes above which a file is not read through."""
+"""Bytes; a larger file is not checked for damage, because that reads all of it."""
 
 
 def check_file(area: str, path: Path) -> list[Finding]:
-    """All findings about the file, which need not be there yet."""
-    return [*_writable(area, path), *_room(area, path), *_whole(area, path)]
+    """All findings about a file, which may not exist yet."""
+    return [*_writable(area, path), *_free_space(area, path), *_integrity(area, path)]
 
 
 def read_time(path: Path) -> float:
-    """Seconds to open the file and read from it. Raises sqlite3.Error."""
+    """The seconds that it takes to open the file and read from it. Raises sqlite3.Error."""
     start = time.perf_counter()
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
     try:
@@ -41,25 +41,25 @@ def _writable(area: str, path: Path) -> Iterator[Finding]:
             area, f"{there} cannot be written", f"chown or chmod it for uid {os.getuid()}, or set INGEST_DATA_DIR"
         )
     elif path.exists():
-        yield ok(area, f"{path} can be written, {path.stat().st_size / 2**20:,.1f} MiB")
+        yield ok(area, f"{path} is writable, {path.stat().st_size / 2**20:,.1f} MiB")
     else:
-        yield ok(area, f"{path} is not there yet and can be made")
+        yield ok(area, f"{path} does not exist yet and can be created")
 
 
-def _room(area: str, path: Path) -> Iterator[Finding]:
+def _free_space(area: str, path: Path) -> Iterator[Finding]:
     there = path.parent
     while not there.exists():
         there = there.parent
     free = shutil.disk_usage(there).free
     if free < _FEW:
-        yield error(area, f"{free / 2**20:,.0f} MiB of disk left", "free disk: without it nothing is accepted")
+        yield error(area, f"{free / 2**20:,.0f} MiB of disk left", "free disk space: without it nothing is accepted")
     elif free < _SOME:
-        yield warning(area, f"{free / 2**20:,.0f} MiB of disk left", "free disk")
+        yield warning(area, f"{free / 2**20:,.0f} MiB of disk left", "free disk space")
     else:
         yield ok(area, f"{free / 2**30:,.0f} GiB of disk left")
 
 
-def _whole(area: str, path: Path) -> Iterator[Finding]:
+def _integrity(area: str, path: Path) -> Iterator[Finding]:
     if not path.exists() or path.stat().st_size > _LARGE:
         return
     try:
@@ -68,9 +68,10 @@ def _whole(area: str, path: Path) -> Iterator[Finding]:
             (answer,) = db.execute("PRAGMA quick_check(1)").fetchone()
         finally:
             db.close()
-    except sqlite3.Error as why:
-        answer = str(why)
+    except sqlite3.Error as problem:
+        answer = str(problem)
     if answer != "ok":
-        yield error(area, f"{path} is damaged: {answer}", "move it away and restore a copy; an empty one is made anew")
+        do = "move it away and restore a copy; without a copy, an empty file is created"
+        yield error(area, f"{path} is damaged: {answer}", do)
     else:
-        yield ok(area, f"{path} is whole")
+        yield ok(area, f"{path} is not damaged")

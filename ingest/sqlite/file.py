@@ -1,4 +1,4 @@
-"""One SQLite file behind one connection, which one thread owns: the mechanics under the store and the broker."""
+"""A SQLite file with one connection, owned by one thread. The SQLite store and the embedded broker use it."""
 
 import asyncio
 import sqlite3
@@ -11,19 +11,19 @@ from typing import Final, Literal, TypeVar
 from ingest.domain.errors import ConfigurationError, Unavailable
 
 BUSY: Final = 5.0
-"""Seconds to wait for another process's transaction."""
+"""Seconds to wait for the transaction of another process."""
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 
 
 class SqliteFile:
-    """Runs work on the file, one transaction each.
+    """Runs functions on the file, each in one transaction.
 
     Args:
-        path: the database file; it and its directory are created where there is none.
-        migrations: statements by schema version; those at index n lead from `user_version` n to n + 1.
-        error: what to raise when the file is of no use at the moment.
+        path: the database file. It and its directory are created if they do not exist.
+        migrations: statements by schema version; those at index n change `user_version` n to n + 1.
+        error: the exception for a file that is unavailable or closed.
     """
 
     def __init__(self, path: Path, migrations: Sequence[Sequence[str]], error: type[Unavailable]) -> None:
@@ -34,23 +34,23 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
 
     async def connect(self) -> None:
-        """Open the file and bring its schema up to date. Raises `error`, ConfigurationError."""
+        """Open the file and migrate its schema. Raises `error`, ConfigurationError."""
         await self._on_thread(self._connect)
 
     async def connect_to_read(self) -> None:
-        """Open the file to look only, also while another process has it. Raises `error`, ConfigurationError."""
+        """Open the file read-only, even while another process uses it. Raises `error`, ConfigurationError."""
         await self._on_thread(self._connect_to_read)
 
     async def change(self, work: Work[T]) -> T:
-        """Do work under the write lock, all or nothing; durable on return. Raises `error`."""
+        """Run a function under the write lock, all or nothing. Its changes are durable on return. Raises `error`."""
         return await self._on_thread(lambda: _transaction(self._opened(), work, "IMMEDIATE"))
 
-    async def look(self, work: Work[T]) -> T:
-        """Do work that only reads, on one snapshot. Raises `error`."""
+    async def read(self, work: Work[T]) -> T:
+        """Run a function that only reads, on one snapshot. Raises `error`."""
         return await self._on_thread(lambda: _transaction(self._opened(), work, "DEFERRED"))
 
     async def close(self) -> None:
-        """Finish what is under way and close; twice is fine. Later work raises StoreUnavailable."""
+        """Finish the work in progress and close. A second call has no effect. Later work raises `error`."""
         try:
             await asyncio.get_running_loop().run_in_executor(self._thread, self._disconnect)
         except RuntimeError:
@@ -79,8 +79,8 @@ class SqliteFile:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigurationError(f"cannot make the directory of {self._path}: {error}") from error
-        # Autocommit, so that this module alone begins and ends transactions.
+            raise ConfigurationError(f"cannot create the directory of {self._path}: {error}") from error
+        # Autocommit: only this module begins and ends transactions.
         db = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)
         self._connection = db
         _use_wal(db)
@@ -89,15 +89,15 @@ class SqliteFile:
 
     def _connect_to_read(self) -> None:
         if not self._path.exists():
-            raise ConfigurationError(f"there is no {self._path}: nothing has run with it yet")
+            raise ConfigurationError(f"{self._path} does not exist: no process has used it yet")
         uri = f"{self._path.absolute().as_uri()}?mode=ro"
         db = sqlite3.connect(uri, uri=True, timeout=BUSY, isolation_level=None)
         self._connection = db
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version != len(self._migrations):
             raise ConfigurationError(
-                f"{self._path} has schema {version}, this program reads {len(self._migrations)}: `ingest dev` of this "
-                "version brings older files up to date"
+                f"{self._path} has schema {version}, this program reads {len(self._migrations)}: start `ingest dev` of "
+                "this version once, which migrates older files"
             )
 
     def _migrate(self, db: sqlite3.Connection) -> None:
@@ -119,7 +119,7 @@ class SqliteFile:
 
 
 def _use_wal(db: sqlite3.Connection) -> None:
-    # When several processes open a new file at once, SQLite does not wait for the lock on this statement.
+    # If several processes open a new file at once, SQLite does not wait for the lock in this statement.
     deadline = time.monotonic() + BUSY
     while True:
         try:

@@ -1,1 +1,1 @@
-"""Implementations of `domain.ports.Store`: `sqlite` on one file, `aerospike` on a cluster."""
+"""Adapters of `domain.ports.Store`: `sqlite` on one file, `aerospike` on a cluster."""

@@ -1,11 +1,11 @@
-"""The store on one SQLite file: the default of `ingest dev`, and what the contract tests run on everywhere.
+"""The store on one SQLite file: the default of `ingest dev`.
 
-Every call is one transaction for its whole list. Other processes may use the same file: a change takes the write
-lock first (BEGIN IMMEDIATE), so that read-then-write inside it is atomic. WAL with synchronous=FULL: what a call
-has returned survives a power cut.
+Every call is one transaction for its whole list. Other processes may use the same file: a change takes the write lock
+first (BEGIN IMMEDIATE), so that reading and writing in it are atomic. With WAL and synchronous=FULL, the result of a
+call survives a power failure.
 
-Entries and customers are JSON, so that `sqlite3 FILE` shows them. An entry is stored with the time of its end;
-from then on it reads as absent, and claims clear such leftovers away, a bounded number each.
+Entries and customers are JSON, so that `sqlite3 FILE` shows them. An entry is stored with the time at which it expires;
+from then on it reads as absent. Each claim deletes a bounded number of expired entries.
 """
 
 import sqlite3
@@ -39,7 +39,7 @@ _customer = msgspec.json.Decoder(Customer).decode
 
 
 class SqliteStore:
-    """`domain.ports.Store` on a file. Open it with `open`."""
+    """`domain.ports.Store` on a file. Use `open`."""
 
     def __init__(self, file: SqliteFile, clock: Callable[[], float]) -> None:
         self._file = file
@@ -47,15 +47,15 @@ class SqliteStore:
 
     @classmethod
     async def open(cls, path: Path | str, *, clock: Callable[[], float] = time.time) -> Self:
-        """Open the file; create it and its directory where there is none; bring its schema up to date.
+        """Open the file, or create it and its directory; migrate its schema.
 
         Args:
             path: the database file.
-            clock: Unix time in seconds; decides what has expired.
+            clock: Unix time in seconds; it decides what has expired.
 
         Raises:
-            ConfigurationError: the directory cannot be made, or a newer version has written the file.
-            StoreUnavailable: the file cannot be opened, is locked or is no database.
+            ConfigurationError: the directory cannot be created, or a newer version has written the file.
+            StoreUnavailable: the file cannot be opened, is locked, or is not a database.
         """
         file = SqliteFile(Path(path), _MIGRATIONS, StoreUnavailable)
         try:
@@ -73,7 +73,7 @@ class SqliteStore:
 
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
         now = self._now()
-        return await self._file.look(lambda db: [_stored(db, id_, now) for id_ in ids]) if ids else []
+        return await self._file.read(lambda db: [_stored(db, id_, now) for id_ in ids]) if ids else []
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         now = self._now()
@@ -97,24 +97,24 @@ class SqliteStore:
 
     async def used(self, cust_id: str, month: str) -> int:
         sql = "SELECT used FROM quota WHERE cust_id = ? AND month = ?"
-        row = await self._file.look(lambda db: db.execute(sql, (cust_id, month)).fetchone())
+        row = await self._file.read(lambda db: db.execute(sql, (cust_id, month)).fetchone())
         return int(row[0]) if row else 0
 
     # Registry
 
     async def customer(self, cust_id: str) -> Customer | None:
         sql = "SELECT customer FROM customer WHERE cust_id = ?"
-        row = await self._file.look(lambda db: db.execute(sql, (cust_id,)).fetchone())
+        row = await self._file.read(lambda db: db.execute(sql, (cust_id,)).fetchone())
         return _customer(row[0]) if row else None
 
     async def customer_by_key(self, key_hash: bytes) -> Customer | None:
         sql = "SELECT customer FROM api_key JOIN customer USING (cust_id) WHERE key_hash = ? AND NOT revoked"
-        row = await self._file.look(lambda db: db.execute(sql, (key_hash,)).fetchone())
+        row = await self._file.read(lambda db: db.execute(sql, (key_hash,)).fetchone())
         return _customer(row[0]) if row else None
 
     async def customers(self) -> list[Customer]:
         sql = "SELECT customer FROM customer ORDER BY cust_id"
-        return [_customer(row[0]) for row in await self._file.look(lambda db: db.execute(sql).fetchall())]
+        return [_customer(row[0]) for row in await self._file.read(lambda db: db.execute(sql).fetchall())]
 
     async def save_customer(self, customer: Customer) -> None:
         sql = "INSERT OR REPLACE INTO customer VALUES (?, ?)"
@@ -124,7 +124,7 @@ class SqliteStore:
     async def keys(self, cust_id: str) -> list[ApiKey]:
         sql = """SELECT key_id, cust_id, key_hash, created_at, revoked FROM api_key
                  WHERE cust_id = ? ORDER BY created_at, key_id"""
-        rows = await self._file.look(lambda db: db.execute(sql, (cust_id,)).fetchall())
+        rows = await self._file.read(lambda db: db.execute(sql, (cust_id,)).fetchall())
         return [
             ApiKey(key_id=key_id, cust_id=cust, key_hash=key_hash, created_at=created, revoked=bool(revoked))
             for key_id, cust, key_hash, created, revoked in rows
@@ -142,11 +142,11 @@ class SqliteStore:
     # Store
 
     async def ready(self) -> None:
-        """Raises StoreUnavailable unless the write lock can be had."""
+        """Raise StoreUnavailable unless the write lock is available."""
         await self._file.change(lambda _: None)
 
     async def close(self) -> None:
-        """Finish what is under way and close the file; twice is fine. Later calls raise StoreUnavailable."""
+        """Finish the calls in progress and close. A second call has no effect. Later calls raise StoreUnavailable."""
         await self._file.close()
 
     def _now(self) -> int:
@@ -165,7 +165,7 @@ def _write(db: sqlite3.Connection, entry: Entry, now: int) -> Entry:
 
 
 def _claim(db: sqlite3.Connection, entries: Sequence[Entry], now: int) -> list[Entry]:
-    # Two out for each one in: leftovers cannot pile up, and no call pays for many.
+    # Two are deleted for each one that is created: expired entries cannot accumulate, and no call deletes many.
     sql = "DELETE FROM ledger WHERE rowid IN (SELECT rowid FROM ledger WHERE expires <= ? LIMIT ?)"
     db.execute(sql, (now, 2 * len(entries)))
     return [

@@ -1,14 +1,15 @@
-"""What is seen of the service: metrics, health, traces. It wraps the ports; the flow itself knows little of it.
+"""Metrics, health, traces and logs. They decorate the ports, so the flow itself contains little of them.
 
-- ``prometheus``  the meter on prometheus_client, for one process or several.
-- ``around``      adapters that pass everything through, to be derived from.
-- ``broker``      a broker whose publishers and consumers are counted.
-- ``store``       a store and an admission that are counted.
-- ``http``        an ASGI application that is counted.
-- ``tracing``     an application and a broker whose requests and messages have spans.
-- ``otel``        OpenTelemetry set up, as its environment variables say; the only one that needs its SDK.
-- ``process``     what one process puts together of all this.
+- ``logs``        structlog, without secrets.
+- ``prometheus``  the meter with prometheus_client, for one process or several.
+- ``decorators``  base classes of decorators.
+- ``broker``      measures publishers and consumers.
+- ``store``       measures the store and admission.
+- ``http``        measures an ASGI application.
+- ``tracing``     adds spans to requests and messages.
+- ``otel``        sets up OpenTelemetry; the only module that needs its SDK.
+- ``process``     the telemetry of one process, put together.
 - ``health``      whether a process is ready, and why not; the watchdog.
-- ``shared``      where the processes of one supervisor leave what they count and how they are.
-- ``exposition``  `/metrics`, `/healthz` and `/readyz` on a port of their own.
+- ``reports``     the files that the processes of one supervisor share.
+- ``exposition``  `/metrics`, `/healthz` and `/readyz` on a separate port.
 """

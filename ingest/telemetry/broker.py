@@ -1,4 +1,4 @@
-"""A broker whose publishers and consumers are counted and timed."""
+"""Decorators that measure publishers and consumers."""
 
 import time
 from collections import Counter
@@ -13,7 +13,7 @@ from ingest.telemetry.decorators import BrokerDecorator, ConsumerDecorator, Publ
 
 
 class MeteredBroker(BrokerDecorator):
-    """`domain.ports.Broker` around another. `publishers` and `consumers` are those it has handed out."""
+    """Measures a broker. `publishers` and `consumers` are those that it has made."""
 
     def __init__(self, broker: Broker, meter: Meter) -> None:
         super().__init__(broker)
@@ -33,7 +33,7 @@ class MeteredBroker(BrokerDecorator):
 
 
 class MeteredPublisher(PublisherDecorator):
-    """`domain.ports.Publisher` around another."""
+    """Measures a publisher."""
 
     def __init__(self, publisher: Publisher, meter: Meter) -> None:
         super().__init__(publisher)
@@ -49,23 +49,23 @@ class MeteredPublisher(PublisherDecorator):
         for (exchange, outcome), count in Counter(zip(exchanges, outcomes, strict=True)).items():
             if exchange not in self._exchanges:
                 self._exchanges.add(exchange)
-                for every in PublishOutcome:
-                    self._meter.add(metrics.PUBLISHED_MESSAGES, 0, exchange, every)
+                for possible in PublishOutcome:
+                    self._meter.add(metrics.PUBLISHED_MESSAGES, 0, exchange, possible)
             self._meter.add(metrics.PUBLISHED_MESSAGES, count, exchange, outcome)
         return outcomes
 
 
 class MeteredConsumer(ConsumerDecorator):
-    """`domain.ports.Consumer` around another.
+    """Measures a consumer.
 
-    `last_settled`: Unix time at which a delivery was last settled, at first that of the start.
+    `last_finished` is the Unix time at which a delivery was last finished, at first the start.
     """
 
     def __init__(self, consumer: Consumer, queue: str, meter: Meter) -> None:
         super().__init__(consumer)
         self._meter = meter
         self.queue = queue
-        self.last_settled = time.time()
+        self.last_finished = time.time()
         for metric in (metrics.DELIVERIES, metrics.REDELIVERIES):
             meter.add(metric, 0, queue)
         for how in ("ack", "requeue"):
@@ -75,20 +75,20 @@ class MeteredConsumer(ConsumerDecorator):
         deliveries = await self._consumer.receive()
         if deliveries:
             self._meter.add(metrics.DELIVERIES, len(deliveries), self.queue)
-            if repeats := sum([delivery.redelivered for delivery in deliveries]):
-                self._meter.add(metrics.REDELIVERIES, repeats, self.queue)
+            if redeliveries := sum([delivery.redelivered for delivery in deliveries]):
+                self._meter.add(metrics.REDELIVERIES, redeliveries, self.queue)
         return deliveries
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await self._consumer.ack(deliveries)
         if deliveries:
             self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(deliveries),), "ack")
-            self._settled(len(deliveries), "ack")
+            self._record_finished(len(deliveries), "ack")
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         await self._consumer.requeue(deliveries)
-        self._settled(len(deliveries), "requeue")
+        self._record_finished(len(deliveries), "requeue")
 
-    def _settled(self, count: int, how: str) -> None:
-        self.last_settled = time.time()
+    def _record_finished(self, count: int, how: str) -> None:
+        self.last_finished = time.time()
         self._meter.add(metrics.SETTLED_DELIVERIES, count, self.queue, how)

@@ -1,11 +1,11 @@
-"""Adapters around others that pass everything through: what watches them overrides what it wants to see."""
+"""Base classes of decorators: they pass every call on, and subclasses override what they observe."""
 
 from ingest.domain.messages import Delivery
 from ingest.domain.ports import Broker, ConnectionState, Consumer, Publisher
 
 
 class BrokerDecorator:
-    """`domain.ports.Broker` around another, but for what it hands out."""
+    """A `domain.ports.Broker` around another. Subclasses add `publisher` and `consumer`."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
@@ -25,7 +25,7 @@ class BrokerDecorator:
 
 
 class PublisherDecorator:
-    """`domain.ports.Publisher` around another, but for `publish`."""
+    """A `domain.ports.Publisher` around another. Subclasses add `publish`."""
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
@@ -38,7 +38,7 @@ class PublisherDecorator:
 
 
 class ConsumerDecorator:
-    """`domain.ports.Consumer` around another, but for what comes and how it is settled."""
+    """A `domain.ports.Consumer` around another. Subclasses add `receive`, `ack` and `requeue`."""
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer

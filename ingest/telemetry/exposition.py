@@ -1,4 +1,4 @@
-"""`/metrics`, `/healthz` and `/readyz` on a port of their own, for Prometheus and an orchestrator's probes."""
+"""`/metrics`, `/healthz` and `/readyz` on a separate port, for Prometheus and the probes of an orchestrator."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +21,9 @@ class Exposition:
     """Makes the ASGI application.
 
     Args:
-        registry: what `/metrics` shows.
-        reports: the newest report of each process that has one.
-        processes: how many there should be.
+        registry: the metrics that `/metrics` returns.
+        reports: returns the newest report of each process that has one.
+        processes: the number of processes that should report.
     """
 
     def __init__(self, registry: CollectorRegistry, reports: Callable[[], Sequence[Report]], processes: int) -> None:
@@ -40,19 +40,19 @@ class Exposition:
         return Starlette(routes=routes)
 
     async def metrics(self, request: Request) -> Response:
-        """Prometheus' text format, or OpenMetrics where that is asked for."""
+        """The metrics in Prometheus' text format, or in OpenMetrics if the client asks for it."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), headers={"content-type": content_type})
 
     async def healthz(self, _: Request) -> Response:
-        """Alive: no process hangs. Broker and store may be away."""
-        hang = [report for report in self._reports() if report.seconds_old() > DEAD]
-        if not hang:
+        """200 unless a process hangs. An unavailable broker or store does not matter here."""
+        hanging = [report for report in self._reports() if report.seconds_old() > DEAD]
+        if not hanging:
             return _json(200, {"status": "ok"})
-        return _json(503, {"error": "; ".join(_silent(report) for report in hang)})
+        return _json(503, {"error": "; ".join(_silent(report) for report in hanging)})
 
     async def readyz(self, _: Request) -> Response:
-        """Every process can work; if not, why."""
+        """200 if every process can work, otherwise the problems."""
         reports = self._reports()
         problems = []
         if len(reports) < self._processes:
@@ -86,7 +86,7 @@ def metrics_server(app: Starlette) -> EmbeddedServer:
 
 
 def _silent(report: Report) -> str:
-    return f"process {report.process} (pid {report.pid}) has not been heard of for {report.seconds_old():.0f} s"
+    return f"process {report.process} (pid {report.pid}) has not reported for {report.seconds_old():.0f} s"
 
 
 def _json(status: int, body: dict[str, Any]) -> Response:

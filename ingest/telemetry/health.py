@@ -1,4 +1,4 @@
-"""Whether a process is ready, and why not. Liveness is another matter: an outage does not make a process dead."""
+"""Whether a process is ready, and why not. It is not liveness: an outage does not make a process dead."""
 
 import asyncio
 import os
@@ -16,11 +16,11 @@ from ingest.domain.ports import ConnectionState
 from ingest.telemetry.broker import MeteredBroker, MeteredConsumer
 
 BEAT: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 _STARTING: Final = "starting"
-_ANSWER_WITHIN: Final = 2.0
+_ANSWER_TIMEOUT: Final = 2.0
 STALE: Final = 10.0
-"""Seconds after which a report counts no more for readiness: its process hangs."""
+"""Seconds after which a report no longer counts as ready: its process hangs."""
 DEAD: Final = 60.0
 """Seconds after which a process without a report counts as dead."""
 
@@ -28,7 +28,10 @@ _log = structlog.get_logger(__name__)
 
 
 class Report(msgspec.Struct):
-    """How a process is. `at`: seconds of the machine's monotonic clock; not ready where there are `problems`."""
+    """The state of a process.
+
+    `at` is in seconds of the machine's monotonic clock. It is ready if it has no `problems`.
+    """
 
     process: str
     pid: int
@@ -40,15 +43,15 @@ class Report(msgspec.Struct):
 
 
 class Health:
-    """Looks at one process once a second.
+    """Checks one process once per second.
 
     Args:
-        broker: its publishers and consumers are asked.
+        broker: its publishers and consumers are checked.
         store_ready: raises StoreUnavailable unless the store takes writes.
-        meter: told about what has no event of its own.
-        process: its name among its supervisor's.
-        watchdog: seconds after which deliveries that are held and not settled are a problem.
-        tell: gets each report.
+        meter: records the gauges.
+        process: the number of the process under its supervisor.
+        watchdog: seconds after which it is a problem that deliveries are held and none is finished.
+        report: receives each report.
         clock: monotonic seconds.
     """
 
@@ -59,7 +62,7 @@ class Health:
         meter: Meter,
         process: str,
         watchdog: float,
-        tell: Callable[[Report], None],
+        report: Callable[[Report], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._broker = broker
@@ -67,34 +70,34 @@ class Health:
         self._meter = meter
         self._process = process
         self._watchdog = _Watchdog(watchdog, clock)
-        self._tell = tell
+        self._report = report
         self._clock = clock
         self._seen: dict[str, ConnectionState] = {}
         self._last: frozenset[str] = frozenset()
         self.breaker_open: Callable[[], bool] = lambda: False
-        """Whether the worker takes no deliveries because of an outage."""
+        """Whether the worker's circuit breaker is open."""
         self.in_flight: Callable[[], int] = lambda: 0
-        """HTTP requests not answered yet."""
+        """The number of HTTP requests that are not answered yet."""
 
     async def run(self) -> None:
-        """Look until cancelled."""
+        """Check until cancelled."""
         while True:
             try:
-                await self.look()
-            except Exception:  # noqa: BLE001 - what only looks must not stop what works
+                await self.check()
+            except Exception:  # noqa: BLE001 - a failing check must not stop the process
                 _log.exception("health_check_failed")
             await asyncio.sleep(BEAT)
 
-    async def look(self) -> None:
-        """One look: report it, and set the gauges."""
+    async def check(self) -> None:
+        """Check once: report the result and set the gauges."""
         problems = [*await self._dependencies(), *self._connections(), *self._progress()]
         self._log(problems)
         self._meter.set(metrics.READY, not problems)
         self._meter.set(metrics.HTTP_IN_FLIGHT, self.in_flight())
-        self._tell(Report(self._process, os.getpid(), self._clock(), problems))
+        self._report(Report(self._process, os.getpid(), self._clock(), problems))
 
     def _log(self, problems: list[str]) -> None:
-        """A line when something is wrong that was not before, and when all is well again."""
+        """Log when a new kind of problem appears, and when all problems are gone."""
         kinds = frozenset(problem.partition(":")[0] for problem in problems)
         if _STARTING in kinds:
             return
@@ -107,9 +110,9 @@ class Health:
     async def _dependencies(self) -> list[str]:
         if not self._broker.publishers:
             return [f"{_STARTING}: no connection to the broker yet"]
-        checks = [("store", self._store_ready), *[("broker", each.ready) for each in self._broker.publishers]]
-        found = await asyncio.gather(*[_problem(name, ready) for name, ready in checks])
-        return [problem for problem in found if problem]
+        checks = [("store", self._store_ready), *[("broker", publisher.ready) for publisher in self._broker.publishers]]
+        problems = await asyncio.gather(*[_problem(name, ready) for name, ready in checks])
+        return [problem for problem in problems if problem]
 
     def _connections(self) -> list[str]:
         problems = []
@@ -129,45 +132,45 @@ class Health:
         consumers = self._broker.consumers
         for consumer in consumers:
             self._meter.set(metrics.DELIVERIES_IN_FLIGHT, consumer.held, consumer.queue)
-        problems = self._watchdog.look(consumers)
+        problems = self._watchdog.check(consumers)
         breaker_open = self.breaker_open()
         if consumers:
             self._meter.set(metrics.STALLED, bool(problems))
             self._meter.set(metrics.BREAKER_OPEN, breaker_open)
-            self._meter.set(metrics.LAST_PROGRESS, max(consumer.last_settled for consumer in consumers))
+            self._meter.set(metrics.LAST_PROGRESS, max(consumer.last_finished for consumer in consumers))
         if breaker_open:
             problems.append("breaker: open; no deliveries are attempted until the broker and the store are available")
         return problems
 
 
 class _Watchdog:
-    """Tells queues whose deliveries are held while none is settled."""
+    """Finds queues whose deliveries are held while none is finished."""
 
     def __init__(self, limit: float, clock: Callable[[], float]) -> None:
         self._limit = limit
         self._clock = clock
-        self._moved: dict[str, tuple[float, float]] = {}
+        self._progress: dict[str, tuple[float, float]] = {}
 
-    def look(self, consumers: Sequence[MeteredConsumer]) -> list[str]:
+    def check(self, consumers: Sequence[MeteredConsumer]) -> list[str]:
         now = self._clock()
         problems = []
         for consumer in consumers:
-            settled, moved = self._moved.get(consumer.queue, (0.0, now))
-            if not consumer.held or consumer.last_settled != settled:
-                moved = now
-            self._moved[consumer.queue] = (consumer.last_settled, moved)
-            if now - moved > self._limit:
-                stalled = f"{consumer.held} deliveries of {consumer.queue} held, none settled for {now - moved:.0f} s"
+            finished, since = self._progress.get(consumer.queue, (0.0, now))
+            if not consumer.held or consumer.last_finished != finished:
+                since = now
+            self._progress[consumer.queue] = (consumer.last_finished, since)
+            if now - since > self._limit:
+                stalled = f"{consumer.held} deliveries of {consumer.queue} held, none finished for {now - since:.0f} s"
                 problems.append(f"watchdog: {stalled}")
         return problems
 
 
 async def _problem(name: str, ready: Callable[[], Awaitable[None]]) -> str | None:
     try:
-        async with asyncio.timeout(_ANSWER_WITHIN):
+        async with asyncio.timeout(_ANSWER_TIMEOUT):
             await ready()
     except Unavailable as error:
         return f"{name}: {error}"
     except TimeoutError:
-        return f"{name}: no answer within {_ANSWER_WITHIN:.0f} s"
+        return f"{name}: no answer within {_ANSWER_TIMEOUT:.0f} s"
     return None

@@ -1,17 +1,13 @@
-"""An ASGI application whose requests are counted and timed."""
+"""A decorator that measures the requests of an ASGI application."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
 from time import perf_counter
-from typing import Any, Final
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest.domain import metrics
 from ingest.domain.metrics import Meter
-
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OTHER: Final = "other"
 _METHODS: Final = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
@@ -22,9 +18,9 @@ _BELOW: Final = (("/v1/tasks/batch/", "/v1/tasks/batch/{id}"), ("/v1/tasks/", "/
 
 
 class MeteredApp:
-    """Wraps an ASGI application. Submissions are answered in cohorts: those answered together are counted together."""
+    """Measures an ASGI application. Requests that are answered together are recorded together."""
 
-    def __init__(self, app: App, meter: Meter) -> None:
+    def __init__(self, app: ASGIApp, meter: Meter) -> None:
         self._app = app
         self._meter = meter
         self._answered: list[tuple[str, str, int, float]] = []
@@ -37,7 +33,7 @@ class MeteredApp:
         start = perf_counter()
         status = 0
 
-        async def noted(message: MutableMapping[str, Any]) -> None:
+        async def record_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -45,15 +41,15 @@ class MeteredApp:
 
         self.in_flight += 1
         try:
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, record_status)
         finally:
             self.in_flight -= 1
             if not self._answered:
-                asyncio.get_running_loop().call_soon(self._count)
-            # Without an answer the client has gone: 499, as nginx has it.
+                asyncio.get_running_loop().call_soon(self._record)
+            # Without an answer the client has disconnected: 499, as in nginx.
             self._answered.append((scope["method"], scope["path"], status or 499, perf_counter() - start))
 
-    def _count(self) -> None:
+    def _record(self) -> None:
         answered, self._answered = self._answered, []
         durations: dict[str, list[float]] = {}
         counts: dict[tuple[str, str, int], int] = {}
@@ -69,7 +65,7 @@ class MeteredApp:
 
 
 def route_of(path: str) -> str:
-    """The path as the API's documents have it; `other` for what they do not have."""
+    """The route of a path as in the OpenAPI document; `other` if there is none."""
     if path in _EXACT:
         return path
     return next((route for prefix, route in _BELOW if path.startswith(prefix)), OTHER)

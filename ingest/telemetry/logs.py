@@ -1,4 +1,4 @@
-"""Logging: structlog for us, the standard library's loggers through the same; secrets taken out."""
+"""Logging with structlog. The standard library's loggers use the same format, and secrets are removed."""
 
 import logging
 import re
@@ -23,7 +23,7 @@ def redact(text: str) -> str:
 
 
 def configure(level: str, format_: str) -> None:
-    """Log to standard error; `format_`: json, console, or auto for console on a terminal."""
+    """Log to standard error. `format_` is json, console, or auto (console on a terminal, otherwise json)."""
     console = format_ == "console" or (format_ == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -35,7 +35,7 @@ def configure(level: str, format_: str) -> None:
     structlog.configure(
         processors=[*shared, *last, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        # A line is one write: several processes share standard error.
+        # Each line is one write, because several processes share standard error.
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
@@ -46,7 +46,7 @@ def configure(level: str, format_: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
         )
     )
-    # Libraries speak up for warnings; aiormq tells each lost connection with a traceback, as we do in a line.
+    # Libraries log warnings. aiormq logs every lost connection with a traceback; this service logs it in one line.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("aiormq").setLevel(logging.CRITICAL)
 

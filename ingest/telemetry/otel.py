@@ -1,4 +1,4 @@
-"""Sets OpenTelemetry up from its own `OTEL_*` variables. Imported only where tracing is on."""
+"""Sets up OpenTelemetry from its `OTEL_*` variables. Imported only if tracing is on."""
 
 import asyncio
 import os
@@ -10,15 +10,15 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
+from starlette.types import ASGIApp
 
 from ingest import __version__
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Broker
-from ingest.telemetry.http import App
 from ingest.telemetry.tracing import TracedApp, TracedBroker
 
 _SHUTDOWN: Final = 10.0
-"""Seconds for sending what is left."""
+"""Seconds for exporting the remaining spans."""
 
 _log = structlog.get_logger(__name__)
 
@@ -27,21 +27,21 @@ class OpenTelemetry:
     """Traces of one process.
 
     Args:
-        provider: where its spans go.
+        provider: exports the spans.
     """
 
     def __init__(self, provider: TracerProvider) -> None:
         self._provider = provider
         self._tracer = provider.get_tracer("ingest", __version__)
 
-    def app(self, app: App) -> App:
+    def app(self, app: ASGIApp) -> ASGIApp:
         return TracedApp(app, self._tracer)
 
     def broker(self, broker: Broker, system: str) -> Broker:
         return TracedBroker(broker, self._tracer, system)
 
     async def close(self) -> None:
-        """Send what is left, within reason."""
+        """Export the remaining spans, within a time limit."""
         try:
             await asyncio.wait_for(asyncio.to_thread(self._provider.shutdown), _SHUTDOWN)
         except TimeoutError:
@@ -49,7 +49,7 @@ class OpenTelemetry:
 
 
 def open_telemetry(role: str) -> OpenTelemetry:
-    """Spans go where `OTEL_*` says: OTLP over HTTP by default. Raises ConfigurationError."""
+    """Make the tracing that `OTEL_*` describes; the default is OTLP over HTTP. Raises ConfigurationError."""
     attributes: dict[str, Any] = {
         "service.version": __version__,
         "service.instance.id": f"{platform.node()}:{os.getpid()}",

@@ -1,4 +1,4 @@
-"""What is seen of one process: the wrappers, the look once a second, and the port where it is shown."""
+"""The telemetry of one process: decorators, health checks, and the port that serves metrics and health."""
 
 import asyncio
 import os
@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Protocol
 
 import msgspec
+from starlette.types import ASGIApp
 
 from ingest.admission import Admission
 from ingest.domain.metrics import NO_METER, Meter
@@ -16,14 +17,18 @@ from ingest.serving import EmbeddedServer
 from ingest.telemetry.broker import MeteredBroker
 from ingest.telemetry.exposition import Exposition, metrics_server
 from ingest.telemetry.health import Health, Report
-from ingest.telemetry.http import App, MeteredApp
+from ingest.telemetry.http import MeteredApp
 from ingest.telemetry.prometheus import Processes, PrometheusMeter, shared_registry
-from ingest.telemetry.shared import ProcessReports
+from ingest.telemetry.reports import ProcessReports
 from ingest.telemetry.store import MeteredAdmission, MeteredStore
 
 
 class MetricsEndpoint(msgspec.Struct, frozen=True):
-    """Where a process shows itself: on `listener` where it is the only one, else through what its processes share."""
+    """Where the metrics and health of a process are served.
+
+    A single process serves them itself, on `listener`. One of several writes its reports to `shared`, and a further
+    process serves all of them.
+    """
 
     process: str = "0"
     listener: socket.socket | None = None
@@ -31,115 +36,124 @@ class MetricsEndpoint(msgspec.Struct, frozen=True):
 
 
 class Tracing(Protocol):
-    """Wraps what has spans; `ingest.telemetry.otel` has the only one."""
+    """Decorates what has spans. `ingest.telemetry.otel` implements it."""
 
-    def app(self, app: App) -> App: ...
+    def app(self, app: ASGIApp) -> ASGIApp: ...
 
     def broker(self, broker: Broker, system: str) -> Broker:
-        """`system`: OpenTelemetry's name of it."""
+        """Trace a broker; `system` is its name in OpenTelemetry."""
         ...
 
     async def close(self) -> None:
-        """Send what is left."""
+        """Export the remaining spans."""
         ...
 
 
 class Telemetry:
-    """Wraps the ports of one process. What is off wraps nothing and costs nothing.
+    """Decorates the ports of one process. What is off decorates nothing and costs nothing.
 
     Args:
-        place: where it shows itself, if anywhere.
-        watchdog: seconds after which deliveries that are held and not settled are a problem.
-        tracing: where its spans go, if anywhere.
+        endpoint: where metrics and health are served; None turns them off.
+        watchdog: seconds after which it is a problem that deliveries are held and none is finished.
+        tracing: exports the spans; None turns tracing off.
     """
 
-    def __init__(self, place: MetricsEndpoint | None, watchdog: float, tracing: Tracing | None = None) -> None:
+    def __init__(self, endpoint: MetricsEndpoint | None, watchdog: float, tracing: Tracing | None = None) -> None:
         self._tracing = tracing
         self.meter: Meter = NO_METER
-        self._place = place
+        self._endpoint = endpoint
         self._watchdog = watchdog
         self._store: MeteredStore | None = None
         self._broker: MeteredBroker | None = None
         self._report: Report | None = None
         self._app: MeteredApp | None = None
         self.breaker_open: Callable[[], bool] = lambda: False
-        """Whether the worker takes no deliveries because of an outage."""
-        if place is not None:
-            self._prometheus = PrometheusMeter(place.process, place.shared.directory if place.shared else None)
+        """Whether the worker's circuit breaker is open."""
+        if endpoint is not None:
+            self._prometheus = PrometheusMeter(endpoint.process, endpoint.shared.directory if endpoint.shared else None)
             self.meter = self._prometheus
 
     def broker(self, broker: Broker, system: str) -> Broker:
         if self._tracing is not None:
             broker = self._tracing.broker(broker, system)
-        if self._place is None:
+        if self._endpoint is None:
             return broker
         self._broker = MeteredBroker(broker, self.meter)
         return self._broker
 
     def store(self, store: Store) -> Store:
-        if self._place is None:
+        if self._endpoint is None:
             return store
         self._store = MeteredStore(store, self.meter)
         return self._store
 
     def admission(self, store: Store, lease: float) -> Admission:
-        return Admission(store, lease=lease) if self._place is None else MeteredAdmission(store, self.meter, lease)
+        return Admission(store, lease=lease) if self._endpoint is None else MeteredAdmission(store, self.meter, lease)
 
-    def app(self, app: App) -> App:
+    def app(self, app: ASGIApp) -> ASGIApp:
         if self._tracing is not None:
             app = self._tracing.app(app)
-        if self._place is None:
+        if self._endpoint is None:
             return app
         self._app = MeteredApp(app, self.meter)
         return self._app
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Look, and show, while the body runs. Broker and store are to be wrapped before."""
+        """Check health and serve metrics while the body runs. Decorate broker and store before."""
         try:
-            async with self._shown():
+            async with self._checking():
                 yield
         finally:
             if self._tracing is not None:
                 await self._tracing.close()
 
     @asynccontextmanager
-    async def _shown(self) -> AsyncIterator[None]:
-        if self._place is None or self._broker is None or self._store is None:
+    async def _checking(self) -> AsyncIterator[None]:
+        if self._endpoint is None or self._broker is None or self._store is None:
             yield
             return
-        health = Health(self._broker, self._store.ready, self.meter, self._place.process, self._watchdog, self._tell)
+        health = Health(
+            self._broker, self._store.ready, self.meter, self._endpoint.process, self._watchdog, self._store_report
+        )
         health.breaker_open = lambda: self.breaker_open()
         health.in_flight = lambda: self._app.in_flight if self._app else 0
         async with asyncio.TaskGroup() as group:
-            looking = group.create_task(health.run())
+            checking = group.create_task(health.run())
             server = self._server()
-            if server is not None and self._place.listener is not None:
-                group.create_task(server.serve(sockets=[self._place.listener]))
+            if server is not None and self._endpoint.listener is not None:
+                group.create_task(server.serve(sockets=[self._endpoint.listener]))
             yield
-            looking.cancel()
+            checking.cancel()
             if server is not None:
                 server.should_exit = True
 
     def _server(self) -> EmbeddedServer | None:
-        if self._place is None or self._place.listener is None:
+        if self._endpoint is None or self._endpoint.listener is None:
             return None
         registry = self._prometheus.registry
-        own = {self._place.process: os.getpid()}
+        own = {self._endpoint.process: os.getpid()}
         Processes(registry, lambda: own)
         return metrics_server(Exposition(registry, self._reports, 1).app())
 
     def _reports(self) -> list[Report]:
         return [self._report] if self._report else []
 
-    def _tell(self, report: Report) -> None:
+    def _store_report(self, report: Report) -> None:
         self._report = report
-        if self._place is not None and self._place.shared is not None:
-            self._place.shared.write(report)
+        if self._endpoint is not None and self._endpoint.shared is not None:
+            self._endpoint.shared.write(report)
 
 
 async def serve_shared(shared: ProcessReports, listener: socket.socket, processes: int, stop: asyncio.Event) -> None:
-    """Serve what `processes` processes share, until `stop`."""
+    """Serve the metrics and health of `processes` processes until `stop` is set.
+
+    Args:
+        shared: the files of the processes.
+        listener: an open listening socket.
+        processes: the number of processes that should report.
+        stop: ends it.
+    """
     registry = shared_registry(shared.directory)
     Processes(registry, lambda: {report.process: report.pid for report in shared.reports()})
     server = metrics_server(Exposition(registry, shared.reports, processes).app())

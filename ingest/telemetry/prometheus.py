@@ -1,4 +1,4 @@
-"""`domain.metrics.Meter` on prometheus_client."""
+"""`domain.metrics.Meter` with prometheus_client."""
 
 import os
 import platform
@@ -20,16 +20,16 @@ from ingest.domain import metrics
 from ingest.domain.metrics import METRICS, Labels, Metric
 
 PROCESS: Final = "process"
-"""The label that tells the processes of one supervisor apart: `0`, `1`, … The meter fills it in."""
+"""The label with the number of the process under its supervisor: `0`, `1`, … The meter adds it."""
 
 
 class PrometheusMeter:
-    """Counts in this process, or in files that all processes of a supervisor share.
+    """Records in this process, or in files that all processes of a supervisor share.
 
     Args:
         process: the value of the label `process`.
-        directory: where the files are; None keeps all in memory. A process that takes the place of a dead one goes
-            on with its files, so that counters only grow and the number of files stays what it is.
+        directory: the directory of the files; None records in memory. A process that replaces a dead one continues
+            its files, so that counters only grow and the number of files does not.
     """
 
     on = True
@@ -38,10 +38,10 @@ class PrometheusMeter:
         if directory is None:
             values.ValueClass = values.MutexValue
         else:
-            # The library's own switch is an environment variable read at import: too early for us.
+            # The library reads its own switch, an environment variable, at import, which is too early here.
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(directory)
             values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
-        disable_created_metrics()  # type: ignore[no-untyped-call]  # half as many series; several processes have none anyway
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # halves the number of series; several processes cannot have them anyway
         self.registry = CollectorRegistry()
         self._process = process
         self._metrics = {
@@ -67,7 +67,7 @@ class PrometheusMeter:
         child.observe_all(values)
 
     def _child(self, metric: Metric, labels: Labels) -> Any:
-        """The series of these labels; the library looks them up under a lock, with checks."""
+        """The series of these labels, cached: the library's own look-up takes a lock and checks the labels."""
         key = (metric.name, labels)
         child = self._children.get(key)
         if child is None:
@@ -79,7 +79,7 @@ class PrometheusMeter:
 
 
 class _Histogram(prometheus_client.Histogram):
-    """A histogram that takes many values at once: one change a bucket, not two a value."""
+    """A histogram that records many values at once: one change per bucket instead of two per value."""
 
     def observe_all(self, values: Iterable[float]) -> None:
         values = sorted(values)
@@ -87,7 +87,7 @@ class _Histogram(prometheus_client.Histogram):
         done, end = 0, len(values)
         while done < end:
             index = bisect_left(bounds, values[done])
-            # All that fall into the same bucket stand together.
+            # The values are sorted, so those of one bucket are neighbours.
             after = bisect_right(values, bounds[index], done)
             self._buckets[index].inc(after - done)
             done = after
@@ -99,25 +99,25 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Any:
         case "counter":
             return Counter(metric.name, metric.help, metric.labels, registry=registry)
         case "gauge":
-            # One value a process: those of the dead go, no two are ever added up.
+            # One value per process; the values of dead processes are removed, and values are never added.
             return Gauge(metric.name, metric.help, metric.labels, registry=registry, multiprocess_mode="livemax")
         case "histogram":
             return _Histogram(metric.name, metric.help, metric.labels, registry=registry, buckets=metric.buckets)
 
 
 def shared_registry(directory: Path) -> CollectorRegistry:
-    """What all processes have counted in `directory`, added up at each collection."""
+    """A registry that adds up what all processes have recorded in `directory`."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
     return registry
 
 
 class Processes(Collector):
-    """Build and process information of several processes, told apart by the label `process`.
+    """Build and process information of several processes, with the label `process`.
 
     Args:
-        registry: where it registers itself.
-        pids: process id by name, asked at each collection.
+        registry: the registry to add it to.
+        pids: returns the process ids by number of the process; called at each collection.
     """
 
     def __init__(self, registry: CollectorRegistry, pids: Callable[[], Mapping[str, int]]) -> None:
@@ -130,8 +130,8 @@ class Processes(Collector):
         yield build
         families: dict[str, Family] = {}
         for process, pid in sorted(self._pids().items()):
-            for found in ProcessCollector(pid=partial(int, pid), registry=None).collect():
-                family = families.setdefault(found.name, Family(found.name, found.documentation, found.type))
-                for sample in found.samples:
+            for metric in ProcessCollector(pid=partial(int, pid), registry=None).collect():
+                family = families.setdefault(metric.name, Family(metric.name, metric.documentation, metric.type))
+                for sample in metric.samples:
                     family.add_sample(sample.name, {**sample.labels, PROCESS: process}, sample.value)
         yield from families.values()

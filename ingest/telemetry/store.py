@@ -1,4 +1,4 @@
-"""A store and an admission whose calls are counted and timed."""
+"""Decorators that measure the store and admission."""
 
 from collections.abc import Awaitable, Sequence
 from time import perf_counter
@@ -23,7 +23,7 @@ _OPERATIONS: Final = {
 
 
 class MeteredStore:
-    """`domain.ports.Store` around another."""
+    """Measures a store."""
 
     def __init__(self, store: Store, meter: Meter) -> None:
         self._store = store
@@ -41,7 +41,7 @@ class MeteredStore:
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         if not changes:
             return await self._store.apply(changes)
-        operation = _OPERATIONS[changes[0].step]  # callers apply one kind of step at a time
+        operation = _OPERATIONS[changes[0].step]  # a list that mixes kinds, such as releases, counts as its first one
         if operation == "queue":
             self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(changes),), operation)
         return await self._timed(operation, self._store.apply(changes))
@@ -101,7 +101,7 @@ class MeteredStore:
 
 
 class MeteredAdmission(Admission):
-    """Admission that is timed as a whole."""
+    """Measures an admission as a whole."""
 
     def __init__(self, store: Store, meter: Meter, lease: float) -> None:
         super().__init__(store, lease=lease)

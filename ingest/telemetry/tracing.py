@@ -1,12 +1,12 @@
 """Traces with OpenTelemetry, by its semantic conventions for HTTP and messaging (RabbitMQ).
 
-It wraps: the flow passes `traceparent` on by itself (`domain.trace`), so it is enough to put the context of each span
-where the next will look. A submission is one trace:
+The flow passes `traceparent` on by itself (`domain.trace`), so a decorator only has to put the context of each span
+where the next one reads it. A submission is one trace:
 
     POST /v1/tasks > send asg.submissions > process ingest.tasks > send asg.events
 
-Lists have spans of their own, which link to their members: `receive`, `settle`, and `send` of several traces at once.
-What is not sampled is passed on as it came.
+Lists have separate spans that link to their members: `receive`, `settle`, and `send` of several traces at once. A
+trace that is not sampled is passed on unchanged.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,22 +18,24 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as ASGIMessage
 
 from ingest.domain.header_lines import joined
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
 from ingest.telemetry.decorators import BrokerDecorator, ConsumerDecorator, PublisherDecorator
-from ingest.telemetry.http import App, Receive, Scope, Send, route_of
+from ingest.telemetry.http import route_of
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()
 _NAMES: Final = (TRACEPARENT.encode(), TRACESTATE.encode())
 
 
 class TracedApp:
-    """An ASGI application whose API requests have spans; probes and documents have none."""
+    """Adds spans to the API requests of an ASGI application. Probes and documents have none."""
 
-    def __init__(self, app: App, tracer: Tracer) -> None:
+    def __init__(self, app: ASGIApp, tracer: Tracer) -> None:
         self._app = app
         self._tracer = tracer
 
@@ -60,26 +62,27 @@ class TracedApp:
             await self._app(scope, receive, send)
             return
 
-        async def noted(message: Scope) -> None:
+        async def record_status(message: ASGIMessage) -> None:
             if message["type"] == "http.response.start":
                 span.set_attribute("http.response.status_code", message["status"])
                 if message["status"] >= 500:
                     _fail(span, str(message["status"]))
             await send(message)
 
-        own = [(name.encode(), value.encode()) for name, value in _inject(span).items()]
-        scope = {**scope, "headers": [*[each for each in scope["headers"] if each[0] not in _NAMES], *own]}
-        # Each request is a task with a context of its own: what is bound here is in its log lines alone.
+        trace_headers = [(name.encode(), value.encode()) for name, value in _inject(span).items()]
+        other_headers = [header for header in scope["headers"] if header[0] not in _NAMES]
+        scope = {**scope, "headers": [*other_headers, *trace_headers]}
+        # Each request is a task with its own context, so what is bound here is only in its own log lines.
         ids = span.get_span_context()
         structlog.contextvars.bind_contextvars(
             trace_id=trace.format_trace_id(ids.trace_id), span_id=trace.format_span_id(ids.span_id)
         )
         with trace.use_span(span, end_on_exit=True):
-            await self._app(scope, receive, noted)
+            await self._app(scope, receive, record_status)
 
 
 class TracedBroker(BrokerDecorator):
-    """`domain.ports.Broker` around another. `system`: OpenTelemetry's name of it."""
+    """Traces a broker; `system` is its name in OpenTelemetry."""
 
     def __init__(self, broker: Broker, tracer: Tracer, system: str) -> None:
         super().__init__(broker)
@@ -94,7 +97,7 @@ class TracedBroker(BrokerDecorator):
 
 
 class TracedPublisher(PublisherDecorator):
-    """`domain.ports.Publisher` around another: a span for the messages of each trace, below the one they came from."""
+    """Adds a span for the messages of each trace, below the span that they came from."""
 
     def __init__(self, publisher: Publisher, tracer: Tracer, system: str) -> None:
         super().__init__(publisher)
@@ -102,7 +105,7 @@ class TracedPublisher(PublisherDecorator):
         self._system = system
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
-        out = list(messages)
+        traced = list(messages)
         spans: list[tuple[Span, list[int]]] = []
         for indexes in _by_trace(messages):
             span = self._span(messages[indexes[0]], len(indexes))
@@ -111,19 +114,21 @@ class TracedPublisher(PublisherDecorator):
             spans.append((span, indexes))
             headers = _inject(span)
             for index in indexes:
-                out[index] = msgspec.structs.replace(out[index], headers=out[index].headers | headers)
-        together = self._together([span for span, _ in spans], len(messages)) if len(spans) > 1 else None
-        outcomes = await self._publisher.publish(out)
+                traced[index] = msgspec.structs.replace(traced[index], headers=traced[index].headers | headers)
+        list_span = self._list_span([span for span, _ in spans], len(messages)) if len(spans) > 1 else None
+        outcomes = await self._publisher.publish(traced)
         for span, indexes in spans:
-            if bad := {outcomes[index] for index in indexes} - {PublishOutcome.CONFIRMED}:
-                _fail(span, min(bad))
+            if failures := {outcomes[index] for index in indexes} - {PublishOutcome.CONFIRMED}:
+                _fail(span, min(failures))
             span.end()
-        if together is not None:
-            together.end()
+        if list_span is not None:
+            list_span.end()
         return outcomes
 
     def _span(self, message: Message, count: int) -> Span:
-        what = {"messaging.message.id": message.message_id} if count == 1 else {"messaging.batch.message_count": count}
+        identity = (
+            {"messaging.message.id": message.message_id} if count == 1 else {"messaging.batch.message_count": count}
+        )
         return self._tracer.start_span(
             f"send {message.exchange}",
             _extract(message.headers),
@@ -131,11 +136,11 @@ class TracedPublisher(PublisherDecorator):
             {
                 **_operation(self._system, "send", message.exchange),
                 "messaging.rabbitmq.destination.routing_key": message.routing_key,
-                **what,
+                **identity,
             },
         )
 
-    def _together(self, members: Sequence[Span], count: int) -> Span:
+    def _list_span(self, members: Sequence[Span], count: int) -> Span:
         return self._tracer.start_span(
             "send",
             Context(),
@@ -146,7 +151,7 @@ class TracedPublisher(PublisherDecorator):
 
 
 class TracedConsumer(ConsumerDecorator):
-    """`domain.ports.Consumer` around another: a span for each delivery, from its receipt until it is settled."""
+    """Adds a span for each delivery, from its receipt until it is finished."""
 
     def __init__(self, consumer: Consumer, queue: str, tracer: Tracer, system: str) -> None:
         super().__init__(consumer)
@@ -158,9 +163,9 @@ class TracedConsumer(ConsumerDecorator):
     async def receive(self) -> list[Delivery]:
         deliveries = await self._consumer.receive()
         self._drop_lost()
-        out = [self._begin(delivery) for delivery in deliveries]
-        self._list("receive", out)
-        return out
+        traced = [self._begin(delivery) for delivery in deliveries]
+        self._record_list("receive", traced)
+        return traced
 
     def _begin(self, delivery: Delivery) -> Delivery:
         span = self._tracer.start_span(
@@ -177,42 +182,43 @@ class TracedConsumer(ConsumerDecorator):
         )
         if not span.is_recording():
             return delivery
-        mine = msgspec.structs.replace(delivery, headers=delivery.headers | _inject(span))
-        self._open[delivery.token] = (span, mine)
-        return mine
+        traced = msgspec.structs.replace(delivery, headers=delivery.headers | _inject(span))
+        self._open[delivery.token] = (span, traced)
+        return traced
 
     def _drop_lost(self) -> None:
-        """A connection was lost: its deliveries come again, with spans of their own."""
+        """End the spans of deliveries whose connection was lost; the broker delivers them again, with new spans."""
         for token in [token for token, (_, delivery) in self._open.items() if not self._consumer.alive(delivery)]:
             span, _ = self._open.pop(token)
             _fail(span, "connection_lost")
             span.end()
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        self._list("settle", deliveries, "ack")
+        self._record_list("settle", deliveries, "ack")
         await self._consumer.ack(deliveries)
         self._end(deliveries)
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        self._list("settle", deliveries, "requeue")
+        self._record_list("settle", deliveries, "requeue")
         await self._consumer.requeue(deliveries)
         self._end(deliveries, "requeued")
 
     def _end(self, deliveries: Sequence[Delivery], failure: str = "") -> None:
         for delivery in deliveries:
-            found = self._open.pop(delivery.token, None)
-            if found is not None:
+            opened = self._open.pop(delivery.token, None)
+            if opened is not None:
+                span, _ = opened
                 if failure:
-                    _fail(found[0], failure)
-                found[0].end()
+                    _fail(span, failure)
+                span.end()
 
-    def _list(self, type_: str, deliveries: Sequence[Delivery], name: str = "") -> None:
-        """A span for what happens to many at once."""
-        found = [self._open[delivery.token][0] for delivery in deliveries if delivery.token in self._open]
-        if found:
+    def _record_list(self, type_: str, deliveries: Sequence[Delivery], name: str = "") -> None:
+        """Add a span for something that happens to many deliveries at once."""
+        spans = [self._open[delivery.token][0] for delivery in deliveries if delivery.token in self._open]
+        if spans:
             name = name or type_
             attributes = _operation(self._system, type_, self._queue) | {"messaging.operation.name": name}
-            links = [Link(span.get_span_context()) for span in found]
+            links = [Link(span.get_span_context()) for span in spans]
             self._tracer.start_span(
                 f"{name} {self._queue}",
                 Context(),
@@ -233,7 +239,7 @@ class TracedConsumer(ConsumerDecorator):
 
 
 def _by_trace(messages: Sequence[Message]) -> list[list[int]]:
-    """Positions of the messages that have a trace, those of one trace and one exchange together."""
+    """Positions of the messages that have a trace, grouped by trace and exchange."""
     groups: dict[tuple[str, str], list[int]] = {}
     for index, message in enumerate(messages):
         if message.headers and (traceparent := message.headers.get(TRACEPARENT)):
@@ -257,6 +263,6 @@ def _inject(span: Span) -> dict[str, str]:
     return carrier
 
 
-def _fail(span: Span, what: str) -> None:
-    span.set_attribute("error.type", what)
+def _fail(span: Span, error_type: str) -> None:
+    span.set_attribute("error.type", error_type)
     span.set_status(Status(StatusCode.ERROR))

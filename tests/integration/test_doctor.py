@@ -108,18 +108,18 @@ async def test_clocks(aerospike: AerospikeServer) -> None:
     ("changes", "severity", "says"),
     [
         ({"stop_writes": "true"}, ERROR, "refuses writes"),
-        ({"evicted_objects": "12345"}, ERROR, "evicted before their time (12,345 so far)"),
-        ({"data_used_pct": "65"}, WARNING, "fills up: 65 % used"),
+        ({"evicted_objects": "12345"}, ERROR, "evicted before they expire (12,345 so far)"),
+        ({"data_used_pct": "65"}, WARNING, "is nearly full: 65 % used"),
         ({"data_avail_pct": "3"}, WARNING, "3 % free to write"),
         ({"dead_partitions": "7"}, ERROR, "7 dead partitions"),
         ({"replication-factor": "2"}, WARNING, "1 of 2 copies"),
-        ({"nsup-period": "0", "allow-ttl-without-nsup": "true"}, ERROR, "nothing ever expires"),
+        ({"nsup-period": "0", "allow-ttl-without-nsup": "true"}, ERROR, "records never expire"),
         ({"strong-consistency": "true"}, OK, "strong consistency"),
-        ({"storage-engine": "device"}, WARNING, "can forget the last 1000 ms of claims"),
+        ({"storage-engine": "device"}, WARNING, "can lose the claims of the last 1000 ms"),
         (
             {"storage-engine": "device", "storage-engine.flush-max-ms": "100"},
             WARNING,
-            "forget the last 100 ms of claims",
+            "lose the claims of the last 100 ms",
         ),
         ({"storage-engine": "device", "replication-factor": "2"}, OK, "where no other node has them"),
     ],
@@ -136,7 +136,7 @@ async def test_states_of_a_cluster(
 async def test_two_halves_of_a_cluster(aerospike: AerospikeServer) -> None:
     """Two nodes answer, and each sees itself alone."""
     (node,) = await nodes(aerospike.url)
-    assert said(aerospike_checks.findings([node, node], "test"), ERROR, "the cluster is not one")
+    assert said(aerospike_checks.findings([node, node], "test"), ERROR, "the cluster is split")
 
 
 @pytest.fixture
@@ -161,9 +161,9 @@ async def test_a_broker_as_it_should_be(rabbitmq_url: str, management: Managemen
     assert [each for each in found if each.severity is ERROR] == []
     assert {each.what.split(":")[0] for each in found if each.severity is WARNING} == {
         "1 node",
-        "the service's user is guest, whose password everybody knows",
+        "the service's user is guest, whose password is public",
     }
-    assert said(found, OK, "exchanges, queue types and bindings are as they should be")
+    assert said(found, OK, "exchanges, queue types and bindings match the topology")
 
 
 async def test_a_badly_configured_broker(rabbitmq: RabbitServer, rabbitmq_url: str, management: Management) -> None:
@@ -182,7 +182,7 @@ async def test_a_badly_configured_broker(rabbitmq: RabbitServer, rabbitmq_url: s
     assert said(found, ERROR, "queue ingest.dead is missing")
     assert said(found, ERROR, "ingest.tasks: policy dead-letter-strategy is None, it must be at-least-once")
     assert said(found, ERROR, "ingest.batches has message-ttl 1000")
-    assert said(found, ERROR, "ingest.batches has a greatest length and drops the oldest")
+    assert said(found, ERROR, "ingest.batches has a maximum length and drops its oldest")
     assert said(found, WARNING, "ingest.tasks: delivery-limit is not set")
 
 
@@ -222,8 +222,8 @@ async def test_a_consumers_own_limit(rabbitmq: RabbitServer, rabbitmq_url: str, 
         rabbitmq.api("PUT", f"policies/{vhost_of(rabbitmq_url)}/own", policy)
         assert bool(management.differences()) is finds
         found = await check(rabbitmq_url, management)
-        assert said(found, ERROR, "webhook.dispatch: delivery-limit is 5: what its consumer returns") is finds
-        assert said(found, OK, "webhook.dispatch: policies are as they should be") is not finds
+        assert said(found, ERROR, "webhook.dispatch: delivery-limit is 5: an event that its consumer returns") is finds
+        assert said(found, OK, "webhook.dispatch: the policies are correct") is not finds
 
 
 async def test_users_that_may_too_much(rabbitmq: RabbitServer, rabbitmq_url: str, management: Management) -> None:

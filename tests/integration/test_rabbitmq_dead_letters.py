@@ -3,7 +3,7 @@
 import pytest
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
-from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters, danger
+from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters, reading_hazard
 from ingest.broker.rabbitmq.management import Management
 from ingest.domain import topology
 from ingest.domain.errors import ConfigurationError
@@ -24,7 +24,7 @@ from tests.servers import RabbitServer
 )
 def test_when_looking_is_dangerous(major: int, asked: bool, limit: int | None, says: str | None) -> None:
     """RabbitMQ 3 has no limit by default, 4 has 20; a policy decides; where it cannot be asked, 4 is not safe."""
-    why = danger(major, asked, limit)
+    why = reading_hazard(major, asked, limit)
     assert (why is None) == (says is None)
     assert says is None or says in (why or "")
 

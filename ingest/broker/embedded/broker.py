@@ -1,6 +1,6 @@
 """The broker on one SQLite file, within one process: the default of `ingest dev`.
 
-It behaves as RabbitMQ's quorum queues do as far as the ports tell: topic routing, durable messages, prefetch,
+It behaves as RabbitMQ's quorum queues, as far as the ports define it: topic routing, durable messages, prefetch,
 redelivery with a count, a delivery limit, dead letters. A publish is one durable transaction for its whole list.
 """
 
@@ -20,24 +20,24 @@ from ingest.domain.ports import ConnectionState
 from ingest.sqlite.file import SqliteFile
 
 USER: Final = "ingest"
-"""The AMQP user that everything published here comes from: the service's own."""
+"""The AMQP user of everything that is published here: the service's own."""
 
 
 class EmbeddedBroker:
-    """`domain.ports.Broker` on a file. Open it with `open`."""
+    """`domain.ports.Broker` on a file. Use `open`."""
 
     def __init__(self, file: SqliteFile, lock: TextIO) -> None:
         self._file = file
         self._lock = lock
-        self._news: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self._wakeups: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     @classmethod
     async def open(cls, path: Path | str) -> Self:
-        """Open the file, create it where there is none. What a former process had not acknowledged comes again.
+        """Open the file, or create it. Deliveries that an earlier process did not acknowledge are delivered again.
 
         Raises:
-            ConfigurationError: another process has it open, or its directory cannot be made.
-            BrokerUnavailable: the file cannot be opened or is no database.
+            ConfigurationError: another process has it open, or its directory cannot be created.
+            BrokerUnavailable: the file cannot be opened or is not a database.
         """
         path = Path(path)
         lock = _lock(path)
@@ -59,16 +59,16 @@ class EmbeddedBroker:
         return []
 
     async def declare(self) -> None:
-        """The topology is built in."""
+        """The topology is built in, so there is nothing to declare."""
 
     async def publisher(self, connections: int = 1) -> "EmbeddedPublisher":
-        return EmbeddedPublisher(self._file, self._news)
+        return EmbeddedPublisher(self._file, self._wakeups)
 
     async def consumer(self, queue: str, prefetch: int) -> "EmbeddedConsumer":
-        return EmbeddedConsumer(self._file, self._news, queue, prefetch)
+        return EmbeddedConsumer(self._file, self._wakeups, queue, prefetch)
 
     def dead_letters(self) -> EmbeddedDeadLetters:
-        """Of this file, to be cleared; it closes the broker with it."""
+        """The dead letters of this file, to change them. Closing them closes the broker."""
         return EmbeddedDeadLetters(self._file, self._lock)
 
     async def close(self) -> None:
@@ -77,11 +77,11 @@ class EmbeddedBroker:
 
 
 class EmbeddedPublisher:
-    """`domain.ports.Publisher`; everything is published as `USER`."""
+    """`domain.ports.Publisher`. Everything is published as `USER`."""
 
-    def __init__(self, file: SqliteFile, news: dict[str, asyncio.Event]) -> None:
+    def __init__(self, file: SqliteFile, wakeups: dict[str, asyncio.Event]) -> None:
         self._file = file
-        self._news = news
+        self._wakeups = wakeups
         self._closed = False
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
@@ -95,12 +95,12 @@ class EmbeddedPublisher:
             outcomes.append(PublishOutcome.UNROUTABLE if unroutable else PublishOutcome.CONFIRMED)
             rows += [schema.row(queue, message, USER) for queue in queues]
         try:
-            # Shielded: a caller that is cancelled does not take back what the others may see already.
+            # Shielded: if the caller is cancelled, the messages are still published.
             await asyncio.shield(self._file.change(lambda db: schema.insert(db, rows)))
         except BrokerUnavailable:
             return [PublishOutcome.UNKNOWN] * len(messages)
         for row in rows:
-            self._news[row[0]].set()
+            self._wakeups[row[0]].set()
         return outcomes
 
     async def ready(self) -> None:
@@ -115,9 +115,9 @@ class EmbeddedPublisher:
 class EmbeddedConsumer:
     """`domain.ports.Consumer` of one queue."""
 
-    def __init__(self, file: SqliteFile, news: dict[str, asyncio.Event], queue: str, prefetch: int) -> None:
+    def __init__(self, file: SqliteFile, wakeups: dict[str, asyncio.Event], queue: str, prefetch: int) -> None:
         self._file = file
-        self._news = news
+        self._wakeups = wakeups
         self._queue = queue
         self._prefetch = prefetch
         self._unacked: set[int] = set()
@@ -125,22 +125,22 @@ class EmbeddedConsumer:
         self._stopping = False
 
     async def receive(self) -> list[Delivery]:
-        news = self._news[self._queue]
+        wakeup = self._wakeups[self._queue]
         while not self._stopping:
-            news.clear()
-            room = self._prefetch - len(self._unacked)
-            rows = await self._take(room) if room and not self._paused else []
+            wakeup.clear()
+            limit = self._prefetch - len(self._unacked)
+            rows = await self._take(limit) if limit and not self._paused else []
             if rows:
-                if len(rows) == room:
-                    news.set()  # there may be more, for another consumer
+                if len(rows) == limit:
+                    wakeup.set()  # there may be more for another consumer
                 self._unacked.update(row[0] for row in rows)
                 return [schema.delivery(self._queue, *row) for row in rows]
-            await news.wait()
-        news.set()
+            await wakeup.wait()
+        wakeup.set()
         return []
 
-    async def _take(self, room: int) -> list[schema.Taken]:
-        return await self._file.change(lambda db: schema.take(db, self._queue, room))
+    async def _take(self, limit: int) -> list[schema.Taken]:
+        return await self._file.change(lambda db: schema.take(db, self._queue, limit))
 
     @property
     def held(self) -> int:
@@ -150,46 +150,47 @@ class EmbeddedConsumer:
         return delivery.token in self._unacked
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        ids = self._settled(deliveries)
+        ids = self._release(deliveries)
         await self._file.change(lambda db: schema.delete(db, ids))
-        self._news[self._queue].set()
+        self._wakeups[self._queue].set()
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        await self._return(self._settled(deliveries))
+        await self._requeue(self._release(deliveries))
 
     async def pause(self) -> None:
         self._paused = True
-        await self._give_back()
+        await self._requeue_all()
 
     async def resume(self) -> None:
         self._paused = False
-        self._news[self._queue].set()
+        self._wakeups[self._queue].set()
 
     async def stop(self) -> None:
         self._stopping = True
-        self._news[self._queue].set()
+        self._wakeups[self._queue].set()
 
     async def close(self) -> None:
         await self.stop()
-        await self._give_back()
+        await self._requeue_all()
 
-    async def _give_back(self) -> None:
+    async def _requeue_all(self) -> None:
         ids, self._unacked = sorted(self._unacked), set()
-        await self._return(ids)
+        await self._requeue(ids)
 
-    async def _return(self, ids: list[int]) -> None:
+    async def _requeue(self, ids: list[int]) -> None:
         if ids:
-            await self._file.change(lambda db: schema.give_back(db, ids))
-            self._wake()
+            await self._file.change(lambda db: schema.requeue(db, ids))
+            self._wake_all()
 
-    def _settled(self, deliveries: Sequence[Delivery]) -> list[int]:
+    def _release(self, deliveries: Sequence[Delivery]) -> list[int]:
+        """Remove deliveries from the unacknowledged ones; return the ids of those that were among them."""
         ids = [delivery.token for delivery in deliveries if delivery.token in self._unacked]
         self._unacked.difference_update(ids)
         return ids
 
-    def _wake(self) -> None:
+    def _wake_all(self) -> None:
         for queue in topology.QUEUES:
-            self._news[queue.name].set()
+            self._wakeups[queue.name].set()
 
 
 def _lock(path: Path) -> TextIO:

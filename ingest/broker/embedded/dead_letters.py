@@ -26,7 +26,7 @@ class EmbeddedDeadLetters:
 
     @classmethod
     async def read_only(cls, path: Path) -> Self:
-        """Raises ConfigurationError, BrokerUnavailable."""
+        """Open the file to read it. Raises ConfigurationError, BrokerUnavailable."""
         file = SqliteFile(path, schema.MIGRATIONS, BrokerUnavailable)
         try:
             await file.connect_to_read()
@@ -41,17 +41,18 @@ class EmbeddedDeadLetters:
 
     async def depths(self) -> dict[str, tuple[int, int]]:
         """Queue to (ready, unacknowledged). Raises BrokerUnavailable."""
-        return await self._file.look(schema.depths)
+        return await self._file.read(schema.depths)
 
     async def browse(self) -> AsyncIterator[list[Delivery]]:
-        left = await self.count()
+        remaining = await self.count()
         last = 0
-        while left > 0:
-            rows = await self._file.look(partial(schema.after, queue=INGEST_DEAD, last=last, room=min(left, _CHUNK)))
+        while remaining > 0:
+            limit = min(remaining, _CHUNK)
+            rows = await self._file.read(partial(schema.read_after, queue=INGEST_DEAD, last=last, limit=limit))
             if not rows:
                 return
             last = rows[-1][0]
-            left -= len(rows)
+            remaining -= len(rows)
             yield [schema.delivery(INGEST_DEAD, *row) for row in rows]
 
     async def remove(self, deliveries: Sequence[Delivery]) -> None:

@@ -1,4 +1,4 @@
-"""The embedded queues in SQL. A delivered message is marked, so that a crash counts as a failed delivery."""
+"""The SQL of the embedded queues. A delivered message is marked, so that a crash counts as a failed delivery."""
 
 import sqlite3
 import time
@@ -28,7 +28,7 @@ Taken = tuple[int, str, bytes, str, str, str, str, str, int]
 
 @lru_cache(maxsize=4096)
 def routes(exchange: str, routing_key: str) -> tuple[str, ...]:
-    """The queues that a message goes to."""
+    """The queues that a message is routed to."""
     return tuple(
         queue.name
         for queue in topology.QUEUES
@@ -37,7 +37,7 @@ def routes(exchange: str, routing_key: str) -> tuple[str, ...]:
 
 
 def row(queue: str, message: Message, user: str) -> Row:
-    """A message as it is stored in one queue."""
+    """The row of a message in one queue."""
     headers = msgspec.json.encode(message.headers).decode()
     return (
         queue,
@@ -52,18 +52,18 @@ def row(queue: str, message: Message, user: str) -> Row:
 
 
 def insert(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
-    """Append to the queues."""
+    """Append rows to their queues."""
     sql = """INSERT INTO message (queue, routing_key, body, message_id, content_type, type, user, headers)
              VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
     db.executemany(sql, rows)
 
 
-def take(db: sqlite3.Connection, queue: str, room: int) -> list[Taken]:
-    """The oldest messages that nobody has, at most `room`; they are marked as delivered."""
+def take(db: sqlite3.Connection, queue: str, limit: int) -> list[Taken]:
+    """Mark the oldest undelivered messages, at most `limit`, as delivered, and return them."""
     sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, count FROM message
              WHERE queue = ? AND delivered = 0 ORDER BY id LIMIT ?"""
-    taken: list[Taken] = db.execute(sql, (queue, room)).fetchall()
-    db.executemany("UPDATE message SET delivered = 1 WHERE id = ?", [(each[0],) for each in taken])
+    taken: list[Taken] = db.execute(sql, (queue, limit)).fetchall()
+    db.executemany("UPDATE message SET delivered = 1 WHERE id = ?", [(row[0],) for row in taken])
     return taken
 
 
@@ -79,7 +79,7 @@ def delivery(
     headers: str,
     count: int,
 ) -> Delivery:
-    """What was taken, as the ports have it."""
+    """The delivery of a message that was taken or read."""
     decoded = msgspec.json.decode(headers)
     return Delivery(
         body=body,
@@ -96,36 +96,36 @@ def delivery(
     )
 
 
-def after(db: sqlite3.Connection, queue: str, last: int, room: int) -> list[Taken]:
-    """What stands behind message `last`, at most `room`; nothing is marked."""
+def read_after(db: sqlite3.Connection, queue: str, last: int, limit: int) -> list[Taken]:
+    """The messages after the one with id `last`, at most `limit`, without marking them."""
     sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, count FROM message
              WHERE queue = ? AND id > ? ORDER BY id LIMIT ?"""
-    return db.execute(sql, (queue, last, room)).fetchall()
+    return db.execute(sql, (queue, last, limit)).fetchall()
 
 
 def depths(db: sqlite3.Connection) -> dict[str, tuple[int, int]]:
     """Queue to (ready, delivered and not acknowledged)."""
-    found = {queue.name: (0, 0) for queue in topology.QUEUES}
+    empty = {queue.name: (0, 0) for queue in topology.QUEUES}
     sql = "SELECT queue, count(*) - sum(delivered), sum(delivered) FROM message GROUP BY queue"
-    return found | {queue: (ready, unacked) for queue, ready, unacked in db.execute(sql).fetchall()}
+    return empty | {queue: (ready, unacked) for queue, ready, unacked in db.execute(sql).fetchall()}
 
 
 def delete(db: sqlite3.Connection, ids: Sequence[int]) -> None:
-    """They are done."""
+    """Delete messages."""
     db.executemany("DELETE FROM message WHERE id = ?", [(id_,) for id_ in ids])
 
 
-def give_back(db: sqlite3.Connection, ids: Sequence[int]) -> None:
-    """A delivery failed: once more, or a dead letter where the limit is reached."""
+def requeue(db: sqlite3.Connection, ids: Sequence[int]) -> None:
+    """Count a failed delivery; make the message available again, or dead-letter it if the limit is exceeded."""
     for id_ in ids:
         sql = "UPDATE message SET delivered = 0, count = count + 1 WHERE id = ? RETURNING queue, count"
         for queue, count in db.execute(sql, (id_,)).fetchall():
             if count > _QUEUES[queue].delivery_limit:
-                bury(db, [id_], "delivery_limit")
+                dead_letter(db, [id_], "delivery_limit")
 
 
-def bury(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> None:
-    """Dead-letter as RabbitMQ does; without a dead-letter exchange the message is gone."""
+def dead_letter(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> None:
+    """Dead-letter messages as RabbitMQ does. In a queue without a dead-letter exchange they are deleted."""
     sql = """SELECT queue, routing_key, body, message_id, content_type, type, user, headers FROM message WHERE id = ?"""
     for id_ in ids:
         for queue, routing_key, body, message_id, content_type, type_, user, headers in db.execute(
@@ -144,6 +144,6 @@ def bury(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> None:
 
 
 def recover(db: sqlite3.Connection) -> None:
-    """At start: what was delivered and never acknowledged comes again."""
+    """At the start: make messages available again that were delivered and never acknowledged."""
     ids = [id_ for (id_,) in db.execute("SELECT id FROM message WHERE delivered = 1 ORDER BY id").fetchall()]
-    give_back(db, ids)
+    requeue(db, ids)

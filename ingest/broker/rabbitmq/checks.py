@@ -1,4 +1,4 @@
-"""Whether a RabbitMQ broker can keep what is promised: version, topology, policies, nodes."""
+"""Checks whether RabbitMQ can keep the service's guarantees: version, topology, policies, nodes."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +15,8 @@ AREA: Final = "broker"
 _OLDEST: Final = (3, 10)
 _APPLY: Final = "run `ingest topology apply`"
 _LOSES: Final = {
-    "message-ttl": "what waits longer is dropped or dead-lettered",
-    "expires": "the queue itself is deleted when unused",
+    "message-ttl": "a message that waits longer is dropped or dead-lettered",
+    "expires": "the queue is deleted when it is unused",
 }
 _SLOW_HEARTBEAT: Final = 30
 
@@ -24,29 +24,26 @@ _SLOW_HEARTBEAT: Final = 30
 async def findings(
     broker: RabbitBroker, management: Management | None, trusted: frozenset[str], outage_hold: float
 ) -> list[Finding]:
-    """All findings.
+    """All findings about RabbitMQ.
 
     Args:
-        broker: to connect to as the service does.
-        management: None where its URL is not set.
+        broker: connects as the service does.
+        management: None if INGEST_MANAGEMENT_URL is not set.
         trusted: the service's users.
-        outage_hold: seconds for which workers hold deliveries.
+        outage_hold: seconds for which workers hold deliveries in an outage.
     """
     try:
         info = await broker.inspect([queue.name for queue in topology.QUEUES])
-    except (BrokerUnavailable, ConfigurationError) as why:
-        return [
-            error(
-                AREA, str(why), "start RabbitMQ, or correct host, user, password or virtual host in INGEST_BROKER_URL"
-            )
-        ]
-    found = [*_connection(info, str(broker))]
+    except (BrokerUnavailable, ConfigurationError) as problem:
+        do = "start RabbitMQ, or correct host, user, password or virtual host in INGEST_BROKER_URL"
+        return [error(AREA, str(problem), do)]
+    results = [*_connection(info, str(broker))]
     if management is None:
-        found += _missing(info)
+        results += _missing(info)
         what = "INGEST_MANAGEMENT_URL is not set: policies, alarms, members and permissions are not checked"
         return [
-            *found,
-            warning(AREA, what, "set it to http://user:password@host:15672, a user with the tag `monitoring`"),
+            *results,
+            warning(AREA, what, "set it to http://user:password@host:15672, with a user that has the tag `monitoring`"),
         ]
     checks: Sequence[Callable[[], list[Finding]]] = (
         lambda: list(_topology(management, info, outage_hold)),
@@ -56,10 +53,11 @@ async def findings(
     )
     for check in checks:
         try:
-            found += await asyncio.to_thread(check)
-        except (BrokerUnavailable, ConfigurationError) as why:
-            found.append(warning(AREA, f"not checked: {why}", "correct INGEST_MANAGEMENT_URL or its user's tags"))
-    return found
+            results += await asyncio.to_thread(check)
+        except (BrokerUnavailable, ConfigurationError) as problem:
+            do = "correct INGEST_MANAGEMENT_URL or the tags of its user"
+            results.append(warning(AREA, f"not checked: {problem}", do))
+    return results
 
 
 def _connection(info: BrokerInfo, where: str) -> Iterator[Finding]:
@@ -71,7 +69,7 @@ def _connection(info: BrokerInfo, where: str) -> Iterator[Finding]:
     if not 0 < info.heartbeat <= _SLOW_HEARTBEAT:
         yield warning(
             AREA,
-            f"the heartbeat is {info.heartbeat} s: a dead connection is noticed after {(info.heartbeat + 1) * 3} s"
+            f"the heartbeat is {info.heartbeat} s: it takes {(info.heartbeat + 1) * 3} s to notice a dead connection"
             if info.heartbeat
             else "there is no heartbeat: a dead connection is never noticed",
             "set INGEST_HEARTBEAT, and `heartbeat` in rabbitmq.conf, to 10",
@@ -93,22 +91,22 @@ def _topology(management: Management, info: BrokerInfo, outage_hold: float) -> I
         do = "move its messages, delete it, then run `ingest topology apply`" if other_type else _APPLY
         yield error(AREA, sentence, do)
     if not drift:
-        yield ok(AREA, "exchanges, queue types and bindings are as they should be")
+        yield ok(AREA, "exchanges, queue types and bindings match the topology")
     in_force = management.policies()
-    arguments = {each["name"]: each.get("arguments") or {} for each in management.get(f"queues/{management.vhost}")}
+    arguments = {queue["name"]: queue.get("arguments") or {} for queue in management.get(f"queues/{management.vhost}")}
     for queue in topology.QUEUES:
         given = {name.removeprefix("x-"): value for name, value in arguments.get(queue.name, {}).items()}
         yield from effective_findings(queue.name, given | in_force.of(queue.name), info.major, outage_hold)
     if not any("consumer-timeout" in in_force.of(queue.name) for queue in topology.QUEUES):
         yield ok(
             AREA,
-            f"no policy sets consumer-timeout; the broker's own (consumer_timeout, 30 min by default, not to be seen "
-            f"from here) must be above INGEST_OUTAGE_HOLD, {outage_hold:.0f} s",
+            f"no policy sets consumer-timeout; the broker's own consumer_timeout (30 min by default, not visible from "
+            f"here) must be above INGEST_OUTAGE_HOLD, {outage_hold:.0f} s",
         )
 
 
 def effective_findings(queue: str, effective: dict[str, Any], major: int, outage_hold: float) -> Iterator[Finding]:
-    """Of what arguments and policies make of one queue, on RabbitMQ of version `major`."""
+    """Findings about one queue on RabbitMQ `major`; `effective` are its arguments and policies together."""
     yield from _policy(queue, effective, major)
     yield from _timeout(queue, effective, outage_hold)
 
@@ -125,24 +123,25 @@ def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Findi
     has = effective.get("delivery-limit")
     if limit is not None and queue == topology.INGEST_DEAD and (has is not None or major >= 4):
         yield error(
-            AREA, f"{queue}: delivery-limit is {has or 20}: dead letters are dropped when looked at so often", _APPLY
+            AREA, f"{queue}: delivery-limit is {has or 20}: a dead letter that is read so often is dropped", _APPLY
         )
     elif limit is not None and queue in topology.FOR_CONSUMERS:
         if has is not None or major >= 4:
             yield error(
                 AREA,
-                f"{queue}: delivery-limit is {has or 20}: what its consumer returns more often is dropped",
+                f"{queue}: delivery-limit is {has or 20}: an event that its consumer returns more often is dropped",
                 f"{_APPLY}, or add a dead-letter-exchange to the policy that limits it",
             )
     elif limit is not None and queue != topology.INGEST_DEAD:
-        yield warning(AREA, f"{queue}: delivery-limit is {has or 'not set'}, {limit} is what was tested", _APPLY)
-    for name, follows in _LOSES.items():
+        yield warning(AREA, f"{queue}: delivery-limit is {has or 'not set'}; tested with {limit}", _APPLY)
+    for name, consequence in _LOSES.items():
         if name in effective:
-            yield error(AREA, f"{queue} has {name} {effective[name]}: {follows}", "remove it from the policy or queue")
+            do = "remove it from the policy or the queue"
+            yield error(AREA, f"{queue} has {name} {effective[name]}: {consequence}", do)
     if {"max-length", "max-length-bytes"} & effective.keys() and effective.get("overflow") != "reject-publish":
-        yield error(AREA, f"{queue} has a greatest length and drops the oldest beyond", "set overflow reject-publish")
+        yield error(AREA, f"{queue} has a maximum length and drops its oldest messages", "set overflow reject-publish")
     if not wrong and limit is None:
-        yield ok(AREA, f"{queue}: policies are as they should be")
+        yield ok(AREA, f"{queue}: the policies are correct")
 
 
 def _timeout(queue: str, effective: dict[str, Any], outage_hold: float) -> Iterator[Finding]:
@@ -171,27 +170,26 @@ def _nodes(management: Management) -> Iterator[Finding]:
             yield error(
                 AREA,
                 f"node {name} is out of disk: publishers are blocked",
-                "free disk: queues keep their messages there",
+                "free disk space: queues store their messages there",
             )
         if node.get("partitions"):
             yield error(
-                AREA, f"node {name} sees a partition: {node['partitions']}", "mend the network, then restart it"
+                AREA, f"node {name} sees a partition: {node['partitions']}", "repair the network, then restart the node"
             )
         free, least = node.get("disk_free"), node.get("disk_free_limit")
         if isinstance(free, int) and isinstance(least, int) and least < free < 2 * least:
             yield warning(
                 AREA,
-                f"node {name} has {free // 2**20:,} MiB of disk left, it blocks at {least // 2**20:,}",
-                "free disk",
+                f"node {name} has {free // 2**20:,} MiB of disk left; it blocks at {least // 2**20:,} MiB",
+                "free disk space",
             )
     up = [node for node in nodes if node.get("running")]
     if not any(node.get("mem_alarm") or node.get("disk_free_alarm") for node in nodes):
         yield ok(AREA, "no memory or disk alarm")
     if len(up) < 3:
+        which = "one RabbitMQ node: if it" if len(up) == 1 else f"{len(up)} RabbitMQ nodes: if one"
         yield warning(
-            AREA,
-            f"{len(up)} node{'s' * (len(up) != 1)}: with {'it' if len(up) == 1 else 'one of them'} the queues are away",
-            "run three for queues that outlive a node",
+            AREA, f"only {which} stops, every queue is unavailable", "run three nodes, so that queues survive one"
         )
 
 
@@ -199,22 +197,21 @@ def _members(management: Management) -> Iterator[Finding]:
     nodes = len(management.get("nodes"))
     names = {queue.name for queue in topology.QUEUES}
     small = []
-    for each in management.get(f"queues/{management.vhost}"):
-        if each["name"] not in names or each.get("type") != "quorum":
+    for queue in management.get(f"queues/{management.vhost}"):
+        name = queue["name"]
+        if name not in names or queue.get("type") != "quorum":
             continue
-        members, online = each.get("members") or [], each.get("online") or []
-        if len(online) * 2 <= len(members) or not each.get("leader"):
+        members, online = queue.get("members") or [], queue.get("online") or []
+        if len(online) * 2 <= len(members) or not queue.get("leader"):
             yield error(
                 AREA,
-                f"{each['name']} has no majority: {len(online)} of {len(members)} members are up",
-                "bring the other nodes back; until then nothing is taken",
+                f"{name} has no majority: {len(online)} of {len(members)} members are up",
+                "start the other nodes; until then the queue takes no messages",
             )
         elif len(online) < len(members):
-            yield warning(
-                AREA, f"{each['name']}: {len(online)} of {len(members)} members are up", "bring the others back"
-            )
+            yield warning(AREA, f"{name}: {len(online)} of {len(members)} members are up", "start the other nodes")
         if len(members) < min(nodes, 3):
-            small.append(f"{each['name']} ({len(members)})")
+            small.append(f"{name} ({len(members)})")
     if small:
         yield warning(
             AREA,

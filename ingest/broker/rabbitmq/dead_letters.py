@@ -1,10 +1,10 @@
-"""`ingest.dead` on RabbitMQ, to look through and to clear.
+"""`ingest.dead` on RabbitMQ, to read and to clear.
 
-A quorum queue cannot be peeked at: messages are consumed, looked at and, when the channel closes, given back in their
-order and counted as delivered once more. On RabbitMQ 3.x nothing comes of that count; 4.x drops a message after 20 of
-them unless a policy says otherwise, so there the policy is asked for first. A look that ends early loses nothing
-either, but what was given back before stands in front of what is given back now: whoever wants the order kept looks
-at all.
+A quorum queue cannot be read without consuming it. The messages are consumed; when the channel closes, the queue takes
+them back in their order and counts one more delivery. RabbitMQ 3 ignores that count. RabbitMQ 4 drops a message after
+20 deliveries unless a policy sets another limit, so the policy is checked first. Reading only a part loses nothing,
+but then the messages that were returned earlier come before those that are returned now; read everything to keep the
+order.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
 
 _FIRST: Final = 100
-"""Messages asked for first."""
+"""The prefetch at the start."""
 _MOST: Final = 65_535
 _BUDGET: Final = 128 * 1024 * 1024
-"""Bytes that may come without having been asked for one by one."""
+"""Bytes of messages that a raised prefetch may bring."""
 _QUIET: Final = 10.0
-"""Seconds without a message, though some are there, until it is given up."""
+"""Seconds to wait for a message that is in the queue."""
 _ENOUGH: Final = 10_000
-"""A delivery limit that looking does not reach."""
+"""A delivery limit that reading does not reach."""
 _OTHERS_PAUSE: Final = 0.5
 _OTHERS_TRIES: Final = 6
 _BACK_PAUSE: Final = 0.05
@@ -34,12 +34,12 @@ _BACK_TRIES: Final = 40
 
 
 class RabbitDeadLetters:
-    """`domain.ports.DeadLetterQueue`. Close it: until then nobody else sees what was looked at.
+    """`domain.ports.DeadLetterQueue`. Until it is closed, no other consumer gets the messages that were read.
 
     Args:
-        broker: where the queue is; it is closed with this.
-        management: to make sure of the delivery limit; None where there is no URL for it.
-        first: messages to ask for first; more as long as memory allows.
+        broker: has the queue; it is closed with this object.
+        management: for checking the delivery limit; None if INGEST_MANAGEMENT_URL is not set.
+        first: the prefetch at the start; it is raised as far as memory allows.
     """
 
     def __init__(self, broker: RabbitBroker, management: Management | None, first: int = _FIRST) -> None:
@@ -52,11 +52,11 @@ class RabbitDeadLetters:
         self.other_consumers = 0
 
     async def count(self) -> int:
-        """Messages that are there and that nobody else holds. Waits a little while others look at them.
+        """Return the number of messages that no other consumer holds. Wait a little while there are other consumers.
 
         Raises:
-            ConfigurationError: the queue is missing, or looking could make the broker drop messages.
-            BrokerUnavailable: no answer.
+            ConfigurationError: the queue is missing, or reading could make the broker drop messages.
+            BrokerUnavailable: the broker does not answer.
         """
         ready = 0
         for _ in range(_OTHERS_TRIES):
@@ -71,32 +71,32 @@ class RabbitDeadLetters:
         limit = None
         if self._management is not None:
             limit = (await asyncio.to_thread(self._management.policies)).of(INGEST_DEAD).get("delivery-limit")
-        if why := danger(info.major, self._management is not None, limit):
-            raise ConfigurationError(why)
+        if problem := reading_hazard(info.major, self._management is not None, limit):
+            raise ConfigurationError(problem)
         return ready
 
     async def browse(self) -> AsyncIterator[list[Delivery]]:
-        left = await self.count()
-        if not left:
+        remaining = await self.count()
+        if not remaining:
             return
         self._consumer = consumer = await self._broker.consumer(INGEST_DEAD, self._first)
-        capacity, seen, size = self._first, 0, 0
-        while left:
-            if self._held >= capacity:
-                more = max(1, min(capacity, _MOST, _BUDGET * seen // max(size, 1)))
+        prefetch, read, size = self._first, 0, 0
+        while remaining:
+            if self._held >= prefetch:
+                more = max(1, min(prefetch, _MOST, _BUDGET * read // max(size, 1)))
                 await consumer.raise_prefetch(more)
-                capacity += more
-            got = await self._receive(consumer)
-            self._held += len(got)
-            seen += len(got)
-            size += sum(len(each.body) for each in got)
-            # What came into the queue since then is not handed out: what is redriven may be back at once.
-            yield got[:left]
-            left -= min(left, len(got))
+                prefetch += more
+            deliveries = await self._receive(consumer)
+            self._held += len(deliveries)
+            read += len(deliveries)
+            size += sum(len(delivery.body) for delivery in deliveries)
+            # Messages that arrived after the start are left out: a redriven submission may be back at once.
+            yield deliveries[:remaining]
+            remaining -= min(remaining, len(deliveries))
 
     async def remove(self, deliveries: Sequence[Delivery]) -> None:
         if self._consumer is None or not all(map(self._consumer.alive, deliveries)):
-            raise _lost()
+            raise _connection_lost()
         await self._consumer.ack(deliveries)
         self._held -= len(deliveries)
 
@@ -109,8 +109,8 @@ class RabbitDeadLetters:
         held = consumer.held
         ready = await self._ready() if held else 0
         await self._broker.close()
-        # The queue takes them back a moment after the channel is gone. Who consumed in between would get what stands
-        # behind them first.
+        # The queue takes the messages back shortly after the channel is closed. A consumer that came before that
+        # would get the later messages first.
         for _ in range(_BACK_TRIES if held else 0):
             if await self._ready() >= ready + held:
                 return
@@ -123,44 +123,44 @@ class RabbitDeadLetters:
     async def _receive(self, consumer: RabbitConsumer) -> list[Delivery]:
         try:
             async with asyncio.timeout(_QUIET):
-                got = await consumer.receive()
+                deliveries = await consumer.receive()
         except TimeoutError:
             raise BrokerUnavailable(
-                f"{INGEST_DEAD} has messages that do not come within {_QUIET:.0f} s: the broker is away, or another "
-                "consumer holds them (is another `ingest dlq` running?)"
+                f"{INGEST_DEAD} has messages that did not arrive within {_QUIET:.0f} s: the broker is unavailable, or "
+                "another consumer holds them (is another `ingest dlq` running?)"
             ) from None
-        channel = got[0].token.channel
+        channel = deliveries[0].token.channel
         if self._channel is not None and channel is not self._channel:
-            raise _lost()
+            raise _connection_lost()
         self._channel = channel
-        return got
+        return deliveries
 
 
-def danger(major: int, asked: bool, limit: int | None) -> str | None:
-    """Why looking at the queue could lose messages, and what to do; None where it cannot.
+def reading_hazard(major: int, policies_known: bool, limit: int | None) -> str | None:
+    """Why reading the queue could lose messages, and what to do; None if it cannot.
 
     Args:
-        major: of RabbitMQ's version.
-        asked: whether the policies are known.
+        major: the first number of RabbitMQ's version.
+        policies_known: whether the policies could be read.
         limit: the delivery limit that they set.
     """
     if limit is None and major < 4:
         return None  # no limit is the default
     if limit is not None and limit >= _ENOUGH:
         return None
-    remedy = "run `ingest topology apply` with INGEST_MANAGEMENT_URL, which sets a policy against that"
-    if not asked:
+    if not policies_known:
         return (
-            f"RabbitMQ {major} drops a message that was looked at 20 times unless a policy says otherwise, and without "
-            "INGEST_MANAGEMENT_URL the policy cannot be checked: set it"
+            f"RabbitMQ {major} drops a message that was read 20 times unless a policy sets another limit, and the "
+            "policy can only be checked with INGEST_MANAGEMENT_URL: set it"
         )
     return (
-        f"{INGEST_DEAD} has a delivery limit of {limit or 20}: RabbitMQ would drop what is looked at so often; {remedy}"
+        f"{INGEST_DEAD} has a delivery limit of {limit or 20}: RabbitMQ would drop a message that is read so often. "
+        "Run `ingest topology apply` with INGEST_MANAGEMENT_URL, which sets a policy against this"
     )
 
 
-def _lost() -> BrokerUnavailable:
+def _connection_lost() -> BrokerUnavailable:
     return BrokerUnavailable(
-        f"the connection was lost while {INGEST_DEAD} was read. Run it again: what was not removed is still there, and "
-        "what was redriven twice is dropped as a duplicate"
+        f"the connection was lost while {INGEST_DEAD} was read. Run the command again: messages that were not removed "
+        "are still there, and a submission that is redriven twice is dropped as a duplicate"
     )

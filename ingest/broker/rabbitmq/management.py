@@ -1,4 +1,4 @@
-"""RabbitMQ's policies, which AMQP cannot set: through the management API, or as lines for an operator to run.
+"""RabbitMQ's policies and definitions, and the management API, which AMQP does not cover.
 
 Limits and dead-lettering are policies, not queue arguments, so that operators can change them.
 """
@@ -20,7 +20,7 @@ _APPLIES: Final = ("all", "queues", "quorum_queues")
 
 
 def policies() -> dict[str, dict[str, Any]]:
-    """Policy name to what the management API takes."""
+    """Policies by name, as the management API takes them."""
     return {
         queue.name: {
             "pattern": f"^{queue.name.replace('.', '[.]')}$",
@@ -33,9 +33,10 @@ def policies() -> dict[str, dict[str, Any]]:
 
 
 def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
-    """What of its policy is not in force on a queue.
+    """The parts of a queue's policy that are not in force.
 
-    Events may have another limit where a dead-letter exchange takes what exceeds it: that is their consumer's business.
+    A queue of events may have another limit if a dead-letter exchange takes the messages that exceed it: its consumer
+    decides that.
     """
     if queue in topology.FOR_CONSUMERS and effective.get("dead-letter-exchange") is not None:
         return {}
@@ -44,7 +45,7 @@ def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dead_lettering(queue: topology.Queue) -> dict[str, Any]:
-    """Quorum queues need all three, and the limit, for at-least-once dead-lettering."""
+    """The keys that quorum queues need, besides the limit, for at-least-once dead-lettering."""
     if queue.dead_letter_exchange is None:
         return {}
     return {
@@ -95,7 +96,7 @@ def definitions(vhost: str = "/") -> dict[str, Any]:
 
 
 def rabbitmqctl_lines(vhost: str) -> list[str]:
-    """What an operator runs where the management API is not to be used."""
+    """Commands that set the policies without the management API."""
     return [
         f"rabbitmqctl set_policy --vhost '{vhost}' --apply-to {policy['apply-to']} '{name}' '{policy['pattern']}' "
         f"'{msgspec.json.encode(policy['definition']).decode()}'"
@@ -104,30 +105,33 @@ def rabbitmqctl_lines(vhost: str) -> list[str]:
 
 
 class Policies:
-    """Policies and operator policies of a virtual host."""
+    """The policies and operator policies of a virtual host."""
 
     def __init__(self, policies: list[dict[str, Any]], operators: list[dict[str, Any]]) -> None:
         self._kinds = (policies, operators)
 
     def of(self, queue: str) -> dict[str, Any]:
-        """What they say about a quorum queue: of each kind the one of highest priority."""
-        found: dict[str, Any] = {}
+        """What they set for a quorum queue. Of each kind, the policy with the highest priority applies."""
+        effective: dict[str, Any] = {}
         for kind in self._kinds:
-            fitting = [each for each in kind if each["apply-to"] in _APPLIES and re.search(each["pattern"], queue)]
-            if fitting:
-                # Of two limits the lower holds, as RabbitMQ has it; else the operator's.
-                for name, value in max(fitting, key=lambda each: int(each["priority"]))["definition"].items():
-                    both = isinstance(value, int) and isinstance(found.get(name), int)
-                    found[name] = min(value, found[name]) if both else value
-        return found
+            matching = [pol for pol in kind if pol["apply-to"] in _APPLIES and re.search(pol["pattern"], queue)]
+            if matching:
+                # RabbitMQ applies the lower of two limits; of other values the operator's.
+                for name, value in max(matching, key=lambda policy: int(policy["priority"]))["definition"].items():
+                    both_numbers = isinstance(value, int) and isinstance(effective.get(name), int)
+                    effective[name] = min(value, effective[name]) if both_numbers else value
+        return effective
 
 
 class Management:
-    """The management API.
+    """A client of RabbitMQ's management API.
 
     Args:
         url: `http[s]://user:password@host:15672`.
         vhost: the virtual host of the topology.
+
+    Raises:
+        ConfigurationError: the URL is invalid.
     """
 
     def __init__(self, url: str, vhost: str) -> None:
@@ -139,12 +143,12 @@ class Management:
         self.vhost = quote(vhost, safe="")
 
     def apply_policies(self) -> None:
-        """Raises BrokerUnavailable, ConfigurationError."""
+        """Set all policies. Raises BrokerUnavailable, ConfigurationError."""
         for name, policy in policies().items():
             self._call("PUT", f"policies/{self.vhost}/{name}", policy)
 
     def differences(self) -> list[str]:
-        """What on the broker is not as the topology says, a sentence each. Raises as `apply_policies`."""
+        """The differences between broker and topology, as sentences. Raises as `apply_policies`."""
         in_force = self.policies()
         return self.drift() + [
             f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
@@ -153,43 +157,45 @@ class Management:
         ]
 
     def drift(self) -> list[str]:
-        """The same without policies: what AMQP declares."""
-        found = []
-        exchanges = {each["name"]: each for each in self.get(f"exchanges/{self.vhost}")}
-        queues = {each["name"]: each for each in self.get(f"queues/{self.vhost}")}
-        found += [f"exchange {name} is missing" for name in topology.EXCHANGES if name not in exchanges]
+        """The differences in what AMQP declares: exchanges, queues, bindings. Raises as `apply_policies`."""
+        exchanges = {exchange["name"] for exchange in self.get(f"exchanges/{self.vhost}")}
+        queues = {queue["name"]: queue for queue in self.get(f"queues/{self.vhost}")}
+        differences = [f"exchange {name} is missing" for name in topology.EXCHANGES if name not in exchanges]
         for queue in topology.QUEUES:
             if queue.name not in queues:
-                found.append(f"queue {queue.name} is missing")
+                differences.append(f"queue {queue.name} is missing")
             else:
-                found += self._queue_drift(queue, queues[queue.name])
-        return found
+                differences += self._queue_drift(queue, queues[queue.name])
+        return differences
 
     def _queue_drift(self, queue: topology.Queue, actual: dict[str, Any]) -> list[str]:
-        found = []
+        differences = []
         if actual.get("type") != "quorum":
-            found.append(f"queue {queue.name} is of type {actual.get('type')}, it must be quorum")
-        bound = self.get(f"queues/{self.vhost}/{queue.name}/bindings")
-        if (queue.exchange, queue.binding) not in {(each["source"], each["routing_key"]) for each in bound}:
-            found.append(f"queue {queue.name} is not bound to {queue.exchange} with {queue.binding}")
-        return found
+            differences.append(f"queue {queue.name} is of type {actual.get('type')}, it must be quorum")
+        bindings = self.get(f"queues/{self.vhost}/{queue.name}/bindings")
+        if (queue.exchange, queue.binding) not in {(bound["source"], bound["routing_key"]) for bound in bindings}:
+            differences.append(f"queue {queue.name} is not bound to {queue.exchange} with {queue.binding}")
+        return differences
 
     def policies(self) -> "Policies":
-        """The policies in force, as they are set and not as statistics show them seconds later. Raises as `get`."""
+        """The policies that are set. The statistics would show them only seconds later. Raises as `get`."""
         operators: list[dict[str, Any]] = []
-        with suppress(ConfigurationError):  # not every user may see them
+        with suppress(ConfigurationError):  # not every user may read them
             operators = self.get(f"operator-policies/{self.vhost}")
         return Policies(self.get(f"policies/{self.vhost}"), operators)
 
     def get(self, path: str) -> Any:
-        """The JSON at a path of the API. Raises BrokerUnavailable, ConfigurationError where the user may not."""
+        """The JSON at a path of the API.
+
+        Raises BrokerUnavailable, or ConfigurationError if the user lacks the right.
+        """
         return self._call("GET", path)
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
         try:
             response = httpx.request(method, f"{self._base}/{path}", json=body, auth=self._auth, timeout=_TIMEOUT)
         except httpx.HTTPError as error:
-            raise BrokerUnavailable(f"the management API at {self._base} cannot be reached: {error}") from error
+            raise BrokerUnavailable(f"the management API at {self._base} is unreachable: {error}") from error
         if response.status_code in (401, 403):
             tag = "policymaker" if method == "PUT" else "administrator" if "permissions" in path else "monitoring"
             raise ConfigurationError(

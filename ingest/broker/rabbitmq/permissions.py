@@ -1,4 +1,4 @@
-"""Who may do what on the broker: enough for the service, and no more than their own for everybody else."""
+"""Checks the permissions of AMQP users: enough for the service, and no more than needed for all others."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from ingest.domain.errors import ConfigurationError
 from ingest.domain.findings import Finding, Severity, error, ok, warning
 
 AREA: Final = "permissions"
-_OTHER: Final = "ingest-doctor-somebody-else"
+_OTHER: Final = "ingest-doctor-other-customer"
 _OURS: Final = (topology.INGEST_TASKS, topology.INGEST_BATCHES, topology.INGEST_DEAD)
 _ENOUGH: Final = "^(asg|ingest|consensus|webhook)[.].*"
 _NARROW: Final = (
@@ -20,32 +20,32 @@ _NARROW: Final = (
 
 
 def permissions(management: Management, user: str | None, trusted: frozenset[str]) -> list[Finding]:
-    """All findings. Raises BrokerUnavailable.
+    """All findings about permissions. Raises BrokerUnavailable.
 
     Args:
-        management: its user needs the tag `administrator` for this.
-        user: whom the service connects as.
+        management: its user needs the tag `administrator` for this check.
+        user: the user that the service connects as.
         trusted: the service's users.
     """
     vhost = unquote(management.vhost)
     try:
-        rows = [each for each in management.get("permissions") if each["vhost"] == vhost]
-        topics = [each for each in management.get("topic-permissions") if each["vhost"] == vhost]
-        tags = {each["name"]: _tags(each["tags"]) for each in management.get("users")}
-    except ConfigurationError as why:
-        return [ok(AREA, f"not checked, which takes the tag `administrator`: {why}")]
-    found = [*_service(rows, user)] if user else []
-    strangers = [each for each in rows if each["user"] not in trusted | {user}]
-    for row in strangers:
-        mine = [each for each in topics if each["user"] == row["user"] and each["exchange"] == topology.SUBMISSIONS]
-        found += _stranger(row, mine, tags.get(row["user"], set()))
-    if not any(each.severity is not Severity.OK for each in found):
-        found.append(ok(AREA, f"{len(strangers)} other users may do no more than they should"))
-    return found
+        rows = [row for row in management.get("permissions") if row["vhost"] == vhost]
+        topics = [topic for topic in management.get("topic-permissions") if topic["vhost"] == vhost]
+        tags = {account["name"]: _tags(account["tags"]) for account in management.get("users")}
+    except ConfigurationError as problem:
+        return [ok(AREA, f"not checked, because that needs the tag `administrator`: {problem}")]
+    findings = [*_service(rows, user)] if user else []
+    others = [row for row in rows if row["user"] not in trusted | {user}]
+    for row in others:
+        own = [topic for topic in topics if topic["user"] == row["user"] and topic["exchange"] == topology.SUBMISSIONS]
+        findings += _other_user(row, own, tags.get(row["user"], set()))
+    if not any(finding.severity is not Severity.OK for finding in findings):
+        findings.append(ok(AREA, f"the permissions of {len(others)} other users are narrow enough"))
+    return findings
 
 
 def _service(rows: list[dict[str, Any]], user: str) -> Iterator[Finding]:
-    row = next((each for each in rows if each["user"] == user), None)
+    row = next((row for row in rows if row["user"] == user), None)
     queues = [queue.name for queue in topology.QUEUES]
     needed = {"configure": [*topology.EXCHANGES, *queues], "write": [*topology.EXCHANGES, *queues]}
     needed["read"] = needed["write"]
@@ -58,27 +58,29 @@ def _service(rows: list[dict[str, Any]], user: str) -> Iterator[Finding]:
             )
     if user == "guest":
         yield warning(
-            AREA, "the service's user is guest, whose password everybody knows", "deploy/README.md: own users"
+            AREA,
+            "the service's user is guest, whose password is public",
+            "create a user for the service: deploy/README.md, Users",
         )
 
 
-def _stranger(row: dict[str, Any], topics: list[dict[str, Any]], tags: set[str]) -> Iterator[Finding]:
+def _other_user(row: dict[str, Any], topics: list[dict[str, Any]], tags: set[str]) -> Iterator[Finding]:
     user = row["user"]
     if tags & {"administrator", "impersonator"}:
         named = ", ".join(sorted(tags & {"administrator", "impersonator"}))
-        yield warning(
-            AREA, f"user {user} has the tag {named}: it can act in any name", "keep it for people, not programs"
-        )
+        do = "give this tag to people, not to programs"
+        yield warning(AREA, f"user {user} has the tag {named}: it can act in any name", do)
         return
     forbidden = {
-        "configure": ([*topology.EXCHANGES, *_OURS], "delete or change what the service stands on"),
-        "write": ([topology.EVENTS, topology.DEAD, *_OURS, "amq.default"], "get past the door, or forge events"),
+        "configure": ([*topology.EXCHANGES, *_OURS], "delete or change the service's topology"),
+        "write": ([topology.EVENTS, topology.DEAD, *_OURS, "amq.default"], "bypass the checks, or forge events"),
         "read": ([*topology.EXCHANGES, *_OURS], "read what customers submit"),
     }
-    for kind, (names, follows) in forbidden.items():
-        if may := [name for name in names if _may(row[kind], name)]:
-            yield error(AREA, f"user {user} may {kind} {', '.join(may)}: it can {follows}", _NARROW.format(user=user))
-    if _may(row["write"], topology.SUBMISSIONS) and (not topics or any(_any_customer(each, user) for each in topics)):
+    for kind, (names, consequence) in forbidden.items():
+        if allowed := [name for name in names if _may(row[kind], name)]:
+            what = f"user {user} may {kind} {', '.join(allowed)}: it can {consequence}"
+            yield error(AREA, what, _NARROW.format(user=user))
+    if _may(row["write"], topology.SUBMISSIONS) and (not topics or any(_any_customer(topic, user) for topic in topics)):
         yield error(
             AREA,
             f"user {user} may submit for any customer",
@@ -96,7 +98,7 @@ def _may(pattern: str, name: str) -> bool:
     try:
         return bool(pattern) and re.search(pattern, name) is not None
     except re.error:
-        return True  # Erlang's dialect: rather a finding too many
+        return True  # a pattern in Erlang's dialect: a finding too many is better than one too few
 
 
 def _tags(tags: str | list[str]) -> set[str]:

@@ -1,4 +1,4 @@
-"""How RabbitMQ is doing: from the management API, or as much as AMQP tells without it."""
+"""The state of RabbitMQ, from the management API, or without it as far as AMQP shows it."""
 
 import asyncio
 import time
@@ -14,9 +14,9 @@ _NAMES = [queue.name for queue in topology.QUEUES]
 
 
 async def broker_state(broker: RabbitBroker, management: Management | None) -> BrokerState:
-    """Never raises for what is away: that is what it tells.
+    """Return the state; an outage is part of it and raises nothing.
 
-    Depths and consumers come from AMQP: they are of now, while the management API's are some seconds old.
+    Depths and consumers come from AMQP, where they are current; those of the management API are some seconds old.
     """
     try:
         info = await broker.inspect(_NAMES)
@@ -35,7 +35,7 @@ async def broker_state(broker: RabbitBroker, management: Management | None) -> B
 
 
 def _statistics(management: Management) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    queues = {each["name"]: each for each in management.get(f"queues/{management.vhost}")}
+    queues = {queue["name"]: queue for queue in management.get(f"queues/{management.vhost}")}
     alarms = []
     for node in management.get("nodes"):
         named = {"mem_alarm": "is out of memory", "disk_free_alarm": "is out of disk"}
@@ -47,21 +47,21 @@ def _statistics(management: Management) -> tuple[dict[str, dict[str, Any]], list
     return queues, alarms
 
 
-def _queue(name: str, depth: tuple[int, int], seen: dict[str, Any]) -> QueueState:
-    head = seen.get("head_message_timestamp")
+def _queue(name: str, depth: tuple[int, int], statistics: dict[str, Any]) -> QueueState:
+    head = statistics.get("head_message_timestamp")
     return QueueState(
         name=name,
         ready=depth[0],
-        unacked=seen.get("messages_unacknowledged"),
+        unacked=statistics.get("messages_unacknowledged"),
         consumers=depth[1],
-        rate_in=_rate(seen, "publish"),
-        rate_out=_rate(seen, "ack"),
+        rate_in=_rate(statistics, "publish"),
+        rate_out=_rate(statistics, "ack"),
         oldest=0.0 if not depth[0] else time.time() - head if isinstance(head, int) else None,
     )
 
 
-def _rate(seen: dict[str, Any], what: str) -> float | None:
-    if not seen:
+def _rate(statistics: dict[str, Any], counter: str) -> float | None:
+    if not statistics:
         return None
-    rate = (seen.get("message_stats") or {}).get(f"{what}_details", {}).get("rate", 0.0)
+    rate = (statistics.get("message_stats") or {}).get(f"{counter}_details", {}).get("rate", 0.0)
     return float(rate)

@@ -1,4 +1,4 @@
-"""Whether an Aerospike cluster can keep what the ledger promises."""
+"""Checks whether an Aerospike cluster can keep the guarantees of the ledger."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ from ingest.store.aerospike.info import Node
 AREA: Final = "store"
 _OLDEST: Final = 6
 _SKEW: Final = (1_500, 10_000)
-"""Milliseconds between clocks that are odd, and that are wrong: a lease is 30 s."""
+"""Milliseconds between clocks that cause a warning, and an error: a lease is 30 s."""
 # The names differ by version: up to 6, 7 and later.
 _EVICTION: Final = (
     "high-water-disk-pct",
@@ -26,23 +26,28 @@ _SETS: Final = ("ledger", "quota", "customer", "api_key")
 
 
 def findings(nodes: Sequence[Node], namespace: str, now: Callable[[], float] = time.time) -> list[Finding]:
-    """All findings, of all nodes; the same finding of several nodes once."""
-    with_it = [node for node in nodes if node.namespace]
-    found = [*_cluster(nodes)]
+    """All findings about all nodes. A finding that several nodes share is listed once.
+
+    Args:
+        nodes: what the nodes report.
+        namespace: the namespace of the service.
+        now: Unix time in seconds.
+    """
+    with_namespace = [node for node in nodes if node.namespace]
+    results = [*_cluster(nodes)]
     if missing := [node for node in nodes if not node.namespace]:
         known = sorted({name for node in missing for name in node.namespaces if name})
-        found.append(
+        results.append(
             error(
                 AREA,
-                f"{_of(missing)} has no namespace {namespace}; it has {', '.join(known) or 'none that we may see'}",
+                f"{_names(missing)} has no namespace {namespace}; it has {', '.join(known) or 'none that is visible'}",
                 "add it to aerospike.conf (deploy/aerospike/aerospike.conf), or name another in INGEST_STORE_URL",
             )
         )
-    checks = (_expiry, _eviction, _writes, _room, _durability, _copies, _consistency, _sets)
+    checks = (_expiry, _eviction, _writes, _free_space, _durability, _copies, _consistency, _sets)
     for check in checks:
-        each_node = [list(check(node)) for node in with_it]
-        found += dict.fromkeys(each for some in each_node for each in some)
-    return [*found, *_clocks(with_it, now)]
+        results += dict.fromkeys(finding for node in with_namespace for finding in check(node))
+    return [*results, *_clocks(with_namespace, now)]
 
 
 def _cluster(nodes: Sequence[Node]) -> Iterator[Finding]:
@@ -57,9 +62,9 @@ def _cluster(nodes: Sequence[Node]) -> Iterator[Finding]:
     if len(keys) > 1 or not whole or sizes != {str(len(nodes))}:
         yield error(
             AREA,
-            f"the cluster is not one: {len(nodes)} nodes answer, they see {', '.join(sorted(sizes))}",
-            "mend the network or the mesh seeds in `heartbeat`; until then a key can be accepted on both sides (under "
-            "one id)",
+            f"the cluster is split: {len(nodes)} nodes answer, they see {', '.join(sorted(sizes))}",
+            "repair the network or the mesh seeds in `heartbeat`; until then a key can be accepted on both sides "
+            "(under one id)",
         )
 
 
@@ -67,21 +72,21 @@ def _expiry(node: Node) -> Iterator[Finding]:
     period = node.number("nsup-period")
     if not period:
         ignored = node.is_true("allow-ttl-without-nsup")
-        follows = (
-            "nothing ever expires, and the ledger fills up"
+        consequence = (
+            "records never expire, and the ledger fills up"
             if ignored
-            else "records with a time to live are refused, which all of the ledger have"
+            else "records with a time to live, as every record of the ledger has, are refused"
         )
         yield error(
             AREA,
-            f"nsup-period is 0: {follows}",
-            "set nsup-period 120 in the namespace; `asinfo -v 'set-config:context=namespace;id=…;nsup-period=120'` "
-            "does it while it runs",
+            f"nsup-period is 0: {consequence}",
+            "set nsup-period 120 in the namespace; on a running node, use "
+            "`asinfo -v 'set-config:context=namespace;id=…;nsup-period=120'`",
         )
     else:
         yield ok(AREA, f"records expire (nsup-period {period:.0f} s)")
     default = node.number("default-ttl")
-    yield ok(AREA, f"default-ttl is {default or 0:.0f}: without effect, every record of ours says its own")
+    yield ok(AREA, f"default-ttl is {default or 0:.0f}: it has no effect, because every record sets its own")
 
 
 def _eviction(node: Node) -> Iterator[Finding]:
@@ -90,37 +95,35 @@ def _eviction(node: Node) -> Iterator[Finding]:
     if evicted or node.is_true("hwm_breached"):
         yield error(
             AREA,
-            f"records are evicted before their time ({evicted:,.0f} so far): their keys can be accepted once more",
+            f"records are evicted before they expire ({evicted:,.0f} so far): their keys can be accepted again",
             "add memory or disk, or shorten retention (`ingest customer set CUST --retention`); then forbid eviction",
         )
     if limits:
         shown = ", ".join(f"{name} {value:.0f}" for name, value in limits.items())
         yield warning(
             AREA,
-            f"eviction is on ({shown}): under pressure keys are forgotten before their retention ends",
-            "set them to 0: writes are refused instead (503), and nothing is forgotten",
+            f"eviction is on ({shown}): when storage is short, keys are forgotten before their retention ends",
+            "set them to 0: then writes are refused (503), and no key is forgotten",
         )
     else:
-        yield ok(AREA, "nothing is evicted")
+        yield ok(AREA, "no records are evicted")
 
 
 def _writes(node: Node) -> Iterator[Finding]:
     if node.is_true("stop_writes"):
-        yield error(
-            AREA, f"{node.name} refuses writes (stop_writes)", "free or add memory and disk: see its log for which"
-        )
+        yield error(AREA, f"{node.name} refuses writes (stop_writes)", "free or add memory or disk: its log says which")
     if node.is_true("clock_skew_stop_writes"):
-        yield error(AREA, f"{node.name} refuses writes: clocks of the cluster are apart", "run NTP on all nodes")
+        yield error(AREA, f"{node.name} refuses writes: the clocks of the cluster differ", "run NTP on all nodes")
     for name in ("dead_partitions", "unavailable_partitions"):
         if count := node.number(name):
-            yield error(AREA, f"{node.name} has {count:.0f} {name.replace('_', ' ')}", "bring the missing nodes back")
+            yield error(AREA, f"{node.name} has {count:.0f} {name.replace('_', ' ')}", "start the missing nodes")
     if moving := node.number("migrate_tx_partitions_remaining"):
         yield warning(
-            AREA, f"{node.name} has {moving:.0f} partitions still to move", "wait before touching another node"
+            AREA, f"{node.name} still has to move {moving:.0f} partitions", "wait before you restart another node"
         )
 
 
-def _room(node: Node) -> Iterator[Finding]:
+def _free_space(node: Node) -> Iterator[Finding]:
     used = max((value for name in _USED if (value := node.number(name)) is not None), default=None)
     free = min((value for name in _FREE if (value := node.number(name)) is not None), default=None)
     stop = node.number("storage-engine.stop-writes-used-pct") or 100
@@ -128,7 +131,7 @@ def _room(node: Node) -> Iterator[Finding]:
         shown = f"{used:.0f} % used" if free is None else f"{used or 0:.0f} % used, {free:.0f} % free to write"
         yield warning(
             AREA,
-            f"{node.name} fills up: {shown}; writes stop at {stop:.0f} % used",
+            f"{node.name} is nearly full: {shown}; writes stop at {stop:.0f} % used",
             "add storage or nodes, or shorten retention, before writes stop",
         )
     elif used is not None:
@@ -140,25 +143,25 @@ def _durability(node: Node) -> Iterator[Finding]:
     if engine == "memory" and not node.namespace.get("storage-engine.file[0]"):
         yield warning(
             AREA,
-            "the namespace is in memory only: after a restart of all nodes used keys are accepted anew, under their id",
-            "use storage-engine device, unless that is meant",
+            "the namespace is only in memory: after a restart of all nodes, used keys are accepted again (same id)",
+            "use storage-engine device, unless this is intended",
         )
     elif node.edition == "Community":
-        # It refuses to start with commit-to-device.
+        # The Community Edition refuses to start with commit-to-device.
         behind = node.number("storage-engine.flush-max-ms") or 1000
-        what = f"a crash of a node can forget the last {behind:.0f} ms of claims, where no other node has them"
+        what = f"a crash of a node can lose the claims of the last {behind:.0f} ms that no other node has"
         if (node.number("replication-factor") or 1) < 2:
-            yield warning(AREA, what, "set replication-factor 2, or flush-max-ms lower")
+            yield warning(AREA, what, "set replication-factor 2, or lower flush-max-ms")
         else:
             yield ok(AREA, what)
     elif not node.is_true("storage-engine.commit-to-device"):
         yield warning(
             AREA,
-            "commit-to-device is false: a crash of a node can forget the last second of claims",
+            "commit-to-device is false: a crash of a node can lose the last second of claims",
             "set commit-to-device true, or replication-factor 2 or more",
         )
     else:
-        yield ok(AREA, "writes are on disk when they return")
+        yield ok(AREA, "a write is on disk when it returns")
 
 
 def _copies(node: Node) -> Iterator[Finding]:
@@ -166,10 +169,12 @@ def _copies(node: Node) -> Iterator[Finding]:
     wanted = node.number("replication-factor") or 1
     has = node.number("effective_replication_factor") or wanted
     if has < wanted:
-        yield warning(AREA, f"{has:.0f} of {wanted:.0f} copies: too few nodes are up", "bring the missing nodes back")
+        yield warning(AREA, f"{has:.0f} of {wanted:.0f} copies: too few nodes are up", "start the missing nodes")
     elif wanted < 2:
         do = "set replication-factor 2" if size > 1 else "add a node and set replication-factor 2"
-        yield warning(AREA, "replication-factor is 1: with a node its part of the ledger is lost or away", do)
+        yield warning(
+            AREA, "replication-factor is 1: if a node stops, its part of the ledger is unavailable or lost", do
+        )
     else:
         yield ok(AREA, f"{has:.0f} copies of each record")
 
@@ -178,23 +183,22 @@ def _consistency(node: Node) -> Iterator[Finding]:
     if node.is_true("strong-consistency"):
         yield ok(AREA, "strong consistency: a split cluster does not accept a key twice")
     else:
-        # No warning: the Community Edition has nothing else, and identity does not depend on it.
+        # Not a warning: the Community Edition has only this mode, and ids do not depend on it.
         yield ok(AREA, "AP mode: a split cluster may accept one key on both sides, under the same id")
 
 
 def _sets(node: Node) -> Iterator[Finding]:
-    for each in node.sets:
+    for limits in node.sets:
         for name in ("stop-writes-count", "stop-writes-size"):
-            if each.get("set") in _SETS and each.get(name, "0") != "0":
-                yield warning(
-                    AREA, f"set {each['set']} has {name} {each[name]}", "remove it: beyond it clients see 503"
-                )
+            if limits.get("set") in _SETS and limits.get(name, "0") != "0":
+                do = "remove it: above this limit clients get 503"
+                yield warning(AREA, f"set {limits['set']} has {name} {limits[name]}", do)
 
 
 def _clocks(nodes: Sequence[Node], now: Callable[[], float]) -> Iterator[Finding]:
     skews = [float(node.statistics.get("cluster_clock_skew_ms", "0")) for node in nodes]
     here = now()
-    # Theirs are whole seconds, and the answer took a moment.
+    # The nodes' clocks are in whole seconds, and the answer took a moment.
     skews += [max(0.0, abs(here - node.clock - 0.5) - 1.0) * 1000 for node in nodes if node.clock is not None]
     worst = max(skews, default=0.0)
     if worst > _SKEW[1]:
@@ -205,5 +209,5 @@ def _clocks(nodes: Sequence[Node], now: Callable[[], float]) -> Iterator[Finding
         yield ok(AREA, "clocks agree, among the nodes and with this machine")
 
 
-def _of(nodes: Iterable[Node]) -> str:
+def _names(nodes: Iterable[Node]) -> str:
     return ", ".join(node.name for node in nodes)

@@ -1,4 +1,4 @@
-"""What an Aerospike cluster tells about itself: statistics and configuration of each node."""
+"""What an Aerospike cluster reports about itself: statistics and configuration of each node."""
 
 from operator import methodcaller
 from typing import Any, Final, Self
@@ -13,7 +13,7 @@ _EPOCH: Final = 1_262_304_000
 
 
 class Node(msgspec.Struct, frozen=True):
-    """One node. `namespace` has statistics and configuration of ours, empty where the node does not have it."""
+    """One node. `namespace` has the statistics and configuration of our namespace; it is empty if the node has none."""
 
     name: str
     build: str
@@ -25,7 +25,7 @@ class Node(msgspec.Struct, frozen=True):
 
     @property
     def major(self) -> int:
-        """The first number of the version; 0 where it tells none."""
+        """The first number of the version; 0 if it is unknown."""
         first = self.build.partition(".")[0]
         return int(first) if first.isdigit() else 0
 
@@ -35,7 +35,7 @@ class Node(msgspec.Struct, frozen=True):
         return _EPOCH + int(self.namespace["current_time"]) if "current_time" in self.namespace else None
 
     def number(self, name: str) -> float | None:
-        """A statistic or setting of the namespace; None where this version does not have it."""
+        """A statistic or setting of the namespace; None if this version does not have it."""
         try:
             return float(self.namespace[name])
         except (KeyError, ValueError):
@@ -46,7 +46,7 @@ class Node(msgspec.Struct, frozen=True):
 
 
 class AerospikeView:
-    """A client to look with. Open it with `open`, close it."""
+    """A client that reads what the nodes report. Use `open`, then `close`."""
 
     def __init__(self, client: AerospikeClient) -> None:
         self._client = client
@@ -80,7 +80,7 @@ class AerospikeView:
                     statistics=_pairs(statistics),
                     namespaces=namespaces.split(";"),
                     namespace=_pairs(namespace) if ours in namespaces.split(";") else {},
-                    sets=[_pairs(each, ":") for each in sets.split(";") if each],
+                    sets=[_pairs(text, ":") for text in sets.split(";") if text],
                 )
             )
         if not nodes:
@@ -88,7 +88,7 @@ class AerospikeView:
         return nodes
 
     async def ping(self) -> None:
-        """Read one record, there or not, as the service does. Raises StoreUnavailable."""
+        """Read one record, which may not exist, as the service does. Raises StoreUnavailable."""
         await self._client.read([(self._client.namespace, "ready", "ready")])
 
     async def close(self) -> None:
@@ -96,12 +96,12 @@ class AerospikeView:
 
 
 def _text(answer: Any) -> str:
-    """(error, text) of one node; a refusal is an empty text, as is a namespace that is not there."""
+    """The text in a node's answer, (error, text). It is empty if the node refused or does not have the namespace."""
     failed, text = answer or (None, "")
     text = (text or "").strip()
-    # Statistics may begin with `failed_best_practices=true`, which is no failure.
+    # Statistics may begin with `failed_best_practices=true`, which is not a failure.
     return "" if failed or text.upper().startswith(("ERROR:", "FAIL:")) or text.upper() in ("ERROR", "FAIL") else text
 
 
 def _pairs(text: str, separator: str = ";") -> dict[str, str]:
-    return {name: value for name, _, value in (each.partition("=") for each in text.split(separator)) if value}
+    return {name: value for name, _, value in (pair.partition("=") for pair in text.split(separator)) if value}

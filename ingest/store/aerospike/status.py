@@ -1,4 +1,4 @@
-"""How an Aerospike cluster is doing."""
+"""The state of an Aerospike cluster."""
 
 import time
 
@@ -10,12 +10,12 @@ _USED = ("data_used_pct", "device_used_pct", "memory_used_pct")
 
 
 async def store_state(view: AerospikeView) -> StoreState:
-    """Never raises for what is away: that is what it tells."""
+    """Return the state; an outage is part of it and raises nothing."""
     try:
         nodes = await view.nodes()
-        asked = time.perf_counter()
+        start = time.perf_counter()
         await view.ping()
-        round_trip = time.perf_counter() - asked
+        round_trip = time.perf_counter() - start
     except StoreUnavailable as error:
         return StoreState(name="Aerospike", problems=[str(error)])
     ours = [node for node in nodes if node.namespace]
@@ -34,8 +34,9 @@ async def store_state(view: AerospikeView) -> StoreState:
 def _problems(node: Node, namespace: str) -> list[str]:
     if not node.namespace:
         return [f"{node.name} has no namespace {namespace}"]
-    named = {"stop_writes": "refuses writes", "clock_skew_stop_writes": "refuses writes: clocks are apart"}
-    found = [f"{node.name} {text}" for key, text in named.items() if node.is_true(key)]
-    if node.is_true("hwm_breached"):
-        found.append(f"{node.name} evicts records before their time")
-    return found
+    flags = {
+        "stop_writes": "refuses writes",
+        "clock_skew_stop_writes": "refuses writes: the clocks of the cluster differ",
+        "hwm_breached": "evicts records before they expire",
+    }
+    return [f"{node.name} {text}" for flag, text in flags.items() if node.is_true(flag)]

@@ -18,7 +18,7 @@ from ingest.telemetry.broker import MeteredBroker
 from ingest.telemetry.exposition import Exposition
 from ingest.telemetry.health import DEAD, STALE, Health, Report
 from ingest.telemetry.prometheus import PrometheusMeter, shared_registry
-from ingest.telemetry.shared import ProcessReports
+from ingest.telemetry.reports import ProcessReports
 from tests.support.fakes import Clock
 from tests.unit.telemetry.test_metrics import samples
 
@@ -39,7 +39,7 @@ class ShimHarness:
             raise StoreUnavailable(self.store_away)
 
     async def problems(self) -> list[str]:
-        await self.health.look()
+        await self.health.check()
         return self.reports[-1].problems
 
     def gauge(self, name: str) -> float:
@@ -91,7 +91,7 @@ async def test_the_watchdog_barks_when_deliveries_are_held_and_none_is_settled(h
     harness.clock.now += 59
     assert await harness.problems() == [], "one was settled"
     harness.clock.now += 61
-    assert await harness.problems() == ["watchdog: 2 deliveries of ingest.tasks held, none settled for 61 s"]
+    assert await harness.problems() == ["watchdog: 2 deliveries of ingest.tasks held, none finished for 61 s"]
     assert harness.gauge("ingest_stalled") == 1
     assert harness.gauge("ingest_deliveries_in_flight") == 2
     await consumer.ack([second])
@@ -144,7 +144,7 @@ async def test_a_process_that_hangs_is_unready_first_and_dead_later() -> None:
     """An orchestrator restarts it; an outage alone never gets that far."""
     alive, ready = await answers([report("0", STALE + 1)], 1)
     assert (alive.status_code, ready.status_code) == (200, 503)
-    assert "process 0 (pid 7) has not been heard of for 11 s" in ready.json()["error"]
+    assert "process 0 (pid 7) has not reported for 11 s" in ready.json()["error"]
     alive, _ = await answers([report("0", DEAD + 1, "store: away")], 1)
     assert alive.status_code == 503
 

@@ -4,8 +4,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from starlette.types import Scope
 
-from ingest.telemetry.http import MeteredApp, Scope, route_of
+from ingest.telemetry.http import MeteredApp, route_of
 from ingest.telemetry.prometheus import PrometheusMeter
 from tests.unit.telemetry.test_metrics import samples
 

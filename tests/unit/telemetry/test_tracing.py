@@ -14,9 +14,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ParentBased
 from opentelemetry.trace import StatusCode
+from starlette.types import Scope
 
 from ingest.domain.messages import Delivery, Message, PublishOutcome
-from ingest.telemetry.http import Scope
 from ingest.telemetry.tracing import TracedApp, TracedConsumer, TracedPublisher
 from tests.support.deliveries import delivery
 from tests.support.fakes import AckingConsumer, ScriptedPublisher

@@ -1,4 +1,4 @@
-"""Where the processes of one supervisor leave what they count and how they are: a private directory of small files."""
+"""The files in which the processes of one supervisor record metrics and health."""
 
 import shutil
 import tempfile
@@ -14,9 +14,12 @@ _decode = msgspec.json.Decoder(Report).decode
 
 
 class ProcessReports:
-    """Made by the supervisor before it starts processes. Raises ConfigurationError where there is no place for it.
+    """A private directory, made by the supervisor before it starts processes.
 
-    `directory` also holds prometheus_client's files, one a kind of metric and process.
+    `directory` also contains the files of prometheus_client, one per kind of metric and process.
+
+    Raises:
+        ConfigurationError: the directory cannot be created.
     """
 
     def __init__(self) -> None:
@@ -24,12 +27,12 @@ class ProcessReports:
             self.directory = Path(tempfile.mkdtemp(prefix="ingest-"))
         except OSError as error:
             raise ConfigurationError(
-                f"cannot make a directory for the metrics of several processes: {error}. Set TMPDIR to a place that "
-                "can be written"
+                f"cannot create a directory for the metrics of several processes: {error}. Set TMPDIR to a "
+                "writable directory"
             ) from error
 
     def write(self, report: Report) -> None:
-        """Leave a report, whole or not at all."""
+        """Write a report atomically."""
         path = self._report(report.process)
         new = path.with_suffix(".new")
         new.write_bytes(_encode(report))
@@ -37,21 +40,21 @@ class ProcessReports:
 
     def reports(self) -> list[Report]:
         """The newest report of each process that has one."""
-        found = []
+        reports = []
         for path in sorted(self.directory.glob("health_*.json")):
             try:
-                found.append(_decode(path.read_bytes()))
+                reports.append(_decode(path.read_bytes()))
             except FileNotFoundError:
-                continue  # its process has died this moment
-        return found
+                continue  # its process died just now
+        return reports
 
     def forget(self, process: str) -> None:
-        """A process has died: what it was at the moment is no more. What it has counted stays."""
+        """Remove the gauges and the report of a process that died. Its counters stay."""
         for path in (*self.directory.glob(f"gauge_live*_{process}.db"), self._report(process)):
             path.unlink(missing_ok=True)
 
     def remove(self) -> None:
-        """The end of all."""
+        """Delete the directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _report(self, process: str) -> Path:
