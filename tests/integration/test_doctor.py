@@ -59,10 +59,10 @@ async def nodes(url: str) -> list[Node]:
 async def test_a_badly_configured_aerospike(badly_configured: AerospikeServer, tmp_path: Path) -> None:
     """Each mistake is found, exit code 1; the command shows the same."""
     found = aerospike_checks.findings(await nodes(badly_configured.url), "test")
-    assert said(found, ERROR, "nsup-period is 0: records with a time to live are refused")
+    assert said(found, ERROR, "nsup-period is 0: records with a time to live, as every record of the ledger has, are refused")
     assert said(found, WARNING, "storage-engine.evict-used-pct 50")
     assert said(found, WARNING, "replication-factor is 1")
-    assert said(found, WARNING, "in memory only")
+    assert said(found, WARNING, "only in memory")
     assert said(found, WARNING, "set ledger has stop-writes-count 1000")
     assert said(found, OK, "clocks agree")
     env = {"INGEST_STORE_URL": badly_configured.url}
@@ -121,7 +121,7 @@ async def test_clocks(aerospike: AerospikeServer) -> None:
             WARNING,
             "lose the claims of the last 100 ms",
         ),
-        ({"storage-engine": "device", "replication-factor": "2"}, OK, "where no other node has them"),
+        ({"storage-engine": "device", "replication-factor": "2"}, OK, "that no other node has"),
     ],
 )
 async def test_states_of_a_cluster(
@@ -160,7 +160,7 @@ async def test_a_broker_as_it_should_be(rabbitmq_url: str, management: Managemen
     found = await check(rabbitmq_url, management)
     assert [each for each in found if each.severity is ERROR] == []
     assert {each.what.split(":")[0] for each in found if each.severity is WARNING} == {
-        "1 node",
+        "only one RabbitMQ node",
         "the service's user is guest, whose password is public",
     }
     assert said(found, OK, "exchanges, queue types and bindings match the topology")
@@ -189,12 +189,12 @@ async def test_a_badly_configured_broker(rabbitmq: RabbitServer, rabbitmq_url: s
 @pytest.mark.parametrize(
     ("queue", "effective", "major", "severity", "says"),
     [
-        (topology.INGEST_DEAD, {}, 4, ERROR, "delivery-limit is 20: dead letters are dropped"),
-        (topology.INGEST_DEAD, {"delivery-limit": 3}, 3, ERROR, "delivery-limit is 3: dead letters are dropped"),
-        (topology.CONSENSUS_TASKS, {}, 4, ERROR, "delivery-limit is 20: what its consumer returns more often"),
-        (topology.WEBHOOK_DISPATCH, {"delivery-limit": 5}, 3, ERROR, "delivery-limit is 5: what its consumer"),
+        (topology.INGEST_DEAD, {}, 4, ERROR, "delivery-limit is 20: a dead letter that is read so often is dropped"),
+        (topology.INGEST_DEAD, {"delivery-limit": 3}, 3, ERROR, "delivery-limit is 3: a dead letter that is read so often is dropped"),
+        (topology.CONSENSUS_TASKS, {}, 4, ERROR, "delivery-limit is 20: an event that its consumer returns more often"),
+        (topology.WEBHOOK_DISPATCH, {"delivery-limit": 5}, 3, ERROR, "delivery-limit is 5: an event that its consumer"),
         (topology.WEBHOOK_DISPATCH, {"consumer-timeout": 60_000}, 3, ERROR, "consumer-timeout is 60 s"),
-        (topology.WEBHOOK_DISPATCH, {"max-length": 9}, 3, ERROR, "drops the oldest"),
+        (topology.WEBHOOK_DISPATCH, {"max-length": 9}, 3, ERROR, "drops its oldest"),
     ],
 )
 def test_what_other_versions_and_policies_make_of_a_queue(
@@ -283,7 +283,7 @@ async def test_what_cannot_be_seen_is_said(rabbitmq: RabbitServer, rabbitmq_url:
         rabbitmq.api("PUT", f"permissions/{vhost_of(rabbitmq_url)}/{name}", PRODUCER)
         monitor = Management(rabbitmq.management_url.replace("//", f"//{name}:pw@"), vhost_of(rabbitmq_url))
         found = await check(rabbitmq_url, monitor)
-        assert said(found, OK, "not checked, which takes the tag `administrator`")
+        assert said(found, OK, "not checked, because that needs the tag `administrator`")
         assert said(found, OK, "no memory or disk alarm")
     finally:
         rabbitmq.api("DELETE", f"users/{name}")
