@@ -59,7 +59,9 @@ async def nodes(url: str) -> list[Node]:
 async def test_a_badly_configured_aerospike(badly_configured: AerospikeServer, tmp_path: Path) -> None:
     """Each mistake is found, exit code 1; the command shows the same."""
     found = aerospike_checks.findings(await nodes(badly_configured.url), "test")
-    assert said(found, ERROR, "nsup-period is 0: records with a time to live, as every record of the ledger has, are refused")
+    assert said(
+        found, ERROR, "nsup-period is 0: records with a time to live, as every record of the ledger has, are refused"
+    )
     assert said(found, WARNING, "storage-engine.evict-used-pct 50")
     assert said(found, WARNING, "replication-factor is 1")
     assert said(found, WARNING, "only in memory")
@@ -190,7 +192,13 @@ async def test_a_badly_configured_broker(rabbitmq: RabbitServer, rabbitmq_url: s
     ("queue", "effective", "major", "severity", "says"),
     [
         (topology.INGEST_DEAD, {}, 4, ERROR, "delivery-limit is 20: a dead letter that is read so often is dropped"),
-        (topology.INGEST_DEAD, {"delivery-limit": 3}, 3, ERROR, "delivery-limit is 3: a dead letter that is read so often is dropped"),
+        (
+            topology.INGEST_DEAD,
+            {"delivery-limit": 3},
+            3,
+            ERROR,
+            "delivery-limit is 3: a dead letter that is read so often is dropped",
+        ),
         (topology.CONSENSUS_TASKS, {}, 4, ERROR, "delivery-limit is 20: an event that its consumer returns more often"),
         (topology.WEBHOOK_DISPATCH, {"delivery-limit": 5}, 3, ERROR, "delivery-limit is 5: an event that its consumer"),
         (topology.WEBHOOK_DISPATCH, {"consumer-timeout": 60_000}, 3, ERROR, "consumer-timeout is 60 s"),

@@ -1,15 +1,35 @@
-"""What clients and producers build against: the HTTP API as OpenAPI 3.1, the exchange as AsyncAPI 3.0.
+"""The API documents: OpenAPI 3.1 for HTTP, AsyncAPI 3.0 for the exchange, and a JSON Schema per message.
 
-- ``openapi``    paths, parameters, callbacks.
-- ``responses``  every status with its headers and bodies.
-- ``answers``    the bodies of answers, as types.
-- ``asyncapi``   channels, operations, servers; from `domain.topology`.
-- ``messages``   what travels in the channels.
-- ``schemas``    JSON Schemas from the models that validate.
-- ``examples``   the contract's own bodies.
+The JSON files beside this module are the source. `tests/unit/documents` compares them with the models, limits, errors
+and topology of the code, and with real answers and events, so a document that differs from the service fails a test.
 """
 
-from ingest.shim.documents.asyncapi import SCHEMAS, asyncapi_document, event_schema
-from ingest.shim.documents.openapi import openapi_document
+from functools import cache
+from importlib.resources import files
+from typing import Any, Final
 
-__all__ = ["SCHEMAS", "asyncapi_document", "event_schema", "openapi_document"]
+import msgspec
+
+SCHEMAS: Final = ("task.accepted", "batch.accepted", "submission.duplicate", "submission.rejected", "dead-letter")
+"""Messages that have a JSON Schema: events by the first words of their routing keys, and dead letters."""
+
+
+def openapi_document() -> dict[str, Any]:
+    """The HTTP API as an OpenAPI 3.1 document. Treat it as read-only."""
+    return _load("openapi.json")
+
+
+def asyncapi_document() -> dict[str, Any]:
+    """The exchange as an AsyncAPI 3.0 document. Treat it as read-only."""
+    return _load("asyncapi.json")
+
+
+def event_schema(name: str) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of one message of `SCHEMAS`. Treat it as read-only."""
+    return _load(f"{name}.schema.json")
+
+
+@cache
+def _load(name: str) -> dict[str, Any]:
+    document: dict[str, Any] = msgspec.json.decode((files(__package__) / name).read_bytes())
+    return document

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 from ingest.domain import validation
 from ingest.shim import openapi_document
 from tests.e2e.contract import BATCH_CURL, TASK_CURL
-from tests.unit.documents.golden import documents
 from tests.unit.documents.schemas import problems, resolved
 
 DOCUMENT = openapi_document()
@@ -31,12 +29,6 @@ def media_types() -> Iterator[tuple[str, dict[str, Any]]]:
             for status, response in operation["responses"].items():
                 for media_type in resolved(DOCUMENT, response)["content"].values():
                     yield f"{path} {status}", media_type
-
-
-@pytest.mark.parametrize("path", documents(), ids=lambda path: path.name)
-def test_golden_copies(path: Path) -> None:
-    """What others build against changes only with its copy: `.venv/bin/python -m tests.unit.documents.golden`."""
-    assert json.loads(path.read_text()) == json.loads(documents()[path])
 
 
 def test_valid_by_the_public_validator() -> None:
