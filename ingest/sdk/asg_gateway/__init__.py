@@ -4,7 +4,7 @@
 >>> client = ASGGatewayClient(api_key)                                     # doctest: +SKIP
 >>> client.submit_task(task_type="sentiment", data_url=..., label_spec=...)  # doctest: +SKIP
 
-Any number of tasks from a file: the command `asg-submit`; from a program: `submit_many`.
+To submit any number of tasks, use the command `asg-submit` for a file and `submit_many` in a program.
 """
 
 from asg_gateway._async_client import AsyncASGGatewayClient

@@ -1,4 +1,4 @@
-"""`python -m asg_gateway` is `asg-submit`."""
+"""`python -m asg_gateway` runs `asg-submit`."""
 
 import sys
 

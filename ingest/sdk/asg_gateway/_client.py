@@ -1,4 +1,4 @@
-"""The blocking client."""
+"""The synchronous client."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import httpx
 
-from asg_gateway import _protocol as protocol
+from asg_gateway import _protocol
 from asg_gateway._errors import resumable
 from asg_gateway._results import BatchResult, TaskResult, joined
 from asg_gateway._retry import DEADLINE, MAX_RETRIES, TIMEOUT, Attempts, Limits
@@ -17,27 +17,26 @@ from asg_gateway._tasks import key_or_new
 class ASGGatewayClient:
     """Submits tasks; safe to share between threads.
 
-    Connection errors, 408, 409, 429 and 5xx are retried, with backoff and as `Retry-After` asks. That is safe: every
-    submission carries an idempotency key, made once a call where none is given.
+    Connection errors, 408, 409, 429 and 5xx are retried, with a backoff that respects `Retry-After`. That is safe,
+    because every submission has an idempotency key; if none is given, one is generated per call.
 
     Args:
-        api_key: as issued.
-        base_url: of the gateway. With `http` the key travels unencrypted: for loopback and trusted networks.
-        timeout: seconds to wait for a connection, and for each read and write.
-        max_retries: attempts after the first.
-        deadline: seconds for one request with all its retries; waits are cut to what is left of it.
-        transport: httpx transport, e.g. for a proxy.
-        sleep: waits between attempts.
+        api_key: the API key.
+        base_url: the gateway's URL. With `http` the key is sent unencrypted; use it only on loopback or trusted
+            networks. timeout: seconds to wait for a connection, and for each read and write. max_retries: attempts
+            after the first one. deadline: seconds for one request with all its retries; waits are shortened to the
+            remaining time. transport: an httpx transport, for example for a proxy. sleep: waits so many seconds
+            between attempts.
 
     Raises:
-        ValueError: an argument cannot be right; the message says what it must be.
+        ValueError: an argument is invalid; the message says what it must be.
     """
 
     def __init__(
         self,
         api_key: str,
         *,
-        base_url: str = protocol.BASE_URL,
+        base_url: str = _protocol.BASE_URL,
         timeout: float = TIMEOUT,
         max_retries: int = MAX_RETRIES,
         deadline: float = DEADLINE,
@@ -45,7 +44,7 @@ class ASGGatewayClient:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._limits = Limits(timeout, max_retries, deadline)
-        self._http = httpx.Client(**protocol.client_options(api_key, base_url), transport=transport)
+        self._http = httpx.Client(**_protocol.client_options(api_key, base_url), transport=transport)
         self._sleep = sleep
 
     def submit_task(
@@ -61,13 +60,14 @@ class ASGGatewayClient:
         """Submit one task.
 
         Raises:
-            ASGGatewayError: not accepted, or not known to be; its `idempotency_key` makes a repeat safe.
-            ValueError: the empty key, or a value that JSON cannot hold (TypeError: a type).
+            ASGGatewayError: the task was not accepted, or that is unknown; its `idempotency_key` makes a repeat safe.
+            ValueError: the key is empty, or JSON cannot represent a value.
+            TypeError: JSON cannot represent a type.
         """
         key = key_or_new(idempotency_key)
-        call = protocol.task_call(task_type, data_url, label_spec, consensus_threshold, callback_url, key)
+        call = _protocol.task_call(task_type, data_url, label_spec, consensus_threshold, callback_url, key)
         with resumable(key):
-            return protocol.task_result(self._send(call))
+            return _protocol.task_result(self._send(call))
 
     def submit_batch(
         self,
@@ -76,28 +76,28 @@ class ASGGatewayClient:
         callback_url: str | None = None,
         idempotency_key: str | None = None,
     ) -> BatchResult:
-        """Submit tasks, all or none; above 1,000 tasks or 8 MiB in parts, each all or none.
+        """Submit tasks, all or nothing. Above 1,000 tasks or 8 MiB they are sent in parts, each all or nothing.
 
         Raises:
-            PartialBatchError: some parts were accepted and one was not, or is not known to be.
-            ASGGatewayError: not accepted, or not known to be; its `idempotency_key` makes a repeat safe.
-            ValueError: the empty key, a task above 8 MiB, or a value that JSON cannot hold (TypeError: a type).
-                Nothing was sent.
+            PartialBatchError: some parts were accepted and one was not, or that is unknown.
+            ASGGatewayError: nothing was accepted, or that is unknown; its `idempotency_key` makes a repeat safe.
+            ValueError: the key is empty, a task exceeds 8 MiB, or JSON cannot represent a value. Nothing was sent.
+            TypeError: JSON cannot represent a type. Nothing was sent.
         """
         key = key_or_new(idempotency_key)
         accepted: list[BatchResult] = []
         with resumable(key, accepted):
-            for call in protocol.batch_calls(tasks, callback_url, key):
-                accepted.append(protocol.batch_result(self._send(call)))
+            for call in _protocol.batch_calls(tasks, callback_url, key):
+                accepted.append(_protocol.batch_result(self._send(call)))
         return joined(accepted)
 
     def get_task(self, task_id: str) -> TaskResult:
-        """Look a task up by id. Raises NotFoundError where it was not accepted."""
-        return protocol.task_result(self._send(protocol.lookup_call("task", task_id)))
+        """Look up a task by its id. Raises NotFoundError if it was not accepted."""
+        return _protocol.task_result(self._send(_protocol.lookup_call("task", task_id)))
 
     def get_batch(self, batch_id: str) -> BatchResult:
-        """Look a batch up by id. Raises NotFoundError where it was not accepted."""
-        return protocol.batch_result(self._send(protocol.lookup_call("batch", batch_id)))
+        """Look up a batch by its id. Raises NotFoundError if it was not accepted."""
+        return _protocol.batch_result(self._send(_protocol.lookup_call("batch", batch_id)))
 
     def close(self) -> None:
         """Close the connections."""
@@ -114,7 +114,7 @@ class ASGGatewayClient:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(base_url={str(self._http.base_url)!r})"
 
-    def _send(self, call: protocol.Call) -> httpx.Response:
+    def _send(self, call: _protocol.Call) -> httpx.Response:
         attempts = Attempts(self._limits)
         while True:
             try:

@@ -1,16 +1,16 @@
-"""Everything the SDK raises on purpose.
+"""The errors of the SDK.
 
 ::
 
     ASGGatewayError
-    |-- TransportError          no answer: connection refused or broken
-    |   `-- TimedOutError         none in time
-    |-- APIError                an answer that is not 2xx, or not the gateway's
+    |-- TransportError          no answer: the connection was refused or lost
+    |   `-- TimedOutError         no answer in time
+    |-- APIError                an answer that is not 2xx, or not from the gateway
     |   |-- InvalidRequestError   400, 405, 413, 415, 422: change the request
     |   |-- AuthenticationError   401: the API key
     |   |-- QuotaExhaustedError   403
     |   |-- NotFoundError         404
-    |   |-- ConflictError         409: the same key is being submitted at this moment
+    |   |-- ConflictError         409: another request with the same key is in progress
     |   |-- RateLimitedError      429
     |   `-- ServerError           5xx
     `-- PartialBatchError       some parts of a split batch were accepted, then one failed
@@ -23,22 +23,25 @@ from asg_gateway._results import BatchResult
 
 
 class ASGGatewayError(Exception):
-    """The root of all errors of this package.
+    """The base of all errors of this package.
 
     Attributes:
-        idempotency_key: of the submission that failed, given or generated: the call repeated with it submits nothing
-            twice. None for a look-up.
+        idempotency_key: the key of the submission that failed, given or generated. If the call is repeated with it,
+            nothing is submitted twice. None for a look-up.
     """
 
     idempotency_key: str | None = None
 
 
 class TransportError(ASGGatewayError):
-    """No answer, after all retries; whether the gateway got the request is not known. `__cause__` is httpx's error."""
+    """There was no answer after all retries. It is unknown whether the gateway got the request.
+
+    `__cause__` is the error of httpx.
+    """
 
 
 class TimedOutError(TransportError):
-    """No answer in time."""
+    """There was no answer in time."""
 
 
 class APIError(ASGGatewayError):
@@ -46,10 +49,10 @@ class APIError(ASGGatewayError):
 
     Attributes:
         status: the HTTP status.
-        message: what is wrong, as the gateway says it.
-        errors: (field, sentence) of each field that is wrong, where there are several.
-        request_id: names the request in the gateway's log; None where it did not tell.
-        headers: of the answer, names in lower case.
+        message: the gateway's sentence about the problem.
+        errors: (field, sentence) of each invalid field, if there are several.
+        request_id: names the request in the gateway's log; None if the answer has none.
+        headers: the headers of the answer, names in lower case.
     """
 
     def __init__(
@@ -60,7 +63,8 @@ class APIError(ASGGatewayError):
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(status, message, errors, request_id, headers)  # all of it: errors cross processes by args
+        # All arguments, because pickle calls the class with them.
+        super().__init__(status, message, errors, request_id, headers)
         self.status = status
         self.message = message
         self.errors = errors
@@ -72,7 +76,7 @@ class APIError(ASGGatewayError):
 
 
 class InvalidRequestError(APIError):
-    """The request itself is wrong; repeating it does not help."""
+    """The request is invalid; a retry does not help."""
 
 
 class AuthenticationError(APIError):
@@ -80,11 +84,11 @@ class AuthenticationError(APIError):
 
 
 class QuotaExhaustedError(APIError):
-    """The month's quota is used up."""
+    """The monthly quota is exhausted."""
 
 
 class NotFoundError(APIError):
-    """There is nothing with this id, or it is no longer remembered."""
+    """Nothing has this id, or it is no longer remembered."""
 
 
 class ConflictError(APIError):
@@ -96,17 +100,17 @@ class RateLimitedError(APIError):
 
 
 class ServerError(APIError):
-    """The gateway cannot answer for now."""
+    """The gateway cannot serve the request now."""
 
 
 class PartialBatchError(ASGGatewayError):
-    """A batch was split and not all parts were accepted. `__cause__` is what stopped it.
+    """A batch was split, and not all parts were accepted. `__cause__` is the error that stopped it.
 
-    Submitting the same tasks again with `idempotency_key` resumes: parts accepted before are answered as replays.
+    To resume, submit the same tasks again with `idempotency_key`: parts that were accepted are answered as replays.
 
     Attributes:
-        accepted: results of the parts that were accepted, in order.
-        idempotency_key: the key to repeat the call with.
+        accepted: the results of the accepted parts, in order.
+        idempotency_key: the key for repeating the call.
     """
 
     def __init__(self, accepted: tuple[BatchResult, ...], idempotency_key: str) -> None:
@@ -124,7 +128,7 @@ class PartialBatchError(ASGGatewayError):
 
 @contextmanager
 def resumable(key: str, accepted: Sequence[BatchResult] = ()) -> Iterator[None]:
-    """Errors of the submission inside tell its key, and which parts of it were accepted before."""
+    """Add to an error the key of the submission, and the parts of it that were accepted before."""
     try:
         yield
     except ASGGatewayError as error:

@@ -1,6 +1,6 @@
-"""The HTTP contract without IO: requests to make, answers to read.
+"""The HTTP contract without I/O: it builds requests and reads answers.
 
-Keys travel in the body, for tasks and batches alike: a header could not hold every key the gateway takes.
+Keys are sent in the body, because a header cannot represent every key that the gateway accepts.
 """
 
 import platform
@@ -24,7 +24,7 @@ USER_AGENT = f"asg-gateway-python/{__version__} httpx/{httpx.__version__} python
 
 @dataclass(frozen=True)
 class Call:
-    """One request: safe to repeat, as every POST carries a key."""
+    """One request. It can be repeated safely, because every POST has a key."""
 
     method: str
     path: str
@@ -33,9 +33,9 @@ class Call:
 
 
 def client_options(api_key: str, base_url: str) -> dict[str, Any]:
-    """Keyword arguments for httpx's clients. Raises ValueError for a key or URL that cannot be right."""
+    """Keyword arguments for httpx's clients. Raises ValueError for an invalid key or URL."""
     if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
-        raise ValueError("api_key must be the key as it was issued, without spaces")
+        raise ValueError("api_key must be printable ASCII without spaces")
     if not _is_base_url(base_url):
         raise ValueError(f"base_url must be like {BASE_URL}, without credentials, query or fragment")
     headers = {"Authorization": f"Bearer {api_key}", "User-Agent": USER_AGENT}
@@ -50,7 +50,7 @@ def task_call(
     callback_url: str | None,
     key: str,
 ) -> Call:
-    """Submit one task. Raises ValueError, TypeError for what JSON cannot hold."""
+    """The request that submits a task. Raises ValueError or TypeError if JSON cannot represent it."""
     body = {
         "type": task_type,
         "data_url": data_url,
@@ -64,36 +64,39 @@ def task_call(
 
 
 def batch_calls(tasks: Sequence[Mapping[str, Any]], callback_url: str | None, key: str) -> list[Call]:
-    """Submit a batch, in as many requests as it takes.
+    """The requests that submit a batch.
 
-    All of them are made before the first is sent, so that a task that cannot be sent stops the whole batch.
-    Raises ValueError, TypeError for what JSON cannot hold, ValueError for a task that is too large.
+    All are built before the first is sent, so that a task that cannot be sent stops the whole batch.
+
+    Raises:
+        ValueError: a task is too large, or JSON cannot represent a value.
+        TypeError: JSON cannot represent a type.
     """
     parts = split(encode(task) for task in tasks)
     headers = {"Content-Type": "application/json", "Prefer": "return=representation"}
     calls = []
     for index, part in enumerate(parts):
-        around = {"idempotency_key": part_key(key, index) if len(parts) > 1 else key}
+        envelope = {"idempotency_key": part_key(key, index) if len(parts) > 1 else key}
         if callback_url is not None:
-            around["callback_url"] = callback_url
-        content = b'%b,"tasks":[%b]}' % (encode(around)[:-1], b",".join(part))
+            envelope["callback_url"] = callback_url
+        content = b'%b,"tasks":[%b]}' % (encode(envelope)[:-1], b",".join(part))
         calls.append(Call("POST", "/v1/tasks/batch", content, headers))
     return calls
 
 
-def lookup_call(kind: str, id_: str) -> Call:
-    """Ask for a task or batch by id."""
-    return Call("GET", f"/v1/tasks/{'batch/' if kind == 'batch' else ''}{quote(id_, safe='')}")
+def lookup_call(kind: str, submission_id: str) -> Call:
+    """The request that looks up a task or batch by its id."""
+    return Call("GET", f"/v1/tasks/{'batch/' if kind == 'batch' else ''}{quote(submission_id, safe='')}")
 
 
 def task_result(response: httpx.Response) -> TaskResult:
-    """Read a 2xx answer. Raises APIError where it is not the gateway's."""
+    """Read a 2xx answer. Raises APIError if it is not from the gateway."""
     data = _json_with(response, "task_id", "status", "created_at")
-    return TaskResult(data["task_id"], data["status"], data["created_at"], **_facts(response, data))
+    return TaskResult(data["task_id"], data["status"], data["created_at"], **_common_fields(response, data))
 
 
 def batch_result(response: httpx.Response) -> BatchResult:
-    """Read a 2xx answer. Raises APIError where it is not the gateway's."""
+    """Read a 2xx answer. Raises APIError if it is not from the gateway."""
     data = _json_with(response, "batch_id", "task_count", "status")
     return BatchResult(
         data["batch_id"],
@@ -101,26 +104,26 @@ def batch_result(response: httpx.Response) -> BatchResult:
         data["status"],
         task_ids=tuple(data.get("task_ids", ())),
         created_at=data.get("created_at"),
-        **_facts(response, data),
+        **_common_fields(response, data),
     )
 
 
 def api_error(response: httpx.Response) -> APIError:
-    """The error of an answer that is not 2xx, in the gateway's words where they are the gateway's."""
+    """The error for an answer that is not 2xx."""
     message, errors = response.reason_phrase or "no reason given", ()
     try:
         data = response.json()
         message = str(data["error"])
-        errors = tuple((str(each["field"]), str(each["error"])) for each in data.get("errors", ()))
+        errors = tuple((str(fault["field"]), str(fault["error"])) for fault in data.get("errors", ()))
     except (ValueError, TypeError, KeyError):
-        pass  # not the gateway's own answer: a proxy's, say
+        pass  # not an answer of the gateway, but perhaps of a proxy
     status = response.status_code
     kind = ServerError if status >= 500 else BY_STATUS.get(status, APIError)
     return kind(status, message, errors, response.headers.get("X-Request-Id"), dict(response.headers))
 
 
 def http_date(value: str) -> datetime | None:
-    """An HTTP date, which is always UTC (RFC 9110, section 5.6.7); None where it is none."""
+    """Parse an HTTP date, which is always UTC (RFC 9110, section 5.6.7); None if it is not one."""
     try:
         return parsedate_to_datetime(value).replace(tzinfo=UTC)
     except (ValueError, TypeError, OverflowError):
@@ -132,7 +135,7 @@ def _is_base_url(value: str) -> bool:
         url = httpx.URL(value)
     except httpx.InvalidURL:
         return False
-    # Credentials in the URL would take the place of the API key.
+    # httpx would send credentials in the URL instead of the API key.
     extra = url.userinfo or url.query or url.fragment
     return url.scheme in ("https", "http") and bool(url.host) and not extra
 
@@ -143,13 +146,13 @@ def _json_with(response: httpx.Response, *names: str) -> dict[str, Any]:
     except ValueError:
         data = None
     if not isinstance(data, dict) or not all(name in data for name in names):
-        message = f"the answer is not the gateway's, it has no {', '.join(names)}; check base_url"
+        message = f"the answer is not from the gateway: it has no {', '.join(names)}; check base_url"
         raise APIError(response.status_code, message, headers=dict(response.headers))
     return data
 
 
-def _facts(response: httpx.Response, data: dict[str, Any]) -> dict[str, Any]:
-    """What tasks and batches have in common."""
+def _common_fields(response: httpx.Response, data: dict[str, Any]) -> dict[str, Any]:
+    """The fields that tasks and batches have in common."""
     headers = response.headers
     return {
         "idempotent": data.get("idempotent", False),

@@ -1,4 +1,4 @@
-"""What a submission returns: frozen, and readable like the contract's JSON."""
+"""The results of submissions. They are immutable and can be read like the JSON of the API."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class _Readable(Mapping[str, Any]):
-    """Reads like a dict of the JSON keys."""
+    """A mapping of the JSON keys."""
 
     def _json(self) -> dict[str, Any]:
         raise NotImplementedError
@@ -28,15 +28,15 @@ class _Readable(Mapping[str, Any]):
 
 @dataclass(frozen=True, repr=False)
 class TaskResult(_Readable):
-    """A task that was accepted, now or before.
+    """An accepted task.
 
     Attributes:
-        task_id: its id; the same for every repeat of the call with the same key.
+        task_id: the id, which is the same for every call with the same key.
         status: `pending`.
         created_at: when it was first accepted, RFC 3339.
-        idempotent: it had been accepted before.
-        payload_mismatch: that was with another body; the original stands.
-        expires_at: until when at least the key is remembered; None for a look-up.
+        idempotent: it was accepted before this call.
+        payload_mismatch: the original body differs from this one; the original counts.
+        expires_at: the key is remembered at least until then; None for a look-up.
         request_id: names the request in the gateway's log.
     """
 
@@ -55,19 +55,19 @@ class TaskResult(_Readable):
 
 @dataclass(frozen=True, repr=False)
 class BatchResult(_Readable):
-    """A batch that was accepted, now or before.
+    """An accepted batch.
 
     Attributes:
-        batch_id: its id; of a split batch the first part's.
-        task_count: tasks in all parts.
+        batch_id: the id; for a split batch, the id of its first part.
+        task_count: the number of tasks in all parts.
         status: `accepted`.
-        task_ids: in the order of the tasks.
-        created_at: when it was first accepted, RFC 3339; None where it was not looked up.
-        idempotent: all of it had been accepted before.
-        payload_mismatch: that was with another body; the original stands.
-        expires_at: until when at least the key is remembered; None for a look-up.
+        task_ids: the ids of the tasks, in order.
+        created_at: when it was first accepted, RFC 3339; None unless it was looked up.
+        idempotent: all of it was accepted before this call.
+        payload_mismatch: the original body differs from this one; the original counts.
+        expires_at: the key is remembered at least until then; None for a look-up.
         request_id: names the request in the gateway's log.
-        parts: the results of the single requests, where the batch was too large for one.
+        parts: the results of the single requests, if the batch was too large for one.
     """
 
     batch_id: str
@@ -83,7 +83,7 @@ class BatchResult(_Readable):
 
     @property
     def batch_ids(self) -> tuple[str, ...]:
-        """One id a part."""
+        """The ids of all parts."""
         return tuple(part.batch_id for part in self.parts) or (self.batch_id,)
 
     def _json(self) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class BatchResult(_Readable):
 
 
 def joined(parts: Sequence[BatchResult]) -> BatchResult:
-    """The result of a batch that was sent in these parts, at least one."""
+    """Join the results of the parts of a batch, at least one."""
     if len(parts) == 1:
         return parts[0]
     return BatchResult(

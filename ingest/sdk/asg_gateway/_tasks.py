@@ -1,4 +1,4 @@
-"""Tasks as they are submitted, and how a large batch is cut into requests."""
+"""The types of tasks, and the splitting of large batches into requests."""
 
 import hashlib
 import json
@@ -8,15 +8,15 @@ from typing import Literal, TypedDict
 
 MAX_TASKS = 1_000
 MAX_BYTES = 8 * 1024 * 1024
-ROOM = 16 * 1024
-"""Bytes left for what stands around the tasks."""
+ENVELOPE = 16 * 1024
+"""Bytes reserved for the part of a request that is not tasks."""
 _MAX_KEY = 255
 
 TaskType = Literal["image_classification", "text_classification", "sentiment", "moderation"]
 
 
 class LabelSpec(TypedDict):
-    """What to ask, and at least two answers to choose from. Further keys pass through."""
+    """The question and at least two answers to choose from. Additional keys are passed on."""
 
     question: str
     options: list[str]
@@ -37,19 +37,19 @@ class Task(_TaskRequired, total=False):
 
 
 def encode(body: object) -> bytes:
-    """JSON. Raises ValueError for what JSON cannot hold (NaN), TypeError for what is no JSON type."""
+    """Encode as JSON. Raises ValueError for a value that JSON cannot represent (NaN), TypeError for such a type."""
     return json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_as_dict).encode()
 
 
 def key_or_new(key: str | None) -> str:
-    """The key that makes the retries of a call safe, made where none is given. Raises ValueError for an empty one."""
+    """Return the key, or a new one for None. Raises ValueError for an empty key."""
     if key == "":
         raise ValueError("idempotency_key must be 1 to 255 characters, or None for a new one")
     return str(uuid.uuid4()) if key is None else key
 
 
 def part_key(key: str, index: int) -> str:
-    """The key of one part of a split batch: the same each time, and never too long."""
+    """The key of one part of a split batch. It is deterministic and never too long."""
     derived = f"{key}/{index}"
     return derived if len(derived) <= _MAX_KEY else hashlib.sha256(derived.encode()).hexdigest()
 
@@ -63,9 +63,9 @@ def split(tasks: Iterable[bytes]) -> list[list[bytes]]:
     size = 0
     for index, task in enumerate(tasks):
         length = len(task) + 1
-        if length > MAX_BYTES - ROOM:
+        if length > MAX_BYTES - ENVELOPE:
             raise ValueError(f"tasks[{index}] must be smaller: it is {len(task):,} bytes, a request takes 8 MiB")
-        if len(parts[-1]) == MAX_TASKS or size + length > MAX_BYTES - ROOM:
+        if len(parts[-1]) == MAX_TASKS or size + length > MAX_BYTES - ENVELOPE:
             parts.append([])
             size = 0
         parts[-1].append(task)
@@ -76,4 +76,4 @@ def split(tasks: Iterable[bytes]) -> list[list[bytes]]:
 def _as_dict(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is no JSON type")
+    raise TypeError(f"{type(value).__name__} is not a JSON type")

@@ -1,4 +1,4 @@
-"""The version that the User-Agent tells."""
+"""The version, as in the User-Agent."""
 
 from importlib.metadata import version
 

@@ -83,7 +83,7 @@ def test_what_json_cannot_hold_is_refused() -> None:
     client = Gateway().client()
     with pytest.raises(ValueError, match="JSON compliant"):
         submit(client, label_spec={"question": "q", "options": [], "weight": float("nan")})
-    with pytest.raises(TypeError, match="set is no JSON type"):
+    with pytest.raises(TypeError, match="set is not a JSON type"):
         client.submit_batch([{"label_spec": {"options": {"a", "b"}}}])
 
 

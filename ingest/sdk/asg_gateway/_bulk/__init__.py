@@ -1,14 +1,14 @@
-"""Bulk submission: any number of tasks, in chunks, some of them in flight at a time.
+"""Bulk submission: any number of tasks, in chunks, several of them in flight.
 
-- ``command``   `asg-submit`: arguments to exit code.
+- ``command``   the command `asg-submit`.
 - ``options``   its arguments.
-- ``sources``   JSONL and CSV to rows.
-- ``table``     a CSV row to a task.
-- ``checks``    what can be told about a task without asking the gateway.
-- ``items``     keys that are the same in every run; rows to chunks.
-- ``engine``    chunks to the gateway, one bad task out of its neighbours' way.
+- ``sources``   reads rows from JSONL and CSV.
+- ``table``     makes a task of a CSV row.
+- ``checks``    finds errors in a task without the gateway.
+- ``items``     gives tasks keys that are the same in every run, and forms chunks.
+- ``engine``    sends chunks to the gateway; a refused task does not affect its neighbours.
 - ``many``      `submit_many`, the same for programs.
-- ``journal``   chunks that are done, beside the file.
-- ``report``    lines that were refused, ids of those accepted.
-- ``progress``  a bar, or lines.
+- ``journal``   records finished chunks beside the file.
+- ``report``    writes refused lines, and the ids of accepted tasks.
+- ``progress``  shows a bar, or prints lines.
 """

@@ -1,4 +1,4 @@
-"""What is wrong with a task, as far as that can be told without the gateway. The gateway has the last word."""
+"""Finds errors in a task that are certain without the gateway. The gateway decides in the end."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -6,7 +6,7 @@ from typing import Any, get_args
 from asg_gateway._tasks import Task, TaskType
 
 Fault = tuple[str, str]
-"""A field and a sentence that starts with it."""
+"""A field, and a sentence that starts with its name."""
 
 _TYPES = get_args(TaskType)
 _FIELDS = frozenset({*Task.__required_keys__, *Task.__optional_keys__})
@@ -15,23 +15,23 @@ _MAX_KEY = 255
 
 
 def faults(task: object) -> list[Fault]:
-    """Every field that the gateway would certainly refuse."""
+    """Return every error for which the gateway would certainly refuse the task."""
     if not isinstance(task, dict):
         return [("", "the line must be a JSON object")]
-    found = [(name, f"{name} is required") for name in ("type", "data_url", "label_spec") if name not in task]
-    found += [(name, f"{name} is not a known field") for name in task if name not in _FIELDS]
-    found += [(name, f"{name} {rule}") for name, rule in _wrong(task)]
-    return found
+    errors = [(name, f"{name} is required") for name in ("type", "data_url", "label_spec") if name not in task]
+    errors += [(name, f"{name} is not a known field") for name in task if name not in _FIELDS]
+    errors += [(name, f"{name} {rule}") for name, rule in _field_errors(task)]
+    return errors
 
 
-def _wrong(task: Mapping[str, Any]) -> Iterator[Fault]:
+def _field_errors(task: Mapping[str, Any]) -> Iterator[Fault]:
     if "type" in task and task["type"] not in _TYPES:
         yield "type", f"must be one of {', '.join(_TYPES)}"
     url = task.get("data_url", "https://")
     if not isinstance(url, str) or url[:8].lower() != "https://" or len(url) > _MAX_URL:
         yield "data_url", f"must be an https URL of at most {_MAX_URL} characters"
     if "label_spec" in task:
-        yield from _wrong_spec(task["label_spec"])
+        yield from _label_spec_errors(task["label_spec"])
     threshold = task.get("consensus_threshold", 3)
     if not isinstance(threshold, int | float) or isinstance(threshold, bool) or threshold not in range(2, 11):
         yield "consensus_threshold", "must be an integer between 2 and 10"
@@ -42,17 +42,17 @@ def _wrong(task: Mapping[str, Any]) -> Iterator[Fault]:
         yield "idempotency_key", f"must be 1 to {_MAX_KEY} printable characters"
 
 
-def _wrong_spec(spec: object) -> Iterator[Fault]:
+def _label_spec_errors(spec: object) -> Iterator[Fault]:
     if not isinstance(spec, dict):
         yield "label_spec", "must be an object"
         return
     question, options = spec.get("question"), spec.get("options")
     if not _is_text(question):
-        yield "label_spec.question", "is required" if question is None else "must be a string that is not empty"
+        yield "label_spec.question", "is required" if question is None else "must be a non-empty string"
     if not isinstance(options, list) or len(options) < 2:
         yield "label_spec.options", "is required" if options is None else "must have at least 2 entries"
     elif not all(_is_text(option) for option in options):
-        yield "label_spec.options", "must be strings that are not empty"
+        yield "label_spec.options", "must be non-empty strings"
     elif len(set(options)) < 2:
         yield "label_spec.options", "must have at least 2 distinct entries"
 

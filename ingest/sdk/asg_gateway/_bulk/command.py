@@ -1,4 +1,4 @@
-"""`asg-submit`: from arguments to an exit code."""
+"""The command `asg-submit`."""
 
 import asyncio
 import hashlib
@@ -20,7 +20,7 @@ _INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; the exit codes are told by `--help`."""
+    """Run the command; return an exit code, which `--help` explains."""
     try:
         code = _run(parse(arguments))
     except OSError as error:
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code = _INTERRUPTED
     if code >= _INTERRUPTED:
-        # A thread may still wait for input, and would hold the process.
+        # A thread may still wait for input and would keep the process alive.
         sys.stdout.flush()
         os._exit(code)
     return code
@@ -46,12 +46,12 @@ def _run(options: Options) -> int:
             closing(Journal(None if options.dry_run else options.journal, _destination(options)))
         )
         report = stack.enter_context(closing(Report(options.errors, options.ids)))
-        shown = stack.enter_context(closing(progress(total, quiet=options.quiet)))
+        display = stack.enter_context(closing(progress(total, quiet=options.quiet)))
         rows = sources.csv_rows(file) if options.format == "csv" else sources.jsonl(file)
         chunks = items.chunks(rows, options.namespace, options.chunk)
 
         def show(counts: Counts) -> None:
-            shown.show(counts, file.tell() if total else 0)
+            display.show(counts, file.tell() if total else 0)
 
         run = Run(options, journal, report, show)
         return run.check(chunks) if options.dry_run else asyncio.run(run.submit(chunks))
@@ -64,6 +64,6 @@ def _opened(options: Options) -> BinaryIO:
 
 
 def _destination(options: Options) -> str:
-    """Whose tasks they are; the key itself is not to be found in it."""
+    """Identifies the gateway and the customer, without revealing the API key."""
     key = hashlib.sha256(options.api_key.encode()).hexdigest()
     return digest_of([options.base_url, key, options.callback_url or ""])

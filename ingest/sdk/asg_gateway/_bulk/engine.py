@@ -1,4 +1,4 @@
-"""Chunks to the gateway: several in flight, and one bad task out of its neighbours' way."""
+"""Sends chunks to the gateway, several at a time. A refused task does not affect its neighbours."""
 
 import asyncio
 import contextlib
@@ -14,22 +14,22 @@ from asg_gateway._bulk.items import Chunk, Item, digest_of
 from asg_gateway._errors import ASGGatewayError, InvalidRequestError
 from asg_gateway._results import BatchResult
 
-_PLACE = re.compile(r"tasks\[([0-9]+)\]\.?")
+_ITEM_PREFIX = re.compile(r"tasks\[([0-9]+)\]\.?")
 
 
 @dataclass
 class Outcome:
-    """What became of a chunk: results with the items they are for, and items that the gateway refused."""
+    """The outcome of a chunk: results with their items, and the items that the gateway refused."""
 
     accepted: list[tuple[BatchResult, Sequence[Item]]] = field(default_factory=list)
     refused: list[tuple[Item, list[Fault]]] = field(default_factory=list)
 
 
 async def submit_chunk(client: AsyncASGGatewayClient, items: Sequence[Item], callback_url: str | None) -> Outcome:
-    """Submit the items, as few requests as it takes; those that the gateway refuses are left out.
+    """Submit the items in as few requests as possible, without those that the gateway refuses.
 
     Raises:
-        ASGGatewayError: for a reason that is not in single tasks. Submitting the same again resumes.
+        ASGGatewayError: a problem that is not one of single tasks. Submitting the same items again resumes.
     """
     outcome = Outcome()
     waiting = [items] if items else []
@@ -44,37 +44,37 @@ async def submit_chunk(client: AsyncASGGatewayClient, items: Sequence[Item], cal
             waiting += _without_refused(part, error, outcome)
         else:
             outcome.accepted.append((result, part))
-    outcome.refused.sort(key=lambda each: each[0].number)
+    outcome.refused.sort(key=lambda refusal: refusal[0].number)
     return outcome
 
 
 def _without_refused(part: Sequence[Item], error: InvalidRequestError, outcome: Outcome) -> list[Sequence[Item]]:
-    """What is left to send; raises the error where it is not about single tasks."""
+    """The items that still have to be sent. Raises the error if it is not about single tasks."""
     faults = error.errors or ((error.message.split(" ")[0], error.message),)
     if error.status not in (400, 413) or any(field == "callback_url" for field, _ in faults):
         raise error
-    blamed = _blamed(faults, len(part))
-    if blamed:
-        outcome.refused += [(part[index], wrong) for index, wrong in blamed.items()]
-        left = [item for index, item in enumerate(part) if index not in blamed]
-        return [left] if left else []
+    by_index = _faults_by_index(faults, len(part))
+    if by_index:
+        outcome.refused += [(part[index], item_faults) for index, item_faults in by_index.items()]
+        remaining = [item for index, item in enumerate(part) if index not in by_index]
+        return [remaining] if remaining else []
     if len(part) == 1:
         outcome.refused.append((part[0], [("", error.message)]))
         return []
-    # The gateway does not say which: too many errors to list, or a body that a proxy finds too large.
+    # The gateway does not say which item: it has too many errors to list, or a proxy refuses the size.
     middle = len(part) // 2
     return [part[middle:], part[:middle]]
 
 
-def _blamed(faults: Sequence[Fault], count: int) -> dict[int, list[Fault]]:
-    """Index of the task to what is wrong with it, with the task's place left out."""
-    blamed: dict[int, list[Fault]] = {}
+def _faults_by_index(faults: Sequence[Fault], count: int) -> dict[int, list[Fault]]:
+    """Faults by the index of their task, with the index removed from their texts."""
+    by_index: dict[int, list[Fault]] = {}
     for path, sentence in faults:
-        place = _PLACE.match(path)
-        if place and int(place[1]) < count:
-            fault = (path[place.end() :], sentence.replace(place[0], "", 1))
-            blamed.setdefault(int(place[1]), []).append(fault)
-    return blamed
+        prefix = _ITEM_PREFIX.match(path)
+        if prefix and int(prefix[1]) < count:
+            fault = (path[prefix.end() :], sentence.replace(prefix[0], "", 1))
+            by_index.setdefault(int(prefix[1]), []).append(fault)
+    return by_index
 
 
 async def run(
@@ -86,39 +86,39 @@ async def run(
     done: Callable[[Chunk], bool] = lambda _: False,
     stop: asyncio.Event | None = None,
 ) -> AsyncIterator[tuple[Chunk, Outcome | None]]:
-    """Each chunk with its outcome as it is known; None where `done` says that nothing is left to do.
+    """Yield each chunk with its outcome when it is known; None if `done` says that the chunk is finished already.
 
-    After `stop` no chunk is begun. After an error neither; what is in flight is finished first, then it is raised.
+    After `stop`, or after an error, no further chunk starts. Chunks in flight are finished, then the error is raised.
     """
     stop = stop or asyncio.Event()
     stopping = asyncio.create_task(stop.wait())
     reader = _Reader(chunks)
-    flight = _Flight(client, callback_url)
+    in_flight = _InFlight(client, callback_url)
     try:
         while True:
-            go_on = not (reader.ended or flight.failure or stop.is_set())
-            room = go_on and len(flight.chunks) < concurrency
-            waiting = {*flight.chunks, *((reader.upcoming(), stopping) if room else ())}
+            may_start = not (reader.ended or in_flight.failure or stop.is_set())
+            has_slot = may_start and len(in_flight.chunks) < concurrency
+            waiting = {*in_flight.chunks, *((reader.upcoming(), stopping) if has_slot else ())}
             if not waiting:
                 break
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            if room and (chunk := reader.take()) is not None:
+            if has_slot and (chunk := reader.take()) is not None:
                 if chunk.items and not done(chunk):
-                    flight.begin(chunk)
+                    in_flight.start(chunk)
                 else:
                     yield chunk, None
-            for landed in flight.land():
-                yield landed
-        if failure := flight.failure or reader.failure:
+            for finished in in_flight.take_finished():
+                yield finished
+        if failure := in_flight.failure or reader.failure:
             raise failure
     finally:
-        for task in (stopping, *flight.chunks):
+        for task in (stopping, *in_flight.chunks):
             task.cancel()
-        await asyncio.gather(stopping, *flight.chunks, return_exceptions=True)
+        await asyncio.gather(stopping, *in_flight.chunks, return_exceptions=True)
 
 
-class _Flight:
-    """The chunks under way, by task; `failure` is the first that was not about single tasks."""
+class _InFlight:
+    """The chunks in flight, by task; `failure` is the first error that was not about single tasks."""
 
     def __init__(self, client: AsyncASGGatewayClient, callback_url: str | None) -> None:
         self.chunks: dict[asyncio.Future[Any], Chunk] = {}
@@ -126,11 +126,11 @@ class _Flight:
         self._client = client
         self._callback_url = callback_url
 
-    def begin(self, chunk: Chunk) -> None:
+    def start(self, chunk: Chunk) -> None:
         task = asyncio.create_task(submit_chunk(self._client, chunk.items, self._callback_url))
         self.chunks[task] = chunk
 
-    def land(self) -> Iterator[tuple[Chunk, Outcome]]:
+    def take_finished(self) -> Iterator[tuple[Chunk, Outcome]]:
         for task in [task for task in self.chunks if task.done()]:
             chunk = self.chunks.pop(task)
             try:
@@ -142,9 +142,9 @@ class _Flight:
 
 
 class _Reader:
-    """Reads chunks in a thread, one ahead, so that a slow source holds no request up.
+    """Reads chunks in a thread, one ahead, so that a slow source does not delay requests.
 
-    The thread is a daemon's: a source that never ends, such as a terminal, must not keep the process from ending.
+    It is a daemon thread: a source that never ends, such as a terminal, must not keep the process alive.
     """
 
     def __init__(self, chunks: Iterator[Chunk]) -> None:
@@ -154,20 +154,20 @@ class _Reader:
         self._upcoming: asyncio.Future[Chunk | None] | None = None
 
     def upcoming(self) -> "asyncio.Future[Chunk | None]":
-        """Done when `take` has something to take."""
+        """A future that is done when `take` can return a chunk."""
         if self._upcoming is None:
             self._upcoming = asyncio.get_running_loop().create_future()
             threading.Thread(target=self._read, args=(self._upcoming,), name="asg-submit-reader", daemon=True).start()
         return self._upcoming
 
     def take(self) -> Chunk | None:
-        """The chunk that was read, if one was."""
+        """The chunk that was read; None if there is none."""
         if not self.upcoming().done():
             return None
         future, self._upcoming = self.upcoming(), None
         try:
             chunk = future.result()
-        except Exception as error:  # noqa: BLE001 - raised by `run`, after what is in flight
+        except Exception as error:  # noqa: BLE001 - `run` raises it after the chunks in flight
             chunk, self.failure = None, error
         if chunk is None:
             self.ended = True
@@ -176,13 +176,13 @@ class _Reader:
         return chunk
 
     def _read(self, future: "asyncio.Future[Chunk | None]") -> None:
-        chunk, failed = None, None
+        chunk, failure = None, None
         try:
             chunk = next(self._chunks, None)
-        except Exception as error:  # noqa: BLE001 - handed over
-            failed = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            future.get_loop().call_soon_threadsafe(_settle, future, chunk, failed)
+        except Exception as error:  # noqa: BLE001 - passed to the event loop
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits
+            future.get_loop().call_soon_threadsafe(_settle, future, chunk, failure)
 
 
 def _settle(future: "asyncio.Future[Chunk | None]", chunk: Chunk | None, error: Exception | None) -> None:

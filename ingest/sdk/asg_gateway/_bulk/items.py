@@ -1,8 +1,8 @@
-"""Rows to chunks of items, with keys that are the same in every run.
+"""Forms chunks of tasks with keys that are the same in every run.
 
-A task without a key of its own gets one made from what it says, and from how many equal ones came before it in the
-file. So a run may be interrupted, lines may be mended, added or taken away, in any order: what was accepted once is
-never submitted again, with or without a journal. Two equal lines are two tasks.
+A task without a key gets one that is computed from its content and from the number of equal tasks before it in the
+file. So a run can be interrupted, and lines can be corrected, added or removed in any order: a task that was accepted
+is never submitted again, with or without a journal. Two equal lines are two tasks.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asg_gateway._bulk.sources import Row
-from asg_gateway._tasks import MAX_BYTES, MAX_TASKS, ROOM
+from asg_gateway._tasks import ENVELOPE, MAX_BYTES, MAX_TASKS
 
 
 @dataclass(slots=True)
 class Item:
-    """A task to send. `identity` is what repeats of it have in common; `own_key`: its key was in the file."""
+    """A task to send. Repeats of it have the same `identity`. `own_key`: its key was in the file."""
 
     number: int
     task: dict[str, Any]
@@ -32,21 +32,21 @@ class Item:
 
 @dataclass(slots=True)
 class Chunk:
-    """What goes into one request, and the rows between that cannot."""
+    """The items of one request, and the invalid rows between them."""
 
     items: list[Item] = field(default_factory=list)
-    wrong: list[Row] = field(default_factory=list)
+    invalid: list[Row] = field(default_factory=list)
 
     def digest(self, destination: str) -> str:
-        """Names it in the journal: the same tasks for the same `destination`."""
+        """The name of the chunk in the journal. It is the same for the same tasks and `destination`."""
         return digest_of([destination, *(item.identity for item in self.items)])
 
 
 class Ordinals:
-    """How often something was seen. On disk beyond 16 MiB: files may have more lines than memory has room for."""
+    """Counts occurrences. Above 16 MiB it uses disk, because a file may have more lines than fit into memory."""
 
     def __init__(self) -> None:
-        # The empty name is a file of SQLite's own, gone when it is closed.
+        # With an empty name SQLite uses a temporary file that is deleted when it is closed.
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA cache_size = -16384")
         self._db.execute("PRAGMA journal_mode = OFF")
@@ -54,36 +54,36 @@ class Ordinals:
         self._db.execute("BEGIN")
 
     def next(self, digest: bytes) -> int:
-        """0 at the first time."""
+        """Return how often the digest occurred before."""
         sql = "INSERT INTO seen VALUES (?, 0) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
         times: int = self._db.execute(sql, (digest,)).fetchone()[0]
         return times
 
     def close(self) -> None:
-        """Free the file."""
+        """Delete the file."""
         self._db.close()
 
 
 def chunks(rows: Iterable[Row], namespace: str, size: int = MAX_TASKS) -> Iterator[Chunk]:
-    """Cut rows into chunks of at most `size` rows and 8 MiB. `namespace` goes into every key that is made."""
+    """Yield chunks of at most `size` rows and 8 MiB. `namespace` is part of every generated key."""
     ordinals = Ordinals()
-    chunk, count, room = Chunk(), 0, MAX_BYTES - ROOM
+    chunk, count, free = Chunk(), 0, MAX_BYTES - ENVELOPE
     try:
         for row in rows:
             item, length = (None, 0) if row.task is None or row.faults else keyed(row, namespace, ordinals)
-            if length > MAX_BYTES - ROOM:
+            if length > MAX_BYTES - ENVELOPE:
                 row.faults = [("", f"the task must be smaller: it is {length:,} bytes, a request takes 8 MiB")]
                 item, length = None, 0
-            # A row that is wrong takes its place too: mended, it changes this chunk alone.
-            if count == size or length > room:
+            # An invalid row takes a place, too: when it is corrected, only this chunk changes.
+            if count == size or length > free:
                 yield chunk
-                chunk, count, room = Chunk(), 0, MAX_BYTES - ROOM
+                chunk, count, free = Chunk(), 0, MAX_BYTES - ENVELOPE
             if item is None:
-                chunk.wrong.append(row)
+                chunk.invalid.append(row)
             else:
                 chunk.items.append(item)
             count += 1
-            room -= length
+            free -= length
         if count:
             yield chunk
     finally:
@@ -91,7 +91,7 @@ def chunks(rows: Iterable[Row], namespace: str, size: int = MAX_TASKS) -> Iterat
 
 
 def keyed(row: Row, namespace: str, ordinals: Ordinals) -> tuple[Item, int]:
-    """The row's task with a key, and its length in bytes as it is sent, at least."""
+    """The row's task with a key, and at least its length in bytes when it is sent."""
     task = row.task or {}
     content = json.dumps(task, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
     length = len(content) + 1
@@ -103,7 +103,7 @@ def keyed(row: Row, namespace: str, ordinals: Ordinals) -> tuple[Item, int]:
 
 
 def digest_of(parts: Iterable[str]) -> str:
-    """40 hex digits; each part counts with its length, so that no two lists are alike."""
+    """A digest of 40 hex digits. It includes the length of each part, so different lists have different digests."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode()

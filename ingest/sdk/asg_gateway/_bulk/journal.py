@@ -1,4 +1,4 @@
-"""Chunks that are done, one JSON line each, beside the file. Only a help: without it they are answered as replays."""
+"""Records finished chunks, one JSON line each, beside the file. Without it they are sent again, as replays."""
 
 import json
 import os
@@ -9,11 +9,11 @@ from asg_gateway._bulk.items import Chunk
 
 
 class Journal:
-    """Append-only; a line is on disk before the chunk counts as done. A torn last line is passed over.
+    """An append-only file. A line is on disk before its chunk counts as done. An incomplete last line is skipped.
 
     Args:
-        path: of the file; None keeps no journal.
-        destination: whose tasks: gateway, key and namespace. Chunks of others are not taken for done.
+        path: the file; None for no journal.
+        destination: identifies gateway and customer. Chunks of other destinations do not count as done.
     """
 
     def __init__(self, path: Path | None, destination: str) -> None:
@@ -25,11 +25,11 @@ class Journal:
             self._read(self._file)
 
     def is_done(self, chunk: Chunk) -> bool:
-        """Whether all its tasks were accepted."""
+        """Whether all tasks of the chunk were accepted."""
         return chunk.digest(self._destination) in self._done
 
-    def note(self, chunk: Chunk) -> None:
-        """All tasks of the chunk were accepted."""
+    def record(self, chunk: Chunk) -> None:
+        """Record that all tasks of the chunk were accepted."""
         if self._file is None:
             return
         items = chunk.items
@@ -49,12 +49,12 @@ class Journal:
 
     def _read(self, file: IO[bytes]) -> None:
         file.seek(0)
-        torn = False
+        incomplete = False
         for line in file:
-            torn = not line.endswith(b"\n")
+            incomplete = not line.endswith(b"\n")
             try:
                 self._done.add(str(json.loads(line)["done"]))
             except (ValueError, KeyError, TypeError):
                 continue
-        if torn:
+        if incomplete:
             file.write(b"\n")

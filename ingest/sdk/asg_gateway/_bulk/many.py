@@ -1,4 +1,4 @@
-"""`submit_many`: any number of tasks from a program."""
+"""`submit_many`: submits any number of tasks from a program."""
 
 import json
 import uuid
@@ -10,17 +10,17 @@ from asg_gateway._async_client import AsyncASGGatewayClient
 from asg_gateway._bulk.engine import run
 from asg_gateway._bulk.items import Chunk, Item
 from asg_gateway._results import BatchResult
-from asg_gateway._tasks import MAX_BYTES, MAX_TASKS, ROOM, encode
+from asg_gateway._tasks import ENVELOPE, MAX_BYTES, MAX_TASKS, encode
 
 
 @dataclass(frozen=True)
 class Submitted:
-    """What became of one chunk of tasks.
+    """The result of one chunk of tasks.
 
     Attributes:
-        task_ids: of the tasks that were accepted, now or before, by their index among all.
-        refused: index to (field, sentence) of each field that is wrong.
-        results: of the requests, as `submit_batch` returns them.
+        task_ids: the ids of the accepted tasks, by their index among all tasks.
+        refused: (field, sentence) of each invalid field of the refused tasks, by index.
+        results: the results of the requests, as `submit_batch` returns them.
     """
 
     task_ids: Mapping[int, str]
@@ -36,17 +36,18 @@ async def submit_many(
     idempotency_key: str | None = None,
     concurrency: int = 4,
 ) -> AsyncIterator[Submitted]:
-    """Submit any number of tasks, in chunks of up to 1,000 and 8 MiB, `concurrency` of them in flight.
+    """Submit any number of tasks, in chunks of up to 1,000 tasks and 8 MiB, with `concurrency` chunks in flight.
 
-    A task that the gateway refuses does not hold its neighbours up. Memory does not grow with the number of tasks.
-    Repeated with the same tasks and the same `idempotency_key`, nothing is submitted twice.
+    A task that the gateway refuses does not affect its neighbours. Memory does not grow with the number of tasks. If
+    the call is repeated with the same tasks and `idempotency_key`, nothing is submitted twice.
 
     Yields:
-        Each chunk as it is known, not in order.
+        The result of each chunk when it is known, in any order.
 
     Raises:
-        ASGGatewayError: for a reason that is not in single tasks, such as the quota, after what was in flight.
-        ValueError: a task above 8 MiB, or a value that JSON cannot hold (TypeError: a type).
+        ASGGatewayError: a problem that is not one of single tasks, such as the quota; raised after the chunks in
+            flight. ValueError: a task exceeds 8 MiB, or JSON cannot represent a value. TypeError: JSON cannot
+            represent a type.
     """
     if concurrency < 1:
         raise ValueError("concurrency must be 1 or more")
@@ -67,16 +68,16 @@ async def submit_many(
 
 
 def _chunks(tasks: Iterable[Mapping[str, Any]], key: str) -> Iterator[Chunk]:
-    chunk, room = Chunk(), MAX_BYTES - ROOM
+    chunk, free = Chunk(), MAX_BYTES - ENVELOPE
     for index, task in enumerate(tasks):
         content = encode(task)
-        if len(content) + 1 > MAX_BYTES - ROOM:
+        if len(content) + 1 > MAX_BYTES - ENVELOPE:
             raise ValueError(f"tasks[{index}] must be smaller: it is {len(content):,} bytes, a request takes 8 MiB")
-        if len(chunk.items) == MAX_TASKS or len(content) + 1 > room:
+        if len(chunk.items) == MAX_TASKS or len(content) + 1 > free:
             yield chunk
-            chunk, room = Chunk(), MAX_BYTES - ROOM
-        # Decoded anew: the caller may change its task before it is sent.
+            chunk, free = Chunk(), MAX_BYTES - ENVELOPE
+        # A copy, because the caller may change its task before it is sent.
         chunk.items.append(Item(index, json.loads(content), f"{key}/{index}"))
-        room -= len(content) + 1
+        free -= len(content) + 1
     if chunk.items:
         yield chunk

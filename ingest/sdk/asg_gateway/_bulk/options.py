@@ -10,37 +10,38 @@ from asg_gateway._protocol import BASE_URL
 from asg_gateway._tasks import MAX_TASKS
 from asg_gateway._version import __version__
 
-_ABOUT = """Submit labelling tasks from a file: JSONL, one task a line as POST /v1/tasks takes it, or CSV with
-the columns type, data_url, question, options (separated by | or a JSON array) and, where wanted,
-consensus_threshold, callback_url, idempotency_key, label_spec.NAME."""
+_ABOUT = """Submit labelling tasks from a file. JSONL: one task per line, as for POST /v1/tasks. CSV: the columns
+type, data_url, question, options (separated by |, or a JSON array), and optionally consensus_threshold,
+callback_url, idempotency_key, label_spec.NAME."""
 _EPILOG = f"""
 The API key is read from ASG_API_KEY or API_KEY, or from --api-key-file; the gateway's address from ASG_BASE_URL.
 
-Run it again after an interruption, a lost connection or an exhausted quota: nothing is submitted twice. Tasks without
-an idempotency_key get one made from what they say, and from how many equal ones come before them in the file. So the
-same lines in another file are the same tasks; --namespace tells them apart. Keys are remembered for the customer's
-retention, 7 days by default; the journal beside the file, FILE.journal, for as long as it is kept.
+After an interruption, a lost connection or an exhausted quota, run the same command again: nothing is submitted twice.
+A task without an idempotency_key gets one that is computed from its content and from the number of equal tasks before
+it in the file. So the same lines in another file are the same tasks, unless --namespace differs. The gateway
+remembers keys for the customer's retention, 7 days by default; FILE.journal, beside the file, remembers finished
+chunks.
 
-Lines that are refused are in FILE.errors.jsonl with the reasons. Mend them in the file, or send them from another.
+Refused lines are written to FILE.errors.jsonl with the reasons. Correct them in the file, or submit them from another.
 
 exit codes:
   0    every line was accepted, now or before
-  1    some lines were refused, all others were accepted
+  1    some lines were refused, all other lines were accepted
   2    wrong usage, file, API key or --callback-url
-  3    the gateway cannot be reached or asks to wait for too long: run it again
-  4    the quota is exhausted: run it again when there is more (a chunk is taken whole: --chunk takes smaller ones)
+  3    the gateway is unavailable or asks to wait for too long: run it again
+  4    the quota is exhausted: run it again when there is more (chunks are all or nothing: --chunk makes them smaller)
   130  interrupted (143: SIGTERM): run it again
 
 The default gateway is {BASE_URL}."""
 
 
 class UsageError(Exception):
-    """The command cannot be carried out as given; the message says what to change."""
+    """The arguments are invalid; the message says what to change."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `asg-submit` was asked to do. `file` None: standard input."""
+    """The options of `asg-submit`. If `file` is None, it reads standard input."""
 
     file: Path | None
     format: str
@@ -60,28 +61,28 @@ class Options:
 
 
 def parse(arguments: Sequence[str] | None, env: Mapping[str, str] = os.environ) -> Options:
-    """Raises UsageError; argparse's own complaints end the process with code 2."""
-    given = _parser().parse_args(arguments)
-    file = None if given.file == "-" else Path(given.file)
+    """Parse arguments. Raises UsageError; errors that argparse finds end the process with code 2."""
+    parsed = _parser().parse_args(arguments)
+    file = None if parsed.file == "-" else Path(parsed.file)
     name = "asg-submit" if file is None else str(file)
     return Options(
         file=file,
-        format=given.format or _format_of(given.file),
-        api_key="" if given.dry_run else _api_key(given.api_key_file, env),
-        base_url=given.base_url or env.get("ASG_BASE_URL") or BASE_URL,
-        callback_url=given.callback_url,
-        concurrency=given.concurrency,
-        chunk=given.chunk,
-        namespace=given.namespace,
+        format=parsed.format or _format_of(parsed.file),
+        api_key="" if parsed.dry_run else _api_key(parsed.api_key_file, env),
+        base_url=parsed.base_url or env.get("ASG_BASE_URL") or BASE_URL,
+        callback_url=parsed.callback_url,
+        concurrency=parsed.concurrency,
+        chunk=parsed.chunk,
+        namespace=parsed.namespace,
         journal=None
-        if given.no_journal or (file is None and not given.journal)
-        else Path(given.journal or f"{name}.journal"),
-        errors=Path(given.errors or f"{name}.errors.jsonl"),
-        ids=Path(given.ids) if given.ids else None,
-        patience=given.patience,
-        dry_run=given.dry_run,
-        quiet=given.quiet,
-        json=given.json,
+        if parsed.no_journal or (file is None and not parsed.journal)
+        else Path(parsed.journal or f"{name}.journal"),
+        errors=Path(parsed.errors or f"{name}.errors.jsonl"),
+        ids=Path(parsed.ids) if parsed.ids else None,
+        patience=parsed.patience,
+        dry_run=parsed.dry_run,
+        quiet=parsed.quiet,
+        json=parsed.json,
     )
 
 
@@ -91,20 +92,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("file", metavar="FILE", help="JSONL or CSV; - is standard input")
-    add("--format", choices=["jsonl", "csv"], help="default: by the file's name, jsonl for standard input")
-    add("--base-url", metavar="URL", help="of the gateway")
-    add("--api-key-file", metavar="PATH", help="holds the API key, nothing else")
-    add("--callback-url", metavar="URL", help="for each task without one; a registered webhook URL")
+    add("--format", choices=["jsonl", "csv"], help="default: from the file name; jsonl for standard input")
+    add("--base-url", metavar="URL", help="the URL of the gateway")
+    add("--api-key-file", metavar="PATH", help="a file that contains only the API key")
+    add("--callback-url", metavar="URL", help="a registered webhook URL for each task without one")
     add("--concurrency", metavar="N", type=_between(1, 64), default=4, help="chunks in flight [4]")
-    add("--chunk", metavar="N", type=_between(1, MAX_TASKS), default=MAX_TASKS, help=f"lines a chunk [{MAX_TASKS}]")
-    add("--namespace", metavar="TEXT", default="", help="submit lines anew that were submitted under another one")
-    add("--ids", metavar="PATH", help="add a line with line, task_id and batch_id for each task that is accepted")
-    add("--errors", metavar="PATH", help="where refused lines go [FILE.errors.jsonl]")
-    add("--journal", metavar="PATH", help="where finished chunks are noted [FILE.journal; none for standard input]")
-    add("--no-journal", action="store_true", help="note nothing")
-    add("--patience", metavar="SECONDS", type=_between(1, 86_400), default=300, help="retry a chunk for so long [300]")
-    add("--dry-run", action="store_true", help="check the file, submit nothing; needs no API key")
-    add("--quiet", action="store_true", help="no progress")
+    add("--chunk", metavar="N", type=_between(1, MAX_TASKS), default=MAX_TASKS, help=f"lines per chunk [{MAX_TASKS}]")
+    add("--namespace", metavar="TEXT", default="", help="submit lines again that were submitted with another namespace")
+    add("--ids", metavar="PATH", help="append line, task_id and batch_id of each accepted task to this file")
+    add("--errors", metavar="PATH", help="the file for refused lines [FILE.errors.jsonl]")
+    add("--journal", metavar="PATH", help="the file for finished chunks [FILE.journal; none for standard input]")
+    add("--no-journal", action="store_true", help="keep no journal")
+    add("--patience", metavar="SECONDS", type=_between(1, 86_400), default=300, help="how long to retry a chunk [300]")
+    add("--dry-run", action="store_true", help="check the file without submitting; needs no API key")
+    add("--quiet", action="store_true", help="show no progress")
     add("--json", action="store_true", help="print the result as JSON on standard output")
     add("--version", action="version", version=__version__)
     return parser
@@ -126,7 +127,7 @@ def _format_of(name: str) -> str:
         return "jsonl"
     if suffix == ".csv":
         return "csv"
-    raise UsageError(f"{name}: say with --format whether it is jsonl or csv")
+    raise UsageError(f"{name}: set --format to jsonl or csv")
 
 
 def _api_key(path: str | None, env: Mapping[str, str]) -> str:
@@ -137,5 +138,5 @@ def _api_key(path: str | None, env: Mapping[str, str]) -> str:
             raise UsageError(f"--api-key-file: {error}") from None
     key = env.get("ASG_API_KEY") or env.get("API_KEY")
     if not key:
-        raise UsageError("set ASG_API_KEY (or API_KEY) to the API key, or name a file with --api-key-file")
+        raise UsageError("set ASG_API_KEY (or API_KEY) to the API key, or set --api-key-file to a file")
     return key

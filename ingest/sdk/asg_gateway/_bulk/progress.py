@@ -1,4 +1,4 @@
-"""How far it is: a bar where there is a terminal and rich (extra `bulk`), else a line now and then."""
+"""Progress of a run: a bar on a terminal if rich is installed (extra `bulk`), else a line every ten seconds."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ _EVERY = 10.0
 
 @dataclass
 class Counts:
-    """Tasks and lines of a run. `replayed` were accepted in an earlier run, `skipped` are done as the journal says."""
+    """Tasks and lines of a run. `replayed` were accepted in an earlier run, `skipped` are finished in the journal."""
 
     accepted: int = 0
     replayed: int = 0
@@ -24,16 +24,16 @@ class Counts:
         return self.accepted + self.replayed + self.skipped + self.refused
 
     def sentence(self) -> str:
-        """What there is to tell, in one line."""
-        told = [f"{self.accepted:,} accepted"]
-        told += [f"{self.replayed:,} accepted before"] if self.replayed else []
-        told += [f"{self.skipped:,} skipped, done as the journal says"] if self.skipped else []
-        told += [f"{self.refused:,} refused"] if self.refused else []
-        return ", ".join(told)
+        """The counts in one line; those that are 0 are left out, except `accepted`."""
+        parts = [f"{self.accepted:,} accepted"]
+        parts += [f"{self.replayed:,} accepted before"] if self.replayed else []
+        parts += [f"{self.skipped:,} skipped (finished according to the journal)"] if self.skipped else []
+        parts += [f"{self.refused:,} refused"] if self.refused else []
+        return ", ".join(parts)
 
 
 class Progress(Protocol):
-    """Shows counts; `position` is how many bytes of the file are read."""
+    """Shows the counts. `position`: bytes of the file that are read."""
 
     def show(self, counts: Counts, position: int) -> None: ...
     def close(self) -> None: ...
@@ -47,7 +47,7 @@ class Silent:
 
 
 class Lines:
-    """A line on standard error every ten seconds."""
+    """Writes a line to standard error every ten seconds."""
 
     def __init__(self, total: int | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._total = total
@@ -66,7 +66,7 @@ class Lines:
 
 
 class Bar:
-    """rich's progress bar on standard error."""
+    """Shows a progress bar of rich on standard error."""
 
     def __init__(self, rich_progress: Any, total: int | None) -> None:
         self._bar = rich_progress
@@ -81,7 +81,7 @@ class Bar:
 
 
 def progress(total: int | None, *, quiet: bool) -> Progress:
-    """The best that this terminal and this installation can do. `total` in bytes, None where it is not known."""
+    """Choose the display for this terminal and installation. `total`: bytes of the file, None if unknown."""
     if quiet:
         return Silent()
     if sys.stderr.isatty():
@@ -96,6 +96,6 @@ def progress(total: int | None, *, quiet: bool) -> Progress:
 
 
 def say(text: str) -> None:
-    """A line on standard error."""
+    """Write a line to standard error."""
     sys.stderr.write(f"asg-submit: {text}\n")
     sys.stderr.flush()

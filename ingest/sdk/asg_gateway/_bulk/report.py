@@ -11,11 +11,13 @@ from asg_gateway._bulk.items import Chunk
 
 
 class Report:
-    """JSON lines. The errors are those of this run, the ids are added to those of earlier ones.
+    """Writes JSON lines. The errors are those of this run; the ids are appended to those of earlier runs.
 
     Args:
-        errors: `{"line", "errors": [{"field", "error"}], "task" or "text"}` a line that was refused; absent if none.
-        ids: `{"line", "task_id", "batch_id"}` a task that was accepted; None for none.
+        errors: a file with `{"line", "errors": [{"field", "error"}], "task" or "text"}` per refused line; not created
+            if
+            there is none.
+        ids: a file with `{"line", "task_id", "batch_id"}` per accepted task; None for no file.
     """
 
     def __init__(self, errors: Path, ids: Path | None) -> None:
@@ -25,10 +27,10 @@ class Report:
         self._ids: IO[str] | None = None if ids is None else ids.open("a", encoding="utf-8")
 
     def add(self, chunk: Chunk, outcome: Outcome | None) -> None:
-        """Write down what became of a chunk."""
+        """Write the outcome of a chunk."""
         rows: list[tuple[int, Sequence[Fault], dict[str, Any]]] = [
             (row.number, row.faults, {"text": row.text} if row.task is None else {"task": row.task})
-            for row in chunk.wrong
+            for row in chunk.invalid
         ]
         if outcome is not None:
             rows += [(item.number, faults, {"task": item.original()}) for item, faults in outcome.refused]

@@ -1,4 +1,4 @@
-"""One run of `asg-submit`: counts, signals, and what to say in the end."""
+"""One run of `asg-submit`: counts, signals, and the final message."""
 
 import asyncio
 import contextlib
@@ -28,22 +28,22 @@ from asg_gateway._errors import (
 OK: Final = 0
 REFUSED: Final = 1
 USAGE: Final = 2
-AWAY: Final = 3
+UNAVAILABLE: Final = 3
 QUOTA: Final = 4
 
 _TIMEOUT: Final = 60.0
 _RETRIES: Final = 1_000_000
-"""`--patience` is what ends them."""
+"""`--patience` ends the retries."""
 
 
 class Run:
-    """Counts as it goes; its methods return exit codes.
+    """One run. Its methods return exit codes.
 
     Args:
-        options: as given.
-        journal: chunks that are done.
-        report: where refused lines and ids go.
-        show: called whenever the counts have changed.
+        options: the options.
+        journal: records finished chunks.
+        report: writes refused lines and ids.
+        show: called when the counts have changed.
     """
 
     def __init__(self, options: Options, journal: Journal, report: Report, show: Callable[[Counts], None]) -> None:
@@ -56,14 +56,14 @@ class Run:
         self._signal = 0
 
     def check(self, chunks: Iterator[Chunk]) -> int:
-        """Check every line as far as that goes without the gateway."""
+        """Check every line without the gateway."""
         for chunk in chunks:
             self.counts.accepted += len(chunk.items)
-            self._note(chunk, None)
+            self._record(chunk, None)
         return self._end(OK)
 
     async def submit(self, chunks: Iterator[Chunk]) -> int:
-        """Submit every chunk that is not done."""
+        """Submit every chunk that is not finished."""
         options = self._options
         self._catch_signals()
         client = AsyncASGGatewayClient(
@@ -73,9 +73,15 @@ class Run:
             max_retries=_RETRIES,
             deadline=options.patience,
         )
-        how = {"callback_url": options.callback_url, "concurrency": options.concurrency}
         async with client:
-            outcomes = engine.run(client, chunks, **how, done=self._journal.is_done, stop=self._stop)
+            outcomes = engine.run(
+                client,
+                chunks,
+                callback_url=options.callback_url,
+                concurrency=options.concurrency,
+                done=self._journal.is_done,
+                stop=self._stop,
+            )
             try:
                 async with contextlib.aclosing(outcomes):
                     async for chunk, outcome in outcomes:
@@ -98,26 +104,26 @@ class Run:
                 else:
                     self.counts.accepted += len(items)
             self.counts.refused += len(outcome.refused)
-        self._note(chunk, outcome)
+        self._record(chunk, outcome)
         if outcome is not None and not outcome.refused:
-            self._journal.note(chunk)
+            self._journal.record(chunk)
 
-    def _note(self, chunk: Chunk, outcome: engine.Outcome | None) -> None:
-        self.counts.refused += len(chunk.wrong)
+    def _record(self, chunk: Chunk, outcome: engine.Outcome | None) -> None:
+        self.counts.refused += len(chunk.invalid)
         self._report.add(chunk, outcome)
         self._show(self.counts)
 
     def _end(self, code: int) -> int:
-        """Say how it went. The code, or REFUSED where all went well but for some lines."""
+        """Print the result; return the code, or REFUSED if only some lines were refused."""
         if code == OK and self.counts.refused:
             code = REFUSED
         counts = self.counts
-        checked = f"{counts.accepted:,} lines look right, {counts.refused:,} do not; nothing was submitted"
+        checked = f"{counts.accepted:,} valid, {counts.refused:,} invalid; nothing was submitted"
         say(checked if self._options.dry_run else counts.sentence())
         if self.counts.refused:
-            say(f"see {self._options.errors} for the lines that were refused")
-        if code in (AWAY, QUOTA) or code > 128:
-            say("run the same command again to go on; nothing is submitted twice")
+            say(f"the refused lines are in {self._options.errors}")
+        if code in (UNAVAILABLE, QUOTA) or code > 128:
+            say("run the same command again to continue; nothing is submitted twice")
         if self._options.json:
             sys.stdout.write(json.dumps({**vars(self.counts), "exit_code": code}) + "\n")
             sys.stdout.flush()
@@ -126,13 +132,14 @@ class Run:
     def _catch_signals(self) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(NotImplementedError):  # Windows: Ctrl-C ends at once, and can be resumed too
+            # Windows has no signal handlers: there Ctrl-C ends the run at once.
+            with contextlib.suppress(NotImplementedError):
                 loop.add_signal_handler(number, self._stop_soon, number)
 
     def _stop_soon(self, number: int) -> None:
         if self._stop.is_set():
             raise KeyboardInterrupt
-        say("stopping when what is in flight has been answered; once more stops at once")
+        say("stopping after the chunks in flight; a second signal stops at once")
         self._signal = number
         self._stop.set()
 
@@ -140,5 +147,5 @@ class Run:
 def _code_of(error: ASGGatewayError) -> int:
     if isinstance(error, QuotaExhaustedError):
         return QUOTA
-    passing = (TransportError, ServerError, RateLimitedError, ConflictError)
-    return AWAY if isinstance(error, passing) else USAGE
+    temporary = (TransportError, ServerError, RateLimitedError, ConflictError)
+    return UNAVAILABLE if isinstance(error, temporary) else USAGE

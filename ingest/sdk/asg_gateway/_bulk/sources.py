@@ -1,4 +1,4 @@
-"""Rows out of a file: one task a line of JSONL, or one a row of CSV. Never more than one row in memory."""
+"""Reads rows from a file: one task per line of JSONL or per row of CSV, with one row in memory at a time."""
 
 import csv
 import io
@@ -12,17 +12,17 @@ from asg_gateway._bulk.checks import Fault, faults
 from asg_gateway._tasks import MAX_BYTES
 
 _BOM = b"\xef\xbb\xbf"
-_SHOWN = 1_000
-"""Characters of a line that is no JSON which a report shows."""
+_MAX_SHOWN = 1_000
+"""Characters of an invalid line that a report shows."""
 
 
 class SourceError(Exception):
-    """The file cannot be read as what it is said to be; the message says where and what to change."""
+    """The file does not have its format; the message says where, and what to change."""
 
 
 @dataclass(slots=True)
 class Row:
-    """One task, or what is wrong with it. `number` is that of its (first) line, from 1; `text` is for the report."""
+    """One task, or its faults. `number` is its (first) line, from 1; `text` is for the report."""
 
     number: int
     task: dict[str, Any] | None = None
@@ -31,7 +31,7 @@ class Row:
 
 
 def jsonl(file: BinaryIO) -> Iterator[Row]:
-    """Lines that are empty or blank are passed over."""
+    """Read JSON lines. Empty and blank lines are skipped."""
     number = 0
     while line := file.readline(MAX_BYTES + 1):
         number += 1
@@ -46,21 +46,21 @@ def jsonl(file: BinaryIO) -> Iterator[Row]:
 
 
 def csv_rows(file: BinaryIO) -> Iterator[Row]:
-    """The first row names the columns, see `table`. Raises SourceError."""
+    """Read CSV. The first row names the columns, see `table`. Raises SourceError."""
     csv.field_size_limit(MAX_BYTES)
     text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, strict=True)
     try:
         columns = [name.strip() for name in next(reader, [])]
-        if sentence := table.wrong_columns(columns):
+        if sentence := table.column_problem(columns):
             raise SourceError(sentence)
         number = reader.line_num + 1
         for cells in reader:
             if any(cells):
-                task, wrong = table.task_of(columns, cells)
-                wrong = wrong or faults(task) or _unsendable(task)
+                task, row_faults = table.task_of(columns, cells)
+                row_faults = row_faults or faults(task) or _unsendable(task)
                 yield Row(
-                    number, task or None, wrong, None if task else _shown(",".join(cells).encode(errors="replace"))
+                    number, task or None, row_faults, None if task else _shown(",".join(cells).encode(errors="replace"))
                 )
             number = reader.line_num + 1
     except csv.Error as error:
@@ -76,23 +76,23 @@ def _parsed(number: int, line: bytes) -> Row:
         return Row(number, None, [("", f"the line is not UTF-8 (byte {error.start})")], _shown(line))
     except (ValueError, RecursionError) as error:
         return Row(number, None, [("", f"the line is not JSON: {error or 'nested too deeply'}")], _shown(line))
-    if wrong := faults(task) or _unsendable(task):
-        return Row(number, task if isinstance(task, dict) else None, wrong, _shown(line))
+    if row_faults := faults(task) or _unsendable(task):
+        return Row(number, task if isinstance(task, dict) else None, row_faults, _shown(line))
     return Row(number, task)
 
 
 def _unsendable(task: object) -> list[Fault]:
-    """Python reads some things as JSON that it could not write, or that are no UTF-8."""
+    """Python decodes some JSON that it cannot encode, or that is not valid UTF-8."""
     try:
         json.dumps(task, allow_nan=False, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
-        return [("", "the line holds text that is not Unicode, or a number out of range")]
+        return [("", "the line has text that is not Unicode, or a number out of range")]
     return []
 
 
 def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
+    raise ValueError(f"{name} is not JSON")
 
 
 def _shown(line: bytes) -> str:
-    return line[:_SHOWN].decode(errors="replace").strip()
+    return line[:_MAX_SHOWN].decode(errors="replace").strip()

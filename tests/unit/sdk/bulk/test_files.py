@@ -24,12 +24,12 @@ def test_the_journal_outlives_a_torn_line(tmp_path: Path) -> None:
     one, two = chunks([Row(1, task("a")), Row(2, task("b"))], "", 1)
     journal = Journal(path, "here")
     assert not journal.is_done(one)
-    journal.note(one)
+    journal.record(one)
     journal.close()
     path.write_bytes(path.read_bytes() + b'{"done": "12')
     journal = Journal(path, "here")
     assert (journal.is_done(one), journal.is_done(two)) == (True, False)
-    journal.note(two)
+    journal.record(two)
     journal.close()
     assert Journal(path, "here").is_done(two)
     assert not Journal(path, "elsewhere").is_done(one)
@@ -106,7 +106,7 @@ def test_a_dry_run_needs_no_gateway(tmp_path: Path, capsys: pytest.CaptureFixtur
     file.write_text(f"{json.dumps(task('a'))}\n{{\n{json.dumps(task('b'))}\n")
     code, told, result = run(capsys, str(file))
     assert code == 1
-    assert "2 lines look right, 1 do not; nothing was submitted" in told
+    assert "2 valid, 1 invalid; nothing was submitted" in told
     assert result == {"accepted": 2, "replayed": 0, "skipped": 0, "refused": 1, "exit_code": 1}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tasks.jsonl", "tasks.jsonl.errors.jsonl"]
     file.write_text(json.dumps(task("a")))

@@ -51,7 +51,7 @@ def test_chunks_are_whole(sizes: list[int | None], size: int) -> None:
         for number, length in enumerate(sizes, 1)
     ]
     made = list(chunks(rows, "", size))
-    numbers = [sorted([item.number for item in c.items] + [row.number for row in c.wrong]) for c in made]
+    numbers = [sorted([item.number for item in c.items] + [row.number for row in c.invalid]) for c in made]
     assert [number for each in numbers for number in each] == list(range(1, len(sizes) + 1))
     assert all(len(each) <= size for each in numbers)
     for chunk in made:
@@ -70,7 +70,7 @@ def test_a_task_that_no_request_can_hold_is_a_wrong_row() -> None:
     """Its neighbours go on."""
     (chunk,) = cut([task("a"), task("x" * MAX_BYTES), task("b")])
     assert [item.number for item in chunk.items] == [1, 3]
-    assert "a request takes 8 MiB" in chunk.wrong[0].faults[0][1]
+    assert "a request takes 8 MiB" in chunk.invalid[0].faults[0][1]
 
 
 def test_the_original_is_what_was_in_the_file() -> None:

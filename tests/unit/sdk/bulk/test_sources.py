@@ -93,7 +93,7 @@ HEAD = "type,data_url,question,options"
         ("", "the first row must name the columns"),
         ("type,data_url,question\n", "options is missing"),
         (f"{HEAD},colour\n", "unknown columns: 'colour'"),
-        (f"{HEAD},type\n", "a column is there twice"),
+        (f"{HEAD},type\n", "a column occurs twice"),
         (f'{HEAD}\nsentiment,https://a.example,"q?,a|b\n', "line 2: unexpected end of data"),
     ],
 )
