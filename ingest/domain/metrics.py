@@ -94,8 +94,8 @@ SUBMISSIONS: Final = _counter(
     "ingest_submissions_total",
     "Submissions decided. door is their entry point: http (the shim) or amqp (direct producers, counted by the worker "
     "once settled); kind is task or batch; outcome is accepted, replay (http), duplicate (amqp), rejected, busy (409) "
-    "or unavailable (503). reason of rejected: as in ingest.dead, unauthorized, method_not_allowed or internal; of "
-    "unavailable: store, broker, overloaded or deadline",
+    "or unavailable (503). reason of rejected: as in ingest.dead (such as quota_exhausted), unauthorized, "
+    "method_not_allowed or internal; of unavailable: store, broker, overloaded or deadline",
     "door",
     "kind",
     "outcome",

@@ -47,5 +47,5 @@ def keda_queries() -> list[str]:
 
 def page_queries() -> list[str]:
     """PromQL in the operators' pages: what looks like a function of a metric in code."""
-    text = (DEPLOY / "watching.md").read_text()
+    text = (DEPLOY / "monitoring.md").read_text()
     return re.findall(r"`((?:\d\S* \* )?\w+[( ][^`]*ingest_[^`]+)`", text)

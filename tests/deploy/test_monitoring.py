@@ -16,7 +16,7 @@ QUERIES = [
     *[(f"panel {panel}", query) for panel, query in dashboard_queries()],
     *[(f"alert {alert['alert']}", alert["expr"]) for alert in alerts()],
     *[("KEDA", query) for query in keda_queries()],
-    *[("watching.md", query) for query in page_queries()],
+    *[("monitoring.md", query) for query in page_queries()],
 ]
 TARGET = {"job", "instance", "process", "le"}
 """Labels that come with the scrape, or with histograms."""

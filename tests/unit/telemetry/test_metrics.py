@@ -31,7 +31,7 @@ def test_the_table_is_what_the_code_defines() -> None:
 def test_the_page_for_operators_names_metrics_that_exist() -> None:
     """In the scrape it shows and in its queries."""
     known = {metric.name for metric in METRICS}
-    shown = re.findall(r"\bingest_[a-z_]+", (ROOT / "deploy/watching.md").read_text())
+    shown = re.findall(r"\bingest_[a-z_]+", (ROOT / "deploy/monitoring.md").read_text())
     assert len(shown) > 20
     assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown} <= known
 
