@@ -14,92 +14,105 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="INGEST_", frozen=True, extra="ignore")
 
-    data_dir: Path = Field(Path(".ingest"), description="where the embedded queue and store keep their files")
+    data_dir: Path = Field(Path(".ingest"), description="directory of the embedded queue and store")
     broker_url: SecretStr = Field(
         SecretStr(""),
-        description="amqp[s]://user:password@host:5672,host2:5672/vhost, or sqlite:///FILE; default: in the data dir",
+        description="amqp[s]://user:password@host:5672,host2:5672/vhost, or sqlite:///FILE; default: in "
+        "INGEST_DATA_DIR",
     )
     store_url: SecretStr = Field(
         SecretStr(""),
-        description="aerospike://user:password@host:3000,host2:3000/namespace, or sqlite:///FILE; default: in the "
-        "data dir",
+        description="aerospike://user:password@host:3000,host2:3000/namespace, or sqlite:///FILE; default: in "
+        "INGEST_DATA_DIR",
     )
     broker_cafile: Path | None = Field(None, description="CA certificates (PEM) for amqps; default: the system's")
     broker_certfile: Path | None = Field(None, description="client certificate (PEM) for amqps")
-    broker_keyfile: Path | None = Field(None, description="its private key (PEM)")
+    broker_keyfile: Path | None = Field(None, description="private key (PEM) of INGEST_BROKER_CERTFILE")
     broker_user: str | None = Field(
         None,
-        description="the AMQP user that its client certificate stands for, with `?auth=external` in the broker URL",
+        description="the AMQP user of the client certificate, if the broker URL has `?auth=external`",
     )
     management_url: SecretStr = Field(
-        SecretStr(""), description="RabbitMQ management API, http[s]://user:password@host:15672, for policies"
+        SecretStr(""),
+        description="RabbitMQ management API, http[s]://user:password@host:15672; needed for policies and status",
     )
     trusted_users: frozenset[str] = Field(
         frozenset(),
-        description="AMQP users of the service itself, a JSON list; default: the broker URL's or certificate's user",
+        description="AMQP users that the service publishes as, a JSON list; default: the user of the broker URL or "
+        "certificate",
     )
     heartbeat: int = Field(10, ge=1, le=60, description="AMQP heartbeat, seconds")
-    confirm_timeout: float = Field(5.0, gt=0, le=60, description="wait for a publisher confirm, seconds")
-    store_timeout: float = Field(3.0, gt=0, le=60, description="wait for one call to the store, seconds")
-    lease: float = Field(30.0, ge=15, le=600, description="hold a claim, seconds")
-    request_deadline: float = Field(10.0, gt=0, le=60, description="answer an HTTP request, seconds")
+    confirm_timeout: float = Field(5.0, gt=0, le=60, description="timeout of a publisher confirm, seconds")
+    store_timeout: float = Field(3.0, gt=0, le=60, description="timeout of a store call, seconds")
+    lease: float = Field(30.0, ge=15, le=600, description="duration of a claim's lease, seconds")
+    request_deadline: float = Field(10.0, gt=0, le=60, description="time to answer an HTTP request, seconds")
     outage_hold: float = Field(
         600.0,
         gt=0,
         le=1500,
-        description="hold deliveries through an outage, seconds; then they wait in their queue; below consumer_timeout",
+        description="how long to hold deliveries during an outage before they return to their queue, seconds; must be "
+        "below RabbitMQ's consumer_timeout",
     )
-    shutdown_deadline: float = Field(25.0, gt=0, le=600, description="finish what is in flight at a stop, seconds")
+    shutdown_deadline: float = Field(
+        25.0, gt=0, le=600, description="time to finish the work in flight on SIGTERM, seconds"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
-    workers: int = Field(1, ge=1, le=256, description="HTTP processes of `serve`")
-    processes: int = Field(1, ge=1, le=256, description="consumer processes of `work`")
-    prefetch: int = Field(1000, ge=1, le=65535, description="single submissions in flight, per process")
-    prefetch_batches: int = Field(4, ge=1, le=1000, description="batches in flight, per process")
+    workers: int = Field(1, ge=1, le=256, description="number of HTTP processes of `serve`")
+    processes: int = Field(1, ge=1, le=256, description="number of consumer processes of `work`")
+    prefetch: int = Field(1000, ge=1, le=65535, description="single submissions in flight per process")
+    prefetch_batches: int = Field(4, ge=1, le=1000, description="batches in flight per process")
     metrics_host: str = Field("127.0.0.1", description="address of the port for metrics and health")
     metrics_port: int | None = Field(
         None,
         ge=0,
         le=65535,
-        description="port that serves `/metrics`, `/healthz` and `/readyz`, 0 takes a free one; default: none",
+        description="port that serves `/metrics`, `/healthz` and `/readyz`; 0: a free port; default: not served",
     )
     watchdog: float = Field(
-        60.0, gt=0, le=3600, description="not ready when deliveries are held and none was settled for so long, seconds"
+        60.0,
+        gt=0,
+        le=3600,
+        description="report not ready if deliveries are held but none was settled for this time, seconds",
     )
-    tracing: bool = Field(False, description="traces with OpenTelemetry (extra `otel`), configured by OTEL_* variables")
+    tracing: bool = Field(
+        False, description="record traces with OpenTelemetry (extra `otel`); OTEL_* variables configure it"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="debug, info, warning, error")
-    log_format: Literal["auto", "json", "console"] = Field("auto", description="auto is console on a terminal")
+    log_format: Literal["auto", "json", "console"] = Field(
+        "auto", description="json, console (text), or auto: console on a terminal, else json"
+    )
 
     @model_validator(mode="after")
     def _check_lease(self) -> Self:
-        # Whoever admits must be done, or have given up, well before the lease ends.
+        # An admission must succeed or fail before its lease ends.
         if self.lease < self.request_deadline + self.confirm_timeout:
             raise ValueError("INGEST_LEASE must be at least INGEST_REQUEST_DEADLINE plus INGEST_CONFIRM_TIMEOUT")
-        # A delivery may wait for somebody else's lease to end; that is no stall.
+        # A delivery may wait until the lease of another attempt ends; that is not a stall.
         if self.watchdog <= self.lease:
             raise ValueError("INGEST_WATCHDOG must be above INGEST_LEASE")
         return self
 
     @property
     def broker(self) -> str:
-        """The broker's URL, password included."""
+        """The broker's URL, with its password."""
         return self.broker_url.get_secret_value() or f"sqlite:///{self.data_dir}/queue.db"
 
     @property
     def store(self) -> str:
-        """The store's URL, password included."""
+        """The store's URL, with its password."""
         return self.store_url.get_secret_value() or f"sqlite:///{self.data_dir}/store.db"
 
 
 def load(**overrides: object) -> Settings:
-    """Settings from the environment; overrides that are not None come first.
+    """Read settings from the environment; overrides that are not None take precedence.
 
     Raises:
-        ConfigurationError: names the variable and what is wrong with it.
+        ConfigurationError: a value is invalid; the message names the variable and the problem.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
+    changes = {name: value for name, value in overrides.items() if value is not None}
     try:
-        return Settings(**given)  # type: ignore[arg-type]
+        return Settings(**changes)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         name = f"INGEST_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
@@ -107,7 +120,7 @@ def load(**overrides: object) -> Settings:
 
 
 def described() -> list[tuple[str, str, str]]:
-    """(variable, default, description) of each setting."""
+    """Return (variable, default, description) of each setting."""
     return [
         (f"INGEST_{name.upper()}", _default(field.default), field.description or "")
         for name, field in Settings.model_fields.items()

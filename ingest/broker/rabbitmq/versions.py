@@ -1,26 +1,28 @@
-"""What differs between RabbitMQ 3.10 and 4.x, in one place.
+"""Differences between RabbitMQ 3.10 and 4.x.
 
 ========================== =========================== ============================ ================================
-what                       3.10 to 3.13                4.0 to 4.2                   4.3 and later
+version                    3.10 to 3.13                4.0 to 4.2                   4.3 and later
 ========================== =========================== ============================ ================================
 counts as failed delivery  every return: reject, nack, as before                    `basic.reject` only, and neither
                            a lost channel or consumer                               a nack nor a lost channel
-delivery limit, no policy  none                        20                           20
-what a delivery tells      `x-delivery-count`          also `x-acquired-count`      also `x-acquired-count`
-largest message            128 MiB                     16 MiB                       16 MiB
+default delivery limit     none                        20                           20
+headers of a delivery      `x-delivery-count`          also `x-acquired-count`      also `x-acquired-count`
+maximum message size       128 MiB                     16 MiB                       16 MiB
 global QoS                 not on quorum queues        not on quorum queues         an error
 ========================== =========================== ============================ ================================
 
-What follows from it here:
+Consequences for this service:
 
-- Failures are rejected, never nacked, so they count everywhere. Whoever gives back what did not fail cannot avoid that
-  it counts up to 4.2; so nothing is given back more than once an outage (`worker.outage`), and the limit is 20.
-- From 4.3 on a submission that kills its consumers would come again for ever. So `attempts` counts what was acquired,
-  and the worker refuses what is beyond the limit by itself (`Reason.DELIVERY_LIMIT`); up to 4.2 the queue was quicker.
-- Dead letters are kept below the smallest limit of a message (`domain.dead_letters`).
-- A channel to which a full queue (reject-publish) has nacked goes on to nack, seen on 3.10.8, where the limit is
-  lifted instead of the queue emptied. So a publisher that is nacked for long opens another (`rabbitmq_publisher`).
-- QoS is per consumer; another prefetch takes another consumer. Classic mirrored queues, gone in 4.0, are never used.
+- A failed delivery is rejected, never nacked, so that every version counts it. Up to 4.2 a delivery that is returned
+  without a failure counts, too. So an outage returns a delivery at most once (`ingest.worker.outage`), and the limit is
+  20.
+- From 4.3 on a submission that kills its consumers would be redelivered without end. So `attempts` counts acquisitions,
+  and the worker itself rejects what exceeds the limit (`Reason.DELIVERY_LIMIT`). Up to 4.2 the queue does it first.
+- Dead letters are kept below the smallest maximum size of a message (`ingest.domain.dead_letters`).
+- If a full queue (reject-publish) has nacked messages of a channel and its limit is then lifted, RabbitMQ 3.10.8
+  continues to nack on that channel. So a publisher that is nacked for long opens another channel
+  (`ingest.broker.rabbitmq.publisher`).
+- QoS is per consumer; another prefetch needs another consumer. Classic mirrored queues, removed in 4.0, are not used.
 
 https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling, https://www.rabbitmq.com/docs/4.3/nack
 """
@@ -30,6 +32,6 @@ from typing import Any
 
 
 def attempts(headers: Mapping[str, Any]) -> int:
-    """How often a message was delivered before and came back."""
+    """Return how often a message was delivered before and returned."""
     counts = [headers.get(name) for name in ("x-delivery-count", "x-acquired-count")]
     return max([count for count in counts if isinstance(count, int)], default=0)
