@@ -204,7 +204,7 @@ async def test_submitted_again_but_not_removed(operator: Operator) -> None:
         (("redrive", "--all", "--reason", "invalid"), "cannot be combined"),
         (("redrive", "--all", "--rate", "fast"), "--rate must be"),
         (("list", "--older-than", "7"), "--older-than must be a time"),
-        (("show", "dead:0"), "there is no .ingest/queue.db"),
+        (("show", "dead:0"), ".ingest/queue.db does not exist"),
     ],
 )
 def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:

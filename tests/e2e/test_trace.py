@@ -94,7 +94,7 @@ async def test_embedded_with_and_without_tracing(tmp_path: Path) -> None:
         assert event["traceparent"].split("-")[2] == by_name["process ingest.tasks"].span_id
         assert delivery.headers["traceparent"].split("-")[2] == by_name["send asg.events"].span_id
         assert {span.service for span in spans} == {"ingest-dev"}
-        answered = next(line for line in log.splitlines() if "submission answered" in line)
+        answered = next(line for line in log.splitlines() if "submission_answered" in line)
         assert {"trace_id": TRACE_ID, "role": "dev"}.items() <= json.loads(answered).items()
         assert json.loads(answered)["request_id"]
 
