@@ -29,19 +29,19 @@ def password_hash(password: str, salt: bytes) -> str:
 
 
 def merged(files: Iterable[Path], vhost: str) -> dict[str, list[Any]]:
-    """One definitions document of several, for one virtual host. Raises OSError, ValueError."""
+    """Merge several definitions documents into one, for one virtual host. Raises OSError, ValueError."""
     document: dict[str, list[Any]] = {}
     for file in files:
-        for section, objects in json.loads(file.read_text()).items():
+        for section, definitions in json.loads(file.read_text()).items():
             document.setdefault(section, []).extend(
-                {**each, "vhost": vhost} if "vhost" in each else each for each in objects
+                {**definition, "vhost": vhost} if "vhost" in definition else definition for definition in definitions
             )
     return document
 
 
 def with_passwords(document: dict[str, list[Any]], passwords: Path) -> list[str]:
     """Fill in password hashes; returns the names of the users that were left out. Raises OSError."""
-    given = {}
+    has_hash = {}
     for user in document.get("users", []):
         file = passwords / user["name"]
         if not user["password_hash"] and file.is_file():
@@ -49,11 +49,11 @@ def with_passwords(document: dict[str, list[Any]], passwords: Path) -> list[str]
             if not password:
                 raise ValueError(f"{file} is empty: it must hold the password of user {user['name']}")
             user["password_hash"] = password_hash(password, os.urandom(4))
-        given[user["name"]] = bool(user["password_hash"])
+        has_hash[user["name"]] = bool(user["password_hash"])
     for section, field in (("users", "name"), ("permissions", "user"), ("topic_permissions", "user")):
         if section in document:
-            document[section] = [each for each in document[section] if given.get(each[field], True)]
-    return [name for name, has_one in given.items() if not has_one]
+            document[section] = [entry for entry in document[section] if has_hash.get(entry[field], True)]
+    return [name for name, present in has_hash.items() if not present]
 
 
 def main() -> None:

@@ -138,17 +138,17 @@ def print_json(data: Any) -> None:
 
 
 def _ordered(groups: Iterable[Group]) -> list[Group]:
-    return sorted(groups, key=lambda each: (-each.count, each.reason))
+    return sorted(groups, key=lambda group: (-group.count, group.reason))
 
 
 def _line(value: object) -> str:
-    """On one line, and harmless to a terminal: what customers have sent is shown here."""
+    """Return the value on one line, without control characters: customers chose it, and a terminal shows it."""
     text = "none" if value is None else redact(str(value))
-    return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in text)
+    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
 
 
 def _pretty(text: str) -> str:
-    with suppress(ValueError):  # not JSON may be why it is here
+    with suppress(ValueError):  # a dead letter need not be valid JSON
         text = msgspec.json.format(text, indent=2) if len(text) <= _MAX_SHOWN else text
     shown = "\n".join(map(_line, text[:_MAX_SHOWN].split("\n")))
     more = len(text) - _MAX_SHOWN
@@ -159,5 +159,5 @@ def _redacted(value: Any) -> Any:
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, dict):
-        return {name: _redacted(each) for name, each in value.items()}
-    return [_redacted(each) for each in value] if isinstance(value, list) else value
+        return {name: _redacted(member) for name, member in value.items()}
+    return [_redacted(element) for element in value] if isinstance(value, list) else value

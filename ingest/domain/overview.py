@@ -65,9 +65,9 @@ class DeadReason(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything together.
+    """The state of broker, store, dead letters and processes at one time.
 
-    `at` is in Unix seconds. `dead` is None if nobody looked; `dead_note` says why, or its age.
+    `at` is in Unix seconds. `dead` is None if it was not read; `dead_note` says why, or how old `dead` is.
     """
 
     at: float

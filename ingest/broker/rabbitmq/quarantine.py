@@ -1,12 +1,12 @@
 """Isolates deliveries that may crash their consumers, so that they do not affect their neighbours.
 
-When a consumer dies, everything it held comes back with a higher delivery count, the harmless deliveries as well as the
-poison. A delivery that came back twice is a suspect. From the first suspect on, all deliveries are withheld and
-handed out in rounds: first the other deliveries that have arrived, together; then one suspect at a time, those with
-the fewest deliveries first, in random order among equals. What arrives in the meantime waits for the next round, and
-a round without suspects is the last one. So everything that was delivered together with a poison message is finished
-before its turn, except for suspects with the same count, of which half are. The poison alone goes on to the delivery
-limit.
+If a consumer crashes, RabbitMQ redelivers everything it held with a higher delivery count: the harmless deliveries as
+well as the poison message. A delivery that was redelivered twice is a suspect. From the first suspect on, all
+deliveries are withheld and handed out in rounds: first all others that have arrived, together; then one suspect at a
+time, those with the fewest deliveries first, in random order among equals. Deliveries that arrive during a round wait
+for the next one; the first round without suspects ends the quarantine. So what was delivered together with a poison
+message is finished before the poison has its turn, except for suspects with the same count, of which half are
+finished. Only the poison message reaches the delivery limit.
 
 The consumer is not cancelled to make it hold less: if the node of a cancelled consumer dies, its unacknowledged
 deliveries belong to no consumer until the queue has another leader (seen on RabbitMQ 3.10.8;

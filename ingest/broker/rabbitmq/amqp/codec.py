@@ -207,7 +207,7 @@ class PropertyReader:
         return size, properties
 
     def _plan(self, flags: int) -> list[tuple[str, int]]:
-        """(name, width in bytes) of the properties that follow; 0 stands for a short string, -1 for a table."""
+        """Return (name, bytes) of the properties that follow; bytes is 0 for a short string and -1 for a table."""
         names = [name for bit, name in enumerate(self._NAMES) if flags & (1 << (15 - bit))]
         plan = [(name, -1 if name == "headers" else self._WIDTHS.get(name, 0)) for name in names]
         if len(self._plans) >= MAX_READ:
