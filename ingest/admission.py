@@ -348,7 +348,7 @@ class _Attempt:
 
 
 def _inherit(wanted: Entry, expired: Entry) -> Entry:
-    """The claim that takes over an expired one. What the body decides comes from `wanted`: the body may differ."""
+    """Return the claim that takes over an expired one. The body may differ, so its fields come from `wanted`."""
     return msgspec.structs.replace(
         wanted,
         created_at=expired.created_at,

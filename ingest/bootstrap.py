@@ -32,7 +32,7 @@ _log = structlog.get_logger(__name__)
 
 
 def undecorated(broker: Broker, store: Store) -> Adapters:
-    """The default: the adapters themselves."""
+    """Return the adapters themselves: the default of `decorate`."""
     return broker, store
 
 
@@ -126,14 +126,14 @@ async def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], de
 
 
 def _first(error: BaseException) -> BaseException:
-    """The first error inside the groups that task groups raise."""
+    """Return the first error inside the groups that task groups raise."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
 
 
 def _telemetry(settings: Settings, role: str, endpoint: MetricsEndpoint | None) -> Telemetry:
-    """The telemetry of this process; its role and number are added to its log lines. Raises ConfigurationError."""
+    """Set up the telemetry of this process and add its role and number to its log lines. Raises ConfigurationError."""
     structlog.contextvars.bind_contextvars(role=role.removeprefix("ingest "))
     if endpoint is not None and endpoint.shared is not None:
         structlog.contextvars.bind_contextvars(process=endpoint.process)

@@ -27,7 +27,7 @@ class Backoff:
         self._jitter = jitter
 
     def next(self) -> float:
-        """The pause to make now, in seconds; the following one is twice as long, up to the longest."""
+        """Return the pause to make now, in seconds; the following one is twice as long, up to the longest."""
         pause = self._pause
         self._pause = min(pause * 2, self._longest)
         return pause * self._jitter()

@@ -61,16 +61,16 @@ class BrokerBackend(Protocol):
         ...
 
     async def state(self) -> BrokerState:
-        """The broker's state for `ingest status`. Problems are part of it, so it raises nothing for an outage."""
+        """Return the broker's state for `ingest status`. An outage is part of the state and raises no error."""
         ...
 
     async def findings(self, outage_hold: float) -> list[Finding]:
-        """The broker's findings for `ingest doctor`; `outage_hold` is in seconds."""
+        """Return the broker's findings for `ingest doctor`; `outage_hold` is in seconds."""
         ...
 
 
 def broker_backend(settings: Settings) -> BrokerBackend:
-    """The backend of INGEST_BROKER_URL. Raises ConfigurationError."""
+    """Return the backend of INGEST_BROKER_URL. Raises ConfigurationError."""
     scheme = settings.broker.partition("://")[0]
     if scheme in ("amqp", "amqps"):
         return RabbitMQBackend(settings)
@@ -80,7 +80,7 @@ def broker_backend(settings: Settings) -> BrokerBackend:
 
 
 def require_rabbitmq(settings: Settings, command: str) -> "RabbitMQBackend":
-    """The backend for a command that the embedded queue does not support. Raises ConfigurationError."""
+    """Return the backend for a command that the embedded queue does not support. Raises ConfigurationError."""
     backend = broker_backend(settings)
     if not isinstance(backend, RabbitMQBackend):
         raise ConfigurationError(
@@ -114,7 +114,7 @@ class RabbitMQBackend:
         return Management(url, self.virtual_host) if url else None
 
     def new_broker(self, purpose: str) -> RabbitBroker:
-        """A broker that is not connected yet."""
+        """Return a broker that is not connected yet."""
         settings = self._settings
         return RabbitBroker(
             settings.broker,

@@ -6,7 +6,7 @@ from ingest.domain.errors import ConfigurationError
 
 
 def sqlite_file(url: str, variable: str) -> Path:
-    """The file in `sqlite:///relative/file` or `sqlite:////absolute/file`, the form that SQLAlchemy uses.
+    """Return the file in `sqlite:///relative/file` or `sqlite:////absolute/file`, the form that SQLAlchemy uses.
 
     Args:
         url: begins with `sqlite:`.

@@ -28,11 +28,11 @@ class StoreBackend(Protocol):
         ...
 
     async def state(self) -> StoreState:
-        """The store's state for `ingest status`. Problems are part of it, so it raises nothing for an outage."""
+        """Return the store's state for `ingest status`. An outage is part of the state and raises no error."""
         ...
 
     async def findings(self) -> list[Finding]:
-        """The store's findings for `ingest doctor`."""
+        """Return the store's findings for `ingest doctor`."""
         ...
 
     async def close(self) -> None:
@@ -41,7 +41,7 @@ class StoreBackend(Protocol):
 
 
 def store_backend(settings: Settings) -> StoreBackend:
-    """The backend of INGEST_STORE_URL. Raises ConfigurationError."""
+    """Return the backend of INGEST_STORE_URL. Raises ConfigurationError."""
     scheme = settings.store.partition("://")[0]
     if scheme == "aerospike":
         return AerospikeBackend(settings)

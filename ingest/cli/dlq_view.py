@@ -18,7 +18,7 @@ _MAX_SHOWN: Final = 64 * 1024
 
 
 def age(seconds: float | None) -> str:
-    """A duration in its two largest units."""
+    """Return a duration in its two largest units."""
     if seconds is None:
         return "unknown"
     remaining = max(0, int(seconds))
@@ -48,7 +48,7 @@ def groups_json(groups: Iterable[Group]) -> list[dict[str, Any]]:
 
 
 def groups_text(groups: Iterable[Group]) -> str:
-    """One block per reason."""
+    """Return one block per reason."""
     now = time.time()
     blocks = []
     for group in _ordered(groups):
@@ -69,7 +69,7 @@ def groups_text(groups: Iterable[Group]) -> str:
 
 
 def dead_json(dead: DeadLetter, *, raw: bool) -> dict[str, Any]:
-    """One dead letter completely.
+    """Return one dead letter completely.
 
     With `raw` unchanged, to be kept or submitted elsewhere; otherwise without secrets.
     """
@@ -93,7 +93,7 @@ def dead_json(dead: DeadLetter, *, raw: bool) -> dict[str, Any]:
 
 
 def dead_text(dead: DeadLetter) -> str:
-    """One dead letter for people: what and why, then the submission with indented JSON."""
+    """Return one dead letter as text for people: its facts, then the submission as indented JSON."""
     shown = dead_json(dead, raw=False)
     origin: dict[str, Any] = shown.pop("submission", {})
     errors = shown.pop("errors")
@@ -120,7 +120,7 @@ def report_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
 
 
 def report_text(report: Report, *, dry_run: bool) -> str:
-    """What was redriven, what was not, and why."""
+    """Return lines that say what was redriven, what was not, and why."""
     verb = "would redrive" if dry_run else "redrove"
     lines = [f"{verb} {report.done.total()} of {report.matched}"]
     for reason, count in report.done.most_common():

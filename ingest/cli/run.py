@@ -161,7 +161,7 @@ def _listen(host: str, port: int, options: tuple[str, str] = ("--port", "--host"
 
 
 def _stored_key(path: Path) -> str:
-    """The key of an earlier start, or a new one in a file that only its owner can read."""
+    """Return the key of an earlier start, or a new one in a file that only its owner can read."""
     if path.exists():
         return path.read_text().strip()
     created = new_api_key()

@@ -14,7 +14,7 @@ _UNKNOWN = "unknown"
 
 
 def render(overview: Overview) -> RenderableType:
-    """Everything; problems come last, because the reader's eye ends there."""
+    """Return the whole status as text. Problems come last, because people read the end of the output first."""
     problems = [*overview.broker.problems, *overview.store.problems, *overview.process_problems]
     problem_lines = [Text(f"! {redact(problem)}", style="bold red") for problem in problems] or [
         Text("no problems seen", style="green")

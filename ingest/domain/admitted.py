@@ -32,7 +32,7 @@ _decode = msgspec.json.Decoder(Admitted).decode
 
 
 def to_message(admitted: Admitted, trace: Trace | None = None) -> Message:
-    """The message for the workers, with the client's trace context in its headers."""
+    """Return the message for the workers, with the client's trace context in its headers."""
     submission = admitted.submission
     return Message(
         exchange=SUBMISSIONS,

@@ -47,12 +47,12 @@ def retention_of(retention: int, *, keyed: bool) -> int:
 
 
 def is_cust_id(value: str) -> bool:
-    """Whether `value` can be a cust_id: 1 to 64 letters, digits, `_` or `-` (one word of a routing key)."""
+    """Return whether `value` can be a cust_id: 1 to 64 letters, digits, `_` or `-` (one word of a routing key)."""
     return _CUST_ID.fullmatch(value) is not None
 
 
 def new_api_key() -> str:
-    """A new API key: `asg_live_` and 32 random base62 characters (190 bits)."""
+    """Return a new API key: `asg_live_` and 32 random base62 characters (190 bits)."""
     return _KEY_PREFIX + "".join(secrets.choice(_BASE62) for _ in range(32))
 
 
@@ -62,5 +62,5 @@ def hash_api_key(api_key: str) -> bytes:
 
 
 def key_id_of(key_hash: bytes) -> str:
-    """The public name of a key: `key_` and the first 12 hex digits of its hash. It can be logged."""
+    """Return the public name of a key: `key_` and the first 12 hex digits of its hash. It can be logged."""
     return "key_" + key_hash.hex()[:12]

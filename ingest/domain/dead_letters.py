@@ -66,7 +66,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 
 def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Message:
-    """The dead letter of a rejected delivery: the reason code in a header, details and the submission in the body.
+    """Return the dead letter of a rejected delivery: reason code in a header, details and submission in the body.
 
     Args:
         delivery: the rejected delivery.
@@ -100,13 +100,13 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
 
 
 def digest(delivery: Delivery) -> str:
-    """A name for a submission, 32 hex digits: the same for a redelivery, different for a different body."""
+    """Return a name for a submission, 32 hex digits: the same for a redelivery, different for a different body."""
     whole = f"{delivery.routing_key}:{delivery.message_id}:".encode() + delivery.body
     return hashlib.sha256(whole).hexdigest()[:32]
 
 
 def body_fields(body: bytes) -> dict[str, str]:
-    """A body as a JSON field: `body`, or `body_base64` if it is not UTF-8."""
+    """Return a body as a JSON field: `body`, or `body_base64` if it is not UTF-8."""
     try:
         return {"body": body.decode()}
     except UnicodeDecodeError:
@@ -174,7 +174,7 @@ def redrive_blocker(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
 
 
 def resubmission(dead: DeadLetter) -> Message:
-    """The message that submits a dead letter again, with its id: if it was accepted since, it is a duplicate.
+    """Return the message that submits a dead letter again, under the same id: after an acceptance it is a duplicate.
 
     Check `redrive_blocker` first.
     """

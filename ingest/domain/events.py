@@ -31,7 +31,7 @@ def rfc3339(milliseconds: int) -> str:
 
 
 def task_accepted(task: Task, cust_id: str, created_at: str, batch: tuple[str, int] | None = None) -> Message:
-    """The acceptance event of a task; `batch` is (batch_id, index) if the task is an item of a batch.
+    """Return the acceptance event of a task; `batch` is (batch_id, index) if the task is an item of a batch.
 
     The body is assembled from JSON that is canonical already, because parsing it again would be most of the cost.
     Ids, customer ids and times need no escaping.
@@ -56,7 +56,7 @@ def task_accepted(task: Task, cust_id: str, created_at: str, batch: tuple[str, i
 
 
 def batch_accepted(submission: Submission, created_at: str, replayed: Sequence[str]) -> Message:
-    """The acceptance event of a batch, published after all its tasks' events.
+    """Return the acceptance event of a batch, published after all its tasks' events.
 
     `replayed` are the ids of tasks that were accepted before.
     """
@@ -74,7 +74,7 @@ def batch_accepted(submission: Submission, created_at: str, replayed: Sequence[s
 
 
 def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str, *, mismatch: bool) -> Message:
-    """A direct submission repeats one that was accepted; `created_at` is the original's."""
+    """Return the event of a direct submission that repeats an accepted one; `created_at` is the original's."""
     kind = "batch_id" if submission_id.startswith("bat_") else "task_id"
     data: dict[str, Any] = {kind: submission_id, "cust_id": cust_id, "created_at": created_at, "message_id": message_id}
     data["payload_mismatch"] = mismatch
@@ -83,7 +83,7 @@ def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str
 
 
 def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission, digest: str) -> Message:
-    """A direct submission was rejected; the submission itself is in `ingest.dead`.
+    """Return the event of a direct submission that was rejected; the submission itself is in `ingest.dead`.
 
     `digest` covers the whole submission: one message_id, or none, may come with several wrong bodies.
     """
@@ -104,7 +104,7 @@ def traced(event: Message, trace: Trace) -> Message:
 
 
 def _digest(cust_id: str, message_id: str) -> str:
-    """A short name for a message: a message id may be up to 255 bytes of any text."""
+    """Return a short name for a message: a message id may be up to 255 bytes of any text."""
     return hashlib.sha256(f"{cust_id}:{message_id}".encode()).hexdigest()[:32]
 
 

@@ -39,19 +39,19 @@ _V8 = (0x8 << 76) | (0x2 << 62)
 
 
 def keyed_id(kind: SubmissionKind, cust_id: str, key: str) -> str:
-    """The id of a task or batch submitted by `cust_id` under the idempotency key `key`."""
+    """Return the id of a task or batch submitted by `cust_id` under the idempotency key `key`."""
     # The length is part of the hash, so that two different pairs of cust_id and key never give the same text.
     digest = hashlib.sha256(f"{kind}:{len(cust_id)}:{cust_id}:{key}".encode()).digest()
     return _id(kind, (int.from_bytes(digest[:16], "big") & _VERSION_MASK) | _V8)
 
 
 def item_id(batch_id: str, index: int) -> str:
-    """The id of the unkeyed item at `index` (from 0, below MAX_ITEMS) of a batch."""
+    """Return the id of the unkeyed item at `index` (from 0, below MAX_ITEMS) of a batch."""
     return f"tsk_{batch_id[4:-2]}{_PAIRS[index]}"
 
 
 def batch_and_index(task_id: str) -> tuple[str, int]:
-    """The inverse of `item_id`: (batch id, index).
+    """Return the inverse of `item_id`: (batch id, index).
 
     Every task id has one. Whether the batch exists, and whether the item is unkeyed, is in the ledger.
     """
@@ -59,14 +59,14 @@ def batch_and_index(task_id: str) -> tuple[str, int]:
 
 
 def fresh_id(kind: SubmissionKind) -> str:
-    """A new, time-ordered id for an unkeyed submission."""
+    """Return a new, time-ordered id for an unkeyed submission."""
     milliseconds = time.time_ns() // 1_000_000
     number = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
     return _id(kind, (number & _VERSION_MASK) | _V7)
 
 
 def is_id(kind: SubmissionKind, value: str) -> bool:
-    """Whether `value` has the form of an id of this kind."""
+    """Return whether `value` has the form of an id of this kind."""
     return value.startswith(_PREFIX[kind]) and _ID.fullmatch(value) is not None
 
 

@@ -20,7 +20,7 @@ class _RepeatedName(Exception):
 
 
 def repeated_name(body: bytes, data: object) -> str | None:
-    """The first name that occurs twice in an object of `body`, or None; `data` is the decoded body.
+    """Return the first name that occurs twice in an object of `body`, or None; `data` is the decoded body.
 
     Raises:
         RecursionError: the body is nested too deeply.
@@ -36,7 +36,7 @@ def repeated_name(body: bytes, data: object) -> str | None:
 
 
 def _names(value: object) -> int:
-    """The number of names in all objects of `value`."""
+    """Return the number of names in all objects of `value`."""
     if type(value) is dict:
         return len(value) + sum([_names(child) for child in value.values() if type(child) in _CONTAINERS])
     if type(value) is list:

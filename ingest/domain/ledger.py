@@ -65,7 +65,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return [keyed.get(index) or item_id(self.id, index) for index in range(self.task_count)]
 
     def covers_index(self, index: int) -> bool:
-        """Whether the batch has an unkeyed item at `index`."""
+        """Return whether the batch has an unkeyed item at `index`."""
         return index < self.task_count and index not in self.keyed_item_ids
 
 
@@ -100,7 +100,7 @@ class Charge(msgspec.Struct, frozen=True):
 
 
 def after(change: Change, generation: int) -> Entry:
-    """The entry as it is stored after the change; for FORGET, as it was before."""
+    """Return the entry as it is stored after the change; for FORGET, as it was before."""
     replace = msgspec.structs.replace
     match change.step:
         case Step.QUEUE:
@@ -112,14 +112,14 @@ def after(change: Change, generation: int) -> Entry:
 
 
 def accepted(entry: Entry) -> Entry:
-    """The entry as it is stored once it is settled."""
+    """Return the entry as it is stored once it is settled."""
     return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0)
 
 
 def submission_entry(
     submission: Submission, created_at: int, retention: int, *, owner: str = "", lease: int = 0, origin: str = ""
 ) -> Entry:
-    """The entry of the task or batch itself.
+    """Return the entry of the task or batch itself.
 
     Args:
         submission: the task or batch.
@@ -145,7 +145,7 @@ def submission_entry(
 
 
 def item_entries(batch: Submission, created_at: int, retention: int, *, owner: str = "", lease: int = 0) -> list[Entry]:
-    """The entries of a batch's keyed items, one per id, in order. Arguments as `submission_entry`."""
+    """Return the entries of a batch's keyed items, one per id, in order. Arguments as `submission_entry`."""
     first: dict[str, Task] = {}
     for task in batch.tasks:
         if task.keyed:

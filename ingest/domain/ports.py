@@ -139,7 +139,7 @@ class Consumer(Protocol):
         ...
 
     def alive(self, delivery: Delivery) -> bool:
-        """Whether the delivery can still be acknowledged. If not, the broker delivers it again."""
+        """Return whether the delivery can still be acknowledged. If not, the broker delivers it again."""
         ...
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
@@ -183,7 +183,7 @@ class Broker(Protocol):
         ...
 
     def connections(self) -> list[ConnectionState]:
-        """The connections of all publishers and consumers."""
+        """Return the connections of all publishers and consumers."""
         ...
 
     async def declare(self) -> None:

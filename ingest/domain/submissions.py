@@ -65,7 +65,7 @@ def decode_json(body: bytes) -> Any:
 
 
 def _malformed(body: bytes, error: ValueError) -> str:
-    """What is wrong with the body, as a sentence."""
+    """Return what is wrong with the body, as a sentence."""
     try:
         body.decode()
     except UnicodeDecodeError as undecodable:
@@ -136,7 +136,7 @@ def batch_submission(
 
 
 def _canonical(item: TaskBody, shared_callback: str | None) -> tuple[bytes, bool]:
-    """The item's canonical JSON and whether it has a callback_url."""
+    """Return the item's canonical JSON and whether it has a callback_url."""
     plain = cast("dict[str, Any]", {"consensus_threshold": DEFAULT_THRESHOLD, **item})
     plain.pop("idempotency_key", None)
     if shared_callback is not None:

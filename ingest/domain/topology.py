@@ -49,7 +49,7 @@ FOR_CONSUMERS = (CONSENSUS_TASKS, WEBHOOK_DISPATCH)
 
 
 def matches(binding: str, routing_key: str) -> bool:
-    """Whether a topic binding matches a routing key (AMQP 0-9-1: `*` is one word, `#` any number of words)."""
+    """Return whether a topic binding matches a routing key (AMQP 0-9-1: `*` is one word, `#` any number of words)."""
     return _match(binding.split("."), routing_key.split("."))
 
 

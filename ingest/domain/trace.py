@@ -28,24 +28,24 @@ class Trace(msgspec.Struct, frozen=True, gc=False):
     tracestate: str = ""
 
     def headers(self) -> dict[str, Any]:
-        """The context as headers of an AMQP message."""
+        """Return the context as headers of an AMQP message."""
         named = {TRACEPARENT: self.traceparent}
         return named | {TRACESTATE: self.tracestate} if self.tracestate else named
 
     def json_members(self) -> bytes:
-        """The context as members of a JSON object, with a comma after each."""
+        """Return the context as members of a JSON object, with a comma after each."""
         state = b'"tracestate":%b,' % _encode(self.tracestate) if self.tracestate else b""
         return b'"traceparent":"%b",%b' % (self.traceparent.encode(), state)
 
 
 def trace_of(headers: Mapping[str, Any]) -> Trace | None:
-    """The context in the headers of an AMQP message; None if there is no valid one."""
+    """Return the context in the headers of an AMQP message; None if there is no valid one."""
     traceparent = headers.get(TRACEPARENT)
     return None if traceparent is None else _valid(traceparent, headers.get(TRACESTATE))
 
 
 def trace_of_http(headers: Mapping[bytes, bytes]) -> Trace | None:
-    """The context in the headers of an HTTP request (names in lower case); None if there is no valid one."""
+    """Return the context in the headers of an HTTP request (names in lower case); None if there is no valid one."""
     traceparent = headers.get(b"traceparent")
     if traceparent is None:
         return None

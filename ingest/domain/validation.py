@@ -216,7 +216,7 @@ _FIELD_RULES: Mapping[tuple[str, str], str] = {
 
 
 def is_https_url(url: str) -> bool:
-    """Whether `url` is a valid `data_url`. The same rule applies to webhooks."""
+    """Return whether `url` is a valid `data_url`. The same rule applies to webhooks."""
     try:
         _HTTPS_URL.validate_python(url)
     except ValidationError:

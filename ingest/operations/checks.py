@@ -19,12 +19,12 @@ _LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 async def all_findings(current: Settings) -> list[Finding]:
-    """Everything that can be checked with these settings. Nothing that is stored changes."""
+    """Check everything that these settings allow, and return the findings. Nothing that is stored changes."""
     return [*_settings(current), *_libraries(), *await _broker(current), *await _store(current)]
 
 
 def settings_error(problem: ConfigurationError) -> Finding:
-    """The finding for settings that cannot be loaded."""
+    """Return the finding for settings that are invalid."""
     return error("settings", str(problem), "correct the variable; `ingest --help` lists them all")
 
 

@@ -31,7 +31,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     newer_than: float | None = None
 
     def takes(self, dead: DeadLetter, now: float) -> bool:
-        """Whether the dead letter is selected. One of unknown age is not, if an age is given."""
+        """Return whether the dead letter is selected. One of unknown age is not, if an age is given."""
         if (self.ids and dead.id not in self.ids) or (self.reasons and dead.reason not in self.reasons):
             return False
         if self.customer is not None and dead.cust_id != self.customer:

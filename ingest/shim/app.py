@@ -143,7 +143,7 @@ class Shim:
 
 
 def _with_header(send: Send, header: Header) -> Send:
-    """A `send` that adds a header to the response."""
+    """Return a `send` that adds a header to the response."""
 
     async def send_with_header(message: Message) -> None:
         if message["type"] == "http.response.start":

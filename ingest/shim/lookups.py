@@ -58,7 +58,7 @@ class Lookups:
         ]
 
     async def task(self, request: Request) -> Response:
-        """A task by its id. An unkeyed item of a batch has no entry of its own, so the batch's entry is read too."""
+        """Return a task by its id. An unkeyed item of a batch has no entry, so the batch's entry is read too."""
         cust_id, task_id = await self._authenticate(request)
         own = batch = None
         if is_id(SubmissionKind.TASK, task_id):
@@ -70,7 +70,7 @@ class Lookups:
         return _json({"task_id": task_id, "status": "pending", "created_at": events.rfc3339(entry.created_at)})
 
     async def batch(self, request: Request) -> Response:
-        """A batch by its id, with the ids of its tasks in order."""
+        """Return a batch by its id, with the ids of its tasks in order."""
         cust_id, batch_id = await self._authenticate(request)
         stored = (await self._read([batch_id]))[0] if is_id(SubmissionKind.BATCH, batch_id) else None
         entry = _durable(SubmissionKind.BATCH, stored, cust_id)
@@ -105,7 +105,7 @@ class Lookups:
         return HTMLResponse(_DOCS_PAGE)
 
     async def _authenticate(self, request: Request) -> tuple[str, str]:
-        """The customer's cust_id and the id in the path. Raises Problem."""
+        """Return the customer's cust_id and the id in the path. Raises Problem."""
         authorization = request.headers.get("authorization")
         customer = await self._auth.customer(authorization.encode("latin-1") if authorization else None)
         return customer.cust_id, request.path_params["id"]
@@ -119,7 +119,7 @@ class Lookups:
 
 
 def _durable(kind: SubmissionKind, entry: Entry | None, cust_id: str) -> Entry:
-    """The entry, if it is the customer's own and durable. Raises Problem: 404."""
+    """Return the entry, if it is the customer's own and durable. Raises Problem: 404."""
     if entry is None or not entry.is_durable or entry.cust_id != cust_id:
         raise Problem(404, f"no {kind} with this id was submitted, or it is no longer remembered")
     return entry

@@ -35,7 +35,7 @@ class Problem(Exception):
         self.reason = reason
 
     def body(self) -> bytes:
-        """The JSON body. `errors` is included only if it says more than `error`."""
+        """Return the JSON body. `errors` is included only if it says more than `error`."""
         if len(self.errors) > 1:
             return _encode({"error": self.message, "errors": self.errors})
         return _encode({"error": self.message})

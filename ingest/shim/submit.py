@@ -143,7 +143,7 @@ def _answer(decision: Decision, represent: bool) -> Answer:
 
 
 def task_body(entry: Entry, replay: bool) -> bytes:
-    """The contract's success body of a task."""
+    """Return the contract's success body of a task."""
     return b'{"task_id":"%b","status":"pending","created_at":"%b"%b}' % (
         entry.id.encode(),
         _rfc3339(entry.created_at // 1000 * 1000).encode(),
@@ -152,7 +152,7 @@ def task_body(entry: Entry, replay: bool) -> bytes:
 
 
 def batch_body(entry: Entry, replay: bool, represent: bool) -> bytes:
-    """The contract's success body of a batch; with `represent` also the task ids, in order."""
+    """Return the contract's success body of a batch; with `represent` also the task ids, in order."""
     body: dict[str, object] = {"batch_id": entry.id, "task_count": entry.task_count, "status": "accepted"}
     if represent:
         body["task_ids"] = entry.task_ids

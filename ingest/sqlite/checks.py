@@ -17,12 +17,12 @@ _LARGE: Final = 2**30
 
 
 def check_file(area: str, path: Path) -> list[Finding]:
-    """All findings about a file, which may not exist yet."""
+    """Check a file, which may not exist yet, and return the findings."""
     return [*_writable(area, path), *_free_space(area, path), *_integrity(area, path)]
 
 
 def read_time(path: Path) -> float:
-    """The seconds that it takes to open the file and read from it. Raises sqlite3.Error."""
+    """Return the seconds that it takes to open the file and read from it. Raises sqlite3.Error."""
     start = time.perf_counter()
     db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=5)
     try:

@@ -40,7 +40,7 @@ class Exposition:
         return Starlette(routes=routes)
 
     async def metrics(self, request: Request) -> Response:
-        """The metrics in Prometheus' text format, or in OpenMetrics if the client asks for it."""
+        """Return the metrics in Prometheus' text format, or in OpenMetrics if the client asks for it."""
         encode, content_type = choose_encoder(request.headers.get("accept", ""))
         return Response(encode(self._registry), headers={"content-type": content_type})
 
@@ -68,7 +68,7 @@ class Exposition:
 
 
 def metrics_server(app: Starlette) -> EmbeddedServer:
-    """A server for metrics and health."""
+    """Return a server for metrics and health."""
     return EmbeddedServer(
         uvicorn.Config(
             app,

@@ -65,7 +65,7 @@ class MeteredApp:
 
 
 def route_of(path: str) -> str:
-    """The route of a path as in the OpenAPI document; `other` if there is none."""
+    """Return the route of a path as in the OpenAPI document; `other` if there is none."""
     if path in _EXACT:
         return path
     return next((route for prefix, route in _BELOW if path.startswith(prefix)), OTHER)

@@ -16,7 +16,7 @@ _SECRETS: Final = (
 
 
 def redact(text: str) -> str:
-    """The text without API keys, bearer tokens and passwords in URLs."""
+    """Return the text without API keys, bearer tokens and passwords in URLs."""
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text

@@ -106,7 +106,7 @@ def _make(metric: Metric, registry: CollectorRegistry) -> Any:
 
 
 def shared_registry(directory: Path) -> CollectorRegistry:
-    """A registry that adds up what all processes have recorded in `directory`."""
+    """Return a registry that adds up what all processes have recorded in `directory`."""
     registry = CollectorRegistry()
     MultiProcessCollector(registry, str(directory))  # type: ignore[no-untyped-call]
     return registry

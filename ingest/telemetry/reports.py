@@ -39,7 +39,7 @@ class ProcessReports:
         new.replace(path)
 
     def reports(self) -> list[Report]:
-        """The newest report of each process that has one."""
+        """Return the newest report of each process that has one."""
         reports = []
         for path in sorted(self.directory.glob("health_*.json")):
             try:

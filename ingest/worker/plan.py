@@ -73,7 +73,7 @@ def plan_direct(delivery: Delivery, decision: Decision) -> OutboundPlan:
 
 
 def ids_to_read(submission: Submission) -> list[str]:
-    """The ids of the ledger entries that say what is accepted of a submission: its own, then those of keyed items."""
+    """Return the ids of a submission's ledger entries: its own, then those of the keyed items."""
     if submission.kind is SubmissionKind.TASK:
         return [submission.id]
     return [submission.id, *dict.fromkeys(task.task_id for task in submission.tasks if task.keyed)]
@@ -131,7 +131,7 @@ def _traced(message: Message, trace: Trace) -> Message:
 def _events(
     submission: Submission, created_at: int, done: Iterable[str], replayed: Sequence[str]
 ) -> tuple[list[Message], Message | None]:
-    """One `task.accepted` event per task that is not in `done`; for a batch also its `batch.accepted` event."""
+    """Return one `task.accepted` event per task that is not in `done`; for a batch also its `batch.accepted` event."""
     time_text = _seconds_rfc3339(created_at)
     cust_id = submission.cust_id
     if submission.kind is SubmissionKind.TASK:

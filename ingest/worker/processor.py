@@ -199,7 +199,7 @@ class DeliveryProcessor:
 
 
 def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:
-    """The plan for a direct submission that is not contended; None if it needs only an ack."""
+    """Return the plan for a direct submission that is not contended; None if it needs only an ack."""
     request = decision.request
     cust_id = request.customer.cust_id
     if decision.verdict is Verdict.ADMITTED:

@@ -68,7 +68,7 @@ class EmbeddedBroker:
         return EmbeddedConsumer(self._file, self._wakeups, queue, prefetch)
 
     def dead_letters(self) -> EmbeddedDeadLetters:
-        """The dead letters of this file, to change them. Closing them closes the broker."""
+        """Return the dead letters of this file, to change them. Closing them closes the broker."""
         return EmbeddedDeadLetters(self._file, self._lock)
 
     async def close(self) -> None:

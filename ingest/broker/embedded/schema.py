@@ -28,7 +28,7 @@ Taken = tuple[int, str, bytes, str, str, str, str, str, int]
 
 @lru_cache(maxsize=4096)
 def routes(exchange: str, routing_key: str) -> tuple[str, ...]:
-    """The queues that a message is routed to."""
+    """Return the queues that a message is routed to."""
     return tuple(
         queue.name
         for queue in topology.QUEUES
@@ -37,7 +37,7 @@ def routes(exchange: str, routing_key: str) -> tuple[str, ...]:
 
 
 def row(queue: str, message: Message, user: str) -> Row:
-    """The row of a message in one queue."""
+    """Return the row of a message in one queue."""
     headers = msgspec.json.encode(message.headers).decode()
     return (
         queue,
@@ -79,7 +79,7 @@ def delivery(
     headers: str,
     count: int,
 ) -> Delivery:
-    """The delivery of a message that was taken or read."""
+    """Return the delivery of a message that was taken or read."""
     decoded = msgspec.json.decode(headers)
     return Delivery(
         body=body,
@@ -97,7 +97,7 @@ def delivery(
 
 
 def read_after(db: sqlite3.Connection, queue: str, last: int, limit: int) -> list[Taken]:
-    """The messages after the one with id `last`, at most `limit`, without marking them."""
+    """Return the messages after the one with id `last`, at most `limit`, without marking them."""
     sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, count FROM message
              WHERE queue = ? AND id > ? ORDER BY id LIMIT ?"""
     return db.execute(sql, (queue, last, limit)).fetchall()

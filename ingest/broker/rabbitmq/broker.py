@@ -161,7 +161,7 @@ class RabbitBroker:
 
 
 def parse_urls(url: str) -> list[URL]:
-    """One URL per host. Raises ConfigurationError, whose message never contains the password."""
+    """Return one URL per host. Raises ConfigurationError, whose message never contains the password."""
     parsed = parse_multi_host_url(url, "INGEST_BROKER_URL", _EXAMPLE)
     if parsed.scheme not in ("amqp", "amqps"):
         raise ConfigurationError(f"INGEST_BROKER_URL must look like {_EXAMPLE}")
@@ -176,7 +176,7 @@ def parse_urls(url: str) -> list[URL]:
 
 
 def _user(url: URL, certificate_user: str | None) -> str:
-    """The connection's user. Published messages name it, and RabbitMQ refuses every other name."""
+    """Return the connection's user. Published messages name it, and RabbitMQ refuses every other name."""
     if url.query.get("auth", "").lower() == "external":
         if url.scheme != "amqps":
             raise ConfigurationError("INGEST_BROKER_URL with ?auth=external must begin with amqps://")

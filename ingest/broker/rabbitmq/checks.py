@@ -24,7 +24,7 @@ _SLOW_HEARTBEAT: Final = 30
 async def findings(
     broker: RabbitBroker, management: Management | None, trusted: frozenset[str], outage_hold: float
 ) -> list[Finding]:
-    """All findings about RabbitMQ.
+    """Check RabbitMQ and return all findings.
 
     Args:
         broker: connects as the service does.

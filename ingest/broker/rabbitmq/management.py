@@ -33,7 +33,7 @@ def policies() -> dict[str, dict[str, Any]]:
 
 
 def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a queue's policy that are not in force.
+    """Return the parts of a queue's policy that are not in force.
 
     A queue of events may have another limit if a dead-letter exchange takes the messages that exceed it: its consumer
     decides that.
@@ -45,7 +45,7 @@ def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _dead_lettering(queue: topology.Queue) -> dict[str, Any]:
-    """The keys that quorum queues need, besides the limit, for at-least-once dead-lettering."""
+    """Return the keys that quorum queues need, besides the limit, for at-least-once dead-lettering."""
     if queue.dead_letter_exchange is None:
         return {}
     return {
@@ -56,7 +56,7 @@ def _dead_lettering(queue: topology.Queue) -> dict[str, Any]:
 
 
 def definitions(vhost: str = "/") -> dict[str, Any]:
-    """The topology as RabbitMQ's definitions file (`rabbitmqctl import_definitions`, `load_definitions`)."""
+    """Return the topology as RabbitMQ's definitions file (`rabbitmqctl import_definitions`, `load_definitions`)."""
     return {
         "exchanges": [
             {
@@ -111,7 +111,7 @@ class Policies:
         self._kinds = (policies, operators)
 
     def of(self, queue: str) -> dict[str, Any]:
-        """What they set for a quorum queue. Of each kind, the policy with the highest priority applies."""
+        """Return the keys that the policies set for a quorum queue. Of each kind, the highest priority applies."""
         effective: dict[str, Any] = {}
         for kind in self._kinds:
             matching = [pol for pol in kind if pol["apply-to"] in _APPLIES and re.search(pol["pattern"], queue)]
@@ -148,7 +148,7 @@ class Management:
             self._call("PUT", f"policies/{self.vhost}/{name}", policy)
 
     def differences(self) -> list[str]:
-        """The differences between broker and topology, as sentences. Raises as `apply_policies`."""
+        """Return the differences between broker and topology, as sentences. Raises as `apply_policies`."""
         in_force = self.policies()
         return self.drift() + [
             f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
@@ -157,7 +157,7 @@ class Management:
         ]
 
     def drift(self) -> list[str]:
-        """The differences in what AMQP declares: exchanges, queues, bindings. Raises as `apply_policies`."""
+        """Return the differences in what AMQP declares: exchanges, queues, bindings. Raises as `apply_policies`."""
         exchanges = {exchange["name"] for exchange in self.get(f"exchanges/{self.vhost}")}
         queues = {queue["name"]: queue for queue in self.get(f"queues/{self.vhost}")}
         differences = [f"exchange {name} is missing" for name in topology.EXCHANGES if name not in exchanges]
@@ -178,14 +178,14 @@ class Management:
         return differences
 
     def policies(self) -> "Policies":
-        """The policies that are set. The statistics would show them only seconds later. Raises as `get`."""
+        """Return the policies that are set. The statistics would show them only seconds later. Raises as `get`."""
         operators: list[dict[str, Any]] = []
         with suppress(ConfigurationError):  # not every user may read them
             operators = self.get(f"operator-policies/{self.vhost}")
         return Policies(self.get(f"policies/{self.vhost}"), operators)
 
     def get(self, path: str) -> Any:
-        """The JSON at a path of the API.
+        """Return the JSON at a path of the API.
 
         Raises BrokerUnavailable, or ConfigurationError if the user lacks the right.
         """

@@ -20,7 +20,7 @@ _NARROW: Final = (
 
 
 def permissions(management: Management, user: str | None, trusted: frozenset[str]) -> list[Finding]:
-    """All findings about permissions. Raises BrokerUnavailable.
+    """Check the permissions of all users and return the findings. Raises BrokerUnavailable.
 
     Args:
         management: its user needs the tag `administrator` for this check.

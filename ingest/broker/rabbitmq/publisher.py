@@ -108,7 +108,7 @@ class _PublishCall:
         self.expect_one_less()
 
     def expect_one_less(self) -> None:
-        """One message was answered, or will not be."""
+        """Count a message that was answered, or that will not be answered."""
         self._missing -= 1
         if not self._missing and self._done is not None and not self._done.done():
             self._done.set_result(None)
@@ -164,7 +164,7 @@ class _ConfirmChannel:
         return position + len(buffer)
 
     async def answers(self) -> bool:
-        """Whether RabbitMQ answers on this channel in time."""
+        """Return whether RabbitMQ answers on this channel in time."""
         # All callers share one probe, and it is never cancelled: aiormq would close the channel and lose the confirms.
         probe = self._probe
         if probe is None or probe.done():
@@ -180,11 +180,11 @@ class _ConfirmChannel:
         return True
 
     def nacked_too_long(self) -> bool:
-        """Whether the channel has been nacking for too long. It is checked after every publish."""
+        """Return whether the channel has been nacking for too long. It is checked after every publish."""
         return self._last_nack - self._first_nack >= _NACKED_FOR
 
     def fail(self) -> None:
-        """The channel is lost: expect no more answers."""
+        """Give every unconfirmed message the outcome of a lost channel; no more answers will arrive."""
         for call, _ in self._pending.values():
             call.expect_one_less()
         self._pending.clear()

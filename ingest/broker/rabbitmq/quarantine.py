@@ -110,7 +110,7 @@ class PoisonQuarantine:
             await asyncio.wait([self._raising])
 
     def close(self) -> None:
-        """The channel is lost."""
+        """Forget all deliveries, because the channel is lost."""
         self._withheld.clear()
         self._suspects.clear()
         for task in (self._isolating, self._raising):

@@ -50,7 +50,7 @@ def task_call(
     callback_url: str | None,
     key: str,
 ) -> Call:
-    """The request that submits a task. Raises ValueError or TypeError if JSON cannot represent it."""
+    """Return the request that submits a task. Raises ValueError or TypeError if JSON cannot represent it."""
     body = {
         "type": task_type,
         "data_url": data_url,
@@ -64,7 +64,7 @@ def task_call(
 
 
 def batch_calls(tasks: Sequence[Mapping[str, Any]], callback_url: str | None, key: str) -> list[Call]:
-    """The requests that submit a batch.
+    """Return the requests that submit a batch.
 
     All are built before the first is sent, so that a task that cannot be sent stops the whole batch.
 
@@ -85,7 +85,7 @@ def batch_calls(tasks: Sequence[Mapping[str, Any]], callback_url: str | None, ke
 
 
 def lookup_call(kind: str, submission_id: str) -> Call:
-    """The request that looks up a task or batch by its id."""
+    """Return the request that looks up a task or batch by its id."""
     return Call("GET", f"/v1/tasks/{'batch/' if kind == 'batch' else ''}{quote(submission_id, safe='')}")
 
 
@@ -109,7 +109,7 @@ def batch_result(response: httpx.Response) -> BatchResult:
 
 
 def api_error(response: httpx.Response) -> APIError:
-    """The error for an answer that is not 2xx."""
+    """Return the error for an answer that is not 2xx."""
     message, errors = response.reason_phrase or "no reason given", ()
     try:
         data = response.json()
@@ -152,7 +152,7 @@ def _json_with(response: httpx.Response, *names: str) -> dict[str, Any]:
 
 
 def _common_fields(response: httpx.Response, data: dict[str, Any]) -> dict[str, Any]:
-    """The fields that tasks and batches have in common."""
+    """Return the fields that tasks and batches have in common."""
     headers = response.headers
     return {
         "idempotent": data.get("idempotent", False),

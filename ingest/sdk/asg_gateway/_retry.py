@@ -49,7 +49,7 @@ class Attempts:
         self._pause = _FIRST_PAUSE
 
     def timeout(self) -> float:
-        """The timeout of the next attempt in seconds, at most the remaining time."""
+        """Return the timeout of the next attempt in seconds, at most the remaining time."""
         return min(self._timeout, max(self._end - self._clock(), _SHORTEST_TIMEOUT))
 
     def answered(self, response: httpx.Response) -> float | None:
@@ -80,12 +80,12 @@ class Attempts:
 
 
 def _is_temporary(status: int) -> bool:
-    """Whether a retry can help. 409: another request with the same key is in progress. 501 and 505 are permanent."""
+    """Return whether a retry can help. 409: a request with the same key is in progress. 501 and 505 are permanent."""
     return status in (408, 409, 429) or (status >= 500 and status not in (501, 505))
 
 
 def _retry_after(response: httpx.Response) -> float:
-    """The seconds in `Retry-After`, a number or a date (RFC 9110, section 10.2.3); 0 without it."""
+    """Return the seconds in `Retry-After`, a number or a date (RFC 9110, section 10.2.3); 0 without it."""
     value = response.headers.get("Retry-After", "")
     if value.isascii() and value.isdigit():
         return float(value)

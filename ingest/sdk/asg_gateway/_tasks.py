@@ -49,7 +49,7 @@ def key_or_new(key: str | None) -> str:
 
 
 def part_key(key: str, index: int) -> str:
-    """The key of one part of a split batch. It is deterministic and never too long."""
+    """Return the key of one part of a split batch. It is deterministic and never too long."""
     derived = f"{key}/{index}"
     return derived if len(derived) <= _MAX_KEY else hashlib.sha256(derived.encode()).hexdigest()
 

@@ -15,17 +15,17 @@ SCHEMAS: Final = ("task.accepted", "batch.accepted", "submission.duplicate", "su
 
 
 def openapi_document() -> dict[str, Any]:
-    """The HTTP API as an OpenAPI 3.1 document. Treat it as read-only."""
+    """Return the HTTP API as an OpenAPI 3.1 document. Treat it as read-only."""
     return _load("openapi.json")
 
 
 def asyncapi_document() -> dict[str, Any]:
-    """The exchange as an AsyncAPI 3.0 document. Treat it as read-only."""
+    """Return the exchange as an AsyncAPI 3.0 document. Treat it as read-only."""
     return _load("asyncapi.json")
 
 
 def event_schema(name: str) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of one message of `SCHEMAS`. Treat it as read-only."""
+    """Return the JSON Schema (2020-12) of one message of `SCHEMAS`. Treat it as read-only."""
     return _load(f"{name}.schema.json")
 
 

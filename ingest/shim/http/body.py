@@ -57,7 +57,7 @@ class ClientDisconnected(Exception):
 
 
 def request_id(headers: dict[bytes, bytes]) -> bytes:
-    """The client's `X-Request-Id` if it is printable and short, otherwise a new one."""
+    """Return the client's `X-Request-Id` if it is printable and short, otherwise a new one."""
     given = headers.get(b"x-request-id")
     if given and len(given) <= _MAX_REQUEST_ID and all(32 < byte < 127 for byte in given):
         return given

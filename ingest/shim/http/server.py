@@ -13,7 +13,7 @@ _KEEP_ALIVE: Final = 75
 
 
 def shim_server(app: ASGIApp, grace: float) -> EmbeddedServer:
-    """A server for the shim, or for what wraps it.
+    """Return a server for the shim or for an application that wraps it.
 
     Args:
         app: the ASGI application.

@@ -26,7 +26,7 @@ _SETS: Final = ("ledger", "quota", "customer", "api_key")
 
 
 def findings(nodes: Sequence[Node], namespace: str, now: Callable[[], float] = time.time) -> list[Finding]:
-    """All findings about all nodes. A finding that several nodes share is listed once.
+    """Return all findings about all nodes. A finding that several nodes share is listed once.
 
     Args:
         nodes: what the nodes report.

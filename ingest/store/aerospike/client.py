@@ -162,7 +162,7 @@ class AerospikeClient:
             raise self.unavailable(answer.result, "the cluster is unreachable")
 
     def unavailable(self, code: int | None, message: object) -> StoreUnavailable:
-        """The error for a result code, with a hint for the operator."""
+        """Return the error for a result code, with a hint for the operator."""
         hint = ""
         if code == result_codes.FORBIDDEN:
             hint = "; is nsup-period of the namespace above 0? Otherwise records with a time to live are refused"

@@ -35,7 +35,7 @@ class Node(msgspec.Struct, frozen=True):
         return _EPOCH + int(self.namespace["current_time"]) if "current_time" in self.namespace else None
 
     def number(self, name: str) -> float | None:
-        """A statistic or setting of the namespace; None if this version does not have it."""
+        """Return a statistic or setting of the namespace; None if this version does not have it."""
         try:
             return float(self.namespace[name])
         except (KeyError, ValueError):
@@ -61,7 +61,7 @@ class AerospikeView:
         return self._client.namespace
 
     async def nodes(self) -> list[Node]:
-        """All nodes. Raises StoreUnavailable."""
+        """Return all nodes. Raises StoreUnavailable."""
         ours = self._client.namespace
         answers = {
             command: await self._client.call(methodcaller("info_all", command))
@@ -96,7 +96,7 @@ class AerospikeView:
 
 
 def _text(answer: Any) -> str:
-    """The text in a node's answer, (error, text). It is empty if the node refused or does not have the namespace."""
+    """Return the text of a node's answer (error, text); empty if the node refused or does not have the namespace."""
     failed, text = answer or (None, "")
     text = (text or "").strip()
     # Statistics may begin with `failed_best_practices=true`, which is not a failure.

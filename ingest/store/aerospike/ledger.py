@@ -91,7 +91,7 @@ class AerospikeLedger:
         return results
 
     def _read_back(self, change: Change, existing: Entry | None, code: int) -> Entry | None:
-        """The result of a change that was in doubt, from what is stored now.
+        """Return the result of a change that was in doubt, from what is stored now.
 
         Raises:
             StoreUnavailable: the change did not happen, and the entry is unchanged.

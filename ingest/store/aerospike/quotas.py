@@ -179,7 +179,7 @@ class AerospikeQuotas:
         return records
 
     async def _is_applied(self, change: _Change) -> bool:
-        """Whether a change was applied. Its slot must not have had another change since."""
+        """Return whether a change was applied. Its slot must not have had another change since."""
         (record,) = await self._client.read([self._key(change.key)])
         return record is not None and record[1].get(_RECEIPTS, {}).get(change.slot) == change.number
 
@@ -230,19 +230,19 @@ def _now() -> int:
 
 
 def _is_new(slot: str, number: int) -> Any:
-    """Whether the number is above the receipt of its slot in the record."""
+    """Return whether the number is above the receipt of its slot in the record."""
     return expressions.Or(expressions.Not(_has(slot)), expressions.LT(_number(slot), number))
 
 
 def _has(slot: str) -> Any:
-    """Whether the record has a receipt of the slot."""
+    """Return whether the record has a receipt of the slot."""
     return expressions.And(
         expressions.BinExists(_RECEIPTS), expressions.Eq(_receipt(slot, aerospike.MAP_RETURN_COUNT), 1)
     )
 
 
 def _number(slot: str) -> Any:
-    """The receipt of the slot in the record."""
+    """Return the receipt of the slot in the record."""
     return _receipt(slot, aerospike.MAP_RETURN_VALUE)
 
 

@@ -18,7 +18,7 @@ _QUEUED: Final = [_write("phase", Phase.QUEUED.value), _write("lease", 0)]
 
 
 def write_all(entry: Entry) -> list[dict[str, Any]]:
-    """The operations that write a whole entry."""
+    """Return the operations that write a whole entry."""
     op = aerospike.OPERATOR_WRITE  # written out, because eight calls of _write cost as much as the client itself
     ops = [
         {"op": op, "bin": "cust_id", "val": entry.cust_id},
@@ -38,7 +38,7 @@ def write_all(entry: Entry) -> list[dict[str, Any]]:
 
 
 def write_step(change: Change) -> list[dict[str, Any]]:
-    """The operations of a change that writes."""
+    """Return the operations of a change that writes."""
     entry = change.entry
     if change.step is Step.TAKE_OVER:
         ops = [_write(name, getattr(entry, name)) for name in ("owner", "lease", "origin", "fingerprint")]
@@ -51,7 +51,7 @@ def write_step(change: Change) -> list[dict[str, Any]]:
 
 
 def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:
-    """The entry in a record."""
+    """Return the entry in a record."""
     return Entry(
         id=entry_id,
         cust_id=bins["cust_id"],
@@ -70,5 +70,5 @@ def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:
 
 
 def read_api_key(bins: dict[str, Any]) -> ApiKey:
-    """The API key in a record."""
+    """Return the API key in a record."""
     return ApiKey(**{**bins, "key_hash": bytes(bins["key_hash"]), "revoked": bool(bins["revoked"])})

@@ -115,7 +115,7 @@ class PublishEncoder:
         return b"%b%b\xce" % (frame_head.pack(METHOD, self._channel, len(payload)), payload)
 
     def _around(self, content_type: str, type_: str) -> tuple[int, bytes, bytes]:
-        """The property flags, and the constant properties before and after those that differ per message."""
+        """Return the property flags, and the constant properties before and after those that differ per message."""
         flags = _CONTENT_TYPE | _DELIVERY_MODE | _CORRELATION_ID | _MESSAGE_ID
         after = b""
         if type_:

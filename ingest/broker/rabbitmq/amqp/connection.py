@@ -34,15 +34,15 @@ class FrameSink(Protocol):
     """
 
     def method(self, method: int, data: bytes, start: int) -> bool:
-        """A method frame, whose arguments begin at `start`."""
+        """Return a method frame, whose arguments begin at `start`."""
         ...
 
     def header(self, data: bytes, start: int) -> bool:
-        """A content header, whose payload begins at `start`."""
+        """Return a content header, whose payload begins at `start`."""
         ...
 
     def body(self, part: bytes) -> bool:
-        """A body frame's payload."""
+        """Return a body frame's payload."""
         ...
 
 

@@ -48,7 +48,7 @@ class ReconnectingChannel:
         await self._first_try.wait()
 
     def state(self) -> ConnectionState:
-        """The state of the connection now."""
+        """Return the state of the connection now."""
         connection = self._connection
         blocked = self._blocked_seconds + (connection.blocked_seconds if connection is not None else 0.0)
         connected = connection is not None and not connection.closed

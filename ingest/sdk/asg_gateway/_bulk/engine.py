@@ -49,7 +49,7 @@ async def submit_chunk(client: AsyncASGGatewayClient, items: Sequence[Item], cal
 
 
 def _without_refused(part: Sequence[Item], error: InvalidRequestError, outcome: Outcome) -> list[Sequence[Item]]:
-    """The items that still have to be sent. Raises the error if it is not about single tasks."""
+    """Return the items that still have to be sent. Raises the error if it is not about single tasks."""
     faults = error.errors or ((error.message.split(" ")[0], error.message),)
     if error.status not in (400, 413) or any(field == "callback_url" for field, _ in faults):
         raise error
@@ -154,14 +154,14 @@ class _Reader:
         self._upcoming: asyncio.Future[Chunk | None] | None = None
 
     def upcoming(self) -> "asyncio.Future[Chunk | None]":
-        """A future that is done when `take` can return a chunk."""
+        """Return a future that is done when `take` can return a chunk."""
         if self._upcoming is None:
             self._upcoming = asyncio.get_running_loop().create_future()
             threading.Thread(target=self._read, args=(self._upcoming,), name="asg-submit-reader", daemon=True).start()
         return self._upcoming
 
     def take(self) -> Chunk | None:
-        """The chunk that was read; None if there is none."""
+        """Return the chunk that was read; None if there is none."""
         if not self.upcoming().done():
             return None
         future, self._upcoming = self.upcoming(), None

@@ -26,7 +26,7 @@ class Item:
     own_key: bool = True
 
     def original(self) -> dict[str, Any]:
-        """The task as it was in the file."""
+        """Return the task as it was in the file."""
         return self.task if self.own_key else {k: v for k, v in self.task.items() if k != "idempotency_key"}
 
 
@@ -38,7 +38,7 @@ class Chunk:
     invalid: list[Row] = field(default_factory=list)
 
     def digest(self, destination: str) -> str:
-        """The name of the chunk in the journal. It is the same for the same tasks and `destination`."""
+        """Return the name of the chunk in the journal. It is the same for the same tasks and `destination`."""
         return digest_of([destination, *(item.identity for item in self.items)])
 
 
@@ -91,7 +91,7 @@ def chunks(rows: Iterable[Row], namespace: str, size: int = MAX_TASKS) -> Iterat
 
 
 def keyed(row: Row, namespace: str, ordinals: Ordinals) -> tuple[Item, int]:
-    """The row's task with a key, and at least its length in bytes when it is sent."""
+    """Return the row's task with a key, and at least its length in bytes when it is sent."""
     task = row.task or {}
     content = json.dumps(task, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
     length = len(content) + 1
@@ -103,7 +103,7 @@ def keyed(row: Row, namespace: str, ordinals: Ordinals) -> tuple[Item, int]:
 
 
 def digest_of(parts: Iterable[str]) -> str:
-    """A digest of 40 hex digits. It includes the length of each part, so different lists have different digests."""
+    """Return a digest of 40 hex digits, in which the lengths of the parts are included: different lists differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode()

@@ -25,7 +25,7 @@ class Journal:
             self._read(self._file)
 
     def is_done(self, chunk: Chunk) -> bool:
-        """Whether all tasks of the chunk were accepted."""
+        """Return whether all tasks of the chunk were accepted."""
         return chunk.digest(self._destination) in self._done
 
     def record(self, chunk: Chunk) -> None:

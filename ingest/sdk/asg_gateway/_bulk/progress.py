@@ -24,7 +24,7 @@ class Counts:
         return self.accepted + self.replayed + self.skipped + self.refused
 
     def sentence(self) -> str:
-        """The counts in one line; those that are 0 are left out, except `accepted`."""
+        """Return the counts in one line; those that are 0 are left out, except `accepted`."""
         parts = [f"{self.accepted:,} accepted"]
         parts += [f"{self.replayed:,} accepted before"] if self.replayed else []
         parts += [f"{self.skipped:,} skipped (finished according to the journal)"] if self.skipped else []

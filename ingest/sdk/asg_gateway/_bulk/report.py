@@ -14,9 +14,8 @@ class Report:
     """Writes JSON lines. The errors are those of this run; the ids are appended to those of earlier runs.
 
     Args:
-        errors: a file with `{"line", "errors": [{"field", "error"}], "task" or "text"}` per refused line; not created
-            if
-            there is none.
+        errors: a file with `{"line", "errors": [{"field", "error"}], "task" or "text"}` per refused line; created only
+            if there is one.
         ids: a file with `{"line", "task_id", "batch_id"}` per accepted task; None for no file.
     """
 

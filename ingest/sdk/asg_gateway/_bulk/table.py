@@ -17,7 +17,7 @@ _SPEC = "label_spec."
 
 
 def column_problem(columns: Sequence[str]) -> str | None:
-    """The problem with the first row of a file, as a sentence; None if there is none."""
+    """Return the problem with the first row of a file, as a sentence; None if there is none."""
     missing = [name for name in REQUIRED if name not in columns]
     if missing:
         return (
@@ -33,7 +33,7 @@ def column_problem(columns: Sequence[str]) -> str | None:
 
 
 def task_of(columns: Sequence[str], cells: Sequence[str]) -> tuple[dict[str, Any], list[Fault]]:
-    """The task of one row, and the faults of the row itself."""
+    """Return the task of one row, and the faults of the row itself."""
     if len(cells) != len(columns):
         return {}, [("", f"the row has {len(cells)} cells, the first row has {len(columns)}")]
     values = {name: cell for name, cell in zip(columns, cells, strict=True) if cell.strip()}
