@@ -138,8 +138,7 @@ class Admission:
         Args:
             decisions: ADMITTED ones.
             refund: also take the charge back. Only if the publish certainly had no effect; otherwise the entry
-                remembers
-                its charge, and a retry is free.
+                remembers its charge, and a retry is free.
         """
         if not decisions:
             return
