@@ -142,7 +142,7 @@ async def redrive(
         progress: see `Progress`.
 
     Raises:
-        BrokerUnavailable: the broker takes no publishes, or the connection was lost.
+        BrokerUnavailable: the broker blocks publishers, or the connection was lost.
     """
     report = Report()
     pace = _Pace(rate)

@@ -69,7 +69,7 @@ class RabbitPublisher(ReconnectingChannel):
         if channel is None or channel.connection.closed:
             raise BrokerUnavailable(f"no connection for publishing: {self._last_problem}")
         if channel.connection.blocked is not None:
-            raise BrokerUnavailable(f"{channel.connection} takes no publishes now: {channel.connection.blocked}")
+            raise BrokerUnavailable(f"{channel.connection} blocks publishers: {channel.connection.blocked}")
         if not await channel.answers():
             raise BrokerUnavailable(f"{channel.connection} does not answer")
 

@@ -49,7 +49,7 @@ class FrameSink(Protocol):
 class Connection:
     """One connection.
 
-    `blocked` is the broker's reason (a resource alarm) while it takes no publishes, otherwise None.
+    `blocked` is the broker's reason (a resource alarm) while it blocks publishers, otherwise None.
     """
 
     def __init__(self, url: URL, name: str, heartbeat: int, context: ssl.SSLContext | None) -> None:
@@ -80,7 +80,7 @@ class Connection:
         try:
             return await self._connection.channel(publisher_confirms=confirms, timeout=CONNECT_TIMEOUT)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
-            raise BrokerUnavailable(f"{self} opens no channel: {error}") from error
+            raise BrokerUnavailable(f"cannot open a channel on {self}: {error}") from error
 
     @property
     def frame_max(self) -> int:
@@ -99,7 +99,7 @@ class Connection:
         return self._blocked_before + now
 
     def block(self, reason: str | None) -> None:
-        """Record why the broker takes no publishes; None if it takes them again."""
+        """Record why the broker blocks publishers; None if it no longer does."""
         before = self.blocked_seconds
         self.blocked, self._blocked_before, self._blocked_since = reason, before, time.monotonic()
 
