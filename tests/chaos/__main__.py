@@ -1,4 +1,4 @@
-"""`scripts/chaos`: break things on purpose, and check that nothing was lost or doubled."""
+"""`scripts/chaos`: inject faults under load, then check that nothing was lost or doubled."""
 
 import argparse
 import asyncio
@@ -11,29 +11,35 @@ from tests.servers import Unavailable
 
 
 def main() -> int:
-    known = faults.load()
+    known_faults = faults.load()
     parser = argparse.ArgumentParser(
         prog="scripts/chaos",
         description="Runs two shims and three workers on a private RabbitMQ cluster of three nodes and a private "
-        "Aerospike, sends submissions, injects faults, drains and checks. Exit code 1 where an invariant is broken.",
+        "Aerospike, sends submissions, injects faults, drains and checks. The exit code is 1 if an invariant is broken "
+        "and 2 if a server cannot run on this machine.",
         epilog="faults:\n"
-        + "\n".join(f"  {name:26}{(inject.__doc__ or '').strip()}" for name, inject in known.items()),
+        + "\n".join(f"  {name:26}{(inject.__doc__ or '').strip()}" for name, inject in known_faults.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--seconds", type=float, default=600, help="at least so long; every fault comes at least once")
-    parser.add_argument("--seed", type=int, default=1, help="of load and schedule")
-    parser.add_argument("--fault", action="append", metavar="NAME", help="only these, repeatable; `list` lists them")
-    parser.add_argument("--rate", type=float, default=20, help="submissions a second")
-    parser.add_argument("--span", type=float, default=1.0, help="scales how long faults last")
+    parser.add_argument(
+        "--seconds", type=float, default=600, help="minimum duration; every fault is injected at least once"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the load and of the order of faults")
+    parser.add_argument(
+        "--fault", action="append", metavar="NAME", help="inject only this fault; repeatable; `list` prints the names"
+    )
+    parser.add_argument("--rate", type=float, default=20, help="submissions per second")
+    parser.add_argument("--span", type=float, default=1.0, help="factor for the duration of faults")
     arguments = parser.parse_args()
-    names = arguments.fault or list(known)
+    names = arguments.fault or list(known_faults)
     if names == ["list"]:
-        print("\n".join(known))
+        print("\n".join(known_faults))
         return 0
-    if unknown := sorted(set(names) - set(known)):
+    if unknown := sorted(set(names) - set(known_faults)):
         parser.error(f"unknown faults {unknown}; `--fault list` lists them")
-    for name in ("aiormq", "aio_pika"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # the observers' own connections are broken all the time
+    for library in ("aiormq", "aio_pika"):
+        # The faults break the connections of observers and producers, too; the libraries log every one.
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
         result, text = asyncio.run(run(names, arguments.seconds, arguments.seed, arguments.rate, arguments.span))
     except Unavailable as error:

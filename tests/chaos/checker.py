@@ -1,4 +1,4 @@
-"""What must hold, computed from the history alone."""
+"""Computes from the history alone which invariants hold."""
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ _PREFIX = "https://cdn.example.com/"
 
 @dataclass
 class Result:
-    """In tasks. `broken`: a sentence for each invariant that does not hold."""
+    """Counts are in tasks. `broken` has one sentence for each violation of an invariant."""
 
     attempted: int = 0
     accepted: int = 0
@@ -22,21 +22,21 @@ class Result:
     unexpected: list[str] = field(default_factory=list)
     duplicated: int = 0
     recovered: int = 0
-    refused: int = 0
+    rejected: int = 0
     overcharged: int = 0
     broken: list[str] = field(default_factory=list)
 
 
 def check(history: History) -> Result:
-    """Look at everything."""
+    """Check every invariant."""
     checker = _Checker(history)
     result = checker.result
-    checker.identities()
-    checker.total_queue()
-    checker.batches()
-    checker.dead_letters()
-    checker.direct_outcomes()
-    checker.quotas()
+    checker.check_ids()
+    checker.check_total_queue()
+    checker.check_batches()
+    checker.check_dead_letters()
+    checker.check_direct_outcomes()
+    checker.check_quotas()
     for name, peak in history.peak_memory.items():
         if peak > MEMORY_LIMIT:
             result.broken.append(f"{name} used {peak} MiB")
@@ -46,9 +46,9 @@ def check(history: History) -> Result:
         elif injected.recovery is None:
             result.broken.append(f"no recovery after {injected.name}")
     result.broken += history.complaints
-    for what, found in (("lost", result.lost), ("unexpected", result.unexpected)):
-        if found:
-            result.broken.append(f"{what}: {len(found)}, e.g. {found[:5]}")
+    for defect, items in (("lost", result.lost), ("unexpected", result.unexpected)):
+        if items:
+            result.broken.append(f"{defect}: {len(items)}, e.g. {items[:5]}")
     return result
 
 
@@ -56,160 +56,181 @@ class _Checker:
     def __init__(self, history: History) -> None:
         self.result = Result()
         self._history = history
-        self._by_item = {item: (each, i) for each in history.submissions for i, item in enumerate(each.items)}
-        self._ids: dict[str, set[str]] = defaultdict(set)
-        """Marker of an item to the task ids under which it came out."""
-        self._out: dict[str, Counter[str]] = {"consensus.tasks": Counter(), "webhook.dispatch": Counter()}
-        """Queue to how often each item came out there, not counting what the observer had to take twice."""
+        self._by_item = {
+            item: (submission, index)
+            for submission in history.submissions
+            for index, item in enumerate(submission.items)
+        }
+        self._task_ids: dict[str, set[str]] = defaultdict(set)
+        """Item to the task ids of its events."""
+        self._events: dict[str, Counter[str]] = {"consensus.tasks": Counter(), "webhook.dispatch": Counter()}
+        """Queue to the number of events of each item, without those that were only redelivered to the observer."""
         for seen in history.seen:
             if seen.routing_key.startswith("task.accepted"):
                 item = str(seen.data.get("data_url", "")).removeprefix(_PREFIX)
-                if not seen.again or not self._out[seen.queue][item]:
-                    self._out[seen.queue][item] += 1
-                self._ids[item].add(str(seen.data["task_id"]))
+                if not seen.redelivered or not self._events[seen.queue][item]:
+                    self._events[seen.queue][item] += 1
+                self._task_ids[item].add(str(seen.data["task_id"]))
 
-    def total_queue(self) -> None:
-        """Jepsen's total-queue, a task at a time."""
+    def check_total_queue(self) -> None:
+        """Check as Jepsen's total-queue does, per task: nothing is lost, nothing is unexpected."""
         result = self.result
-        main = self._out["consensus.tasks"]
-        dead = self._dead_keys()
+        tasks = self._events["consensus.tasks"]
+        webhooks = self._events["webhook.dispatch"]
+        rejected = self._rejected_keys()
         for submission in self._history.submissions:
             result.attempted += len(submission.items)
-            out = [item for item in submission.items if main[item]]
-            if submission.known_accepted and (submission.cust_id, submission.key) in dead:
-                result.refused += len(submission.items)
+            delivered = [item for item in submission.items if tasks[item]]
+            if submission.known_accepted and (submission.cust_id, submission.key) in rejected:
+                result.rejected += len(submission.items)
             elif submission.known_accepted:
                 result.accepted += len(submission.items)
-                result.lost += [item for item in submission.items if not main[item]]
+                result.lost += [item for item in submission.items if not tasks[item]]
                 if submission.callback:
-                    hooks = self._out["webhook.dispatch"]
-                    result.lost += [f"{item} (webhook)" for item in submission.items if not hooks[item]]
+                    result.lost += [f"{item} (webhook)" for item in submission.items if not webhooks[item]]
             else:
-                result.recovered += len(out)
-                if out and not submission.unclear and not submission.attempts:
-                    result.unexpected += out
-        result.unexpected += [item for item in main if item not in self._by_item]
-        result.duplicated = sum(count - 1 for counts in self._out.values() for count in counts.values() if count > 1)
+                result.recovered += len(delivered)
+                if not submission.attempts:
+                    result.unexpected += delivered
+        result.unexpected += [item for item in tasks if item not in self._by_item]
+        result.duplicated = sum(count - 1 for counts in self._events.values() for count in counts.values() if count > 1)
 
-    def identities(self) -> None:
-        """One id an item, that which customer and key give, and the one that clients were told."""
-        for item, ids in self._ids.items():
+    def check_ids(self) -> None:
+        """Check that an item has one id, that customer and key determine it, and that the answers have the same."""
+        for item, task_ids in self._task_ids.items():
             if item not in self._by_item:
                 continue
             submission, index = self._by_item[item]
-            if len(ids) > 1:
-                self.result.broken.append(f"item {item} has {len(ids)} ids: {sorted(ids)}")
-            expected = self._expected(submission, index)
-            if expected is not None and ids != {expected}:
-                self.result.broken.append(f"item {item} is {sorted(ids)}, it should be {expected}")
+            if len(task_ids) > 1:
+                self.result.broken.append(f"item {item} has {len(task_ids)} ids: {sorted(task_ids)}")
+            expected = self._expected_task_id(submission, index)
+            if expected is not None and task_ids != {expected}:
+                self.result.broken.append(f"item {item} is {sorted(task_ids)}, it should be {expected}")
         for submission in self._history.submissions:
-            told = {attempt.id for attempt in submission.attempts if attempt.id}
-            if len(told) > 1:
-                self.result.broken.append(f"submission {submission.number} was told {sorted(told)}")
-            if submission.key is not None and told - {
+            answered = {attempt.id for attempt in submission.attempts if attempt.id}
+            if len(answered) > 1:
+                self.result.broken.append(f"submission {submission.number} got several ids: {sorted(answered)}")
+            if submission.key is not None and answered - {
                 keyed_id(SubmissionKind(submission.kind), submission.cust_id, submission.key)
             }:
-                self.result.broken.append(f"submission {submission.number} was told a wrong id: {told}")
+                self.result.broken.append(f"submission {submission.number} got a wrong id: {sorted(answered)}")
 
-    def batches(self) -> None:
-        """`batch.accepted` names as many distinct tasks as were declared, and comes after all of them."""
-        first: dict[str, int] = {}
-        complete: dict[str, tuple[int, list[str], list[str]]] = {}
+    def check_batches(self) -> None:
+        """Check that `batch.accepted` has as many distinct tasks as were submitted, and comes after all of them."""
+        first_seen: dict[str, int] = {}
+        batches: dict[str, tuple[int, list[str], list[str]]] = {}
         for position, seen in enumerate(self._history.seen):
             if seen.queue == "webhook.dispatch" and "task_id" in seen.data:
-                # What the observer had lost with a connection it may see again after what had come behind it.
-                first.setdefault(str(seen.data["task_id"]), -1 if seen.again else position)
+                # A redelivery to the observer may come after later messages, so its position proves nothing.
+                first_seen.setdefault(str(seen.data["task_id"]), -1 if seen.redelivered else position)
             if seen.routing_key.startswith("batch.accepted"):
                 data = seen.data
-                at = position if seen.queue == "webhook.dispatch" else -1
-                complete.setdefault(data["batch_id"], (at, data["task_ids"], data["replayed_task_ids"]))
-        for batch_id, (at, task_ids, replayed) in complete.items():
-            if at >= 0 and any(first.get(id_, at + 1) > at for id_ in task_ids if id_ not in set(replayed)):
+                batch_position = position if seen.queue == "webhook.dispatch" else -1
+                batches.setdefault(data["batch_id"], (batch_position, data["task_ids"], data["replayed_task_ids"]))
+        for batch_id, (batch_position, task_ids, replayed) in batches.items():
+            new_task_ids = [task_id for task_id in task_ids if task_id not in set(replayed)]
+            if batch_position >= 0 and any(
+                first_seen.get(task_id, batch_position + 1) > batch_position for task_id in new_task_ids
+            ):
                 self.result.broken.append(f"batch.accepted of {batch_id} came before its tasks")
         for submission in self._history.submissions:
             if submission.kind == "batch" and submission.known_accepted and submission.key is not None:
-                id_ = keyed_id(SubmissionKind.BATCH, submission.cust_id, submission.key)
-                found = complete.get(id_)
-                if found is None:
-                    self.result.broken.append(f"no batch.accepted of {id_} (submission {submission.number})")
-                elif len(set(found[1])) != len(submission.items):
-                    self.result.broken.append(f"{id_} has {len(set(found[1]))} tasks, {len(submission.items)} declared")
+                batch_id = keyed_id(SubmissionKind.BATCH, submission.cust_id, submission.key)
+                if batch_id not in batches:
+                    self.result.broken.append(f"no batch.accepted of {batch_id} (submission {submission.number})")
+                elif (count := len(set(batches[batch_id][1]))) != len(submission.items):
+                    self.result.broken.append(f"{batch_id} has {count} tasks, {len(submission.items)} submitted")
 
-    def dead_letters(self) -> None:
-        """Everything sent was valid, so only an exhausted quota may refuse it."""
+    def check_dead_letters(self) -> None:
+        """Check that only an exhausted quota led to a dead letter: everything that was sent was valid."""
         for seen in self._history.seen:
             if seen.queue == "ingest.dead" and not (seen.reason == "quota_exhausted" and _customer(seen.data) == POOR):
                 self.result.broken.append(f"a valid submission in ingest.dead: {seen.reason}, {str(seen.data)[:200]}")
 
-    def direct_outcomes(self) -> None:
-        """accepted + duplicate + rejected = consumed: of all messages under one key at most one was the original."""
+    def check_direct_outcomes(self) -> None:
+        """Check that of all messages with one key at most one was the original and the others were duplicates."""
         duplicates = {
             (_customer(seen.data), str(seen.data["message_id"]))
             for seen in self._history.seen
             if seen.routing_key == "submission.duplicate"
         }
-        dead = self._dead_keys()
-        slack = len(self._history.truncated) // 2
+        rejected = self._rejected_keys()
+        truncations = len(self._history.truncated) // 2
         for submission in self._history.submissions:
-            sent = {a.message_id for a in submission.attempts if a.channel == "amqp" and a.outcome == "confirmed"}
-            if not sent or (submission.cust_id, submission.key) in dead:
+            confirmed = {
+                attempt.message_id
+                for attempt in submission.attempts
+                if attempt.channel == "amqp" and attempt.outcome == "confirmed"
+            }
+            if not confirmed or (submission.cust_id, submission.key) in rejected:
                 continue
-            originals = len([each for each in sent if (submission.cust_id, each) not in duplicates])
-            over_http = [a.outcome for a in submission.attempts if a.channel == "http"]
-            # Published twice, as an answer was missing: then one copy is told to be a duplicate of the other.
-            twice = any(a.channel == "amqp" and a.outcome == "unknown" for a in submission.attempts)
-            by_http = any(outcome in ("accepted", "replay", "unknown") for outcome in over_http)
-            least = 0 if by_http or twice else 1
-            most = (0 if "accepted" in over_http else 1) + slack
+            originals = len(
+                [message_id for message_id in confirmed if (submission.cust_id, message_id) not in duplicates]
+            )
+            over_http = [attempt.outcome for attempt in submission.attempts if attempt.channel == "http"]
+            maybe_by_http = any(outcome in ("accepted", "replay", "unknown") for outcome in over_http)
+            # After a missing confirm the producer publishes again under the same message_id, and the second copy is
+            # reported as a duplicate.
+            maybe_published_twice = any(
+                attempt.channel == "amqp" and attempt.outcome == "unknown" for attempt in submission.attempts
+            )
+            least = 0 if maybe_by_http or maybe_published_twice else 1
+            # Each time that the ledger was emptied, one more message may have been accepted.
+            most = (0 if "accepted" in over_http else 1) + truncations
             if not least <= originals <= most:
                 self.result.broken.append(
-                    f"submission {submission.number}: {originals} of {len(sent)} messages were taken as the original, "
-                    f"expected {least} to {most}; over HTTP {over_http}"
+                    f"submission {submission.number}: {originals} of {len(confirmed)} messages were taken as the "
+                    f"original, expected {least} to {most}; over HTTP {over_http}"
                 )
 
-    def quotas(self) -> None:
-        """Charged is what was accepted, or more where a crash or an unclear answer lay in between; never less."""
+    def check_quotas(self) -> None:
+        """Check that every accepted task was charged, and no more than crashes and unknown outcomes explain."""
         for cust_id in RICH:
-            accepted = unclear = 0
+            accepted = attempted = 0
             for submission in self._history.submissions:
                 if submission.cust_id == cust_id:
-                    accepted += len([item for item in submission.items if self._ids[item]])
-                    unclear += len(submission.items) * len(submission.attempts)
+                    accepted += len([item for item in submission.items if self._task_ids[item]])
+                    attempted += len(submission.items) * len(submission.attempts)
             used = self._history.used[cust_id]
             self.result.overcharged += used - accepted
             if used < accepted:
                 self.result.broken.append(f"{cust_id} was charged {used} tasks, {accepted} were accepted")
-            if used > accepted + unclear:
+            if used > accepted + attempted:
                 self.result.broken.append(f"{cust_id} was charged {used} tasks for {accepted}")
-        poor = sum(bool(self._ids[i]) for s in self._history.submissions if s.cust_id == POOR for i in s.items)
+        poor = sum(
+            bool(self._task_ids[item])
+            for submission in self._history.submissions
+            if submission.cust_id == POOR
+            for item in submission.items
+        )
         if poor > self._history.quotas[POOR]:
             self.result.broken.append(f"{POOR} got {poor} tasks accepted with a quota of {self._history.quotas[POOR]}")
 
-    def _expected(self, submission: Submission, index: int) -> str | None:
-        own = submission.own_keys.get(index)
-        if own is not None:
-            return keyed_id(SubmissionKind.TASK, submission.cust_id, own)
+    def _expected_task_id(self, submission: Submission, index: int) -> str | None:
+        own_key = submission.own_keys.get(index)
+        if own_key is not None:
+            return keyed_id(SubmissionKind.TASK, submission.cust_id, own_key)
         if submission.key is None:
             return None
         if submission.kind == "task":
             return keyed_id(SubmissionKind.TASK, submission.cust_id, submission.key)
         return item_id(keyed_id(SubmissionKind.BATCH, submission.cust_id, submission.key), index)
 
-    def _dead_keys(self) -> set[tuple[str, str | None]]:
-        """(customer, key) of what stands in ingest.dead for an exhausted quota, and never came out otherwise."""
-        names = {
+    def _rejected_keys(self) -> set[tuple[str, str | None]]:
+        """Return (customer, key) of submissions rejected for an exhausted quota of which no event was seen."""
+        rejected_messages = {
             (_customer(seen.data), str(seen.data.get("message_id")))
             for seen in self._history.seen
             if seen.queue == "ingest.dead" and seen.reason == "quota_exhausted"
         }
         return {
-            (each.cust_id, each.key)
-            for each in self._history.submissions
-            if any((each.cust_id, attempt.message_id) in names for attempt in each.attempts)
-            and not self._ids[each.items[0]]
+            (submission.cust_id, submission.key)
+            for submission in self._history.submissions
+            if any((submission.cust_id, attempt.message_id) in rejected_messages for attempt in submission.attempts)
+            and not self._task_ids[submission.items[0]]
         }
 
 
 def _customer(data: dict[str, object]) -> str:
-    """Of an event, or of a dead letter's submission."""
+    """Return the customer of an event or of a dead letter's submission."""
     return str(data.get("cust_id") or str(data.get("routing_key", "")).rpartition(".")[2])

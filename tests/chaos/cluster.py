@@ -1,4 +1,4 @@
-"""A private RabbitMQ cluster of three nodes on this machine, each of which can be killed, stopped and started again."""
+"""A private RabbitMQ cluster of three nodes on this machine. Each node can be killed, stopped and restarted."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ _BOOT: Final = 120.0
 
 
 class Node:
-    """One node. `amqp` is its port."""
+    """One node. `amqp` and `management` are its ports."""
 
     def __init__(self, number: int, mapper: int, cookie: str, first: str | None) -> None:
         self.process = PrivateServer(f"chaos-rabbit{number}")
@@ -56,7 +56,7 @@ class Node:
             "RABBITMQ_CONFIG_FILE": str(home / "rabbitmq.conf"),
             "RABBITMQ_ENABLED_PLUGINS_FILE": str(home / "plugins"),
             "RABBITMQ_PID_FILE": str(home / "pid"),
-            # Three nodes share this machine with what they are to be tested with.
+            # Three nodes share this machine with the processes under test, so none may spin while it waits.
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
             "ERL_EPMD_PORT": str(mapper),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
@@ -69,8 +69,7 @@ class Node:
         wait_until(self.running, f"{self.name} of the cluster", _BOOT)
 
     def running(self) -> bool:
-        # Two nodes of 3.10 that boot together may trip over each other's feature flags and exit; systemd would start
-        # them again.
+        # Two nodes of 3.10 that boot together may fail to agree on feature flags and exit; systemd would restart them.
         if self.process.ended:
             self.launch()
         self.api("GET", "overview")
@@ -83,13 +82,13 @@ class Node:
         return response.json() if response.content else None
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl against it. Raises CalledProcessError, TimeoutExpired."""
+        """Run rabbitmqctl against this node; return its output. Raises CalledProcessError, TimeoutExpired."""
         command = [str(Path(_program()).with_name("rabbitmqctl")), *arguments]
         env = {**os.environ, **self._env}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
 
     def state(self) -> str:
-        """The state of its Erlang process as in proc(5), e.g. S or T; empty where there is none."""
+        """Return the state of its Erlang process as in proc(5), e.g. S or T; empty if there is no such process."""
         for path in Path("/proc").glob("[0-9]*/stat"):
             try:
                 name, _, rest = path.read_text().partition("(")[2].rpartition(")")
@@ -100,18 +99,22 @@ class Node:
                 return state
         return ""
 
-    def logged(self) -> str:
+    def log_text(self) -> str:
         return "".join(path.read_text(errors="replace") for path in sorted(self.log.glob("*.log")))
 
 
 class Cluster:
-    """Three nodes. Blocking; the harness calls it in threads. Raises Unavailable where RabbitMQ is not installed."""
+    """Three nodes. All methods block, so the harness calls them in threads.
+
+    Raises:
+        Unavailable: RabbitMQ is not installed.
+    """
 
     def __init__(self) -> None:
         if not shutil.which("rabbitmq-server") or not shutil.which("epmd"):
-            raise Unavailable("no rabbitmq-server with epmd on PATH")
+            raise Unavailable("rabbitmq-server or epmd is not on PATH")
         (mapper,) = free_ports(1)
-        # Not a node's: it must outlive each of them.
+        # A port mapper started by a node would end with it, but the other nodes need it.
         self._mapper = port_mapper(mapper)
         cookie = secrets.token_hex(16).upper()
         first = Node(0, mapper, cookie, None)
@@ -125,7 +128,7 @@ class Cluster:
         assert names == {node.name for node in self.nodes}, names
 
     def boot(self, nodes: list[Node]) -> None:
-        """Start them together and wait for all."""
+        """Start these nodes together and wait until all are ready."""
         for node in nodes:
             node.launch()
         with ThreadPoolExecutor(len(nodes)) as pool:
@@ -138,36 +141,36 @@ class Cluster:
         self._mapper.stop()
 
     def api(self, method: str, path: str, body: object = None) -> Any:
-        """The management API of the first node that answers."""
-        error: Exception | None = None
+        """Call the management API of the first node that answers. Raises HTTPStatusError, TimeoutError."""
+        last_error: Exception | None = None
         for node in self.nodes:
             try:
                 return node.api(method, path, body)
             except httpx.HTTPStatusError:
                 raise
-            except httpx.HTTPError as why:
-                error = why
-        raise TimeoutError(f"no node answers: {error}")
+            except httpx.HTTPError as error:
+                last_error = error
+        raise TimeoutError(f"no node answers: {last_error}")
 
     def leader(self, queue: str) -> Node:
-        """The node that leads a quorum queue."""
+        """Return the node that leads this quorum queue."""
         name = self.api("GET", f"queues/%2F/{queue}")["leader"]
         return next(node for node in self.nodes if node.name == name)
 
     def evaluate(self, expression: str) -> list[str]:
-        """Run Erlang on every node that runs; the answers."""
+        """Evaluate an Erlang expression on every node; return the results, empty for a node that does not answer."""
 
-        def one(node: Node) -> str:
+        def evaluate_on(node: Node) -> str:
             try:
                 return node.ctl("eval", expression).strip()
             except (subprocess.CalledProcessError, subprocess.TimeoutExpired):
                 return ""
 
         with ThreadPoolExecutor(NODES) as pool:
-            return list(pool.map(one, self.nodes))
+            return list(pool.map(evaluate_on, self.nodes))
 
     def close_connections(self) -> int:
-        """Close all client connections, as an operator does; returns how many."""
+        """Close all client connections, as an operator can; return how many."""
         answers = self.evaluate(
             "Cs = rabbit_networking:local_connections(), "
             '[rabbit_networking:close_connection(P, "chaos") || P <- Cs], length(Cs).'
@@ -175,24 +178,26 @@ class Cluster:
         return sum(int(answer) for answer in answers if answer.isdigit())
 
     def depths(self) -> dict[str, int]:
-        """Messages of each queue, unacknowledged ones included."""
-        out = self.nodes[0].ctl("list_queues", "name", "messages", "--quiet", "--no-table-headers", "--timeout", "20")
-        rows = [line.split() for line in out.splitlines()]
+        """Return the number of messages in each queue, including unacknowledged ones."""
+        output = self.nodes[0].ctl(
+            "list_queues", "name", "messages", "--quiet", "--no-table-headers", "--timeout", "20"
+        )
+        rows = [line.split() for line in output.splitlines()]
         return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
 
-    def holders(self, queue: str) -> str:
-        """What is in a queue and who holds it, for a person to read."""
+    def describe(self, queue: str) -> str:
+        """Return the content and the consumers of a queue, for people to read."""
         commands = (
             ("list_queues", "name", "messages_ready", "messages_unacknowledged", "leader", "online"),
             ("list_consumers", "queue_name", "consumer_tag", "channel_pid", "prefetch_count", "active"),
         )
         rows = [row for command in commands for row in self.nodes[0].ctl(*command, "--quiet").splitlines()]
-        # The Raft machine's own account also counts consumers that were cancelled, and what they still hold.
+        # The state of the Raft machine also has cancelled consumers and the deliveries that they still hold.
         name = f"'%2F_{queue}'"
         states = self.evaluate(f"element(2, ra:local_query({{{name}, node()}}, fun rabbit_fifo:overview/1)).")
         return "\n".join([row for row in rows if row.startswith(queue)] + states)
 
 
-async def off_loop(call: Any, *arguments: Any) -> Any:
-    """Run something that blocks beside the event loop."""
-    return await asyncio.to_thread(call, *arguments)
+async def off_loop(function: Any, *arguments: Any) -> Any:
+    """Call a blocking function in a thread."""
+    return await asyncio.to_thread(function, *arguments)

@@ -1,9 +1,7 @@
-"""`ingest serve` and `ingest work` as they are, with their ports watched.
+"""Runs `ingest serve` or `ingest work` with probes around the ports: `python -m tests.chaos.entry serve|work NAME`.
 
-Run as `python -m tests.chaos.entry serve|work NAME`.
-
-The directory of the harness is in CHAOS_DIRECTORY, everything else in `INGEST_*` as always. At SIGUSR1 it logs what
-each of its tasks waits for.
+CHAOS_DIRECTORY is the directory of the harness; `INGEST_*` are the settings as usual. On SIGUSR1 the process prints the
+stack of each of its asyncio tasks.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""The registry of faults. Each injects, holds, heals and returns the proof that it happened."""
+"""The registry of faults. A fault injects trouble, waits, repairs it, and returns the proof that it happened."""
 
 import importlib
 from collections.abc import Awaitable, Callable
@@ -12,11 +12,11 @@ FAULTS: Final[dict[str, Inject]] = {}
 
 
 class NotShown(Exception):
-    """The fault did not happen, or cannot be proven; the message says what was seen."""
+    """The fault did not happen or cannot be proven; the message says what was observed."""
 
 
 def fault(name: str) -> Callable[[Inject], Inject]:
-    """Register under this name. The docstring is what `--list` shows."""
+    """Register a fault under this name. Its docstring is its description in `scripts/chaos --help`."""
 
     def register(inject: Inject) -> Inject:
         FAULTS[name] = inject
@@ -25,14 +25,14 @@ def fault(name: str) -> Callable[[Inject], Inject]:
     return register
 
 
-def need(shown: object, what: str) -> None:
-    """Raises NotShown."""
-    if not shown:
-        raise NotShown(what)
+def require(proven: object, observation: str) -> None:
+    """Raise NotShown unless the fault is proven to have happened."""
+    if not proven:
+        raise NotShown(observation)
 
 
 def load() -> dict[str, Inject]:
-    """All faults, by name."""
+    """Import all faults; return them by name."""
     for kind in ("process", "broker", "store", "network"):
         importlib.import_module(f"tests.chaos.faults_{kind}")
     return FAULTS

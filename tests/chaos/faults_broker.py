@@ -1,4 +1,4 @@
-"""What befalls RabbitMQ: nodes, connections, alarms, and what operators do to its topology."""
+"""Faults of RabbitMQ: its nodes, connections and alarms, and mistakes of operators in its topology."""
 
 import asyncio
 import signal
@@ -6,181 +6,178 @@ from typing import Any
 from urllib.parse import quote
 
 from tests.chaos.cluster import Node, off_loop
-from tests.chaos.faults import fault, need
+from tests.chaos.faults import fault, require
 from tests.chaos.world import World
 
 _QUEUES = ("ingest.tasks", "ingest.batches", "consensus.tasks", "webhook.dispatch")
 
 
-async def _kill(world: World, nodes: list[Node], seconds: float) -> None:
-    for node in nodes:
-        await off_loop(node.process.kill)
-    await world.hold(seconds)
-    await off_loop(world.cluster.boot, nodes)
-
-
 @fault("rabbit-kill-leader")
 async def kill_leader(world: World) -> str:
-    """SIGKILL of the node that leads ingest.tasks"""
+    """Kill the node that leads ingest.tasks (SIGKILL)"""
     leader = await off_loop(world.cluster.leader, "ingest.tasks")
     await off_loop(leader.process.kill)
     await world.hold(5)
     successor = await _leader_other_than(world, leader)
     await off_loop(world.cluster.boot, [leader])
-    need(successor, "no other node became the leader")
+    require(successor, "no other node became the leader")
     return f"{_short(leader)} led ingest.tasks and was killed, {successor} leads now"
 
 
 @fault("rabbit-kill-two")
 async def kill_two(world: World) -> str:
-    """SIGKILL of two nodes of three: no quorum"""
+    """Kill two nodes of three (SIGKILL), so that there is no quorum"""
     leader = await off_loop(world.cluster.leader, "ingest.tasks")
     other = world.rng.choice([node for node in world.cluster.nodes if node is not leader])
-    before = world.workload.counts["unavailable"] + world.workload.counts["unknown"]
-    await _kill(world, [leader, other], 8)
-    refused = world.workload.counts["unavailable"] + world.workload.counts["unknown"] - before
-    need(refused, "nothing was refused")
-    return f"{_short(leader)} and {_short(other)} killed and restarted; {refused} attempts were not promised anything"
+    before = _unsuccessful(world)
+    await _kill_and_restart(world, [leader, other], 8)
+    unsuccessful = _unsuccessful(world) - before
+    require(unsuccessful, "every attempt succeeded")
+    return f"{_short(leader)} and {_short(other)} killed and restarted; {unsuccessful} attempts failed or got no answer"
 
 
 @fault("rabbit-kill-all")
 async def kill_all(world: World) -> str:
-    """SIGKILL of all three nodes, restart"""
-    before = world.workload.counts["unavailable"] + world.workload.counts["unknown"]
-    await _kill(world, world.cluster.nodes, 5)
-    refused = world.workload.counts["unavailable"] + world.workload.counts["unknown"] - before
-    need(refused, "nothing was refused")
-    return f"three nodes killed and restarted; {refused} attempts were not promised anything"
+    """Kill all three nodes (SIGKILL) and restart them"""
+    before = _unsuccessful(world)
+    await _kill_and_restart(world, world.cluster.nodes, 5)
+    unsuccessful = _unsuccessful(world) - before
+    require(unsuccessful, "every attempt succeeded")
+    return f"three nodes killed and restarted; {unsuccessful} attempts failed or got no answer"
 
 
 @fault("rabbit-stop")
 async def stop(world: World) -> str:
-    """SIGSTOP for 30 s of the node that leads ingest.tasks"""
+    """Stop the node that leads ingest.tasks (SIGSTOP) for 30 s"""
     leader = await off_loop(world.cluster.leader, "ingest.tasks")
     leader.process.signal(signal.SIGSTOP)
     try:
         await world.hold(30)
         other = next(node for node in world.cluster.nodes if node is not leader)
-        now = await off_loop(other.ctl, "eval", "ra_leaderboard:lookup_leader('%2F_ingest.tasks').")
+        answer = await off_loop(other.ctl, "eval", "ra_leaderboard:lookup_leader('%2F_ingest.tasks').")
         state = leader.state()
     finally:
         leader.process.signal(signal.SIGCONT)
-    need(state == "T", f"the process is in state {state}")
-    by_then = next((_short(node) for node in world.cluster.nodes if node.name in now), "nobody")
-    return f"{_short(leader)} led ingest.tasks and was stopped (process state T); after it {by_then} led it"
+    require(state == "T", f"the process is in state {state}")
+    successor = next((_short(node) for node in world.cluster.nodes if node.name in answer), "none of the nodes")
+    return f"{_short(leader)} led ingest.tasks and was stopped (process state T); then {successor} led it"
 
 
 @fault("rabbit-close-connections")
 async def close_connections(world: World) -> str:
-    """The broker closes all connections, twice"""
+    """Let the broker close all connections, twice"""
     closed = await off_loop(world.cluster.close_connections)
     await world.hold(2)
     closed += await off_loop(world.cluster.close_connections)
-    need(closed, "there was no connection")
+    require(closed, "no connection was open")
     return f"{closed} connections closed"
 
 
 @fault("rabbit-memory-alarm")
 async def memory_alarm(world: World) -> str:
-    """A memory alarm: publishers are blocked, everywhere"""
-    node = world.rng.choice(world.cluster.nodes)
+    """Raise a memory alarm, which blocks publishers on every node"""
+    alarmed = world.rng.choice(world.cluster.nodes)
     before = world.workload.counts["unavailable"]
-    await off_loop(node.ctl, "set_vm_memory_high_watermark", "0.00001")
+    await off_loop(alarmed.ctl, "set_vm_memory_high_watermark", "0.00001")
     try:
         await world.hold(10)
-        alarms = await off_loop(lambda: [each["mem_alarm"] for each in world.cluster.api("GET", "nodes")])
+        alarms = [node["mem_alarm"] for node in await off_loop(world.cluster.api, "GET", "nodes")]
     finally:
-        await off_loop(node.ctl, "set_vm_memory_high_watermark", "0.6")
-    need(any(alarms), f"no alarm: {alarms}")
-    return f"mem_alarm on {_short(node)}; {world.workload.counts['unavailable'] - before} attempts answered with 503"
+        await off_loop(alarmed.ctl, "set_vm_memory_high_watermark", "0.6")
+    require(any(alarms), f"no alarm: {alarms}")
+    return f"mem_alarm on {_short(alarmed)}; {world.workload.counts['unavailable'] - before} attempts answered with 503"
 
 
 @fault("rabbit-binding-removed")
 async def binding_removed(world: World) -> str:
-    """The bindings of both ingest queues are removed: submissions are unroutable"""
+    """Remove the bindings of both ingest queues, so that submissions are unroutable"""
     before = world.workload.counts["unavailable"]
     for queue in ("ingest.tasks", "ingest.batches"):
         await _unbind(world, "asg.submissions", queue)
     await world.hold(6)
-    refused = world.workload.counts["unavailable"] - before
+    unroutable = world.workload.counts["unavailable"] - before
     await world.ingest("topology", "apply")
-    need(refused, "nothing was refused")
-    return f"{refused} submissions unroutable: 503, or returned to their producer; then `ingest topology apply`"
+    require(unroutable, "no submission was unroutable")
+    return _unroutable_proof(unroutable)
 
 
 @fault("rabbit-events-unroutable")
 async def events_unroutable(world: World) -> str:
-    """The bindings of both outgoing queues are removed: acceptance events are unroutable"""
-    # A broker returns what no queue takes. What one of two queues takes is not returned, so for as long as just one
-    # binding may be missing nothing is sent that is for both.
+    """Remove the bindings of both outgoing queues, so that acceptance events are unroutable"""
+    # A broker returns a message only if it routes it to no queue at all. While only one of the two bindings is missing,
+    # an event for both queues would be lost for one of them. So events for both queues are not produced.
     world.workload.callbacks = False
-    await _calm(world)
-    waiting = sum(worker.lines('"unroutable"') for worker in world.workers)
+    await _drain(world)
+    before = _count_in_worker_logs(world, '"unroutable"')
     try:
         for queue in ("webhook.dispatch", "consensus.tasks"):
             await _unbind(world, "asg.events", queue)
         world.workload.resume()
         await world.hold(8)
-        waiting = sum(worker.lines('"unroutable"') for worker in world.workers) - waiting
+        returned = _count_in_worker_logs(world, '"unroutable"') - before
     finally:
         world.workload.resume()
         await world.ingest("topology", "apply")
         world.workload.callbacks = True
-    need(waiting, "no worker had an event returned")
-    return f"workers had events returned {waiting} times and kept the submissions; then `ingest topology apply`"
+    require(returned, "no worker had an event returned")
+    return f"workers had events returned {returned} times and kept the submissions; fixed with `ingest topology apply`"
 
 
 @fault("rabbit-queue-full")
 async def queue_full(world: World) -> str:
-    """Outgoing and ingest queues full (reject-publish)"""
-    nacked = sum(worker.lines('"nacked"') for worker in world.workers)
-    before = world.workload.counts["unavailable"]
+    """Fill the outgoing and ingest queues (reject-publish)"""
+    nacked_before = _count_in_worker_logs(world, '"nacked"')
+    unavailable_before = world.workload.counts["unavailable"]
     world.observer.pause()
     for queue in _QUEUES:
-        plain = {"overflow": "reject-publish", "max-length": 5}
+        definition = {"overflow": "reject-publish", "max-length": 5}
         if queue.startswith("ingest"):
-            plain |= {"delivery-limit": 20, "dead-letter-exchange": "asg.dead", "dead-letter-strategy": "at-least-once"}
-        await _policy(world, "PUT", queue, plain)
+            definition |= {
+                "delivery-limit": 20,
+                "dead-letter-exchange": "asg.dead",
+                "dead-letter-strategy": "at-least-once",
+            }
+        await _policy(world, "PUT", queue, definition)
     try:
         await world.hold(12)
     finally:
         for queue in _QUEUES:
             await _policy(world, "DELETE", queue, None)
         world.observer.resume()
-    nacked = sum(worker.lines('"nacked"') for worker in world.workers) - nacked
-    refused = world.workload.counts["unavailable"] - before
-    need(nacked and refused, f"{nacked} nacks at workers, {refused} refused submissions")
+    nacked = _count_in_worker_logs(world, '"nacked"') - nacked_before
+    refused = world.workload.counts["unavailable"] - unavailable_before
+    require(nacked and refused, f"{nacked} nacks at workers, {refused} refused submissions")
     return f"workers had events nacked {nacked} times, {refused} submissions were refused"
 
 
 @fault("rabbit-queue-deleted")
 async def queue_deleted(world: World) -> str:
-    """ingest.tasks is deleted, while it is empty: what a deleted queue held nobody can bring back"""
+    """Delete ingest.tasks while it is empty; messages of a deleted queue could not be recovered"""
     try:
-        await _calm(world)
+        await _drain(world)
         await off_loop(world.cluster.api, "DELETE", "queues/%2F/ingest.tasks")
     finally:
         world.workload.resume()
     before = world.workload.counts["unavailable"]
     await world.hold(6)
-    refused = world.workload.counts["unavailable"] - before
+    unroutable = world.workload.counts["unavailable"] - before
     await world.ingest("topology", "apply")
-    need(refused, "nothing was refused")
-    return f"{refused} submissions unroutable: 503, or returned to their producer; then `ingest topology apply`"
+    require(unroutable, "no submission was unroutable")
+    return _unroutable_proof(unroutable)
 
 
 @fault("rabbit-ack-timeout")
 async def ack_timeout(world: World) -> str:
-    """Delivery acknowledgement timeout (set to 5 s) while workers hold deliveries through an outage"""
-    said = "timed out"
-    before = sum(node.logged().count(said) for node in world.cluster.nodes)
-    # Looked at with every tick of a channel, by default once a minute.
+    """Let workers hold deliveries in an outage for longer than the acknowledgement timeout (set to 5 s)"""
+    text = "timed out"
+    before = sum(node.log_text().count(text) for node in world.cluster.nodes)
+    # RabbitMQ checks the timeout with every tick of a channel, by default once a minute.
     await off_loop(
         world.cluster.evaluate,
         "application:set_env(rabbit, channel_tick_interval, 2000), "
         "application:set_env(rabbit, consumer_timeout, 5000).",
     )
-    await off_loop(world.cluster.close_connections)  # channels read it when they are opened
+    await off_loop(world.cluster.close_connections)  # a channel reads the timeout when it is opened
     await asyncio.sleep(3)
     world.store.process.signal(signal.SIGSTOP)
     try:
@@ -189,27 +186,36 @@ async def ack_timeout(world: World) -> str:
         world.store.process.signal(signal.SIGCONT)
         await off_loop(world.cluster.evaluate, "application:set_env(rabbit, consumer_timeout, 1800000).")
         await off_loop(world.cluster.close_connections)
-    after = sum(node.logged().count(said) for node in world.cluster.nodes) - before
-    need(after, "RabbitMQ's log has no delivery acknowledgement timeout")
-    return f"RabbitMQ closed channels for it {after} times"
+    timeouts = sum(node.log_text().count(text) for node in world.cluster.nodes) - before
+    require(timeouts, "RabbitMQ's log has no delivery acknowledgement timeout")
+    return f"RabbitMQ closed channels for it {timeouts} times"
 
 
-async def _calm(world: World) -> None:
-    """Stop sending, and wait until all that was sent is through."""
+async def _kill_and_restart(world: World, nodes: list[Node], seconds: float) -> None:
+    for node in nodes:
+        await off_loop(node.process.kill)
+    await world.hold(seconds)
+    await off_loop(world.cluster.boot, nodes)
+
+
+async def _drain(world: World) -> None:
+    """Pause the workload, and wait until everything that was sent is processed."""
     world.workload.pause()
     for _ in range(3):
         await world.workload.idle(60)
         if await world.quiet(1.0, 30):
             return
-    need(False, "the queues did not become empty")
+    require(False, "the queues did not become empty")
 
 
 async def _leader_other_than(world: World, node: Node) -> str:
+    """Wait up to 15 s until another node leads ingest.tasks; return its short name, empty if there is none."""
+    others = {other.name for other in world.cluster.nodes if other is not node}
     for _ in range(50):
-        now = await off_loop(world.cluster.api, "GET", "queues/%2F/ingest.tasks")
-        name = str(now.get("leader") or "")
-        if name and name != node.name and name in {each.name for each in world.cluster.nodes}:
-            return name.partition("-")[0]
+        queue = await off_loop(world.cluster.api, "GET", "queues/%2F/ingest.tasks")
+        leader = str(queue.get("leader") or "")
+        if leader in others:
+            return leader.partition("-")[0]
         await asyncio.sleep(0.3)
     return ""
 
@@ -228,6 +234,19 @@ async def _policy(world: World, method: str, queue: str, definition: dict[str, A
         "definition": definition,
     }
     await off_loop(world.cluster.api, method, f"policies/%2F/full-{queue}", body)
+
+
+def _unsuccessful(world: World) -> int:
+    """Return how many attempts so far were answered with "unavailable" or not at all."""
+    return world.workload.counts["unavailable"] + world.workload.counts["unknown"]
+
+
+def _unroutable_proof(count: int) -> str:
+    return f"{count} submissions unroutable: 503 or returned to their producer; fixed with `ingest topology apply`"
+
+
+def _count_in_worker_logs(world: World, text: str) -> int:
+    return sum(worker.count_in_log(text) for worker in world.workers)
 
 
 def _short(node: Node) -> str:

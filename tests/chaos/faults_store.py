@@ -1,19 +1,20 @@
-"""What befalls Aerospike."""
+"""Faults of Aerospike."""
 
 import asyncio
 import signal
 
 from tests.chaos.cluster import off_loop
-from tests.chaos.faults import fault, need
+from tests.chaos.faults import fault, require
 from tests.chaos.store import FLUSH
 from tests.chaos.world import World
 
 
 @fault("store-kill")
 async def kill(world: World) -> str:
-    """SIGKILL of Aerospike, restart with its data"""
+    """Kill Aerospike (SIGKILL) and restart it with its data"""
     store = world.store
-    world.store_proxy.black_hole(True)  # what it has acknowledged gets to the file; a real crash is `store-truncate`
+    # Acknowledged writes reach the file before the kill; `store-truncate` injects the loss of records.
+    world.store_proxy.black_hole(True)
     await asyncio.sleep(FLUSH + 0.1)
     before = await off_loop(store.objects, "ledger")
     await off_loop(store.process.kill)
@@ -22,69 +23,80 @@ async def kill(world: World) -> str:
     await world.hold(5)
     await off_loop(store.start)
     after = await off_loop(store.objects, "ledger")
-    need(after >= before > 0, f"{before} entries before, {after} after")
+    require(after >= before > 0, f"{before} entries before, {after} after")
     return f"asd killed and restarted: {before} ledger entries before, {after} right after"
 
 
 @fault("store-stop")
 async def stop(world: World) -> str:
-    """SIGSTOP of Aerospike for 30 s: longer than workers hold their deliveries"""
-    returned_event, opened_event = '"event":"outage_deliveries_returned"', '"event":"circuit_opened"'
-    returned_before = sum(worker.lines(returned_event) for worker in world.workers)
-    opened_before = sum(worker.lines(opened_event) for worker in world.workers)
+    """Stop Aerospike (SIGSTOP) for 30 s, which is longer than workers hold their deliveries"""
+    opened_before = _counts(world, "circuit_opened")
+    returned_before = _counts(world, "outage_deliveries_returned")
     world.store.process.signal(signal.SIGSTOP)
     try:
         await world.hold(30)
     finally:
         world.store.process.signal(signal.SIGCONT)
-    opened = sum(worker.lines(opened_event) for worker in world.workers) - opened_before
-    returned = sum(worker.lines(returned_event) for worker in world.workers) - returned_before
-    need(opened, "no worker opened its circuit breaker")
+    opened = _increased(opened_before, _counts(world, "circuit_opened"))
+    returned = _increased(returned_before, _counts(world, "outage_deliveries_returned"))
+    require(opened, "no worker opened its circuit breaker")
     return f"asd stopped; {opened} workers opened the circuit breaker, {returned} returned their deliveries"
 
 
 @fault("store-resets")
 async def resets(world: World) -> str:
-    """Connections to Aerospike reset twice a second"""
+    """Reset the connections to Aerospike twice a second"""
     before = world.store_proxy.cuts
     for _ in range(max(4, int(16 * world.span))):
         world.store_proxy.cut()
         await asyncio.sleep(0.5)
     cuts = world.store_proxy.cuts - before
-    need(cuts, "no connection was cut")
+    require(cuts, "no connection was cut")
     return f"{cuts} connections to Aerospike reset in the middle of what they carried"
 
 
 @fault("store-stop-writes")
 async def stop_writes(world: World) -> str:
-    """Aerospike refuses writes and serves reads"""
-    set_ = "set-config:context=namespace;id=test;stop-writes-sys-memory-pct="
-    answer = await off_loop(world.store.info, f"{set_}1")
+    """Make Aerospike refuse writes; it still serves reads"""
+    command = "set-config:context=namespace;id=test;stop-writes-sys-memory-pct="
+    answer = await off_loop(world.store.info, f"{command}1")
     try:
-        for _ in range(100):
-            if await off_loop(world.store.statistic, "stop_writes") == "true":
-                break
-            await asyncio.sleep(0.2)
-        else:
-            need(False, f"stop_writes is not true; set-config: {answer}")
+        stopped = await _stop_writes_becomes(world, "true")
+        require(stopped, f"stop_writes is not true; set-config: {answer}")
         await world.hold(8)
     finally:
-        await off_loop(world.store.info, f"{set_}90")
-    for _ in range(100):
-        if await off_loop(world.store.statistic, "stop_writes") == "false":
-            break
-        await asyncio.sleep(0.2)
+        await off_loop(world.store.info, f"{command}90")
+    await _stop_writes_becomes(world, "false")
     return "namespace statistic stop_writes was true"
 
 
 @fault("store-truncate")
 async def truncate(world: World) -> str:
-    """Every record of the ledger is lost, under load"""
+    """Delete every record of the ledger under load"""
     before = await off_loop(world.store.objects, "ledger")
     loop = asyncio.get_running_loop()
     world.history.truncated.append(loop.time())
     await off_loop(world.store.truncate, "ledger")
     after = await off_loop(world.store.objects, "ledger")
     world.history.truncated.append(loop.time())
-    need(after < before, f"{before} entries before, {after} after")
+    require(after < before, f"{before} entries before, {after} after")
     return f"{before} ledger entries before, {after} right after"
+
+
+def _counts(world: World, event: str) -> list[int]:
+    """Return how often each worker has logged this event."""
+    return [worker.count_events(event) for worker in world.workers]
+
+
+def _increased(before: list[int], after: list[int]) -> int:
+    """Return how many workers have a higher count than before."""
+    return sum(new > old for old, new in zip(before, after, strict=True))
+
+
+async def _stop_writes_becomes(world: World, value: str) -> bool:
+    """Wait up to 20 s until the statistic `stop_writes` has this value; return whether it has."""
+    for _ in range(100):
+        if await off_loop(world.store.statistic, "stop_writes") == value:
+            return True
+        await asyncio.sleep(0.2)
+    return False

@@ -1,8 +1,9 @@
-"""The processes under test, and an init that starts again what was killed on purpose."""
+"""The processes under test. A supervisor restarts each of them when it has ended."""
 
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,19 +18,19 @@ _RESTART: Final = 0.5
 
 
 class Process:
-    """One `serve` or `work`. `deaths` lists those that nobody has asked for."""
+    """One `serve` or `work` process. `unexpected_exits` has a sentence for each exit that the harness did not cause."""
 
     def __init__(self, kind: str, name: str, directory: Path, env: Mapping[str, str]) -> None:
         self.kind = kind
         self.name = name
         self.log = directory / f"{name}.log"
-        self.deaths: list[str] = []
+        self.unexpected_exits: list[str] = []
         self.restarts = 0
-        self.peak = 0
+        self.peak_memory = 0
         self._directory = directory
         clean = {key: value for key, value in os.environ.items() if not key.startswith("INGEST_")}
         self._env = {**clean, **env, "CHAOS_DIRECTORY": str(directory)}
-        self._doomed = False
+        self._exit_expected = False
         self._popen: subprocess.Popen[bytes] | None = None
 
     @property
@@ -47,78 +48,84 @@ class Process:
                 stderr=log,
                 preexec_fn=_die_with_parent,
             )
-        self._doomed = False
+        self._exit_expected = False
 
     async def keep_running(self) -> None:
-        """Start it again whenever it has ended, as systemd or Kubernetes would."""
+        """Restart the process whenever it has ended, as systemd or Kubernetes would."""
         while True:
             code = await asyncio.to_thread(self._wait)
             if code is None:
-                self._note_memory()
+                self._record_memory()
                 continue
-            if not self._doomed:
-                self.deaths.append(f"{self.name} ended by itself with {code}")
+            if not self._exit_expected:
+                self.unexpected_exits.append(f"{self.name} ended by itself with {code}")
             await asyncio.sleep(_RESTART)
             self.restarts += 1
             self.start()
 
     async def killed_at(self, point: str, seconds: float) -> dict[str, Any] | None:
-        """Arm a kill point and wait until the process has died there; its proof, None where it did not."""
+        """Arm a kill point; return the proof that the process killed itself there, or None if it did not reach it."""
         proof = self._directory / f"{self.name}.killed"
         proof.unlink(missing_ok=True)
-        self._doomed = True
+        self._exit_expected = True
         arm = self._directory / f"{self.name}.arm"
         arm.write_text(point)
         end = time.monotonic() + seconds
         while not proof.exists():
             if time.monotonic() > end:
                 arm.unlink(missing_ok=True)
-                self._doomed = False
+                self._exit_expected = False
                 return None
             await asyncio.sleep(0.05)
-        found: dict[str, Any] = json.loads(proof.read_text())
-        return found
+        content: dict[str, Any] = json.loads(proof.read_text())
+        return content
 
     async def terminate(self, seconds: float = 30.0) -> tuple[int, dict[str, int]]:
-        """SIGTERM; the exit code, and what each consumer had left unacknowledged when it closed."""
+        """Send SIGTERM; return the exit code and, by queue, how many deliveries were unacknowledged at the end."""
         assert self._popen is not None
         popen = self._popen
-        self._doomed = True
-        for old in self._directory.glob(f"{self.name}.closed-*"):
-            old.unlink()
+        self._exit_expected = True
+        for path in self._directory.glob(f"{self.name}.closed-*"):
+            path.unlink()
         popen.send_signal(signal.SIGTERM)
         end = time.monotonic() + seconds
         while popen.poll() is None:
             assert time.monotonic() < end, f"{self.name} does not stop"
             await asyncio.sleep(0.05)
-        left = {
+        unacknowledged = {
             path.name.partition("closed-")[2]: json.loads(path.read_text())["unacknowledged"]
             for path in self._directory.glob(f"{self.name}.closed-*")
         }
-        return popen.returncode, left
+        return popen.returncode, unacknowledged
 
-    def lines(self, text: str) -> int:
-        """How many lines of its log have `text`."""
+    def count_in_log(self, text: str) -> int:
+        """Return how often `text` occurs in the log."""
         return self.log.read_text(errors="replace").count(text)
+
+    def count_events(self, event: str) -> int:
+        """Return how often the log has an entry with this `event`."""
+        return len(re.findall(rf'"event": ?"{event}"', self.log.read_text(errors="replace")))
 
     def kill(self) -> None:
         if self._popen is not None:
-            self._doomed = True
+            self._exit_expected = True
             self._popen.kill()
             self._popen.wait()
 
     def _wait(self) -> int | None:
+        """Wait up to a second for the exit code; return None if the process still runs."""
         assert self._popen is not None
         try:
             return self._popen.wait(1.0)
         except subprocess.TimeoutExpired:
             return None
 
-    def _note_memory(self) -> None:
+    def _record_memory(self) -> None:
+        """Update `peak_memory`, in MiB."""
         try:
             status = Path(f"/proc/{self.pid}/status").read_text()
         except OSError:
             return
         for line in status.splitlines():
             if line.startswith("VmRSS:"):
-                self.peak = max(self.peak, int(line.split()[1]) // 1024)
+                self.peak_memory = max(self.peak_memory, int(line.split()[1]) // 1024)

@@ -1,16 +1,19 @@
-"""What was attempted, what was answered, what came out. The checker reads nothing else."""
+"""What was attempted, what was answered, and which messages were seen. The checker reads nothing else."""
 
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Outcome = Literal["accepted", "replay", "confirmed", "refused", "unavailable", "unknown"]
-"""Of one attempt: 202; 200; the broker's confirm; 4xx; 409, 503, a return or a nack; no answer."""
+"""The outcome of one attempt.
+
+In this order: 202; 200; the broker confirmed; 4xx; 409, 503, a returned message or no connection; no answer or a nack.
+"""
 
 
 @dataclass
 class Attempt:
-    """One request, or one publish under `message_id`. `shim` is the index of the one asked, or -1."""
+    """One request, or one publish with `message_id`. `shim` is the index of the shim that got the request, or -1."""
 
     channel: Literal["http", "amqp"]
     shim: int = -1
@@ -21,15 +24,16 @@ class Attempt:
     status: int = 0
     id: str = ""
 
-    def finish(self, outcome: Outcome, status: int = 0, id_: str = "") -> None:
-        self.outcome, self.status, self.id, self.end = outcome, status, id_, time.monotonic()
+    def finish(self, outcome: Outcome, status: int = 0, submission_id: str = "") -> None:
+        self.outcome, self.status, self.id, self.end = outcome, status, submission_id, time.monotonic()
 
 
 @dataclass
 class Submission:
-    """One logical submission: a single (`items` of one) or a batch. `items` are markers, each in its task's data_url.
+    """One logical submission: a task (with one item) or a batch.
 
-    `key` None: without identity, so it is sent once only. `own_keys`: items with keys of their own, by index.
+    `items` are unique names, each part of its task's data_url. A submission without `key` is sent only once. `own_keys`
+    are the keys of keyed items, by index.
     """
 
     number: int
@@ -44,30 +48,31 @@ class Submission:
 
     @property
     def known_accepted(self) -> bool:
-        """Whether somebody was promised that it is safe."""
+        """Whether an answer or a confirm said that the submission is durable."""
         return any(attempt.outcome in ("accepted", "replay", "confirmed") for attempt in self.attempts)
-
-    @property
-    def unclear(self) -> bool:
-        return any(attempt.outcome == "unknown" for attempt in self.attempts)
 
 
 @dataclass
 class Seen:
-    """One message that came out, in order of arrival. `again`: the observer itself had lost it before its ack."""
+    """One message that the observer received. `redelivered`: it did not acknowledge an earlier delivery."""
 
     queue: str
     routing_key: str
     event_id: str
     data: dict[str, Any]
     reason: str = ""
-    again: bool = False
+    redelivered: bool = False
     at: float = field(default_factory=time.monotonic)
 
 
 @dataclass
 class Injected:
-    """One fault: the proof that it happened, and how long after its end all was well again. Seconds of the run."""
+    """One fault.
+
+    `at` is its start in seconds of the run, `lasted` its duration in seconds. `proof` says how it is known that it
+    happened, or why it is not (`shown` is False). `recovery` is the time in seconds from its end until submissions
+    passed through again, None if they never did.
+    """
 
     name: str
     at: float
@@ -79,7 +84,7 @@ class Injected:
 
 @dataclass
 class History:
-    """Everything of one run. `truncated`: when the ledger was emptied, monotonic seconds."""
+    """Everything about one run. `truncated` has the monotonic times before and after each truncation of the ledger."""
 
     submissions: list[Submission] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
@@ -87,12 +92,12 @@ class History:
     truncated: list[float] = field(default_factory=list)
     kills: int = 0
     complaints: list[str] = field(default_factory=list)
-    """Invariants that were found broken while the run went on."""
+    """Violations of invariants that were noticed during the run."""
     peak_memory: dict[str, int] = field(default_factory=dict)
     restarts: int = 0
     used: dict[str, int] = field(default_factory=dict)
-    """Tasks charged, by customer, at the end of the load."""
+    """Tasks charged by the end of the load, by customer."""
     quotas: dict[str, int] = field(default_factory=dict)
     replayed: int = 0
-    most: dict[str, int] = field(default_factory=dict)
-    """Most deliveries in flight in one worker, by queue."""
+    peak_in_flight: dict[str, int] = field(default_factory=dict)
+    """The most deliveries that one worker held at once, by queue."""

@@ -1,4 +1,4 @@
-"""Takes everything that comes out, as downstream services would, and remembers it."""
+"""Consumes all events and dead letters, as downstream services would, and records them."""
 
 import asyncio
 import contextlib
@@ -9,30 +9,28 @@ from typing import Any, Final
 import aio_pika
 
 from tests.chaos.history import History, Seen
-from tests.chaos.producer import let_go, raise_if_ours
+from tests.chaos.producer import close_connection, raise_if_cancelled
 
 SPY: Final = "chaos.spy"
-"""Bound to what has no queue of its own; not to `task.accepted`, which would then always have one."""
+"""Bound to events that otherwise reach no queue, but not to `task.accepted`, which `rabbit-events-unroutable` needs."""
 QUEUES: Final = ("consensus.tasks", "webhook.dispatch", "ingest.dead", SPY)
 
 
 class Observer:
-    """One consumer a queue, reconnecting."""
+    """Has one consumer per queue, which reconnects."""
 
     def __init__(self, history: History, ports: list[int]) -> None:
         self._history = history
         self._ports = itertools.cycle(ports)
-        self._going = asyncio.Event()
-        self._going.set()
-        self.ids: set[str] = set()
-        """CloudEvents ids seen."""
+        self._active = asyncio.Event()
+        self._active.set()
 
     def pause(self) -> None:
-        """Take nothing, so that queues fill."""
-        self._going.clear()
+        """Stop consuming, so that the queues fill."""
+        self._active.clear()
 
     def resume(self) -> None:
-        self._going.set()
+        self._active.set()
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -41,38 +39,41 @@ class Observer:
 
     async def _follow(self, queue: str) -> None:
         while True:
-            await self._going.wait()
+            await self._active.wait()
             try:
                 connection = await aio_pika.connect(f"amqp://guest:guest@127.0.0.1:{next(self._ports)}/", timeout=5)
                 try:
                     await self._consume(connection, queue)
                 finally:
-                    await let_go(connection)
+                    await close_connection(connection)
             except (Exception, asyncio.CancelledError):  # noqa: BLE001
-                raise_if_ours()
+                raise_if_cancelled()
             await asyncio.sleep(0.3)
 
     async def _consume(self, connection: aio_pika.abc.AbstractConnection, queue: str) -> None:
-        ended = asyncio.Event()
+        """Consume until the observer is paused, the channel is closed, or the queue does not exist any more."""
+        channel_closed = asyncio.Event()
         async with asyncio.timeout(10):
             channel = await connection.channel()
-            channel.close_callbacks.add(lambda *_: ended.set())
+            channel.close_callbacks.add(lambda *_: channel_closed.set())
             await channel.set_qos(prefetch_count=200)
             if queue == SPY:
-                declared = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum"})
+                spy = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum"})
                 for key in ("submission.*", "batch.accepted.none"):
-                    await declared.bind("asg.events", key)
-            taken = await channel.get_queue(queue, ensure=False)
-            await taken.consume(lambda message: self._take(queue, message))
-        stopping = asyncio.create_task(self._paused())
-        dead = asyncio.create_task(ended.wait())
-        looking = asyncio.create_task(self._still_there(connection, queue))
-        await asyncio.wait([stopping, dead, looking], return_when=asyncio.FIRST_COMPLETED)
-        for task in (stopping, dead, looking):
+                    await spy.bind("asg.events", key)
+            consumed = await channel.get_queue(queue, ensure=False)
+            await consumed.consume(lambda message: self._record(queue, message))
+        tasks = [
+            asyncio.create_task(self._paused()),
+            asyncio.create_task(channel_closed.wait()),
+            asyncio.create_task(self._queue_missing(connection, queue)),
+        ]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
             task.cancel()
 
-    async def _still_there(self, connection: aio_pika.abc.AbstractConnection, queue: str) -> None:
-        """Ends when the queue was deleted, or is not consumed any more."""
+    async def _queue_missing(self, connection: aio_pika.abc.AbstractConnection, queue: str) -> None:
+        """Return when a passive declare of the queue has failed."""
         with contextlib.suppress(Exception):
             while True:
                 await asyncio.sleep(3)
@@ -82,10 +83,11 @@ class Observer:
                     await channel.close()
 
     async def _paused(self) -> None:
-        while self._going.is_set():
+        """Return when the observer is paused."""
+        while self._active.is_set():
             await asyncio.sleep(0.1)
 
-    async def _take(self, queue: str, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+    async def _record(self, queue: str, message: aio_pika.abc.AbstractIncomingMessage) -> None:
         body: dict[str, Any] = json.loads(message.body)
         headers = message.headers
         reason = headers.get("x-ingest-reason") or headers.get("x-first-death-reason") or ""
@@ -93,6 +95,5 @@ class Observer:
         event_id = str(body.get("id", ""))
         seen = Seen(queue, message.routing_key or "", event_id, data, str(reason), bool(message.redelivered))
         self._history.seen.append(seen)
-        self.ids.add(event_id)
         with contextlib.suppress(Exception):
             await message.ack()

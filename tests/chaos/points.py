@@ -1,4 +1,4 @@
-"""The boundaries at which a process can be made to kill itself."""
+"""The points at which a process can be made to kill itself."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""A direct producer, written with plain aio-pika: nothing of the code under test is trusted here."""
+"""A direct producer, written with plain aio-pika, so that it shares no defect with the code under test."""
 
 import asyncio
 import contextlib
@@ -13,8 +13,9 @@ from pamqp.commands import Basic
 from tests.chaos.history import Attempt
 
 _TIMEOUT = 6.0
-_PATIENCE = 20
-"""Refused publishes before another channel is tried: RabbitMQ 3.10 may nack on one for ever, see rabbitmq_versions."""
+_REFUSALS_PER_CONNECTION = 20
+"""Returned or nacked publishes after which the producer reconnects: RabbitMQ 3.10.8 may continue to nack on a channel
+without need (`ingest/broker/rabbitmq/versions.py`)."""
 
 
 class Producer:
@@ -29,7 +30,7 @@ class Producer:
         self._refused = 0
 
     async def publish(self, kind: str, body: dict[str, Any], attempt: Attempt) -> None:
-        """Publish once; the outcome stands in the attempt."""
+        """Publish once; store the outcome in the attempt."""
         message = aio_pika.Message(
             json.dumps(body).encode(),
             message_id=attempt.message_id,
@@ -37,22 +38,22 @@ class Producer:
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )
         try:
-            exchange = await self._channel()
+            exchange = await self._connected_exchange()
         except (Exception, asyncio.CancelledError):  # noqa: BLE001
-            raise_if_ours()
+            raise_if_cancelled()
             attempt.finish("unavailable")
             return
         key = f"{kind}.submitted.{self._cust_id}"
         try:
             answer = await exchange.publish(message, key, mandatory=True, timeout=_TIMEOUT)
         except DeliveryError as error:
-            # Returned, or nacked: then it may all the same be in the queue.
+            # Returned (a PublishError) or nacked. A nacked message may still be in one of the queues.
             attempt.finish("unavailable" if isinstance(error, PublishError) else "unknown")
             self._refused += 1
-            if self._refused % _PATIENCE == 0:
+            if self._refused % _REFUSALS_PER_CONNECTION == 0:
                 await self._drop()
         except (Exception, asyncio.CancelledError):  # noqa: BLE001
-            raise_if_ours()
+            raise_if_cancelled()
             attempt.finish("unknown")
             await self._drop()
         else:
@@ -61,7 +62,7 @@ class Producer:
     async def close(self) -> None:
         await self._drop()
 
-    async def _channel(self) -> aio_pika.abc.AbstractExchange:
+    async def _connected_exchange(self) -> aio_pika.abc.AbstractExchange:
         async with self._connecting:
             if self._exchange is not None and self._connection is not None and not self._connection.is_closed:
                 return self._exchange
@@ -75,11 +76,14 @@ class Producer:
     async def _drop(self) -> None:
         connection, self._connection, self._exchange = self._connection, None, None
         if connection is not None:
-            await let_go(connection)
+            await close_connection(connection)
 
 
-def raise_if_ours() -> None:
-    """aiormq cancels whoever waits on a connection that breaks, or raises a bare Exception; a real cancel goes on."""
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if the current task was really cancelled.
+
+    If a connection breaks, aiormq also cancels what waits for it, or raises a bare Exception.
+    """
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
@@ -88,8 +92,8 @@ def raise_if_ours() -> None:
 _closing: set[asyncio.Task[None]] = set()
 
 
-async def let_go(connection: aio_pika.abc.AbstractConnection) -> None:
-    """Close it, but wait no longer than two seconds: on a broken connection it may take for ever."""
+async def close_connection(connection: aio_pika.abc.AbstractConnection) -> None:
+    """Close a connection, but wait at most two seconds: close() may never return if the connection is broken."""
 
     async def close() -> None:
         with contextlib.suppress(Exception):

@@ -6,11 +6,16 @@ import socket
 import struct
 
 _Pair = tuple[asyncio.StreamWriter, asyncio.StreamWriter]
-_RESET = struct.pack("ii", 1, 0)
+_LINGER_ZERO = struct.pack("ii", 1, 0)
+"""With it, close() sends a reset."""
 
 
 class Proxy:
-    """Listens on a port of its own and forwards to `target`. `cuts` counts the connections it has cut."""
+    """Listens on a port of its own and forwards to the port `target`.
+
+    `cuts` and `slow_closes` count the connections that the proxy has reset or closed slowly, `held_bytes` counts what
+    it has held in black holes, and `latency` is in seconds.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -38,11 +43,11 @@ class Proxy:
             task.cancel()
 
     def black_hole(self, on: bool) -> None:
-        """Nothing gets through and nobody is told; what was sent meanwhile arrives late."""
+        """Hold all data until the black hole is switched off. The connections stay open."""
         self._open.clear() if on else self._open.set()
 
     def cut(self) -> None:
-        """The next data of every connection gets through in half, then both ends see a reset."""
+        """Forward half of the next data on any connection, then reset all connections."""
         self._cutting = bool(self._pairs)
 
     def cut_now(self) -> None:
@@ -51,7 +56,7 @@ class Proxy:
             self._reset(pair)
 
     async def close_slowly(self, seconds: float) -> None:
-        """The far end is closed at once, the near end hears of it `seconds` later."""
+        """Abort the connections to the target at once, and those to the clients `seconds` later."""
         pairs = list(self._pairs)
         self._slow.update(pairs)
         for _, far in pairs:
@@ -70,7 +75,7 @@ class Proxy:
             await self._open.wait()
             far_reader, far = await asyncio.open_connection("127.0.0.1", self.target)
             try:
-                await self._join(reader, near, far_reader, far)
+                await self._forward(reader, near, far_reader, far)
             finally:
                 far.close()
                 if (near, far) not in self._slow:
@@ -80,14 +85,14 @@ class Proxy:
         finally:
             self._tasks.discard(task)
 
-    async def _join(
+    async def _forward(
         self,
         reader: asyncio.StreamReader,
         near: asyncio.StreamWriter,
         far_reader: asyncio.StreamReader,
         far: asyncio.StreamWriter,
     ) -> None:
-        """Carry both ways until one ends."""
+        """Forward in both directions until one of them ends."""
         self._pairs.add((near, far))
         pumps = [asyncio.create_task(self._pump(reader, far)), asyncio.create_task(self._pump(far_reader, near))]
         try:
@@ -109,18 +114,17 @@ class Proxy:
                     self._cutting = False
                     writer.write(data[: len(data) // 2])
                     await writer.drain()
-                    for each in list(self._pairs):
-                        self._reset(each)
+                    self.cut_now()
                     return
                 writer.write(data)
                 await writer.drain()
 
     def _reset(self, pair: _Pair) -> None:
         for writer in pair:
-            plain = writer.get_extra_info("socket")
-            if plain is not None:
+            connection = writer.get_extra_info("socket")
+            if connection is not None:
                 with contextlib.suppress(OSError):
-                    plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
             writer.transport.abort()
         self._pairs.discard(pair)
         self.cuts += 1

@@ -1,11 +1,11 @@
-"""The result as text: the table, each fault with its proof and how long recovery took, and what is broken."""
+"""Renders the result as text: the counts, each fault with its proof and recovery time, and the broken invariants."""
 
 from tests.chaos.checker import Result
 from tests.chaos.history import History
 
 
 def text(history: History, result: Result, seed: int, seconds: float) -> str:
-    attempts = sum(len(each.attempts) for each in history.submissions)
+    attempts = sum(len(submission.attempts) for submission in history.submissions)
     sent = (
         f"{len(history.submissions):,} submissions, {attempts:,} attempts, {history.replayed} keys replayed at the end"
     )
@@ -21,18 +21,19 @@ def text(history: History, result: Result, seed: int, seconds: float) -> str:
         "| ---: | ---: | ---: | ---: | ---: | ---: |",
         f"| {figures} |",
         "",
-        "In tasks. duplicated: events that came more than once, under one id; recovered: accepted, though the client",
-        f"had no answer. Refused for quota: {result.refused}. Charged beyond what was accepted: {result.overcharged}.",
-        f"Processes restarted after kills: {history.restarts}; peak memory (MiB): {_peaks(history)};",
-        f"most deliveries in flight in one worker: {history.most}.",
+        "The figures are tasks. duplicated: events that were delivered more than once under one id;",
+        "recovered: accepted although the client got no answer.",
+        f"Rejected for an exhausted quota: {result.rejected}. Charged beyond what was accepted: {result.overcharged}.",
+        f"Processes restarted: {history.restarts}; peak memory (MiB): {_peaks(history)};",
+        f"most deliveries in flight in one worker: {history.peak_in_flight}.",
         "",
         "| fault | at | lasted | recovered after | proof |",
         "| --- | ---: | ---: | ---: | --- |",
     ]
-    for each in history.faults:
-        recovery = "**never**" if each.recovery is None else f"{each.recovery:.1f} s"
-        proof = each.proof if each.shown else f"**NOT SHOWN**: {each.proof}"
-        lines.append(f"| {each.name} | {each.at:.0f} s | {each.lasted:.1f} s | {recovery} | {proof} |")
+    for injected in history.faults:
+        recovery = "**never**" if injected.recovery is None else f"{injected.recovery:.1f} s"
+        proof = injected.proof if injected.shown else f"**NOT SHOWN**: {injected.proof}"
+        lines.append(f"| {injected.name} | {injected.at:.0f} s | {injected.lasted:.1f} s | {recovery} | {proof} |")
     lines.append("")
     lines += [f"BROKEN: {sentence}" for sentence in result.broken[:40]]
     lines.append("every invariant holds" if not result.broken else f"{len(result.broken)} invariants broken")

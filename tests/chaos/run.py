@@ -1,4 +1,4 @@
-"""One run: load, faults, drain, replay, check."""
+"""Runs load and faults, drains, replays keys, and checks."""
 
 import asyncio
 import random
@@ -18,7 +18,11 @@ _REPLAYS: Final = 300
 
 
 async def run(names: Sequence[str], seconds: float, seed: int, rate: float, span: float) -> tuple[Result, str]:
-    """Each fault at least once, and for at least so long. Raises Unavailable where a server cannot run here."""
+    """Inject each fault at least once, for at least `seconds` in all; return the result and the report.
+
+    Raises:
+        Unavailable: a server cannot run on this machine.
+    """
     rng = random.Random(seed)
     world = World(rng, rate, span)
     start = time.monotonic()
@@ -42,55 +46,62 @@ async def run(names: Sequence[str], seconds: float, seed: int, rate: float, span
 
 
 async def _inject(world: World, name: str, start: float) -> None:
-    begun = time.monotonic()
+    begin = time.monotonic()
     try:
         proof, shown = await faults.FAULTS[name](world), True
     except faults.NotShown as error:
         proof, shown = str(error), False
-    except Exception as error:  # noqa: BLE001 - the run goes on, and ends with 1
+    except Exception as error:  # noqa: BLE001 - the run continues, and its exit code is 1
         proof, shown = f"{type(error).__name__}: {error}", False
-    lasted = time.monotonic() - begun
-    recovery = await canary.recovered(world)
-    world.history.faults.append(Injected(name, begun - start, lasted, proof, recovery, shown))
-    print(f"{begun - start:6.0f} s  {name}: {proof}; recovered: {recovery and round(recovery, 1)}", flush=True)
+    lasted = time.monotonic() - begin
+    recovery = await canary.seconds_to_recover(world)
+    world.history.faults.append(Injected(name, begin - start, lasted, proof, recovery, shown))
+    print(f"{begin - start:6.0f} s  {name}: {proof}; recovered: {recovery and round(recovery, 1)}", flush=True)
 
 
 async def _drain(world: World) -> None:
-    gave_up = await world.workload.finish(_DRAIN)
-    if gave_up:
-        world.history.complaints.append(f"{gave_up} submissions were not answered within {_DRAIN:.0f} s of calm")
+    unanswered = await world.workload.finish(_DRAIN)
+    if unanswered:
+        world.history.complaints.append(f"{unanswered} submissions got no answer within {_DRAIN:.0f} s without faults")
     if not await world.quiet(3.0, _DRAIN):
-        world.history.complaints.append(f"the queues are not empty after {_DRAIN:.0f} s of calm")
+        world.history.complaints.append(f"the queues are not empty after {_DRAIN:.0f} s without faults")
     world.history.used = await world.used()
 
 
 async def _replay(world: World) -> None:
-    """Every key again, twice: what the ledger had lost is accepted anew the first time, under the same id. The second
-    time nothing is: 200, and no charge."""
-    known = [each for each in world.history.submissions if each.key is not None and each.known_accepted]
-    known = [each for each in known if any(a.outcome in ("accepted", "replay") for a in each.attempts)]
+    """Replay a sample of keys twice; the second time must be answered 200, without a charge and without a new event.
+
+    The first time, submissions that the ledger has lost are accepted again, under the same id.
+    """
+    known = [
+        submission
+        for submission in world.history.submissions
+        if submission.key is not None
+        and any(attempt.outcome in ("accepted", "replay") for attempt in submission.attempts)
+    ]
     if world.history.truncated:
-        # What the ledger has lost is accepted anew, or refused where the quota is used up meanwhile.
-        known = [each for each in known if each.cust_id != POOR]
+        # A submission that the ledger has lost is refused if the customer's quota is used up now.
+        known = [submission for submission in known if submission.cust_id != POOR]
     chosen = world.rng.sample(known, min(_REPLAYS, len(known)))
     world.history.replayed = len(chosen)
     await _post_all(world, chosen)
     await world.quiet(3.0, _DRAIN)
-    used, seen = await world.used(), {each.event_id for each in world.history.seen}
+    used, event_ids = await world.used(), {seen.event_id for seen in world.history.seen}
     for status in await _post_all(world, chosen):
         if status != 200:
             world.history.complaints.append(f"a replay was answered with {status}")
     await world.quiet(3.0, _DRAIN)
     if await world.used() != used:
         world.history.complaints.append(f"replays were charged: {used}, then {await world.used()}")
-    if news := {each.event_id for each in world.history.seen} - seen:
-        world.history.complaints.append(f"replays brought new events: {sorted(news)[:5]}")
+    if new_event_ids := {seen.event_id for seen in world.history.seen} - event_ids:
+        world.history.complaints.append(f"replays led to new events: {sorted(new_event_ids)[:5]}")
 
 
 async def _post_all(world: World, submissions: list[Submission]) -> list[int]:
+    """Post each submission until it is answered, at most five times; return the last status of each."""
     limit = asyncio.Semaphore(20)
 
-    async def one(submission: Submission) -> int:
+    async def post(submission: Submission) -> int:
         async with limit:
             for _ in range(5):
                 attempt = await world.workload.post(submission)
@@ -99,4 +110,4 @@ async def _post_all(world: World, submissions: list[Submission]) -> list[int]:
                 await asyncio.sleep(1)
             return attempt.status
 
-    return await asyncio.gather(*[one(each) for each in submissions])
+    return await asyncio.gather(*[post(submission) for submission in submissions])

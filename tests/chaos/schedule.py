@@ -1,11 +1,11 @@
-"""Which faults, in which order: seeded, so that a run can be repeated."""
+"""The order of the faults. It is seeded, so that a run can be repeated."""
 
 import random
 from collections.abc import Iterator, Sequence
 
 
 def order(names: Sequence[str], rng: random.Random) -> Iterator[tuple[str, bool]]:
-    """(name, whether it is a repeat): each once, in random order; then again, for as long as there is time."""
+    """Yield (name, is a repeat) without end: all names in random order, then all in another random order, and so on."""
     first = True
     while True:
         shuffled = list(names)

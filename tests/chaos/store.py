@@ -1,4 +1,4 @@
-"""A private Aerospike node with its data in a file, which survives a kill; clients reach it through a proxy."""
+"""A private Aerospike node. Its data is in a file that survives a kill; the service reaches it through a proxy."""
 
 import shutil
 import signal
@@ -11,7 +11,7 @@ from tests.servers.aerospike import configure, launch
 from tests.servers.process import PrivateServer, Unavailable, free_ports, wait_until
 
 FLUSH: Final = 0.1
-"""Seconds after which what was acknowledged is on the file: the community edition flushes after it has answered."""
+"""Seconds after which acknowledged writes are in the file: the community edition flushes after it has answered."""
 _STORAGE: Final = """
 file {directory}/state/test.dat
 filesize 512M
@@ -26,17 +26,17 @@ alternate-access-port {service}
 
 
 class Store:
-    """One node; the harness itself talks to it without the proxy. Raises Unavailable."""
+    """One node. The harness connects to it directly. Raises Unavailable."""
 
     def __init__(self) -> None:
         if not shutil.which("asd"):
-            raise Unavailable("no asd on PATH")
+            raise Unavailable("asd is not on PATH")
         self.process = PrivateServer("chaos-aerospike")
         self._ports = free_ports(4)
         self.port = self._ports[0]
 
     def configure(self, proxy: int) -> None:
-        """Once, before `start`. `proxy`: the port that it tells its clients."""
+        """Write the configuration, once, before `start`. `proxy` is the port that the node announces to clients."""
         directory = self.process.directory
         storage = _STORAGE.format(directory=directory)
         access = _ACCESS.format(proxy=proxy, service=self.port)
@@ -44,14 +44,14 @@ class Store:
 
     def start(self) -> None:
         launch(self.process)
-        wait_until(lambda: self.info("status").strip() == "ok" and self._writes(), "asd")
+        wait_until(lambda: self.info("status").strip() == "ok" and self._accepts_writes(), "asd")
 
     def stop(self) -> None:
         self.process.signal(signal.SIGCONT)
         self.process.stop()
 
     def info(self, command: str) -> str:
-        """The node's answer to an info command."""
+        """Return the node's answer to an info command."""
         client = self._client()
         try:
             (answer,) = client.info_all(command).values()
@@ -60,25 +60,28 @@ class Store:
         return str(answer[1])
 
     def statistic(self, name: str) -> str:
-        """A statistic of the namespace."""
+        """Return a statistic of the namespace, empty if it has no such statistic."""
         pairs = dict(pair.partition("=")[::2] for pair in self.info("namespace/test").strip().split(";"))
         return pairs.get(name, "")
 
-    def objects(self, set_: str) -> int:
-        fields = dict(pair.partition("=")[::2] for pair in self.info(f"sets/test/{set_}").strip(";\n").split(":"))
+    def objects(self, set_name: str) -> int:
+        """Return the number of records in a set."""
+        fields = dict(pair.partition("=")[::2] for pair in self.info(f"sets/test/{set_name}").strip(";\n").split(":"))
         return int(fields.get("objects", 0))
 
-    def truncate(self, set_: str) -> None:
+    def truncate(self, set_name: str) -> None:
+        """Delete all records of a set; wait up to five seconds until the node has finished."""
         client = self._client()
         try:
-            client.truncate("test", set_, 0)
+            client.truncate("test", set_name, 0)
             deadline = time.monotonic() + 5
-            while self.info(f"sets/test/{set_}").find("truncating=true") >= 0 and time.monotonic() < deadline:
+            while self.info(f"sets/test/{set_name}").find("truncating=true") >= 0 and time.monotonic() < deadline:
                 time.sleep(0.05)
         finally:
             client.close()
 
-    def _writes(self) -> bool:
+    def _accepts_writes(self) -> bool:
+        """Write a record; return True. Raises AerospikeError."""
         client = self._client()
         try:
             client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": 60})

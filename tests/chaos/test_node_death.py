@@ -1,4 +1,4 @@
-"""A RabbitMQ node that dies while a consumer on it takes suspects one by one."""
+"""A RabbitMQ node that dies while one of its consumers has deliveries in quarantine."""
 
 import asyncio
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ COUNT = 6
 def cluster() -> Iterator[Cluster]:
     try:
         cluster = Cluster()
-    except Unavailable as why:
-        pytest.skip(str(why))
+    except Unavailable as error:
+        pytest.skip(str(error))
     try:
         cluster.start()
         yield cluster
@@ -29,15 +29,17 @@ def cluster() -> Iterator[Cluster]:
         cluster.stop()
 
 
-def on(node: Node) -> RabbitBroker:
+def broker_on(node: Node) -> RabbitBroker:
     return RabbitBroker(f"amqp://guest:guest@127.0.0.1:{node.amqp}/")
 
 
 @pytest.mark.timeout(240)
-async def test_it_leaves_nothing_unacknowledged(cluster: Cluster) -> None:
-    """All that the consumer held comes again elsewhere at once: what a consumer that was cancelled to hold less had not
-    acknowledged would stay with RabbitMQ 3.10 until the queue's leader changes."""
-    brokers = {node.name: on(node) for node in cluster.nodes}
+async def test_quarantined_deliveries_of_a_dead_node_are_redelivered_to_another_consumer(cluster: Cluster) -> None:
+    """A quarantine that cancels its consumer to hold less fails here.
+
+    RabbitMQ 3.10 keeps the unacknowledged deliveries of a cancelled consumer until the queue's leader changes.
+    """
+    brokers = {node.name: broker_on(node) for node in cluster.nodes}
     await brokers[cluster.nodes[0].name].declare()
     leader = await asyncio.to_thread(cluster.leader, topology.INGEST_TASKS)
     victim = next(node for node in cluster.nodes if node is not leader)
@@ -51,12 +53,12 @@ async def test_it_leaves_nothing_unacknowledged(cluster: Cluster) -> None:
         (first,) = await consumer.receive()
         assert consumer.held == COUNT
         await asyncio.to_thread(victim.process.kill)
-        other = await brokers[leader.name].consumer(topology.INGEST_TASKS, 50)
-        seen: set[bytes] = set()
-        while len(seen) < COUNT:
-            (alone,) = await other.receive()
-            assert alone.deliveries > first.deliveries
-            seen.add(alone.body)
-            await other.ack([alone])
+        other_consumer = await brokers[leader.name].consumer(topology.INGEST_TASKS, 50)
+        bodies: set[bytes] = set()
+        while len(bodies) < COUNT:
+            (suspect,) = await other_consumer.receive()
+            assert suspect.deliveries > first.deliveries
+            bodies.add(suspect.body)
+            await other_consumer.ack([suspect])
     for broker in brokers.values():
         await broker.close()

@@ -1,4 +1,4 @@
-"""A submission that kills whoever works on it, between many that do not."""
+"""A submission that kills every worker that processes it, among many harmless ones."""
 
 import asyncio
 import json
@@ -18,22 +18,23 @@ from tests.support.tasks import TASK
 NEIGHBOURS = 300
 
 
-async def take(broker: RabbitBroker, queue: str, count: int) -> list[Delivery]:
+async def consume(broker: RabbitBroker, queue: str, count: int) -> list[Delivery]:
+    """Receive and acknowledge at least `count` deliveries."""
     consumer = await broker.consumer(queue, 1000)
-    got: list[Delivery] = []
-    while len(got) < count:
-        some = await consumer.receive()
-        await consumer.ack(some)
-        got += some
+    consumed: list[Delivery] = []
+    while len(consumed) < count:
+        received = await consumer.receive()
+        await consumer.ack(received)
+        consumed += received
     await consumer.close()
-    return got
+    return consumed
 
 
 @pytest.mark.timeout(240)
-async def test_poison_dies_alone(
+async def test_submission_that_kills_workers_is_dead_lettered_alone(
     rabbitmq: RabbitServer, rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path
 ) -> None:
-    """It kills a worker on each delivery, ends in ingest.dead as it came, and all of its neighbours are accepted."""
+    """It kills one worker per delivery and is dead-lettered unchanged; all of its neighbours are accepted."""
     cust_id = f"c-{uuid.uuid4().hex[:8]}"
     env = {
         "INGEST_BROKER_URL": rabbitmq_url,
@@ -42,33 +43,37 @@ async def test_poison_dies_alone(
         "CHAOS_POISON": "poison",
     }
     for command in (["topology", "apply"], ["customer", "add", cust_id]):
-        done = run_ingest(*command, env=env, directory=tmp_path)
-        assert done.returncode == 0, done.stderr
+        completed = run_ingest(*command, env=env, directory=tmp_path)
+        assert completed.returncode == 0, completed.stderr
     broker = RabbitBroker(rabbitmq_url)
     publisher = await broker.publisher()
-    ids = [f"m{i}" for i in range(NEIGHBOURS)]
-    ids.insert(NEIGHBOURS // 2, "poison")
+    message_ids = [f"m{number}" for number in range(NEIGHBOURS)]
+    message_ids.insert(NEIGHBOURS // 2, "poison")
     key = f"task.submitted.{cust_id}"
     body = json.dumps(TASK).encode()
-    sent = [Message(exchange=topology.SUBMISSIONS, routing_key=key, body=body, message_id=id_) for id_ in ids]
-    assert set(await publisher.publish(sent)) == {PublishOutcome.CONFIRMED}
-    workers = [Process("work", f"worker-{i}", tmp_path, env) for i in range(4)]
-    keeping = []
+    messages = [
+        Message(exchange=topology.SUBMISSIONS, routing_key=key, body=body, message_id=message_id)
+        for message_id in message_ids
+    ]
+    assert set(await publisher.publish(messages)) == {PublishOutcome.CONFIRMED}
+    workers = [Process("work", f"worker-{number}", tmp_path, env) for number in range(4)]
+    supervisors = []
     try:
         for worker in workers:
             worker.start()
-            keeping.append(asyncio.create_task(worker.keep_running()))
-        (dead,) = await take(broker, topology.INGEST_DEAD, 1)
-        events = await take(broker, topology.CONSENSUS_TASKS, NEIGHBOURS)
+            supervisors.append(asyncio.create_task(worker.keep_running()))
+        (dead_letter,) = await consume(broker, topology.INGEST_DEAD, 1)
+        events = await consume(broker, topology.CONSENSUS_TASKS, NEIGHBOURS)
     finally:
-        for task in keeping:
-            task.cancel()
+        for supervisor in supervisors:
+            supervisor.cancel()
         for worker in workers:
             worker.kill()
-    assert (dead.message_id, dead.body, dead.headers["x-first-death-reason"]) == ("poison", body, "delivery_limit")
-    assert len({json.loads(each.body)["data"]["task_id"] for each in events}) == NEIGHBOURS
+    assert (dead_letter.message_id, dead_letter.body) == ("poison", body)
+    assert dead_letter.headers["x-first-death-reason"] == "delivery_limit"
+    assert len({json.loads(event.body)["data"]["task_id"] for event in events}) == NEIGHBOURS
     kills = (tmp_path / "violations").read_text().count("poisoned")
     assert kills == topology.DELIVERY_LIMIT + 1
     with pytest.raises(TimeoutError):
-        await asyncio.wait_for(take(broker, topology.INGEST_DEAD, 1), 2)
+        await asyncio.wait_for(consume(broker, topology.INGEST_DEAD, 1), 2)
     await broker.close()

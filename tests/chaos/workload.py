@@ -1,8 +1,8 @@
-"""What is sent: singles and batches, over HTTP and AMQP, with keys and without, replays and concurrent duplicates."""
+"""The load: tasks and batches, over HTTP and AMQP, with and without keys, replays and concurrent duplicates."""
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, Literal
 
 import httpx
@@ -17,15 +17,20 @@ WEBHOOK: Final = "https://example.com/hooks/asg"
 _OUTSTANDING: Final = 150
 _TYPES: Final = ("image_classification", "text_classification", "sentiment", "moderation")
 Channel = Literal["http", "amqp"]
+Kind = Literal["task", "batch"]
+_KINDS: Final[tuple[Kind, ...]] = ("task", "task", "batch")
 
 
 class Workload:
     """Clients and direct producers.
 
+    `callbacks` says whether new submissions may have a callback_url.
+
     Args:
-        rate: submissions a second.
+        rate: submissions per second.
         shims: base URLs.
         keys: API keys by customer.
+        ports: AMQP ports of the RabbitMQ nodes.
     """
 
     def __init__(
@@ -44,36 +49,36 @@ class Workload:
         self._keys = keys
         self._http = httpx.AsyncClient(timeout=12, limits=httpx.Limits(max_connections=200))
         self._producers = {cust_id: Producer(cust_id, ports) for cust_id in keys}
-        self._going = asyncio.Event()
-        self._going.set()
+        self._active = asyncio.Event()
+        self._active.set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.callbacks = True
         self.giving_up = False
         self.counts = {"unavailable": 0, "unknown": 0, "sent": 0, "skipped": 0}
 
     def pause(self) -> None:
-        """Begin nothing new; what is under way goes on."""
-        self._going.clear()
+        """Start no new submissions. Submissions in flight continue."""
+        self._active.clear()
 
     def resume(self) -> None:
-        self._going.set()
+        self._active.set()
 
     async def run(self) -> None:
         """Send until cancelled."""
         choices: list[tuple[Callable[[], None], int]] = [
-            (lambda: self._begin("http", "task", keyed=True), 30),
-            (lambda: self._begin("http", "task", keyed=False), 10),
-            (lambda: self._begin("amqp", "task", keyed=True), 18),
-            (lambda: self._begin("http", "batch", keyed=True), 10),
-            (lambda: self._begin("http", "batch", keyed=False), 4),
-            (lambda: self._begin("amqp", "batch", keyed=True), 8),
-            (self._replay, 12),
-            (self._begin_three_at_once, 5),
-            (lambda: self._begin(self._either(), "task", keyed=True, cust_id=POOR), 3),
+            (lambda: self._start_new("http", "task", keyed=True), 30),
+            (lambda: self._start_new("http", "task", keyed=False), 10),
+            (lambda: self._start_new("amqp", "task", keyed=True), 18),
+            (lambda: self._start_new("http", "batch", keyed=True), 10),
+            (lambda: self._start_new("http", "batch", keyed=False), 4),
+            (lambda: self._start_new("amqp", "batch", keyed=True), 8),
+            (self._start_replay, 12),
+            (self._start_concurrent_duplicates, 5),
+            (lambda: self._start_new(self._random_channel(), "task", keyed=True, cust_id=POOR), 3),
         ]
         jobs, weights = [job for job, _ in choices], [weight for _, weight in choices]
         while True:
-            await self._going.wait()
+            await self._active.wait()
             await asyncio.sleep(self._rng.expovariate(self._rate))
             if len(self._tasks) >= _OUTSTANDING:
                 self.counts["skipped"] += 1
@@ -81,7 +86,7 @@ class Workload:
             self._rng.choices(jobs, weights)[0]()
 
     async def finish(self, seconds: float) -> int:
-        """Wait for what is under way; what is not answered by then gives up. Returns how many gave up."""
+        """Wait for the submissions in flight; return how many got no answer within `seconds`. These stop retrying."""
         pending = self._tasks
         if pending:
             _, pending = await asyncio.wait(self._tasks, timeout=seconds)
@@ -96,17 +101,17 @@ class Workload:
             await producer.close()
 
     async def idle(self, seconds: float) -> None:
-        """Until nothing is under way."""
+        """Wait until no submission is in flight. Raises TimeoutError."""
         async with asyncio.timeout(seconds):
             while self._tasks:
                 await asyncio.wait(set(self._tasks))
 
-    def single(self, cust_id: str, key: str | None) -> Submission:
-        """A new one, entered into the history."""
-        return self._make(cust_id, "task", key)
+    def new_single(self, cust_id: str, key: str | None) -> Submission:
+        """Create a task and add it to the history."""
+        return self._new_submission(cust_id, "task", key)
 
     async def post(self, submission: Submission, shim: int | None = None) -> Attempt:
-        """One request."""
+        """Send one request to the shim with this index, or to a random one. Record the attempt and return it."""
         index = self._rng.randrange(len(self._shims)) if shim is None else shim
         attempt = Attempt("http", shim=index)
         submission.attempts.append(attempt)
@@ -117,18 +122,18 @@ class Workload:
         try:
             answer = await self._http.post(f"{self._shims[index]}{path}", json=submission.body, headers=headers)
         except (httpx.ConnectError, httpx.ConnectTimeout):
-            attempt.finish("unavailable")  # never sent
+            attempt.finish("unavailable")  # the request was never sent
         except httpx.HTTPError:
             attempt.finish("unknown")
         else:
-            self._read(answer, attempt, submission.kind)
+            self._record_answer(answer, attempt, submission.kind)
         self.counts["unavailable"] += attempt.outcome == "unavailable"
         self.counts["unknown"] += attempt.outcome == "unknown"
         self.counts["sent"] += 1
         return attempt
 
     async def produce(self, submission: Submission, message_id: str) -> Attempt:
-        """One publish."""
+        """Publish once, as a direct producer. Record the attempt and return it."""
         attempt = Attempt("amqp", message_id=message_id)
         submission.attempts.append(attempt)
         await self._producers[submission.cust_id].publish(submission.kind, submission.body, attempt)
@@ -137,10 +142,10 @@ class Workload:
         self.counts["sent"] += 1
         return attempt
 
-    def _read(self, answer: httpx.Response, attempt: Attempt, kind: str) -> None:
+    def _record_answer(self, answer: httpx.Response, attempt: Attempt, kind: str) -> None:
         body: dict[str, Any] = answer.json() if answer.content else {}
-        id_ = body.get("task_id" if kind == "task" else "batch_id", "")
-        if answer.status_code in (200, 202) and not id_:
+        submission_id = body.get("task_id" if kind == "task" else "batch_id", "")
+        if answer.status_code in (200, 202) and not submission_id:
             self._history.complaints.append(f"{answer.status_code} without an id: {body}")
         outcomes: dict[int, Any] = {202: "accepted", 200: "replay", 409: "unavailable", 503: "unavailable"}
         if answer.status_code == 503 and "retry-after" not in answer.headers:
@@ -149,40 +154,44 @@ class Workload:
             self._history.complaints.append(f"{answer.status_code} from a shim: {answer.text[:200]}")
         if answer.status_code == 401:
             self._history.complaints.append("401 for a key that exists")
-        attempt.finish(outcomes.get(answer.status_code, "refused"), answer.status_code, id_)
+        attempt.finish(outcomes.get(answer.status_code, "refused"), answer.status_code, submission_id)
 
-    def _either(self) -> Channel:
+    def _random_channel(self) -> Channel:
         return "http" if self._rng.random() < 0.5 else "amqp"
 
-    def _begin(
-        self, channel: Channel, kind: Literal["task", "batch"], *, keyed: bool, cust_id: str | None = None
-    ) -> None:
+    def _start_new(self, channel: Channel, kind: Kind, *, keyed: bool, cust_id: str | None = None) -> None:
         cust_id = cust_id or self._rng.choice(RICH)
         number = len(self._history.submissions)
         key = f"key-{number}" if keyed else None
-        submission = self._make(cust_id, kind, key)
+        submission = self._new_submission(cust_id, kind, key)
         message_id = f"m-{number}"
         if channel == "amqp" and self._rng.random() < 0.5:
-            message_id = submission.body.pop("idempotency_key")  # the message_id is the key then
-        self._spawn(self._carry(submission, channel, message_id))
+            message_id = submission.body.pop("idempotency_key")  # without it in the body, the message_id is the key
+        self._spawn(self._submit_until_answered(submission, channel, message_id))
 
-    def _begin_three_at_once(self) -> None:
-        """The same, three times at once: to both shims and straight to the broker."""
+    def _start_concurrent_duplicates(self) -> None:
+        """Submit the same three times at once: twice over HTTP and once straight to the broker."""
         number = len(self._history.submissions)
-        submission = self._make(self._rng.choice(RICH), self._rng.choice(("task", "task", "batch")), f"key-{number}")
-        self._spawn(self._carry(submission, "http", ""))
-        self._spawn(self._carry(submission, "http", ""))
-        self._spawn(self._carry(submission, "amqp", f"copy-{number}"))
+        cust_id = self._rng.choice(RICH)
+        submission = self._new_submission(cust_id, self._rng.choice(_KINDS), f"key-{number}")
+        self._spawn(self._submit_until_answered(submission, "http", ""))
+        self._spawn(self._submit_until_answered(submission, "http", ""))
+        self._spawn(self._submit_until_answered(submission, "amqp", f"copy-{number}"))
 
-    def _replay(self) -> None:
-        """One that was accepted earlier, again."""
-        recent = [each for each in self._history.submissions[-400:] if each.key and each.known_accepted]
+    def _start_replay(self) -> None:
+        """Submit again what was accepted earlier."""
+        recent = [
+            submission
+            for submission in self._history.submissions[-400:]
+            if submission.key and submission.known_accepted
+        ]
         if recent:
             submission = self._rng.choice(recent)
-            channel = self._either() if "idempotency_key" in submission.body else "http"
-            self._spawn(self._carry(submission, channel, f"again-{len(submission.attempts)}-{submission.number}"))
+            channel = self._random_channel() if "idempotency_key" in submission.body else "http"
+            message_id = f"again-{len(submission.attempts)}-{submission.number}"
+            self._spawn(self._submit_until_answered(submission, channel, message_id))
 
-    def _make(self, cust_id: str, kind: Literal["task", "batch"], key: str | None) -> Submission:
+    def _new_submission(self, cust_id: str, kind: Kind, key: str | None) -> Submission:
         number = len(self._history.submissions)
         size = 1 if kind == "task" else self._rng.choice((2, 3, 5, 10, 40, 120))
         items = [f"{number}-{index}" for index in range(size)]
@@ -191,16 +200,16 @@ class Workload:
         own_keys = {}
         if kind == "batch" and self._rng.random() < 0.3:
             own_keys = {index: f"key-{number}-{index}" for index in range(0, size, 2)}
-            for index, own in own_keys.items():
-                tasks[index]["idempotency_key"] = own
+            for index, own_key in own_keys.items():
+                tasks[index]["idempotency_key"] = own_key
         body: dict[str, Any] = tasks[0] if kind == "task" else {"tasks": tasks}
         if callback:
             body["callback_url"] = WEBHOOK
         if key is not None:
             body["idempotency_key"] = key
-        made = Submission(number, cust_id, kind, key, items, body, callback, own_keys)
-        self._history.submissions.append(made)
-        return made
+        submission = Submission(number, cust_id, kind, key, items, body, callback, own_keys)
+        self._history.submissions.append(submission)
+        return submission
 
     def _task(self, item: str) -> dict[str, Any]:
         return {
@@ -209,13 +218,13 @@ class Workload:
             "label_spec": {"question": "Which?", "options": ["one", "two"]},
         }
 
-    def _spawn(self, job: Any) -> None:
+    def _spawn(self, job: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(job)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _carry(self, submission: Submission, channel: Channel, message_id: str) -> None:
-        """As a client does: again until there is an answer. Without a key it is not safe to, so once."""
+    async def _submit_until_answered(self, submission: Submission, channel: Channel, message_id: str) -> None:
+        """Submit as a client does: retry until there is an answer, but submit only once if there is no key."""
         pause = 0.2
         while True:
             attempt = await (self.post(submission) if channel == "http" else self.produce(submission, message_id))

@@ -1,4 +1,4 @@
-"""Everything that runs: servers, proxies, the processes under test, clients, observers."""
+"""Everything that runs during a test: servers, proxies, the processes under test, clients and the observer."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ from tests.servers.process import free_ports
 SHIMS: Final = 2
 WORKERS: Final = 3
 SETTINGS: Final = {
-    # Shorter than the defaults, so that ten minutes see many outages through.
+    # Shorter than the defaults, so that ten minutes are enough for many outages.
     "INGEST_HEARTBEAT": "3",
     "INGEST_CONFIRM_TIMEOUT": "3",
     "INGEST_STORE_TIMEOUT": "1.5",
@@ -40,7 +40,7 @@ SETTINGS: Final = {
 
 
 class World:
-    """One run. `span` scales the length of faults."""
+    """One run. `rate` is the submissions per second, `span` scales the duration of faults."""
 
     def __init__(self, rng: random.Random, rate: float, span: float) -> None:
         self.rng = rng
@@ -61,11 +61,11 @@ class World:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Start everything, stop everything."""
+        """Start everything, collect the results at the end, stop everything."""
         tasks: list[asyncio.Task[None]] = []
         try:
-            await self._servers()
-            await self._deploy()
+            await self._start_servers()
+            await self._prepare()
             ports = [node.amqp for node in self.cluster.nodes]
             self.observer = Observer(self.history, ports)
             tasks.append(asyncio.create_task(self.observer.run()))
@@ -74,7 +74,7 @@ class World:
                 tasks.append(asyncio.create_task(process.keep_running()))
             await self._until_ready()
             yield
-            self._take_stock()
+            self._collect_results()
         finally:
             for task in tasks:
                 task.cancel()
@@ -86,49 +86,52 @@ class World:
             await off_loop(self.store.stop)
 
     async def hold(self, seconds: float) -> None:
-        """For how long a fault lasts."""
+        """Let a fault last this long, scaled by `span`, but at least a second."""
         await asyncio.sleep(max(1.0, seconds * self.span))
 
     async def ingest(self, *arguments: str) -> str:
-        """An operator's command, straight to the servers."""
+        """Run an operator's command without the proxies; return its output. Raises RuntimeError if it fails."""
         nodes = ",".join(f"127.0.0.1:{node.amqp}" for node in self.cluster.nodes)
         env = self.env | {
             "INGEST_BROKER_URL": f"amqp://guest:guest@{nodes}/",
             "INGEST_MANAGEMENT_URL": f"http://guest:guest@127.0.0.1:{self.cluster.nodes[0].management}",
         }
-        done = await off_loop(lambda: run_ingest(*arguments, env=env, directory=self.directory))
-        if done.returncode:
-            raise RuntimeError(f"ingest {' '.join(arguments)}: {done.stderr[-500:]}")
-        return str(done.stdout)
+        completed = await off_loop(lambda: run_ingest(*arguments, env=env, directory=self.directory))
+        if completed.returncode:
+            raise RuntimeError(f"ingest {' '.join(arguments)}: {completed.stderr[-500:]}")
+        return str(completed.stdout)
 
     async def used(self) -> dict[str, int]:
-        """Tasks charged this month, by customer."""
+        """Return the tasks charged this month, by customer."""
         return {
             cust_id: json.loads(await self.ingest("customer", "show", cust_id, "--json"))["used_this_month"]
             for cust_id in (*RICH, POOR)
         }
 
     async def quiet(self, seconds: float, limit: float) -> bool:
-        """Wait until the ingest queues are empty and nothing has come out for `seconds`; False: not within `limit`."""
+        """Wait until all queues are empty and nothing was seen for `seconds`; return False after `limit` seconds.
+
+        In that case it prints what the queues contain, and the workers print what their tasks wait for.
+        """
         end = time.monotonic() + limit
         depths: dict[str, int] = {}
         while time.monotonic() < end:
-            last = self.history.seen[-1].at if self.history.seen else 0.0
-            if time.monotonic() - last > seconds:
+            last_seen = self.history.seen[-1].at if self.history.seen else 0.0
+            if time.monotonic() - last_seen > seconds:
                 depths = await off_loop(self.cluster.depths)
                 if depths and not any(depths.values()):
                     return True
             await asyncio.sleep(0.5)
-        left = {name: n for name, n in depths.items() if n}
-        print(f"not quiet after {limit:.0f} s: {left}", flush=True)
-        for name in left:
-            print(await off_loop(self.cluster.holders, name), flush=True)
-        if left:
+        filled = {queue: depth for queue, depth in depths.items() if depth}
+        print(f"not quiet after {limit:.0f} s; messages in queues: {filled}", flush=True)
+        for queue in filled:
+            print(await off_loop(self.cluster.describe, queue), flush=True)
+        if filled:
             for process in self.workers:
                 os.kill(process.pid, signal.SIGUSR1)
         return False
 
-    async def _servers(self) -> None:
+    async def _start_servers(self) -> None:
         for proxy in (*self.broker_proxies, self.store_proxy):
             await proxy.start()
         self.store.configure(self.store_proxy.port)
@@ -141,14 +144,14 @@ class World:
             topic = {"exchange": "asg.submissions", "write": r"^(task|batch)\.submitted\.{username}$", "read": "^$"}
             await off_loop(api, "PUT", f"topic-permissions/%2F/{cust_id}", topic)
 
-    async def _deploy(self) -> None:
+    async def _prepare(self) -> None:
         hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.broker_proxies)
         self.env = SETTINGS | {
             "INGEST_BROKER_URL": f"amqp://guest:guest@{hosts}/",
             "INGEST_STORE_URL": f"aerospike://127.0.0.1:{self.store_proxy.port}/test",
         }
         await self.ingest("topology", "apply")
-        members = {len(each["members"]) for each in await off_loop(self.cluster.api, "GET", "queues/%2F")}
+        members = {len(queue["members"]) for queue in await off_loop(self.cluster.api, "GET", "queues/%2F")}
         assert members == {len(self.cluster.nodes)}, members
         keys = {}
         self.history.quotas = dict.fromkeys(RICH, 10_000_000) | {POOR: POOR_QUOTA}
@@ -159,10 +162,10 @@ class World:
         ports = free_ports(SHIMS)
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
         self.shims = [
-            Process("serve", f"shim-{i}", self.directory, self.env | {"INGEST_PORT": str(port)})
-            for i, port in enumerate(ports)
+            Process("serve", f"shim-{number}", self.directory, self.env | {"INGEST_PORT": str(port)})
+            for number, port in enumerate(ports)
         ]
-        self.workers = [Process("work", f"worker-{i}", self.directory, self.env) for i in range(WORKERS)]
+        self.workers = [Process("work", f"worker-{number}", self.directory, self.env) for number in range(WORKERS)]
         amqp = [node.amqp for node in self.cluster.nodes]
         self.workload = Workload(self.history, self.rng, self._rate, self.urls, keys, amqp)
 
@@ -175,17 +178,21 @@ class World:
                             break
                     await asyncio.sleep(0.2)
 
-    def _take_stock(self) -> None:
+    def _collect_results(self) -> None:
+        """Add what the processes have logged and written to the history."""
         history = self.history
         for process in (*self.shims, *self.workers):
-            history.complaints += process.deaths
+            history.complaints += process.unexpected_exits
             history.restarts += process.restarts
-            history.peak_memory[process.name] = process.peak
-            if defects := process.lines('"event":"attempt_crashed"') + process.lines('"event":"request_failed"'):
+            history.peak_memory[process.name] = process.peak_memory
+            # Every process logs its start, so this fails if the format of the log is not the expected one.
+            if not process.count_events("serving" if process.kind == "serve" else "worker_started"):
+                history.complaints.append(f"{process.name} has not logged its start, see {process.log}")
+            if defects := process.count_events("attempt_crashed") + process.count_events("request_failed"):
                 history.complaints.append(f"{process.name} logged {defects} defects, see {process.log}")
         violations = self.directory / "violations"
         if violations.exists():
             history.complaints += violations.read_text().splitlines()
-        for path in self.directory.glob("*.most"):
+        for path in self.directory.glob("*.in-flight"):
             for queue, count in json.loads(path.read_text()).items():
-                history.most[queue] = max(count, history.most.get(queue, 0))
+                history.peak_in_flight[queue] = max(count, history.peak_in_flight.get(queue, 0))
