@@ -1,5 +1,5 @@
-# Sourced by the scripts: a virtual environment in .venv with the service and the SDK, rebuilt when a pyproject.toml changes.
-# Usage: prepare [dev]: with `dev` the development tools too.
+# The scripts source this file. `prepare` installs the service and the SDK in .venv and installs them again if a
+# pyproject.toml changes; `prepare dev` also installs the development tools.
 
 prepare() {
     local root python stamp checksum wanted
@@ -13,11 +13,11 @@ prepare() {
     checksum="$(cat pyproject.toml ingest/sdk/pyproject.toml | cksum) $root"
     wanted="${1:-service} $checksum"
     stamp=$(cat .venv/installed 2>/dev/null || true)
-    # An environment with the development tools serves scripts/run as well.
+    # scripts/run can also use an environment with the development tools.
     if [ "$stamp" = "$wanted" ] || { [ "${1:-service}" = service ] && [ "$stamp" = "dev $checksum" ]; }; then
         return
     fi
-    echo "setting up .venv (once; a minute or two) ..." >&2
+    echo "setting up .venv (once; this takes a minute or two) ..." >&2
     if ! "$python" -m venv --clear .venv >&2; then
         echo "$0: this Python has no venv; on Debian: apt-get install python3-venv" >&2
         exit 2

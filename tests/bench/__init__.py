@@ -1,1 +1,1 @@
-"""Side by side with what a good engineer would put together; see `scripts/bench --help`."""
+"""Benchmarks of the service beside the same jobs written with common libraries; see `scripts/bench --help`."""

@@ -1,4 +1,4 @@
-"""The benchmark. Everything runs on one machine in one run: ratios count, absolute figures do not."""
+"""Runs the benchmarks. Everything runs on one machine, so compare the ratios, not the absolute figures."""
 
 import argparse
 import asyncio
@@ -24,11 +24,11 @@ BENCHES: dict[str, Callable[[BenchHarness], Awaitable[list[Row]]]] = {
     "telemetry": benches.telemetry,
 }
 LONG = frozenset({"backlog", "memory", "scale"})
-"""Minutes each: one round is enough."""
+"""Benches that take minutes and run for one round only."""
 
 
 async def run(names: list[str], rounds: int) -> dict[str, list[Row]]:
-    """Medians of each bench over its rounds."""
+    """Run benches, and return the medians of each over its rounds."""
     harness = BenchHarness()
     results = {}
     try:
@@ -49,35 +49,37 @@ def _median(rows: list[Row]) -> Row:
 
 def _show(name: str, rows: list[Row]) -> None:
     print(f"\n{name}: {(BENCHES[name].__doc__ or '').strip()}")
-    print(f"{'':32} {'':>9} {'':>8} {'CPU us each, of':>26}")
-    heads = ("per s", "x first", "itself", "RabbitMQ", "Aerospike", "cores", "RSS MB", "p50 ms", "p99 ms")
-    print(f"{'':32} {heads[0]:>9} {heads[1]:>8}" + "".join(f"{head:>10}" for head in heads[2:]))
+    print(f"{'':32} {'':>9} {'':>8} {'CPU us per item':>26}")
+    columns = ("per s", "x first", "process", "RabbitMQ", "Aerospike", "cores", "RSS MB", "p50 ms", "p99 ms")
+    print(f"{'':32} {columns[0]:>9} {columns[1]:>8}" + "".join(f"{column:>10}" for column in columns[2:]))
     for row in rows:
         ratio = row.rate / rows[0].rate if rows[0].rate else 0.0
-        figures = [f"{each:,.1f}" for each in (row.cpu, row.broker, row.store)]
+        figures = [f"{microseconds:,.1f}" for microseconds in (row.cpu, row.broker, row.store)]
         figures += [f"{row.busy:.0%}", f"{row.rss:,.0f}", *[f"{ms:,.1f}" if ms else "" for ms in (row.p50, row.p99)]]
-        print(f"{row.name:32} {row.rate:9,.0f} {ratio:8.1f}" + "".join(f"{each:>10}" for each in figures), flush=True)
+        cells = "".join(f"{figure:>10}" for figure in figures)
+        print(f"{row.name:32} {row.rate:9,.0f} {ratio:8.1f}{cells}", flush=True)
 
 
 def main() -> None:
-    """Parse the arguments and run."""
+    """Parse the arguments and run the benches."""
     known = ", ".join(BENCHES)
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("bench", nargs="*", choices=[[], *BENCHES], help=f"{known}; default: the first three")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="medians are of so many rounds; backlog, memory, scale: one"
+        "--rounds", type=int, default=3, help="rounds per median (default 3); backlog, memory and scale run once"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures")
-    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save a picture")
-    given = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, rounds: {given.rounds}")
-    results = asyncio.run(run(given.bench or ["worker", "shim", "batch"], given.rounds))
-    if given.json:
-        given.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
-    if given.plot:
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save charts as a picture")
+    arguments = parser.parse_args()
+    python = platform.python_version()
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {python}, rounds: {arguments.rounds}")
+    results = asyncio.run(run(arguments.bench or ["worker", "shim", "batch"], arguments.rounds))
+    if arguments.json:
+        arguments.json.write_bytes(msgspec.json.format(msgspec.json.encode(results)))
+    if arguments.plot:
         from tests.bench import plot
 
-        plot.save(results, given.plot)
+        plot.save(results, arguments.plot)
 
 
 if __name__ == "__main__":

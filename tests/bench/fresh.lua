@@ -1,5 +1,5 @@
--- wrk: POST /v1/tasks with a fresh key each; with the argument `replay`, one key over and over; with `batch`,
--- POST /v1/tasks/batch of 1,000 tasks under a fresh key each.
+-- For wrk: POST /v1/tasks with a new key per request. With the argument `replay`, all requests have the same key. With
+-- `batch`, POST /v1/tasks/batch with 1,000 tasks and a new key per request.
 local task = '"type":"text_classification","data_url":"https://cdn.example.com/doc.txt",' ..
     '"label_spec":{"question":"Document category?","options":["invoice","receipt","other"]},' ..
     '"consensus_threshold":3'
@@ -24,7 +24,7 @@ end
 
 function request()
     count = count + 1
-    return wrk.format("POST", path, nil, head .. (replay and "the-one" or tag .. count) .. tail)
+    return wrk.format("POST", path, nil, head .. (replay and "replayed" or tag .. count) .. tail)
 end
 
 function done(summary, latency)

@@ -1,4 +1,4 @@
-"""The servers, the processes under test, and what they use."""
+"""The servers, the processes under test, and their use of CPU and memory."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ class BenchHarness:
         }
 
     async def fresh(self) -> str:
-        """A new virtual host with the topology, and the customer `c` with the API key `key`; its URL."""
+        """Create a virtual host with the topology, and the customer `c` with the API key `key`; return the URL."""
         if self._url:
             self.rabbitmq.drop_vhost(self._url)
         self._url = url = self.rabbitmq.new_vhost()
@@ -70,7 +70,7 @@ class BenchHarness:
         return url
 
     async def fill_ledger(self, start: int, stop: int) -> None:
-        """Add accepted entries, numbered, all alike but for their keys."""
+        """Add accepted entries with the numbers from `start` to `stop`; they differ only in their ids."""
         client = AerospikeClient(parse_url(self.aerospike.url), 30)
         ops = write_all(accepted(_ENTRY))
         for first in range(start, stop, 4000):
@@ -82,7 +82,7 @@ class BenchHarness:
 
     @contextmanager
     def running(self, *command: str) -> Iterator["Process"]:
-        """A process under test."""
+        """Run a process under test, and stop it at the end."""
         process = Process(command, self.env, self.directory)
         try:
             yield process
@@ -95,7 +95,7 @@ class BenchHarness:
 
 
 class Process:
-    """A child process and what it has used so far."""
+    """A child process with its use of CPU and memory."""
 
     def __init__(self, command: Sequence[str], env: Mapping[str, str], directory: Path) -> None:
         self.output = directory / f"{time.monotonic_ns()}.log"
@@ -105,16 +105,16 @@ class Process:
             )
 
     def check(self) -> None:
-        """Raises RuntimeError with the end of its output where it has ended."""
+        """Raise RuntimeError with the end of its output if the process has ended."""
         if self._process.poll() is not None:
-            raise RuntimeError(f"it has ended: {self.output.read_text()[-2000:]}")
+            raise RuntimeError(f"the process has ended: {self.output.read_text()[-2000:]}")
 
     def cpu(self) -> float:
-        """Seconds, user and system, children included."""
+        """Return its CPU seconds, user and system, including its children."""
         return usage.cpu(self._process.pid)
 
     def rss(self, *, peak: bool = False) -> float:
-        """MB, of the largest of parent and children."""
+        """Return the resident MB of the largest process, parent or child."""
         return usage.rss(self._process.pid, peak=peak)
 
     def stop(self) -> None:
@@ -126,30 +126,35 @@ class Process:
 
 
 async def preload(url: str, count: int, batch: int = 0, tag: str = "", padding: int = 0) -> None:
-    """Direct submissions into the ingest queues: `count` singles, or batches of `batch` tasks each.
+    """Publish direct submissions: `count` single tasks, or `count` batches of `batch` tasks each.
 
-    `padding`: so many bytes more in each task.
+    Args:
+        url: the broker.
+        count: the number of submissions.
+        batch: the number of tasks in each batch; 0 for single tasks.
+        tag: makes the idempotency keys differ from those of another call.
+        padding: the number of bytes that are added to each task.
     """
     broker = RabbitBroker(url, confirm_timeout=60)
     publisher = await broker.publisher()
     kind = "batch" if batch else "task"
     task = TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * padding}} if padding else TASK
     body = json.dumps({"tasks": [task] * batch} if batch else task).encode()
-    size = max(1, 2_000_000 // len(body))
-    for start in range(0, count, size):
-        part = range(start, min(start + size, count))
+    chunk = max(1, 2_000_000 // len(body))
+    for start in range(0, count, chunk):
+        numbers = range(start, min(start + chunk, count))
         messages = [
             Message(
                 exchange="asg.submissions", routing_key=f"{kind}.submitted.c", body=body, message_id=f"{url}{tag}{i}"
             )
-            for i in part
+            for i in numbers
         ]
         assert set(await publisher.publish(messages)) == {"confirmed"}
     await broker.close()
 
 
 class Depth:
-    """How many messages a queue holds, asked over AMQP."""
+    """Reads over AMQP how many messages a queue holds."""
 
     def __init__(self, url: str, queue: str) -> None:
         self._url = url
@@ -168,7 +173,7 @@ class Depth:
         return declared.declaration_result.message_count or 0
 
     async def until(self, count: int, process: "Process", seconds: float = 600.0) -> None:
-        """Poll until there are `count`; no longer than the process lives."""
+        """Poll until the queue holds `count` messages. Raises RuntimeError if the process ends first, TimeoutError."""
         async with asyncio.timeout(seconds):
             while await self.now() < count:
                 process.check()

@@ -1,4 +1,4 @@
-"""What is measured on the shim's side: wrk against a real process."""
+"""The benches of the shim: wrk sends requests to a real process."""
 
 import asyncio
 import json
@@ -16,22 +16,22 @@ from tests.bench.measure import Meter, Row
 from tests.servers.process import free_ports, wait_until
 
 FASTAPI: Final = ("-m", "uvicorn", "tests.bench.peers:fastapi_app", "--no-access-log")
-OURS: Final = ("-m", "ingest", "serve")
-_BATCH: Final = 1000
+SERVE: Final = ("-m", "ingest", "serve")
+_BATCH_SIZE: Final = 1000
 
 
 async def shim(harness: BenchHarness) -> list[Row]:
-    """POST /v1/tasks at 64 connections, and tasks of 1,000-task batches at 8; 5 s after 2 s of warm-up."""
+    """POST /v1/tasks on 64 connections, and tasks of 1,000-task batches on 8; 5 s after 2 s of warm-up."""
     return [
         await post(harness, "FastAPI", FASTAPI, "fresh"),
-        await post(harness, "ingest serve", OURS, "fresh"),
-        await post(harness, "ingest serve, replays", OURS, "replay"),
-        await post(harness, "ingest serve, tasks of batches", OURS, "batch", connections=8),
+        await post(harness, "ingest serve", SERVE, "fresh"),
+        await post(harness, "ingest serve, replays", SERVE, "replay"),
+        await post(harness, "ingest serve, tasks of batches", SERVE, "batch", connections=8),
     ]
 
 
 async def post(harness: BenchHarness, name: str, command: tuple[str, ...], mode: str, connections: int = 64) -> Row:
-    """`mode`: `fresh` keys, one key `replay`ed, or a `batch` under a fresh key each, whose items are its tasks."""
+    """Measure one server. `mode`: `fresh` (a new key per task), `replay` (one key) or `batch` (a new key per batch)."""
     if shutil.which("wrk") is None:
         raise SystemExit("scripts/bench needs wrk for the shim: apt-get install wrk")
     await harness.fresh()
@@ -41,17 +41,17 @@ async def post(harness: BenchHarness, name: str, command: tuple[str, ...], mode:
         await asyncio.to_thread(wait_until, partial(httpx.get, url), name, 30)
         await _wrk(url, mode, 2, connections)
         meter = Meter(harness, process)
-        found = await _wrk(url, mode, 5, connections)
-        assert not found["failed"], f"{name}: {found['failed']} requests failed"
-        items = found["requests"] * (_BATCH if mode == "batch" else 1)
-        return meter.row(name, items, found["seconds"], p50=found["p50"], p99=found["p99"])
+        result = await _wrk(url, mode, 5, connections)
+        assert not result["failed"], f"{name}: {result['failed']} requests failed"
+        items = result["requests"] * (_BATCH_SIZE if mode == "batch" else 1)
+        return meter.row(name, items, result["seconds"], p50=result["p50"], p99=result["p99"])
 
 
 async def _wrk(url: str, mode: str, seconds: int, connections: int) -> dict[str, float]:
     script = str(Path(__file__).with_name("fresh.lua"))
     tag = str(time.monotonic_ns())
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script, url, "--", mode, tag, "key"]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
-    line = next(line for line in done.stdout.splitlines() if line.startswith("JSON "))
-    found: dict[str, float] = json.loads(line.removeprefix("JSON "))
-    return found
+    completed = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
+    line = next(line for line in completed.stdout.splitlines() if line.startswith("JSON "))
+    result: dict[str, float] = json.loads(line.removeprefix("JSON "))
+    return result

@@ -1,4 +1,4 @@
-"""One measurement: a process works off a queue; what it takes of the process itself, the broker and the store."""
+"""One measurement: what a process, the broker and the store use while the process handles a number of items."""
 
 import os
 import time
@@ -11,9 +11,10 @@ from tests.bench.harness import BenchHarness, Depth, Process, preload
 
 
 class Row(msgspec.Struct):
-    """`rate` per second; CPU in microseconds an item, of the process, RabbitMQ and Aerospike; times in ms.
+    """The figures of one measurement.
 
-    `rss` is the peak in MB, `series` (items done, MB) along the way.
+    `rate` is in items per second. `cpu` (the process), `broker` and `store` are CPU microseconds per item. `rss` is the
+    peak in MB, `p50` and `p99` are milliseconds. `series` has (items done, MB) during the run.
     """
 
     name: str
@@ -28,27 +29,27 @@ class Row(msgspec.Struct):
 
     @property
     def busy(self) -> float:
-        """The share of this machine's cores that all three took."""
+        """The share of the machine's cores that process, broker and store used."""
         return (self.cpu + self.broker + self.store) * self.rate / 1e6 / (os.cpu_count() or 1)
 
 
 class Meter:
-    """Runs from its making to `row`."""
+    """Measures from its creation until `row` is called."""
 
     def __init__(self, harness: BenchHarness, process: Process) -> None:
-        self._house = harness
+        self._harness = harness
         self._process = process
         self._start = time.perf_counter()
         self._used = self._cpu()
 
     def row(self, name: str, count: float, seconds: float | None = None, **more: Any) -> Row:
-        """What each of `count` items has taken."""
-        took = seconds or time.perf_counter() - self._start
-        spent = [(now - before) / count * 1e6 for now, before in zip(self._cpu(), self._used, strict=True)]
-        return Row(name, count / took, spent[0], spent[1], spent[2], self._process.rss(peak=True), **more)
+        """Return the figures for `count` items. `seconds` replaces the measured time."""
+        duration = seconds or time.perf_counter() - self._start
+        per_item = [(now - before) / count * 1e6 for now, before in zip(self._cpu(), self._used, strict=True)]
+        return Row(name, count / duration, per_item[0], per_item[1], per_item[2], self._process.rss(peak=True), **more)
 
     def _cpu(self) -> tuple[float, ...]:
-        servers = (self._house.rabbitmq.pid, self._house.aerospike.pid)
+        servers = (self._harness.rabbitmq.pid, self._harness.aerospike.pid)
         return (self._process.cpu(), *[usage.cpu(pid) if pid else 0.0 for pid in servers])
 
 
@@ -62,14 +63,14 @@ async def consume(
     until: int = 0,
     padding: int = 0,
 ) -> Row:
-    """A full queue is worked off, whole or `until` so many; the first tenth is warm-up."""
+    """Measure a process that consumes a full queue, until it has handled `until` items, or all."""
     url = await harness.fresh()
     await preload(url, count, batch, padding=padding)
     return await fill(harness, name, command, until or count * (batch or 1))
 
 
 async def fill(harness: BenchHarness, name: str, command: tuple[str, ...], total: int) -> Row:
-    """A process fills the consensus queue; the first tenth is warm-up."""
+    """Measure a process until it has put `total` messages into the consensus queue; the first tenth is warm-up."""
     series = []
     async with Depth(harness.env["BENCH_AMQP"], "consensus.tasks") as depth:
         with harness.running(*command) as process:

@@ -1,10 +1,10 @@
-"""The peers: the same job as a competent user of the libraries would write it, kept small.
+"""The peers do the same jobs with common libraries, in the way a competent user would write them.
 
-They claim the key (CREATE_ONLY), publish the event with a confirm, and ack; a quota, expansion of batches, replays,
-dead letters and take-over of dead claims they do not have.
+They claim the key (CREATE_ONLY), publish the event with a confirm, and ack. They have no quota, no batches, no dead
+letters, no take-over of claims and no settling.
 
-Run one with `python -m tests.bench.peers plain|faststream` or `uvicorn tests.bench.peers:fastapi_app`; the servers
-come from BENCH_AMQP and BENCH_AEROSPIKE (host:port).
+Run one with `python -m tests.bench.peers plain|faststream` or `uvicorn tests.bench.peers:fastapi_app`. BENCH_AMQP (a
+URL) and BENCH_AEROSPIKE (host:port) name the servers.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ PREFETCH = 1000
 
 
 class LabelSpec(BaseModel):
-    """What to ask."""
+    """The question and its options."""
 
     model_config = ConfigDict(extra="allow")
     question: str
@@ -42,7 +42,7 @@ class LabelSpec(BaseModel):
 
 
 class Task(BaseModel):
-    """The contract's body."""
+    """The body of a task."""
 
     model_config = ConfigDict(extra="forbid")
     type: str
@@ -57,7 +57,7 @@ def connect() -> Any:
 
 
 def claim(client: Any, key: str) -> bool:
-    """Blocking; False where the key was used before."""
+    """Claim the key, and return False if it is used already. Blocks."""
     try:
         client.put(("test", "peer", key), {"phase": "claimed", "at": time.time()}, policy=POLICY)
     except exception.RecordExistsError:
@@ -66,7 +66,7 @@ def claim(client: Any, key: str) -> bool:
 
 
 def event(task: Task, key: str) -> tuple[bytes, str]:
-    """The acceptance event and its routing key."""
+    """Return the acceptance event and its routing key."""
     task_id = "tsk_" + hashlib.sha256(key.encode()).hexdigest()[:26]
     data = task.model_dump(mode="json") | {"task_id": task_id}
     body = {"specversion": "1.0", "id": f"{task_id}:accepted", "source": "/peer", "type": "task.accepted", "data": data}
@@ -74,7 +74,7 @@ def event(task: Task, key: str) -> tuple[bytes, str]:
 
 
 async def plain() -> None:
-    """aio-pika's consumer, a thread for each claim, a confirmed publish for each event."""
+    """Consume with aio-pika. Each claim runs in a thread, and each event is published with a confirm."""
     client = connect()
     connection = await aio_pika.connect_robust(AMQP)
     publishing = await (await aio_pika.connect_robust(AMQP)).channel(publisher_confirms=True)
@@ -89,17 +89,17 @@ async def plain() -> None:
             key = f"c:{message.message_id}"
             if await asyncio.to_thread(claim, client, key):
                 body, routing_key = event(task, key)
-                out = aio_pika.Message(
+                outgoing = aio_pika.Message(
                     body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, message_id=uuid.uuid4().hex
                 )
-                await exchange.publish(out, routing_key, mandatory=True)
+                await exchange.publish(outgoing, routing_key, mandatory=True)
 
     await queue.consume(handle)
     await asyncio.Future()
 
 
 async def faststream() -> None:
-    """The same as a FastStream application."""
+    """Do the same as `plain` in a FastStream application."""
     client = connect()
     broker = RabbitBroker(AMQP, default_channel=Channel(prefetch_count=PREFETCH))
     events = RabbitExchange("asg.events", type=ExchangeType.TOPIC, durable=True, declare=False)
@@ -130,13 +130,14 @@ fastapi_app = FastAPI(lifespan=_lifespan)
 
 @fastapi_app.post("/v1/tasks", status_code=202)
 async def submit(task: Task, response: Response) -> dict[str, Any]:
-    """Claim in a thread, publish with a confirm, answer."""
+    """Claim the key in a thread, publish with a confirm, and answer."""
     key = f"c:{task.idempotency_key or uuid.uuid4().hex}"
     new = await asyncio.to_thread(claim, fastapi_app.state.aerospike, key)
     if new:
         body = task.model_dump_json().encode()
-        out = aio_pika.Message(body, delivery_mode=aio_pika.DeliveryMode.PERSISTENT, message_id=uuid.uuid4().hex)
-        await fastapi_app.state.exchange.publish(out, "task.submitted.c", mandatory=True)
+        persistent = aio_pika.DeliveryMode.PERSISTENT
+        message = aio_pika.Message(body, delivery_mode=persistent, message_id=uuid.uuid4().hex)
+        await fastapi_app.state.exchange.publish(message, "task.submitted.c", mandatory=True)
     else:
         response.status_code = 200
     task_id = "tsk_" + hashlib.sha256(key.encode()).hexdigest()[:26]

@@ -1,8 +1,8 @@
-"""The broker's limit: a blocking socket, frames made beforehand, nothing parsed but tags.
+"""Measures the broker's limit: a blocking socket, frames encoded in advance, and a parser that reads only tags.
 
-`publish` sends events and counts confirms; `relay` takes single submissions, sends an event for each and acknowledges
-it once the event is confirmed. On how many connections is the second argument. Both until they are terminated. The
-events are byte for byte what the worker sends.
+`publish` sends events and counts confirms. `relay` consumes single submissions, publishes an event for each and acks it
+after the event is confirmed. Both run until they are terminated, on as many connections as the second argument says.
+The events are byte for byte the same as the worker's.
 """
 
 import os
@@ -22,7 +22,7 @@ from tests.bench.harness import TASK
 
 WINDOW: Final = 4000
 BLOCK: Final = 1000
-_BIG: Final = 1 << 20
+_READ_SIZE: Final = 1 << 20
 _TIME: Final = "2026-04-09T12:00:00Z"
 
 
@@ -40,35 +40,35 @@ class Raw:
         self._send(0, commands.Connection.StartOk({}, "PLAIN", login, "en_US"))
         self._expect("Connection.Tune")
         self._send(0, commands.Connection.TuneOk(2047, 131_072, 0))
-        self._ask(0, commands.Connection.Open(address.path.strip("/") or "/"), "Connection.OpenOk")
-        self._ask(1, commands.Channel.Open(), "Channel.OpenOk")
-        self._ask(1, commands.Confirm.Select(), "Confirm.SelectOk")
+        self._call(0, commands.Connection.Open(address.path.strip("/") or "/"), "Connection.OpenOk")
+        self._call(1, commands.Channel.Open(), "Channel.OpenOk")
+        self._call(1, commands.Confirm.Select(), "Confirm.SelectOk")
         encoder = codec.PublishEncoder(1, 131_072, address.user)
         batch = batch_submission({"tasks": [TASK] * BLOCK}, "c", frozenset())
         events = [task_accepted(task, "c", _TIME, (batch.id, i)) for i, task in enumerate(batch.tasks)]
         self.events = [encoder.encode(event, i) for i, event in enumerate(events, 1)]
 
     def consume(self, prefetch: int) -> None:
-        self._ask(1, commands.Basic.Qos(prefetch_count=prefetch), "Basic.QosOk")
+        self._call(1, commands.Basic.Qos(prefetch_count=prefetch), "Basic.QosOk")
         self._send(1, commands.Basic.Consume(queue="ingest.tasks"))
 
     def write(self, data: bytes) -> None:
         self._socket.sendall(data)
 
     def read(self) -> list[tuple[int, int, bool]]:
-        """What has come: (method, tag, multiple) of deliveries and confirms; waits for some."""
-        data = self._tail + self._socket.recv(_BIG)
-        found = []
+        """Wait for data, and return (method, tag, multiple) of each delivery and confirm in it."""
+        data = self._tail + self._socket.recv(_READ_SIZE)
+        received: list[tuple[int, int, bool]] = []
         position, end = 0, len(data)
         while end - position >= codec.OVERHEAD:
             kind, _, size = codec.frame_head.unpack_from(data, position)
             if position + size + codec.OVERHEAD > end:
                 break
             if kind == codec.METHOD:
-                found += self._method(data, position + 7)
+                received += self._method(data, position + 7)
             position += size + codec.OVERHEAD
         self._tail = data[position:]
-        return found
+        return received
 
     @staticmethod
     def _method(data: bytes, start: int) -> list[tuple[int, int, bool]]:
@@ -80,7 +80,7 @@ class Raw:
             return [(method, *codec.read_confirm(data, start + 4))]
         return []
 
-    def _ask(self, channel: int, command: Any, answer: str) -> None:
+    def _call(self, channel: int, command: Any, answer: str) -> None:
         self._send(channel, command)
         self._expect(answer)
 
@@ -99,29 +99,29 @@ class Raw:
 
 
 class Confirms:
-    """Publishes in flight. `done`: all up to it are confirmed."""
+    """Counts publishes. Every publish up to number `confirmed` is confirmed."""
 
     def __init__(self) -> None:
         self.sent = 0
-        self.done = 0
-        self._beyond: set[int] = set()
+        self.confirmed = 0
+        self._out_of_order: set[int] = set()
 
     def confirm(self, tag: int, multiple: bool) -> None:
         if multiple:
-            self.done = max(self.done, tag)
+            self.confirmed = max(self.confirmed, tag)
         else:
-            self._beyond.add(tag)
-        while self.done + 1 in self._beyond:
-            self._beyond.remove(self.done + 1)
-            self.done += 1
+            self._out_of_order.add(tag)
+        while self.confirmed + 1 in self._out_of_order:
+            self._out_of_order.remove(self.confirmed + 1)
+            self.confirmed += 1
 
 
 def publish(raw: Raw) -> None:
-    """At most WINDOW unconfirmed."""
+    """Publish events, of which at most WINDOW are unconfirmed."""
     block = b"".join(raw.events)
     confirms = Confirms()
     while True:
-        while confirms.sent - confirms.done <= WINDOW - BLOCK:
+        while confirms.sent - confirms.confirmed <= WINDOW - BLOCK:
             raw.write(block)
             confirms.sent += BLOCK
         for _, tag, multiple in raw.read():
@@ -129,22 +129,22 @@ def publish(raw: Raw) -> None:
 
 
 def relay(raw: Raw) -> None:
-    """Deliveries and publishes are in step: the n-th event is that of the n-th delivery."""
+    """Publish the n-th event for the n-th delivery, and ack the delivery after the event is confirmed."""
     confirms = Confirms()
     acked = 0
     raw.consume(WINDOW)
     while True:
-        found = raw.read()
-        come = sum(method == codec.DELIVER for method, _, _ in found)
-        for method, tag, multiple in found:
+        received = raw.read()
+        deliveries = sum(method == codec.DELIVER for method, _, _ in received)
+        for method, tag, multiple in received:
             if method == codec.ACK:
                 confirms.confirm(tag, multiple)
-        out = [raw.events[(confirms.sent + i) % BLOCK] for i in range(come)]
-        confirms.sent += come
-        if confirms.done > acked:
-            acked = confirms.done
-            out.append(codec.ack(1, acked, multiple=True))
-        raw.write(b"".join(out))
+        frames = [raw.events[(confirms.sent + i) % BLOCK] for i in range(deliveries)]
+        confirms.sent += deliveries
+        if confirms.confirmed > acked:
+            acked = confirms.confirmed
+            frames.append(codec.ack(1, acked, multiple=True))
+        raw.write(b"".join(frames))
 
 
 if __name__ == "__main__":

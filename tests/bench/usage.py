@@ -1,4 +1,4 @@
-"""What processes use, read from /proc."""
+"""CPU time and memory of processes, read from /proc."""
 
 import contextlib
 import os
@@ -9,28 +9,28 @@ _TICK: Final = os.sysconf("SC_CLK_TCK")
 
 
 def cpu(pid: int) -> float:
-    """Seconds, user and system, of a process and all below it that live."""
+    """Return the CPU seconds, user and system, of a process and its running descendants."""
     total = 0
-    for each in _family(pid):
-        fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
+    for member in _process_tree(pid):
+        fields = Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()
         total += int(fields[11]) + int(fields[12])
     return total / _TICK
 
 
 def rss(pid: int, *, peak: bool) -> float:
-    """MB, now or at its peak, of the largest of a process and all below it."""
+    """Return the resident MB, current or peak, of the largest process among a process and its descendants."""
     name = "VmHWM" if peak else "VmRSS"
-    found = []
-    for each in _family(pid):
-        lines = Path(f"/proc/{each}/status").read_text().splitlines()
-        found += [int(line.split()[1]) / 1024 for line in lines if line.startswith(name)]
-    return max(found)
+    sizes: list[float] = []
+    for member in _process_tree(pid):
+        lines = Path(f"/proc/{member}/status").read_text().splitlines()
+        sizes += [int(line.split()[1]) / 1024 for line in lines if line.startswith(name)]
+    return max(sizes)
 
 
-def _family(pid: int) -> list[int]:
-    family = [pid]
-    for each in family:
-        for task in Path(f"/proc/{each}/task").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # a thread that has ended
-                family += map(int, (task / "children").read_text().split())
-    return family
+def _process_tree(pid: int) -> list[int]:
+    members = [pid]
+    for member in members:  # grows while it is iterated
+        for thread in Path(f"/proc/{member}/task").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # the thread has ended
+                members += map(int, (thread / "children").read_text().split())
+    return members

@@ -1,4 +1,4 @@
-"""deploy/ as the tests read it."""
+"""Readers of the files in deploy/."""
 
 import json
 import re
@@ -12,22 +12,22 @@ DEPLOY = ROOT / "deploy"
 KUBERNETES = DEPLOY / "kubernetes"
 
 
-def load(path: Path) -> Any:
-    """The one document of a YAML file."""
+def load_yaml(path: Path) -> Any:
+    """Return the document of a YAML file that contains a single document."""
     return yaml.safe_load(path.read_text())
 
 
 def manifests() -> list[dict[str, Any]]:
-    """Every Kubernetes object in the files, without what kustomize itself reads."""
-    found = []
+    """Return every Kubernetes object in the files, without the files that only kustomize reads."""
+    objects: list[dict[str, Any]] = []
     for path in sorted(KUBERNETES.rglob("*.yaml")):
         if path.name not in ("kustomization.yaml", "names.yaml"):
-            found += list(yaml.safe_load_all(path.read_text()))
-    return found
+            objects += yaml.safe_load_all(path.read_text())
+    return objects
 
 
 def dashboard_queries() -> list[tuple[str, str]]:
-    """(panel, PromQL), with Grafana's variable for the rate's window filled in."""
+    """Return (panel, PromQL) pairs; Grafana's variable for the window of a rate is replaced by a value."""
     panels = json.loads((DEPLOY / "grafana/dashboards/ingest.json").read_text())["panels"]
     return [
         (panel["title"], target["expr"].replace("$__rate_interval", "1m"))
@@ -37,15 +37,22 @@ def dashboard_queries() -> list[tuple[str, str]]:
 
 
 def alerts() -> list[dict[str, Any]]:
-    return [rule for group in load(DEPLOY / "prometheus/alerts.yml")["groups"] for rule in group["rules"]]
+    """Return the alerting rules of every group."""
+    return [rule for group in load_yaml(DEPLOY / "prometheus/alerts.yml")["groups"] for rule in group["rules"]]
 
 
 def keda_queries() -> list[str]:
-    triggers = [each["spec"]["triggers"] for each in manifests() if each["kind"] == "ScaledObject"]
-    return [trigger["metadata"]["query"] for some in triggers for trigger in some if trigger["type"] == "prometheus"]
+    """Return the PromQL of the Prometheus triggers that scale the workers."""
+    return [
+        trigger["metadata"]["query"]
+        for manifest in manifests()
+        if manifest["kind"] == "ScaledObject"
+        for trigger in manifest["spec"]["triggers"]
+        if trigger["type"] == "prometheus"
+    ]
 
 
-def page_queries() -> list[str]:
-    """PromQL in the operators' pages: what looks like a function of a metric in code."""
+def documented_queries() -> list[str]:
+    """Return the PromQL in deploy/monitoring.md: code that looks like a function of a metric."""
     text = (DEPLOY / "monitoring.md").read_text()
     return re.findall(r"`((?:\d\S* \* )?\w+[( ][^`]*ingest_[^`]+)`", text)

@@ -1,4 +1,4 @@
-"""aerospike.conf, on a real server."""
+"""aerospike.conf on a real server."""
 
 import resource
 import shutil
@@ -12,8 +12,7 @@ from tests.servers.process import PrivateServer, free_ports, wait_until
 
 
 @pytest.mark.skipif(not shutil.which("asd"), reason="no asd is on PATH")
-def test_the_server_takes_the_configuration() -> None:
-    """asd starts with it, ports and directories aside; records with a time to live are taken and kept on disk."""
+def test_asd_starts_with_the_configuration_and_stores_records_with_a_ttl() -> None:
     service, heartbeat, fabric, admin = free_ports(4)
     hosts = {"hosts": [("127.0.0.1", service)]}
     process = PrivateServer("aerospike")
@@ -21,8 +20,8 @@ def test_the_server_takes_the_configuration() -> None:
     for name in ("state/smd", "state/lua", "data"):
         (home / name).mkdir(parents=True)
     text = (DEPLOY / "aerospike/aerospike.conf").read_text()
-    # What a private node needs beside the file's own lines: directories, free ports, little memory.
-    added = {
+    # A private node needs directories, free ports and little memory; all other lines stay as they are.
+    replacements = {
         "cluster-name ingest": f"cluster-name ingest\nwork-directory {home}/state\npidfile {home}/pid",
         "network {": f"mod-lua {{\nuser-path {home}/state/lua\n}}\nnetwork {{\nadmin {{\naddress any\nport {admin}\n}}",
         "nsup-period 120": "nsup-period 120\nindex-stage-size 128M\nsindex-stage-size 128M",
@@ -33,7 +32,7 @@ def test_the_server_takes_the_configuration() -> None:
         "/opt/aerospike/data": f"{home}/data",
         "filesize 16G": "filesize 256M",
     }
-    for old, new in added.items():
+    for old, new in replacements.items():
         assert old in text, old
         text = text.replace(old, new)
     if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 15000:
@@ -42,17 +41,17 @@ def test_the_server_takes_the_configuration() -> None:
     try:
         launch(process)
 
-        def takes_records() -> None:
-            with_ttl = {"ttl": 7 * 86_400}
-            aerospike.client(hosts).put(("ingest", "ledger", "id"), {"phase": "queued"}, policy=with_ttl)
+        def store_record() -> None:
+            policy = {"ttl": 7 * 86_400}
+            aerospike.client(hosts).put(("ingest", "ledger", "id"), {"phase": "queued"}, policy=policy)
 
-        wait_until(takes_records, "asd", 30)
+        wait_until(store_record, "asd", 30)
         client = aerospike.client(hosts)
-        shown = client.info_random_node("namespace/ingest").split("\t")[-1]
-        values = dict(pair.split("=", 1) for pair in shown.strip().split(";") if "=" in pair)
+        info = client.info_random_node("namespace/ingest").split("\t")[-1]
+        values = dict(pair.split("=", 1) for pair in info.strip().split(";") if "=" in pair)
         assert values["nsup-period"] == "120"
         assert values["storage-engine.flush-max-ms"] == "100"
-        # Nothing is evicted before its time; writes are refused instead.
+        # Aerospike refuses writes instead of evicting records before their time.
         assert values["evict-indexes-memory-pct"] == values["storage-engine.evict-used-pct"] == "0"
         assert values["stop-writes-sys-memory-pct"] == "90"
         assert values["stop_writes"] == "false"

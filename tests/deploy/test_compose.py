@@ -8,45 +8,42 @@ import pytest
 import yaml
 
 from ingest import settings
-from tests.deploy.files import DEPLOY, load
+from tests.deploy.files import DEPLOY, load_yaml
 
 TEXT = (DEPLOY / "docker-compose.yml").read_text()
-SERVICES: dict[str, Any] = load(DEPLOY / "docker-compose.yml")["services"]
-OURS = ("topology", "shim", "worker")
+SERVICES: dict[str, Any] = load_yaml(DEPLOY / "docker-compose.yml")["services"]
+INGEST_SERVICES = ("topology", "shim", "worker")
 
 
-def test_it_follows_the_compose_specification() -> None:
-    """Unknown keys and wrong types are refused."""
-    document = load(DEPLOY / "docker-compose.yml")  # merge keys are YAML's, not the specification's
+def test_compose_file_is_valid_and_validation_refuses_an_unknown_key() -> None:
+    document = load_yaml(DEPLOY / "docker-compose.yml")  # resolves YAML merge keys, which the specification lacks
     compose_spec.PyCompose.from_yaml(yaml.safe_dump(document))
     document["services"]["shim"]["bogus"] = 1
     with pytest.raises(ValueError, match="bogus"):
         compose_spec.PyCompose.from_yaml(yaml.safe_dump(document))
 
 
-def test_what_it_names_exists() -> None:
-    """Files mounted, volumes, secrets, services waited for, and settings."""
-    document = load(DEPLOY / "docker-compose.yml")
-    known = {name for name, _, _ in settings.described()}
+def test_files_volumes_secrets_services_and_settings_of_every_service_exist() -> None:
+    document = load_yaml(DEPLOY / "docker-compose.yml")
+    known_settings = {name for name, _, _ in settings.described()}
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
             assert (DEPLOY / source).exists() if source.startswith(".") else source in document["volumes"]
         assert set(service.get("secrets", [])) <= set(document["secrets"])
         assert set(service.get("depends_on", [])) <= set(SERVICES)
-        assert {name for name in service.get("environment", {}) if name.startswith("INGEST_")} <= known
+        assert {name for name in service.get("environment", {}) if name.startswith("INGEST_")} <= known_settings
 
 
-def test_no_password_has_a_default() -> None:
-    """Compose stops with a message where one is not given."""
-    passwords = re.findall(r"\$\{(\w+)(\S*)", TEXT)
-    assert passwords
-    assert all(name.endswith("_PASSWORD") and rest.startswith(":?") for name, rest in passwords)
+def test_every_variable_is_a_password_without_a_default() -> None:
+    """`:?` makes Compose stop with a message if the password is not set."""
+    variables = re.findall(r"\$\{(\w+)(\S*)", TEXT)
+    assert variables
+    assert all(name.endswith("_PASSWORD") and operator.startswith(":?") for name, operator in variables)
 
 
-def test_ours_have_no_rights_and_time_to_stop() -> None:
-    """Read-only, no capabilities, no new privileges; longer to stop than the service takes."""
-    for name in OURS:
+def test_services_have_no_privileges_and_enough_time_to_stop() -> None:
+    for name in INGEST_SERVICES:
         service = SERVICES[name]
         assert service["cap_drop"] == ["ALL"]
         assert service["security_opt"] == ["no-new-privileges:true"]
@@ -55,25 +52,20 @@ def test_ours_have_no_rights_and_time_to_stop() -> None:
             assert int(service["stop_grace_period"].removesuffix("s")) > settings.load().shutdown_deadline + 5
 
 
-def test_what_is_scraped_is_a_service() -> None:
-    """Prometheus finds shim, workers and RabbitMQ under the names that they have here."""
-    jobs = {job["job_name"]: job for job in load(DEPLOY / "prometheus/prometheus.yml")["scrape_configs"]}
-    named = {name for job in jobs.values() for each in job.get("dns_sd_configs", []) for name in each["names"]}
-    named |= {
-        target.split(":")[0]
-        for job in jobs.values()
-        for each in job.get("static_configs", [])
-        for target in each["targets"]
+def test_prometheus_scrapes_services_by_their_names_in_the_compose_file() -> None:
+    jobs = load_yaml(DEPLOY / "prometheus/prometheus.yml")["scrape_configs"]
+    hosts = {name for job in jobs for config in job.get("dns_sd_configs", []) for name in config["names"]}
+    hosts |= {
+        target.split(":")[0] for job in jobs for config in job.get("static_configs", []) for target in config["targets"]
     }
-    assert named == {"shim", "worker", "rabbitmq"}
-    assert named <= set(SERVICES)
+    assert hosts == {"shim", "worker", "rabbitmq"}
+    assert hosts <= set(SERVICES)
 
 
-def test_grafana_finds_datasource_and_dashboard() -> None:
-    """The provisioned datasource is the one that the dashboard's variable has, at the service's address."""
-    (source,) = load(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")["datasources"]
+def test_grafana_provisions_the_dashboard_and_the_datasource_that_it_uses() -> None:
+    (source,) = load_yaml(DEPLOY / "grafana/provisioning/datasources/prometheus.yml")["datasources"]
     assert source["url"] == "http://prometheus:9090"
-    (provider,) = load(DEPLOY / "grafana/provisioning/dashboards/ingest.yml")["providers"]
+    (provider,) = load_yaml(DEPLOY / "grafana/provisioning/dashboards/ingest.yml")["providers"]
     assert f"./grafana/dashboards:{provider['options']['path']}:ro" in SERVICES["grafana"]["volumes"]
-    variable = load(DEPLOY / "grafana/dashboards/ingest.json")["templating"]["list"][0]
+    variable = load_yaml(DEPLOY / "grafana/dashboards/ingest.json")["templating"]["list"][0]
     assert variable["current"]["value"] == source["uid"]

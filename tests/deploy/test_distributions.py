@@ -30,14 +30,14 @@ def commands(wheel: zipfile.ZipFile) -> set[str]:
     return {line.partition("=")[0].strip() for line in lines if "=" in line}
 
 
-def test_sdk_wheel_brings_neither_the_ingest_package_nor_its_command(tmp_path: Path) -> None:
+def test_sdk_wheel_contains_neither_the_ingest_package_nor_its_command(tmp_path: Path) -> None:
     wheel = build_wheel(SDK, tmp_path)
     assert packages(wheel) == {"asg_gateway"}
     assert commands(wheel) == {"asg-submit"}
     assert "asg_gateway/py.typed" in wheel.namelist()
 
 
-def test_service_wheel_brings_the_ingest_package_without_the_sdk(tmp_path: Path) -> None:
+def test_service_wheel_contains_the_ingest_package_without_the_sdk(tmp_path: Path) -> None:
     wheel = build_wheel(ROOT, tmp_path)
     assert packages(wheel) == {"ingest"}
     assert commands(wheel) == {"ingest"}
@@ -46,7 +46,7 @@ def test_service_wheel_brings_the_ingest_package_without_the_sdk(tmp_path: Path)
 
 
 @pytest.mark.parametrize("package", ["ingest", "tests"])
-def test_sdk_imports_nothing_of_the_service(package: str) -> None:
+def test_sdk_does_not_import_the_service_or_its_tests(package: str) -> None:
     for module in SDK.rglob("*.py"):
         source = module.read_text()
         assert f"import {package}" not in source, module

@@ -1,4 +1,4 @@
-"""The image, as far as it can be checked without an engine: its file, its lock, a process run as it runs one."""
+"""Checks of the image without a container engine: Dockerfile, locks, and a process under the image's conditions."""
 
 import json
 import os
@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tomllib
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -24,7 +25,7 @@ from tests.servers.process import free_ports, wait_until
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-LINUX: dict[str, str] = {
+IMAGE_ENVIRONMENT: dict[str, str] = {
     **{name: str(value) for name, value in default_environment().items()},
     "python_version": "3.11",
     "sys_platform": "linux",
@@ -33,56 +34,61 @@ LINUX: dict[str, str] = {
 
 
 def locked(name: str) -> dict[str, str]:
-    """Version by name of what a lock pins, each with at least one hash."""
+    """Return the version of each package in a lock file. Every line must pin one with at least one hash."""
     text = (DEPLOY / name).read_text().replace("\\\n", " ")
     lines = [line for line in text.splitlines() if line and not line.lstrip().startswith("#")]
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for line in lines:
         match = re.fullmatch(
             r"(?P<name>\S+)==(?P<version>[^\s;]+)(?P<hashes>(\s+--hash=sha256:[0-9a-f]{64})+)\s*", line
         )
         assert match, f"not pinned by hash: {line}"
-        found[canonicalize_name(match["name"])] = match["version"]
-    return found
+        versions[canonicalize_name(match["name"])] = match["version"]
+    return versions
 
 
 def unsatisfied(requirements: list[str], lock: dict[str, str]) -> list[str]:
-    wanted = [each for each in map(Requirement, requirements) if each.marker is None or each.marker.evaluate(LINUX)]
-    return [str(each) for each in wanted if not each.specifier.contains(lock.get(canonicalize_name(each.name), "0"))]
+    """Return the requirements of the image's environment that the locked versions do not meet."""
+    return [
+        str(requirement)
+        for requirement in map(Requirement, requirements)
+        if requirement.marker is None or requirement.marker.evaluate(IMAGE_ENVIRONMENT)
+        if not requirement.specifier.contains(lock.get(canonicalize_name(requirement.name), "0"))
+    ]
 
 
-def test_the_lock_satisfies_the_project() -> None:
-    """Every dependency of every extra, at a version that pyproject.toml allows."""
+def test_locks_satisfy_every_requirement_in_pyproject() -> None:
     project = PROJECT["project"]
-    wanted = project["dependencies"] + [each for extra in project["optional-dependencies"].values() for each in extra]
-    assert unsatisfied(wanted, locked("requirements.lock")) == [], "run scripts/lock"
+    requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    assert unsatisfied(requirements, locked("requirements.lock")) == [], "run scripts/lock"
     assert unsatisfied(PROJECT["build-system"]["requires"], locked("build.lock")) == [], "run scripts/lock"
 
 
-def test_the_lock_is_complete() -> None:
-    """What the locked packages need in turn is locked too: pip would refuse anything else."""
+def test_lock_contains_the_dependencies_of_every_locked_package_installed_here() -> None:
+    """pip refuses to install an unlocked dependency. Only packages installed in the locked version can be checked."""
     lock = locked("requirements.lock")
-    missing = []
+    missing: list[str] = []
+    checked = 0
     for name, version in lock.items():
         try:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            continue  # of an extra that is not installed here
+            continue
         if distribution.version == version:
-            needed = [each for each in distribution.requires or [] if "extra ==" not in each]
-            missing += [f"{name} needs {each}" for each in unsatisfied(needed, lock)]
+            checked += 1
+            needed = [requirement for requirement in distribution.requires or [] if "extra ==" not in requirement]
+            missing += [f"{name} needs {requirement}" for requirement in unsatisfied(needed, lock)]
     assert missing == []
+    assert checked
 
 
-def test_hadolint_has_nothing_to_say() -> None:
-    """All its rules."""
+def test_hadolint_accepts_the_dockerfile() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
-    done = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stdout + done.stderr
+    completed = subprocess.run([hadolint, DEPLOY / "Dockerfile"], capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 0, completed.stdout + completed.stderr
 
 
-def test_all_that_is_copied_is_in_the_context() -> None:
-    """.dockerignore leaves in what the Dockerfile copies, and nothing else."""
+def test_build_context_contains_exactly_what_the_dockerfile_copies() -> None:
     sources = set()
     for line in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):
         sources |= set(shlex.split(line)[:-1])
@@ -91,8 +97,7 @@ def test_all_that_is_copied_is_in_the_context() -> None:
     assert all((ROOT / source).exists() for source in sources)
 
 
-def test_the_image_has_what_the_set_up_jobs_run() -> None:
-    """Compose and Kubernetes name files under the image's /usr/share/ingest/rabbitmq."""
+def test_image_contains_the_files_that_the_provisioning_jobs_run() -> None:
     (target,) = re.findall(r"^COPY deploy/rabbitmq (\S+)$", DOCKERFILE, re.MULTILINE)
     compose = (DEPLOY / "docker-compose.yml").read_text()
     kubernetes = (DEPLOY / "kubernetes/components/rabbitmq-users/users.yaml").read_text()
@@ -102,33 +107,31 @@ def test_the_image_has_what_the_set_up_jobs_run() -> None:
         assert all((DEPLOY / "rabbitmq" / name).exists() for name in named)
 
 
-def test_the_image_is_small_in_rights() -> None:
-    """Not root, and started in exec form so that SIGTERM arrives."""
+def test_image_runs_as_an_unprivileged_user_and_receives_sigterm() -> None:
+    """The process gets the signal only in exec form; in shell form, the shell gets it."""
     assert re.search(r"^USER 10001:10001$", DOCKERFILE, re.MULTILINE)
     for instruction in ("ENTRYPOINT", "CMD"):
         assert re.search(rf"^\s*{instruction} \[", DOCKERFILE, re.MULTILINE)
 
 
-def may_unshare() -> bool:
-    """Whether new namespaces are allowed here: root in a container often has none."""
+def can_unshare() -> bool:
+    """Return whether this process can create namespaces, which root in a container often cannot."""
     if os.geteuid() != 0 or not shutil.which("unshare") or not shutil.which("setpriv"):
         return False
     command = ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
     return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
 
 
-@pytest.mark.skipif(not may_unshare(), reason="needs root, unshare, setpriv, and the right to make namespaces")
+@pytest.mark.skipif(not can_unshare(), reason="needs root, unshare, setpriv, and the permission to create namespaces")
 @pytest.mark.parametrize(("command", "processes"), [("serve", 2), ("work", 1)])
-def test_it_runs_as_its_containers_do(
+def test_process_becomes_healthy_and_stops_on_sigterm_under_the_conditions_of_the_image(
     aerospike: AerospikeServer, rabbitmq_url: str, tmp_path: Path, command: str, processes: int
 ) -> None:
-    """As process 1, as user 10001 without capabilities, on a read-only file system with /tmp alone to write: it
-    becomes healthy by the image's own HEALTHCHECK, and SIGTERM ends it with exit code 0.
-    """
+    """It runs as process 1 and user 10001, without capabilities, on a file system that is read-only except /tmp."""
     port, metrics = free_ports(2)
     output = (tmp_path / "output").open("w+")
-    # The checkout may lie where only root may look, so it is seen from /mnt in there.
-    inside = f"""
+    # The checkout may be in a folder that only root can read, so the process sees it at /mnt.
+    script = f"""
         set -e
         mount --make-rprivate /
         mount --bind {ROOT} /mnt && mount -t tmpfs -o size=64m tmpfs /tmp && mount -o remount,bind,ro /
@@ -147,7 +150,7 @@ def test_it_runs_as_its_containers_do(
         "INGEST_WORKERS": str(processes),
     }
     process = subprocess.Popen(
-        ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child", "sh", "-c", inside],
+        ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child", "sh", "-c", script],
         env=environment,
         stdout=output,
         stderr=output,
@@ -174,7 +177,7 @@ def _site_packages() -> list[Path]:
 
 
 def _healthy(port: int) -> bool:
-    """Runs the image's HEALTHCHECK."""
+    """Return whether the image's HEALTHCHECK succeeds."""
     match = re.search(r"HEALTHCHECK .*\\\n\s+CMD (\[.*\])", DOCKERFILE)
     assert match
     command = [part.replace("9464", str(port)) for part in json.loads(match[1])]

@@ -1,4 +1,4 @@
-"""The Kubernetes manifests: valid, and consistent with one another, with RabbitMQ's users and with the settings."""
+"""The Kubernetes manifests are valid and agree with one another, with RabbitMQ's users and with the settings."""
 
 import json
 import re
@@ -13,130 +13,139 @@ import yaml
 
 from ingest import settings
 from ingest.domain import topology
-from tests.deploy.files import DEPLOY, KUBERNETES, alerts, load, manifests
+from tests.deploy.files import DEPLOY, KUBERNETES, alerts, load_yaml, manifests
 
 VERSIONS = ("1.30", "1.34", "1.37")
-CUSTOM = ("ScaledObject", "TriggerAuthentication", "PodMonitor", "PrometheusRule")
+CUSTOM_KINDS = ("ScaledObject", "TriggerAuthentication", "PodMonitor", "PrometheusRule")
 OBJECTS = manifests()
 OVERLAY = KUBERNETES / "overlays/example"
+"""The overlay that deploy/README.md tells operators to copy."""
 
 
 @pytest.fixture(scope="module")
 def built() -> list[dict[str, Any]]:
-    """What `kubectl kustomize` makes of the example."""
+    """The objects that kustomize builds from the example overlay."""
     command = next(
         ([name, *rest] for name, *rest in (("kustomize", "build"), ("kubectl", "kustomize")) if shutil.which(name)),
         None,
     )
     if command is None:
-        pytest.skip("neither kustomize nor kubectl is on PATH; the files themselves are checked all the same")
-    done = subprocess.run([*command, OVERLAY], capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return [each for each in yaml.safe_load_all(done.stdout) if each]
+        pytest.skip("neither kustomize nor kubectl is on PATH; the other tests still check the files")
+    completed = subprocess.run([*command, OVERLAY], capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 0, completed.stderr
+    return [manifest for manifest in yaml.safe_load_all(completed.stdout) if manifest]
 
 
-def of(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
-    return {each["metadata"]["name"]: each for each in objects if each["kind"] == kind}
+def by_name(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any]]:
+    return {manifest["metadata"]["name"]: manifest for manifest in objects if manifest["kind"] == kind}
 
 
 def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(name, pod template, container): each pod has one."""
-    for each in objects:
-        if each["kind"] in ("Deployment", "Job"):
-            template = each["spec"]["template"]
+    """Yield (name, pod template, container) of each Deployment and Job; every pod has exactly one container."""
+    for manifest in objects:
+        if manifest["kind"] in ("Deployment", "Job"):
+            template = manifest["spec"]["template"]
             (container,) = template["spec"]["containers"]
-            yield each["metadata"]["name"], template, container
+            yield manifest["metadata"]["name"], template, container
+
+
+def match_labels(manifest: dict[str, Any]) -> dict[str, str]:
+    labels: dict[str, str] = manifest["spec"]["selector"]["matchLabels"]
+    return labels
 
 
 def secret_keys() -> dict[str, set[str]]:
-    """The keys of each Secret that the example generates."""
+    """Return the keys of each Secret that the example generates."""
     return {
         generator["name"]: {line.split("=")[0] for line in (OVERLAY / generator["envs"][0]).read_text().split()}
-        for generator in load(OVERLAY / "kustomization.yaml")["secretGenerator"]
+        for generator in load_yaml(OVERLAY / "kustomization.yaml")["secretGenerator"]
     }
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_every_object_fits_its_schema(version: str) -> None:
-    """Strictly, for the versions of Kubernetes in use; custom resources have no schema here and are known by name."""
-    for each in OBJECTS:
-        if each["kind"] not in CUSTOM:
-            kubernetes_validate.validate(each, version, strict=True)
+def test_every_manifest_is_valid_for_the_kubernetes_version(version: str) -> None:
+    """Custom resources are left out because their schemas are not part of Kubernetes."""
+    for manifest in OBJECTS:
+        if manifest["kind"] not in CUSTOM_KINDS:
+            kubernetes_validate.validate(manifest, version, strict=True)
 
 
-def test_the_example_builds_and_fits(built: list[dict[str, Any]]) -> None:
-    """All objects of base and components arrive, valid, in one namespace, with the image of the overlay."""
-    assert {(each["kind"]) for each in built} == {each["kind"] for each in OBJECTS} | {"Secret"}
-    for each in built:
-        if each["kind"] not in CUSTOM:
-            kubernetes_validate.validate(each, VERSIONS[-1], strict=True)
-        if each["kind"] != "Namespace":
-            assert each["metadata"]["namespace"] == "asg-ingest"
+def test_example_overlay_builds_valid_objects_in_its_namespace_with_its_image(built: list[dict[str, Any]]) -> None:
+    assert {manifest["kind"] for manifest in built} == {manifest["kind"] for manifest in OBJECTS} | {"Secret"}
+    for manifest in built:
+        if manifest["kind"] not in CUSTOM_KINDS:
+            kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
+        if manifest["kind"] != "Namespace":
+            assert manifest["metadata"]["namespace"] == "asg-ingest"
     assert {container["image"] for _, _, container in pods(built)} == {"registry.example.com/asg-ingest:0.1.0"}
 
 
-def test_secrets_are_found_under_the_names_they_get(built: list[dict[str, Any]]) -> None:
-    """With the hash that kustomize adds, in pods and in KEDA's authentication alike."""
-    text = json.dumps([each for each in built if each["kind"] != "Secret"])
-    for name in of(built, "Secret"):
+def test_built_objects_refer_to_secrets_by_their_hashed_names(built: list[dict[str, Any]]) -> None:
+    """kustomize adds a hash to the name of each Secret and must replace every reference to it."""
+    text = json.dumps([manifest for manifest in built if manifest["kind"] != "Secret"])
+    secrets = by_name(built, "Secret")
+    assert len(secrets) == len(secret_keys())
+    for name in secrets:
         assert f'"{name}"' in text
 
 
-def test_kustomizations_list_every_file() -> None:
-    """No manifest is forgotten, none is listed that is not there."""
+def test_kustomizations_list_every_file_in_their_folders_and_only_existing_files() -> None:
     for path in KUBERNETES.rglob("kustomization.yaml"):
-        listed = load(path)
-        named = {*listed["resources"], *listed.get("configurations", [])}
-        there = {each.name for each in path.parent.glob("*.yaml")} - {"kustomization.yaml"}
-        assert {name for name in named if name.endswith(".yaml")} == there
-        assert all((path.parent / name).exists() for name in [*named, *listed.get("components", [])])
+        kustomization = load_yaml(path)
+        listed = {*kustomization["resources"], *kustomization.get("configurations", [])}
+        files = {file.name for file in path.parent.glob("*.yaml")} - {"kustomization.yaml"}
+        assert {name for name in listed if name.endswith(".yaml")} == files
+        assert all((path.parent / name).exists() for name in [*listed, *kustomization.get("components", [])])
 
 
-def test_selectors_meet_their_pods() -> None:
-    """Deployments, Service, disruption budgets, network policies, spread and PodMonitors select what they mean to."""
+def test_selectors_select_the_pods_that_they_are_named_after() -> None:
     labels = {name: template["metadata"]["labels"] for name, template, _ in pods(OBJECTS)}
 
     def selected(selector: dict[str, str]) -> set[str]:
-        return {name for name, has in labels.items() if selector.items() <= has.items()}
+        return {name for name, pod_labels in labels.items() if selector.items() <= pod_labels.items()}
 
-    for name, each in of(OBJECTS, "Deployment").items():
-        assert selected(each["spec"]["selector"]["matchLabels"]) == {name}
-        for constraint in each["spec"]["template"]["spec"]["topologySpreadConstraints"]:
+    for name, deployment in by_name(OBJECTS, "Deployment").items():
+        assert selected(match_labels(deployment)) == {name}
+        for constraint in deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]:
             assert selected(constraint["labelSelector"]["matchLabels"]) == {name}
     for kind in ("PodDisruptionBudget", "PodMonitor"):
-        for name, each in of(OBJECTS, kind).items():
-            assert selected(each["spec"]["selector"]["matchLabels"]) == {name}
-    assert selected(of(OBJECTS, "Service")["ingest-shim"]["spec"]["selector"]) == {"ingest-shim"}
-    components = {each["app.kubernetes.io/component"] for each in labels.values()}
+        for name, manifest in by_name(OBJECTS, kind).items():
+            assert selected(match_labels(manifest)) == {name}
+    assert selected(by_name(OBJECTS, "Service")["ingest-shim"]["spec"]["selector"]) == {"ingest-shim"}
+
+
+def test_every_pod_has_a_network_policy() -> None:
+    components = {template["metadata"]["labels"]["app.kubernetes.io/component"] for _, template, _ in pods(OBJECTS)}
     covered: set[str] = set()
-    for each in of(OBJECTS, "NetworkPolicy").values():
-        covered |= {each["spec"]["podSelector"]["matchLabels"].get("app.kubernetes.io/component", "")}
-        for expression in each["spec"]["podSelector"].get("matchExpressions", []):
+    for policy in by_name(OBJECTS, "NetworkPolicy").values():
+        pod_selector = policy["spec"]["podSelector"]
+        covered.add(pod_selector["matchLabels"].get("app.kubernetes.io/component", ""))
+        for expression in pod_selector.get("matchExpressions", []):
             covered |= set(expression["values"])
     assert components <= covered
 
 
-def test_ports_and_probes_meet() -> None:
-    """Probes, Service, policies and scrapes name ports that the containers have, where the image listens."""
+def test_probes_service_policies_and_scrapes_use_ports_that_the_containers_have() -> None:
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     exposed = set(map(int, re.findall(r"^EXPOSE (.+)$", dockerfile, re.MULTILINE)[0].split()))
     metrics = int(re.findall(r"INGEST_METRICS_PORT=(\d+)", dockerfile)[0])
-    for name, template, container in pods(list(of(OBJECTS, "Deployment").values())):
+    for name, template, container in pods(list(by_name(OBJECTS, "Deployment").values())):
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert set(ports.values()) <= exposed
         assert ports["metrics"] == metrics == int(template["metadata"]["annotations"]["prometheus.io/port"])
         for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
             assert container[probe]["httpGet"]["path"] == path
             assert container[probe]["httpGet"]["port"] in ports
-        for rule in of(OBJECTS, "NetworkPolicy")[name]["spec"]["ingress"]:
+        for rule in by_name(OBJECTS, "NetworkPolicy")[name]["spec"]["ingress"]:
             assert {port["port"] for port in rule["ports"]} == set(ports)
-        assert {each["port"] for each in of(OBJECTS, "PodMonitor")[name]["spec"]["podMetricsEndpoints"]} == {"metrics"}
+        endpoints = by_name(OBJECTS, "PodMonitor")[name]["spec"]["podMetricsEndpoints"]
+        assert {endpoint["port"] for endpoint in endpoints} == {"metrics"}
         assert container["args"] == [{"ingest-shim": "serve", "ingest-worker": "work"}[name]]
-    assert {port["targetPort"] for port in of(OBJECTS, "Service")["ingest-shim"]["spec"]["ports"]} == {"http"}
+    assert {port["targetPort"] for port in by_name(OBJECTS, "Service")["ingest-shim"]["spec"]["ports"]} == {"http"}
 
 
-def test_pods_have_no_rights() -> None:
-    """The restricted pod security standard, a read-only root, no token, bounded memory, the image's own user."""
+def test_pods_meet_the_restricted_pod_security_standard() -> None:
+    """They also have a read-only root, the image's user and bounded memory, but not a service account token."""
     (user,) = re.findall(r"^USER (\d+):\d+$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
     for _, template, container in pods(OBJECTS):
         spec = template["spec"]
@@ -155,68 +164,67 @@ def test_pods_have_no_rights() -> None:
         mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
         assert set(mounts) == {volume["name"] for volume in spec["volumes"]}
         assert mounts["tmp"]["mountPath"] == "/tmp"
-        assert spec["serviceAccountName"] in of(OBJECTS, "ServiceAccount")
+        assert spec["serviceAccountName"] in by_name(OBJECTS, "ServiceAccount")
 
 
-def test_pods_have_time_to_stop() -> None:
-    """The grace period covers preStop, the shutdown deadline and the supervisor's 5 seconds, with 5 to spare."""
-    deadline = float(of(OBJECTS, "ConfigMap")["ingest"]["data"]["INGEST_SHUTDOWN_DEADLINE"])
-    for name, template, container in pods(list(of(OBJECTS, "Deployment").values())):
-        before = container.get("lifecycle", {}).get("preStop", {"exec": {"command": ["sleep", "0"]}})
-        needed = float(before["exec"]["command"][1]) + deadline + 5 + 5
+def test_grace_period_covers_the_whole_shutdown() -> None:
+    """A shutdown takes preStop, the shutdown deadline and the supervisor's 5 s; 5 s are kept in reserve."""
+    deadline = float(by_name(OBJECTS, "ConfigMap")["ingest"]["data"]["INGEST_SHUTDOWN_DEADLINE"])
+    for name, template, container in pods(list(by_name(OBJECTS, "Deployment").values())):
+        pre_stop = container.get("lifecycle", {}).get("preStop", {"exec": {"command": ["sleep", "0"]}})
+        needed = float(pre_stop["exec"]["command"][1]) + deadline + 5 + 5
         assert template["spec"]["terminationGracePeriodSeconds"] >= needed, name
 
 
-def test_settings_and_secrets_exist() -> None:
-    """Every INGEST_* is a setting with a valid value; every Secret and key that is asked for is in the example."""
-    known = {name for name, _, _ in settings.described()}
+def test_settings_are_valid_and_referenced_secrets_are_in_the_example() -> None:
+    known_settings = {name for name, _, _ in settings.described()}
     secrets = secret_keys()
-    data = of(OBJECTS, "ConfigMap")["ingest"]["data"]
-    assert set(data) | secrets["ingest"] <= known
+    data = by_name(OBJECTS, "ConfigMap")["ingest"]["data"]
+    assert set(data) | secrets["ingest"] <= known_settings
     settings.load(**{name.removeprefix("INGEST_").lower(): value for name, value in data.items()})
-    asked: set[tuple[str, str]] = set()
+    referenced: set[tuple[str, str]] = set()
     for _, template, container in pods(OBJECTS):
         for source in container.get("envFrom", []):
             assert source.get("configMapRef", {"name": "ingest"})["name"] == "ingest"
             assert source.get("secretRef", {"name": "ingest"})["name"] in secrets
         for variable in container.get("env", []):
             reference = variable["valueFrom"]["secretKeyRef"]
-            asked.add((reference["name"], reference["key"]))
+            referenced.add((reference["name"], reference["key"]))
         for volume in template["spec"]["volumes"]:
             assert volume.get("secret", {"secretName": "ingest"})["secretName"] in secrets
-    for reference in of(OBJECTS, "TriggerAuthentication")["ingest-rabbitmq"]["spec"]["secretTargetRef"]:
-        asked.add((reference["name"], reference["key"]))
-    assert {(name, key) for name, key in asked if key not in secrets[name]} == set()
-    users = {user["name"] for user in load(DEPLOY / "rabbitmq/users.json")["users"]}
+    for reference in by_name(OBJECTS, "TriggerAuthentication")["ingest-rabbitmq"]["spec"]["secretTargetRef"]:
+        referenced.add((reference["name"], reference["key"]))
+    assert {(name, key) for name, key in referenced if key not in secrets[name]} == set()
+    users = {user["name"] for user in load_yaml(DEPLOY / "rabbitmq/users.json")["users"]}
     assert secrets["rabbitmq-users"] - {"admin-url"} <= users
 
 
-def test_the_workers_scale_on_their_queues() -> None:
-    """Length of both queues and age; the target exists, and the autoscalers do not quarrel with `replicas`."""
-    (scaled,) = of(OBJECTS, "ScaledObject").values()
+def test_keda_scales_the_worker_on_the_length_of_both_queues_and_on_the_age() -> None:
+    (scaled,) = by_name(OBJECTS, "ScaledObject").values()
     triggers = scaled["spec"]["triggers"]
-    assert [each["type"] for each in triggers] == ["rabbitmq", "rabbitmq", "prometheus"]
-    assert {each["metadata"].get("queueName") for each in triggers} == {
-        topology.INGEST_TASKS,
-        topology.INGEST_BATCHES,
-        None,
-    }
-    authentications = of(OBJECTS, "TriggerAuthentication")
-    assert all(
-        each.get("authenticationRef", {"name": "ingest-rabbitmq"})["name"] in authentications for each in triggers
-    )
-    deployments = of(OBJECTS, "Deployment")
-    assert scaled["spec"]["scaleTargetRef"]["name"] in deployments
-    (autoscaler,) = of(OBJECTS, "HorizontalPodAutoscaler").values()
-    assert "replicas" not in deployments[autoscaler["spec"]["scaleTargetRef"]["name"]]["spec"]
+    assert [trigger["type"] for trigger in triggers] == ["rabbitmq", "rabbitmq", "prometheus"]
+    queues = [trigger["metadata"].get("queueName") for trigger in triggers]
+    assert set(queues) == {topology.INGEST_TASKS, topology.INGEST_BATCHES, None}
+    authentications = by_name(OBJECTS, "TriggerAuthentication")
+    for trigger in triggers:
+        assert trigger.get("authenticationRef", {"name": "ingest-rabbitmq"})["name"] in authentications
+    assert scaled["spec"]["scaleTargetRef"]["name"] == "ingest-worker"
+    assert "ingest-worker" in by_name(OBJECTS, "Deployment")
 
 
-def test_keda_has_the_say_over_replicas(built: list[dict[str, Any]]) -> None:
-    """With the component, no Deployment says how many."""
-    assert not [name for name, each in of(built, "Deployment").items() if "replicas" in each["spec"]]
+def test_deployment_with_an_autoscaler_does_not_set_replicas() -> None:
+    (autoscaler,) = by_name(OBJECTS, "HorizontalPodAutoscaler").values()
+    deployment = by_name(OBJECTS, "Deployment")[autoscaler["spec"]["scaleTargetRef"]["name"]]
+    assert "replicas" not in deployment["spec"]
 
 
-def test_the_prometheus_rule_is_the_rules_file() -> None:
-    """One set of alerts. If not: the command at the top of components/monitoring/alerts.yaml."""
-    (rule,) = of(OBJECTS, "PrometheusRule").values()
-    assert [each for group in rule["spec"]["groups"] for each in group["rules"]] == alerts()
+def test_built_deployments_leave_replicas_to_the_autoscalers(built: list[dict[str, Any]]) -> None:
+    deployments = by_name(built, "Deployment")
+    assert deployments
+    assert not [name for name, deployment in deployments.items() if "replicas" in deployment["spec"]]
+
+
+def test_prometheus_rule_contains_the_alerts_of_the_rules_file() -> None:
+    """The command at the top of components/monitoring/alerts.yaml updates the PrometheusRule."""
+    (prometheus_rule,) = by_name(OBJECTS, "PrometheusRule").values()
+    assert [rule for group in prometheus_rule["spec"]["groups"] for rule in group["rules"]] == alerts()

@@ -1,4 +1,4 @@
-"""The README files and deploy/*.md: everything that they link to, name and run exists and works.
+"""The README files and deploy/*.md: links, files and commands in them exist, and their examples run.
 
 More checks are in tests/unit/test_documents.py.
 """
@@ -15,7 +15,7 @@ from asg_gateway import __all__ as sdk_names
 from typer.main import get_command
 
 from ingest.cli import app
-from tests.deploy.files import DEPLOY, ROOT, load
+from tests.deploy.files import DEPLOY, ROOT, load_yaml
 from tests.e2e.processes import Ingest
 from tests.servers import RabbitServer
 
@@ -32,14 +32,13 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """As GitHub makes them of headings."""
+    """Return the anchors that GitHub makes from the headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    """To a file, and in it to a heading."""
+def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if target.startswith("https://"):
             continue
@@ -50,15 +49,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_named_exist(page: Path) -> None:
-    """`scripts/x`, `deploy/x`, `tests/x` and `ingest/x` in code."""
+def test_paths_in_code_exist(page: Path) -> None:
     for name in re.findall(r"`((?:scripts|deploy|tests|ingest)/[\w./-]+)`", page.read_text()):
         assert (ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_commands_named_exist(page: Path) -> None:
-    """Each `ingest VERB [VERB] [--option …]` is a command with that option."""
+def test_ingest_commands_and_their_options_exist(page: Path) -> None:
     for words in re.findall(
         r"(?:^|[`$] ?|bin/|run --rm shim )ingest ((?:[\w-]+|\||--[\w-]+)(?: [^`\n]+)?)", page.read_text(), re.MULTILINE
     ):
@@ -67,47 +64,48 @@ def test_commands_named_exist(page: Path) -> None:
         if given[0] not in getattr(command, "commands"):  # noqa: B009 - typer's group is not typed
             assert not re.fullmatch(r"[a-z]+", given[0]), words
             continue
-        while given and (found := getattr(command, "commands", {}).get(given[0])):
-            command, given = found, given[1:]
+        while given and (subcommand := getattr(command, "commands", {}).get(given[0])):
+            command, given = subcommand, given[1:]
         if getattr(command, "commands", None) and given and re.fullmatch(r"[a-z]+", given[0]):
-            raise AssertionError(f"{page.name}: there is no `ingest {words}`")
+            raise AssertionError(f"{page.name}: the command `ingest {words}` does not exist")
         options = {option for parameter in command.params for option in parameter.opts} | {"--help"}
-        assert {each for each in given if each.startswith("--")} <= options, words
+        assert {word for word in given if word.startswith("--")} <= options, words
 
 
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with Ingest("dev", "--port", "0", "--api-key", "my-key", directory=tmp_path_factory.mktemp("pages")) as dev:
         dev.wait_for("Ctrl-C stops it")
-        found = re.search(r"ready at (http://\S+)", dev.text())
-        assert found
-        yield found[1]
+        match = re.search(r"ready at (http://\S+)", dev.text())
+        assert match
+        yield match[1]
 
 
 @pytest.mark.parametrize("name", ["README.md", "ingest/sdk/README.md"])
-def test_the_clients_examples_run(name: str, gateway: str) -> None:
-    """Python and curl, as they stand there but for the address and the key."""
+def test_client_examples_in_python_and_curl_run(name: str, gateway: str) -> None:
+    """Only the address is replaced, and a callback URL that nothing serves is left out."""
     text = TEXTS[name].replace("http://127.0.0.1:8080", gateway)
-    ran = 0
+    examples = 0
     for code in blocks(text, "python"):
         compile(code, name, "exec", flags=0x2000)  # PyCF_ALLOW_TOP_LEVEL_AWAIT
         if code.startswith("import"):
             output = run([sys.executable, "-c", code], {"API_KEY": "my-key", "ASG_BASE_URL": gateway})
             assert re.search("(tsk|bat)_", output)
-            ran += 1
+            examples += 1
     for line in re.findall(r"^```\n(curl .+?)^```", text, re.MULTILINE | re.DOTALL):
         line = line.replace('"callback_url": "https://example.com/hooks/asg",', "")
         assert re.search('"(tsk|bat)_', run(["bash", "-c", line], {"API_KEY": "my-key"}))
-        ran += 1
-    assert ran >= 2
-    for imported in re.findall(r"from asg_gateway import (.+)", text):
-        assert set(imported.split(", ")) <= set(sdk_names)
+        examples += 1
+    assert examples >= 2
+    for names in re.findall(r"from asg_gateway import (.+)", text):
+        assert set(names.split(", ")) <= set(sdk_names)
 
 
-def test_the_producers_example_runs(rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
-    """On a real broker, as a user with a producer's permissions; the message is where it says."""
+def test_producer_example_publishes_a_task_with_the_permissions_of_a_producer(
+    rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
     vhost = urlsplit(rabbitmq_url).path[1:]
-    rabbitmq.api("POST", f"definitions/{vhost}", load(DEPLOY / "rabbitmq/definitions.json"))
+    rabbitmq.api("POST", f"definitions/{vhost}", load_yaml(DEPLOY / "rabbitmq/definitions.json"))
     rabbitmq.api("PUT", "users/acme", {"password": "secret", "tags": ""})
     try:
         rabbitmq.api(
@@ -115,15 +113,17 @@ def test_the_producers_example_runs(rabbitmq: RabbitServer, rabbitmq_url: str) -
         )
         (code,) = blocks(TEXTS["deploy/producers.md"], "python")
         run([sys.executable, "-c", code], {"AMQP_URL": f"amqp://acme:secret@{rabbitmq_url.partition('@')[2]}"})
-        got = rabbitmq.api(
+        messages = rabbitmq.api(
             "POST", f"queues/{vhost}/ingest.tasks/get", {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}
         )
-        assert got[0]["routing_key"] == "task.submitted.acme"
+        assert messages[0]["routing_key"] == "task.submitted.acme"
     finally:
         rabbitmq.api("DELETE", "users/acme")
 
 
 def run(command: list[str], env: dict[str, str]) -> str:
-    done = subprocess.run(command, env={"PATH": "/usr/bin:/bin", **env}, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Run a command that must succeed, and return its output."""
+    environment = {"PATH": "/usr/bin:/bin", **env}
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert completed.returncode == 0, completed.stderr
+    return completed.stdout

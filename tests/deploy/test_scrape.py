@@ -1,4 +1,4 @@
-"""A real Prometheus scrapes real shims, a worker and RabbitMQ as deploy/ says; dashboard and alerts are asked of it."""
+"""A real Prometheus scrapes two shim processes, a worker and RabbitMQ with the configuration in deploy/."""
 
 import re
 import time
@@ -10,23 +10,23 @@ import pytest
 
 from tests.conftest import note_server
 from tests.deploy.files import DEPLOY, alerts, dashboard_queries, keda_queries
-from tests.deploy.test_monitoring import OTHERS
+from tests.deploy.test_monitoring import OTHER_METRICS
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
 from tests.servers import AerospikeServer, PrometheusServer, RabbitServer, Unavailable
 from tests.servers.process import free_ports, wait_until
 
-ONLY_IN_TROUBLE = {"Publishes not confirmed", "Failed calls", "Repeats and waits"}
-"""Panels that are empty while all is well."""
+EMPTY_WITHOUT_FAILURES = {"Publishes not confirmed", "Failed calls", "Repeats and waits"}
+"""Panels that have data only after a failure."""
 
 
 @pytest.fixture(scope="module")
 def prometheus(
     rabbitmq: RabbitServer, aerospike: AerospikeServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[PrometheusServer]:
-    """It has scraped two HTTP processes, a worker and RabbitMQ under some traffic, good and bad."""
+    """A Prometheus that has scraped every target while the service handled valid and invalid submissions."""
     if rabbitmq.metrics is None:
-        pytest.skip("RabbitMQ is given by URL: its Prometheus plugin is not known")
+        pytest.skip("RabbitMQ is given by URL: the address of its Prometheus plugin is unknown")
     directory = tmp_path_factory.mktemp("scrape")
     port, shim, worker = free_ports(3)
     broker = rabbitmq.new_vhost()
@@ -70,17 +70,22 @@ def prometheus(
     with serve, work:
         wait_ready(f"http://127.0.0.1:{port}")
         submit(f"http://127.0.0.1:{port}", api_key)
-        publish_badly(rabbitmq, urlsplit(broker).path[1:])
-        wait_until(lambda: server.query("sum(ingest_accepted_tasks_total) > 20"), "tasks to be accepted", 30)
-        wait_until(lambda: server.query('rabbitmq_detailed_queue_messages{queue="ingest.dead"} > 0'), "RabbitMQ", 30)
-        time.sleep(3)  # a rate needs two scrapes after the last change
+        publish_invalid(rabbitmq, urlsplit(broker).path[1:])
+        wait_for_series(server, "sum(ingest_accepted_tasks_total) > 20")
+        wait_for_series(server, 'rabbitmq_detailed_queue_messages{queue="ingest.dead"} > 0')
+        time.sleep(3)  # a rate needs two scrapes of each series
         yield server
     server.stop()
     rabbitmq.drop_vhost(broker)
 
 
+def wait_for_series(server: PrometheusServer, query: str) -> None:
+    """Wait until a query returns a series. Raises TimeoutError after 30 s."""
+    wait_until(lambda: bool(server.query(query)), f"the result of {query}", 30)
+
+
 def submit(url: str, api_key: str) -> None:
-    """For some seconds: new tasks, replays, a mismatch, a batch, and what is refused."""
+    """Send new tasks, replays, mismatches, batches and invalid tasks for some seconds."""
     with httpx.Client(base_url=url, headers={"Authorization": f"Bearer {api_key}"}) as client:
         for number in range(24):
             task = {**TASK, "idempotency_key": f"k{number}"}
@@ -92,8 +97,8 @@ def submit(url: str, api_key: str) -> None:
             time.sleep(0.15)
 
 
-def publish_badly(rabbitmq: RabbitServer, vhost: str) -> None:
-    """A direct submission that ends in ingest.dead."""
+def publish_invalid(rabbitmq: RabbitServer, vhost: str) -> None:
+    """Publish a direct submission that the worker rejects to ingest.dead."""
     body = {
         "properties": {"message_id": "m", "content_type": "application/json"},
         "routing_key": "task.submitted.scraped",
@@ -103,47 +108,46 @@ def publish_badly(rabbitmq: RabbitServer, vhost: str) -> None:
     assert rabbitmq.api("POST", f"exchanges/{vhost}/asg.submissions/publish", body)["routed"]
 
 
-def test_every_target_is_scraped(prometheus: PrometheusServer) -> None:
-    """Under the jobs that alerts and dashboard know."""
-    health = {each["labels"]["job"]: each["health"] for each in prometheus.api("targets")["activeTargets"]}
+def test_every_target_is_scraped_under_its_job(prometheus: PrometheusServer) -> None:
+    health = {target["labels"]["job"]: target["health"] for target in prometheus.api("targets")["activeTargets"]}
     assert health == {"ingest-shim": "up", "ingest-worker": "up", "rabbitmq": "up", "rabbitmq-queues": "up"}
 
 
 @pytest.mark.parametrize(("panel", "query"), dashboard_queries())
 def test_every_panel_has_data(prometheus: PrometheusServer, panel: str, query: str) -> None:
-    """Each query is taken, and answers with series."""
     series = prometheus.query(query)
-    assert series or panel in ONLY_IN_TROUBLE
+    assert series or panel in EMPTY_WITHOUT_FAILURES
 
 
-def test_kedas_query_is_one_number(prometheus: PrometheusServer) -> None:
-    """KEDA takes a scalar or one series; it is 0 where nothing was accepted lately."""
-    for query in keda_queries():
+def test_keda_query_returns_one_series_even_without_data(prometheus: PrometheusServer) -> None:
+    """KEDA needs a scalar or exactly one series. If no task was accepted recently, its value is 0."""
+    queries = keda_queries()
+    assert queries
+    for query in queries:
+        assert "ingest_acceptance_age" in query
         (series,) = prometheus.query(query)
         assert float(series["value"][1]) >= 0
         (series,) = prometheus.query(query.replace("ingest_acceptance_age", "no_such_metric"))
         assert series["value"][1] == "0"
 
 
-def test_alerts_are_evaluated_and_quiet(prometheus: PrometheusServer) -> None:
-    """Every rule is in good health, and on a service that works only the bad submission is pending or firing."""
+def test_alerts_are_evaluated_and_stay_silent_on_a_healthy_service(prometheus: PrometheusServer) -> None:
     rules = [rule for group in prometheus.api("rules")["groups"] for rule in group["rules"]]
     assert {rule["name"] for rule in rules} == {alert["alert"] for alert in alerts()}
     assert {rule["name"]: rule["lastError"] for rule in rules if rule["health"] != "ok" and rule.get("lastError")} == {}
-    # Nobody consumes downstream in this test, hence no consumer of consensus.tasks and webhook.dispatch.
-    awake = {rule["name"] for rule in rules if rule["state"] != "inactive"}
-    assert awake <= {"IngestDeadLetters", "IngestNoConsumer"}
+    # The fixture publishes an invalid submission, and consensus.tasks and webhook.dispatch have no consumer.
+    active = {rule["name"] for rule in rules if rule["state"] != "inactive"}
+    assert active <= {"IngestDeadLetters", "IngestNoConsumer"}
 
 
-def test_what_is_used_of_rabbitmq_exists(prometheus: PrometheusServer) -> None:
-    """Names from other exporters, asked of a real one."""
+def test_metrics_of_other_exporters_exist(prometheus: PrometheusServer) -> None:
     names = set(prometheus.api("label/__name__/values"))
-    assert set(OTHERS) - names == set()
+    assert set(OTHER_METRICS) - names == set()
 
 
-def test_no_customer_is_in_a_label(prometheus: PrometheusServer) -> None:
-    """Nor anything else that a client chooses: the number of series is bounded."""
+def test_labels_contain_neither_customers_nor_ids(prometheus: PrometheusServer) -> None:
+    """Clients choose them, so the number of series would be unbounded."""
     series = prometheus.api("series", **{"match[]": '{__name__=~"ingest_.+"}'})
-    values = {value for each in series for value in each.values()}
+    values = {value for labels in series for value in labels.values()}
     assert values
     assert not [value for value in values if "scraped" in value or re.search("(tsk|bat)_", value)]

@@ -1,10 +1,10 @@
-"""The figures of deploy/sizing.md that can be measured in a moment, measured."""
+"""Measures the sizes of ledger records that deploy/sizing.md states."""
 
 import re
 import uuid
 from collections.abc import Callable
 
-import aerospike as client
+import aerospike as aerospike_client
 import pytest
 
 from ingest.admission import Admission, Request
@@ -18,52 +18,53 @@ from tests.servers import AerospikeServer
 PAGE = (DEPLOY / "sizing.md").read_text()
 
 
-def single() -> Submission:
-    return task_submission({**TASK, "idempotency_key": key()}, "acme", frozenset())
+def single_task() -> Submission:
+    return task_submission({**TASK, "idempotency_key": new_key()}, "acme", frozenset())
 
 
-def batch(own_keys: bool) -> Submission:
-    tasks = [{**TASK, **({"idempotency_key": key()} if own_keys else {})} for _ in range(1000)]
-    return batch_submission({"tasks": tasks, "idempotency_key": key()}, "acme", frozenset())
+def batch(keyed_items: bool) -> Submission:
+    tasks = [{**TASK, **({"idempotency_key": new_key()} if keyed_items else {})} for _ in range(1000)]
+    return batch_submission({"tasks": tasks, "idempotency_key": new_key()}, "acme", frozenset())
 
 
-def key() -> str:
+def new_key() -> str:
     return f"order-{uuid.uuid4().hex[:20]}"
 
 
-def stored(server: AerospikeServer) -> tuple[int, int]:
-    """(records, bytes) of the ledger."""
+def ledger_size(server: AerospikeServer) -> tuple[int, int]:
+    """Return (records, bytes) of the ledger."""
     namespace = server.url.rpartition("/")[2]
     host, _, port = server.url.removeprefix("aerospike://").partition("/")[0].partition(":")
-    connection = client.client({"hosts": [(host, int(port))]})
-    shown = connection.info_random_node(f"sets/{namespace}/ledger").partition("\t")[2]
-    connection.close()
-    values = dict(pair.split("=", 1) for pair in shown.strip(" ;\n").split(":") if "=" in pair)
+    client = aerospike_client.client({"hosts": [(host, int(port))]})
+    info = client.info_random_node(f"sets/{namespace}/ledger").partition("\t")[2]
+    client.close()
+    values = dict(pair.split("=", 1) for pair in info.strip(" ;\n").split(":") if "=" in pair)
     return int(values.get("objects", 0)), int(values.get("data_used_bytes", 0))
 
 
 @pytest.mark.parametrize(
-    ("row", "make", "times"),
+    ("row", "new_submission", "submissions"),
     [
-        ("a single task", single, 200),
-        ("a batch of 1,000 without keys of their own", lambda: batch(own_keys=False), 20),
-        ("a batch of 1,000 with a key each", lambda: batch(own_keys=True), 2),
+        ("a single task", single_task, 200),
+        ("a batch of 1,000 without keys of their own", lambda: batch(keyed_items=False), 20),
+        ("a batch of 1,000 with a key each", lambda: batch(keyed_items=True), 2),
     ],
 )
-async def test_records_are_as_large_as_the_page_says(
-    aerospike: AerospikeServer, row: str, make: Callable[[], Submission], times: int
+async def test_accepted_submission_takes_the_stated_records_and_bytes(
+    aerospike: AerospikeServer, row: str, new_submission: Callable[[], Submission], submissions: int
 ) -> None:
-    """Claimed by the shim and accepted by the worker, as Aerospike counts them; within 10 %."""
+    """The bytes may differ by 10 %."""
     match = re.search(rf"^\| {row} \| ([\d,]+) \| ([\d,]+) \|", PAGE, re.MULTILINE)
     assert match
-    records, size = (int(each.replace(",", "")) for each in match.groups())
+    stated_records, stated_bytes = (int(figure.replace(",", "")) for figure in match.groups())
     store = await AerospikeStore.open(aerospike.url)
     admission = Admission(store)
-    before = stored(aerospike)
-    decisions = await admission.admit([Request(make(), Customer(cust_id="acme")) for _ in range(times)])
+    records_before, bytes_before = ledger_size(aerospike)
+    customer = Customer(cust_id="acme")
+    decisions = await admission.admit([Request(new_submission(), customer) for _ in range(submissions)])
     await admission.queued(decisions)
     await admission.accepted([entry for decision in decisions for entry in decision.owned])
-    after = stored(aerospike)
+    records_after, bytes_after = ledger_size(aerospike)
     await store.close()
-    assert (after[0] - before[0]) / times == records
-    assert (after[1] - before[1]) / times == pytest.approx(size, rel=0.1)
+    assert (records_after - records_before) / submissions == stated_records
+    assert (bytes_after - bytes_before) / submissions == pytest.approx(stated_bytes, rel=0.1)

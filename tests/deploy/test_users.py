@@ -1,4 +1,4 @@
-"""deploy/rabbitmq's users, imported into a real RabbitMQ, can do what they are for and nothing else."""
+"""The users of deploy/rabbitmq can do what they need on a real RabbitMQ, and nothing else."""
 
 import json
 import os
@@ -21,21 +21,22 @@ USERS = ("ingest", "operator", "monitoring", "consensus", "webhooks", "acme")
 
 
 @pytest.fixture(scope="module")
-def provisioned(rabbitmq: RabbitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a virtual host that `provision.py` has filled, without user and password."""
+def broker_address(rabbitmq: RabbitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """`host:port/vhost` of a virtual host that `provision.py` has provisioned."""
     passwords = tmp_path_factory.mktemp("passwords")
     for user in USERS:
         (passwords / user).write_text(f"password of {user}\n")
     url = rabbitmq.new_vhost()
-    done = provision(rabbitmq, passwords, urlsplit(url).path[1:])
-    assert done.returncode == 0, done.stderr
+    completed = provision(rabbitmq, passwords, urlsplit(url).path[1:])
+    assert completed.returncode == 0, completed.stderr
     yield url.partition("@")[2]
     for user in USERS:
         rabbitmq.api("DELETE", f"users/{user}")
     rabbitmq.drop_vhost(url)
 
 
-def provision(rabbitmq: RabbitServer, passwords: Path, vhost: str) -> "subprocess.CompletedProcess[str]":
+def provision(rabbitmq: RabbitServer, passwords: Path, vhost: str) -> subprocess.CompletedProcess[str]:
+    """Run `provision.py` with the shipped definitions and users."""
     admin = urlsplit(rabbitmq.url)
     api = urlsplit(rabbitmq.management_url)
     files = [str(RABBITMQ / "definitions.json"), str(RABBITMQ / "users.json")]
@@ -50,11 +51,11 @@ def provision(rabbitmq: RabbitServer, passwords: Path, vhost: str) -> "subproces
 
 
 class User:
-    """One user's connection; a channel is opened anew for each thing it tries."""
+    """One user's connection. Each operation opens a new channel, since a refused one closes its channel."""
 
-    def __init__(self, name: str, at: str) -> None:
+    def __init__(self, name: str, address: str) -> None:
         self.name = name
-        self._url = f"amqp://{name}:password%20of%20{name}@{at}"
+        self._url = f"amqp://{name}:password%20of%20{name}@{address}"
 
     async def connect(self) -> None:
         self._connection = await aio_pika.connect(self._url)
@@ -77,16 +78,15 @@ class User:
 
 
 @pytest.fixture
-async def user(request: pytest.FixtureRequest, provisioned: str) -> AsyncIterator[User]:
-    user = User(request.param, provisioned)
+async def user(request: pytest.FixtureRequest, broker_address: str) -> AsyncIterator[User]:
+    user = User(request.param, broker_address)
     await user.connect()
     yield user
     await user.close()
 
 
 @pytest.mark.parametrize("user", ["acme"], indirect=True)
-async def test_a_producer_publishes_under_its_own_name(user: User) -> None:
-    """Tasks and batches, confirmed."""
+async def test_producer_publishes_tasks_and_batches_with_its_own_routing_keys(user: User) -> None:
     await user.publish("asg.submissions", "task.submitted.acme")
     await user.publish("asg.submissions", "batch.submitted.acme")
 
@@ -104,21 +104,19 @@ async def test_a_producer_publishes_under_its_own_name(user: User) -> None:
         ("", "ingest.tasks"),
     ],
 )
-async def test_a_producer_publishes_nothing_else(user: User, exchange: str, routing_key: str) -> None:
-    """Another's routing key, another exchange, and a queue by the default exchange are refused by the broker."""
+async def test_broker_refuses_every_other_publish_of_a_producer(user: User, exchange: str, routing_key: str) -> None:
     with pytest.raises(ChannelAccessRefused):
         await user.publish(exchange, routing_key)
 
 
 @pytest.mark.parametrize(
-    ("user", "own"),
+    ("user", "own_queues"),
     [("acme", ()), ("consensus", ("consensus.tasks",)), ("webhooks", ("webhook.dispatch",))],
     indirect=["user"],
 )
-async def test_each_reads_only_its_own_queue(user: User, own: tuple[str, ...]) -> None:
-    """And nobody but the service makes queues."""
+async def test_user_reads_only_its_own_queues_and_declares_none(user: User, own_queues: tuple[str, ...]) -> None:
     for queue in ("ingest.tasks", "ingest.batches", "consensus.tasks", "webhook.dispatch", "ingest.dead"):
-        if queue in own:
+        if queue in own_queues:
             await user.get(queue)
         else:
             with pytest.raises(ChannelAccessRefused):
@@ -128,19 +126,18 @@ async def test_each_reads_only_its_own_queue(user: User, own: tuple[str, ...]) -
 
 
 @pytest.mark.parametrize("user", ["consensus", "webhooks", "monitoring", "operator"], indirect=True)
-async def test_those_who_read_publish_nothing(user: User) -> None:
-    """Neither submissions nor events."""
+async def test_broker_refuses_every_publish_of_a_user_that_only_reads(user: User) -> None:
     for exchange in ("asg.submissions", "asg.events", ""):
         with pytest.raises(ChannelAccessRefused):
             await user.publish(exchange, "consensus.tasks")
 
 
-def test_the_service_runs_with_its_permissions(provisioned: str, rabbitmq: RabbitServer) -> None:
-    """Topology apply and check find that the broker matches: queues with user `ingest`, policies with `operator`."""
+def test_permissions_suffice_for_topology_apply_and_check(broker_address: str, rabbitmq: RabbitServer) -> None:
+    """User `ingest` declares the queues, user `operator` sets the policies."""
     api = urlsplit(rabbitmq.management_url)
     environment = {
         **os.environ,
-        "INGEST_BROKER_URL": f"amqp://ingest:password%20of%20ingest@{provisioned}",
+        "INGEST_BROKER_URL": f"amqp://ingest:password%20of%20ingest@{broker_address}",
         "INGEST_MANAGEMENT_URL": f"http://operator:password%20of%20operator@{api.netloc}",
     }
 
@@ -149,42 +146,54 @@ def test_the_service_runs_with_its_permissions(provisioned: str, rabbitmq: Rabbi
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout
 
     assert "policies are set" in run("apply")
-    # The management API's statistics are late.
-    wait_until(lambda: run("check") == "the broker matches the topology\n", "the policies", 20)
+    # The management API shows a change only after some time.
+    wait_until(lambda: run("check") == "the broker matches the topology\n", "a matching topology", 20)
 
 
-async def test_wrong_passwords_and_users_left_out(rabbitmq: RabbitServer, provisioned: str, tmp_path: Path) -> None:
-    """A user without a password file is not made, which is said; nobody logs in with another password."""
-    (tmp_path / "consensus").write_text("another")
+def test_provisioning_leaves_out_and_reports_users_without_a_password_file(
+    rabbitmq: RabbitServer, tmp_path: Path
+) -> None:
     url = rabbitmq.new_vhost()
-    done = provision(rabbitmq, tmp_path, urlsplit(url).path[1:])
-    assert "user webhooks left out" in done.stdout
-    with pytest.raises(ProbableAuthenticationError):
-        await User("consensus", provisioned).connect()
+    completed = provision(rabbitmq, tmp_path, urlsplit(url).path[1:])
+    permissions = rabbitmq.api("GET", f"vhosts/{urlsplit(url).path[1:]}/permissions")
     rabbitmq.drop_vhost(url)
+    assert completed.returncode == 0, completed.stderr
+    assert set(re.findall(r"user (\w+) left out", completed.stdout)) == set(USERS)
+    assert not {permission["user"] for permission in permissions} & set(USERS)
 
 
-def test_an_empty_password_file_is_refused(rabbitmq: RabbitServer, tmp_path: Path) -> None:
-    """Rather than a user that anybody can be."""
+async def test_provisioning_again_replaces_the_password(
+    rabbitmq: RabbitServer, broker_address: str, tmp_path: Path
+) -> None:
+    user = User("consensus", broker_address)
+    await user.connect()
+    await user.close()
+    (tmp_path / "consensus").write_text("another")
+    completed = provision(rabbitmq, tmp_path, urlsplit(f"amqp://{broker_address}").path[1:])
+    assert completed.returncode == 0, completed.stderr
+    with pytest.raises(ProbableAuthenticationError):
+        await user.connect()
+
+
+def test_provisioning_refuses_an_empty_password_file(rabbitmq: RabbitServer, tmp_path: Path) -> None:
     (tmp_path / "ingest").write_text("\n")
-    done = provision(rabbitmq, tmp_path, "/")
-    assert done.returncode == 1
-    assert "must hold the password of user ingest" in done.stderr
+    completed = provision(rabbitmq, tmp_path, "/")
+    assert completed.returncode == 1
+    assert "must hold the password of user ingest" in completed.stderr
 
 
-def test_no_password_is_in_the_file() -> None:
-    """Hashes come from files that are not in the repository."""
+def test_users_file_contains_neither_passwords_nor_hashes() -> None:
     users = json.loads((RABBITMQ / "users.json").read_text())["users"]
     assert {user["name"] for user in users} == set(USERS)
     assert {user["password_hash"] for user in users} == {""}
     assert not any("password" in user for user in users)
 
 
-def test_the_broker_has_the_shipped_configuration(rabbitmq: RabbitServer) -> None:
-    """The private node of all tests runs on deploy/'s rabbitmq.conf; what it sets is in force."""
+def test_settings_of_the_shipped_configuration_are_effective(rabbitmq: RabbitServer) -> None:
+    """The private node of the tests uses deploy/rabbitmq/rabbitmq.conf."""
     if not rabbitmq.controllable:
         pytest.skip("RabbitMQ is not a private node")
     for name in re.findall(r"^(\w+)[.\w]* =", (RABBITMQ / "rabbitmq.conf").read_text(), re.MULTILINE):
-        asked = rabbitmq.ctl("eval", f"application:get_env(rabbit, {name}).")
-        assert asked.startswith("{ok,"), name
+        value = rabbitmq.ctl("eval", f"application:get_env(rabbit, {name}).")
+        assert value.startswith("{ok,"), name
     assert rabbitmq.ctl("eval", "application:get_env(rabbit, consumer_timeout).").strip() == "{ok,3600000}"

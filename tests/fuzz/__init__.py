@@ -1,1 +1,1 @@
-"""Hostile input by the thousand, over HTTP and over AMQP, against real processes: `scripts/fuzz`."""
+"""Sends many hostile submissions over HTTP and AMQP to real processes. Run it with `scripts/fuzz`."""

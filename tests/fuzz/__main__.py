@@ -1,4 +1,4 @@
-"""`scripts/fuzz`: hostile input by the thousand."""
+"""The command of `scripts/fuzz`."""
 
 import argparse
 import asyncio
@@ -7,40 +7,42 @@ import sys
 
 import msgspec
 
-from tests.fuzz.run import over_amqp, over_http
+from tests.fuzz.run import fuzz_amqp, fuzz_http
 from tests.fuzz.world import World
 from tests.servers import AerospikeServer, RabbitServer, Unavailable
 
-_WAYS = {"http": over_http, "amqp": over_amqp}
+_RUNS = {"http": fuzz_http, "amqp": fuzz_amqp}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/fuzz",
         description="Runs a shim and a worker on a private RabbitMQ and a private Aerospike and sends them generated "
-        "hostile submissions. Prints what became of them as JSON. Exit code 1 where an invariant is broken.",
+        "hostile submissions. Prints their outcomes as JSON. The exit code is 1 if an invariant is violated.",
     )
-    parser.add_argument("ways", nargs="*", metavar="http|amqp", help="default: both")
-    parser.add_argument("--bodies", type=int, default=100_000, help="on each way (default 100000)")
+    parser.add_argument("entry_points", nargs="*", metavar="http|amqp", help="default: both")
+    parser.add_argument("--bodies", type=int, default=100_000, help="per entry point (default 100000)")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    if unknown := set(arguments.ways) - set(_WAYS):
-        parser.error(f"no such way: {', '.join(unknown)}")
+    entry_points = arguments.entry_points or list(_RUNS)
+    if unknown := set(entry_points) - set(_RUNS):
+        parser.error(f"unknown entry point: {', '.join(unknown)}")
     try:
         rabbitmq = RabbitServer()
-        stores = {way: AerospikeServer() for way in arguments.ways or _WAYS}  # both use the same keys
+        # Each entry point needs its own store, because both use the same idempotency keys.
+        stores = {entry_point: AerospikeServer() for entry_point in entry_points}
     except Unavailable as error:
-        print(f"cannot run here: {error}", file=sys.stderr)
+        print(f"cannot start the servers: {error}", file=sys.stderr)
         return 2
-    broken = False
-    for way, aerospike in stores.items():
+    violated = False
+    for entry_point, aerospike in stores.items():
         with World(rabbitmq, aerospike) as world:
-            outcome = asyncio.run(_WAYS[way](world, arguments.bodies, arguments.seed))
+            outcome = asyncio.run(_RUNS[entry_point](world, arguments.bodies, arguments.seed))
         print(json.dumps(msgspec.to_builtins(outcome), indent=1), flush=True)
         aerospike.stop()
-        broken = broken or bool(outcome.broken)
+        violated = violated or bool(outcome.violations)
     rabbitmq.stop()
-    return 1 if broken else 0
+    return 1 if violated else 0
 
 
 if __name__ == "__main__":

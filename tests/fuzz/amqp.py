@@ -1,4 +1,4 @@
-"""Hostile messages over AMQP, from a producer with the permissions of one, below what any client library would send."""
+"""Hostile AMQP messages of a user with a producer's permissions; client libraries would refuse to send most of them."""
 
 import asyncio
 import random
@@ -50,52 +50,57 @@ _TABLES = (
 
 
 class Producer:
-    """Publishes as `acme` with confirms. `confirmed` messages are the broker's; `ids` must be accepted."""
+    """Publishes with confirms as the user `acme`.
+
+    `confirmed` and `nacked` count the broker's answers. `ids` are the task ids that the worker must accept.
+    """
 
     def __init__(self, url: str, seed: int, large: float) -> None:
-        self._wire = Connection(URL(url), "fuzz", 30, None)
+        self._connection = Connection(URL(url), "fuzz", 30, None)
         self._seed = seed
         self._large = large
-        self._free = asyncio.Semaphore(_WINDOW)
-        self._open: dict[int, None] = {}
+        self._free_slots = asyncio.Semaphore(_WINDOW)
+        self._unconfirmed: set[int] = set()
         self._sent = 0
         self.confirmed = 0
         self.nacked = 0
         self.ids: set[str] = set()
-        self.lost: asyncio.Event = asyncio.Event()
 
     async def send(self, numbers: range) -> None:
+        """Publish one message for each number, and wait until all are confirmed or nacked."""
         if self._sent == 0:
-            await self._wire.connect()
-            self._channel = await self._wire.channel(confirms=True)
-            self._wire.sinks[self._channel.number] = self
+            await self._connection.connect()
+            self._channel = await self._connection.channel(confirms=True)
+            self._connection.sinks[self._channel.number] = self
         for number in numbers:
-            await asyncio.wait_for(self._free.acquire(), 120)
+            await asyncio.wait_for(self._free_slots.acquire(), 120)
             self._sent += 1
-            self._open[self._sent] = None
-            self._wire.write(b"".join(self._message(random.Random(f"{self._seed}.{number}"), f"{self._seed}.{number}")))
-            await self._wire.drain()
+            self._unconfirmed.add(self._sent)
+            key = f"{self._seed}.{number}"
+            self._connection.write(b"".join(self._message(random.Random(key), key)))
+            await self._connection.drain()
         async with asyncio.timeout(120):
-            while self._open:
-                assert not self._wire.closed, "the broker has closed the connection"
+            while self._unconfirmed:
+                assert not self._connection.closed, "the broker closed the connection"
                 await asyncio.sleep(0.02)
 
     async def close(self) -> None:
-        await self._wire.close()
+        await self._connection.close()
 
     def method(self, method: int, data: bytes, start: int) -> bool:
-        """Confirms; anything else is aiormq's."""
+        """Handle acks and nacks of publishes; leave all other methods to aiormq."""
         if method not in (codec.ACK, codec.NACK):
             return False
         tag, multiple = codec.read_confirm(data, start)
-        done = [each for each in self._open if each <= tag] if multiple else [tag]
-        for each in done:
-            del self._open[each]
-            self._free.release()
+        settled = {sequence for sequence in self._unconfirmed if sequence <= tag} if multiple else {tag}
+        assert settled <= self._unconfirmed, f"the broker answered {tag} twice"
+        self._unconfirmed -= settled
+        for _ in settled:
+            self._free_slots.release()
         if method == codec.ACK:
-            self.confirmed += len(done)
+            self.confirmed += len(settled)
         else:
-            self.nacked += len(done)
+            self.nacked += len(settled)
         return True
 
     def header(self, data: bytes, start: int) -> bool:
@@ -104,18 +109,18 @@ class Producer:
     def body(self, part: bytes) -> bool:
         return False
 
-    def _message(self, random_: random.Random, key: str) -> Iterator[bytes]:
-        odd = random_.random
-        kind = "batch" if odd() < 0.25 else "task"
-        if odd() < self._large:
-            body, plain = bodies.huge(random_, key), False
-        elif kind == "task" and odd() < 0.2:
-            body, plain = bodies.valid(random_, key), True
+    def _message(self, rng: random.Random, key: str) -> Iterator[bytes]:
+        chance = rng.random
+        kind = "batch" if chance() < 0.25 else "task"
+        if chance() < self._large:
+            body, is_valid = bodies.huge(rng, key), False
+        elif kind == "task" and chance() < 0.2:
+            body, is_valid = bodies.valid(rng, key), True
         else:
-            body, plain = (bodies.batch if kind == "batch" else bodies.single)(random_, key), False
-        if plain:
+            body, is_valid = (bodies.batch if kind == "batch" else bodies.single)(rng, key), False
+        if is_valid:
             self.ids.add(keyed_id(SubmissionKind.TASK, CUSTOMER, key))
-        properties = _properties(random_, key.encode()) if not plain else _PLAIN | {7: _short(key.encode())}
+        properties = _VALID | {7: _short(key.encode())} if is_valid else _properties(rng, key.encode())
         yield from self._frames(f"{kind}.submitted.{CUSTOMER}".encode(), properties, body)
 
     def _frames(self, routing_key: bytes, properties: dict[int, bytes], body: bytes) -> Iterator[bytes]:
@@ -124,7 +129,7 @@ class Producer:
         flags = sum(1 << bit for bit in properties)
         packed = b"".join(properties[bit] for bit in sorted(properties, reverse=True))
         header = b"\0\x3c\0\0" + struct.pack(">QH", len(body), flags) + packed
-        size = self._wire.frame_max - codec.OVERHEAD
+        size = self._connection.frame_max - codec.OVERHEAD
         parts = [(codec.METHOD, publish), (codec.HEADER, header)]
         parts += [(codec.BODY, body[at : at + size]) for at in range(0, len(body), size)]
         for kind, payload in parts:
@@ -135,24 +140,22 @@ def _short(raw: bytes) -> bytes:
     return bytes([len(raw)]) + raw
 
 
-_PLAIN = {15: _short(_TYPES[0]), 12: b"\2"}
+_VALID = {15: _short(_TYPES[0]), 12: b"\2"}
+"""Properties of a valid message by the bit of their flag: content_type and delivery_mode."""
 
 
-def _properties(random_: random.Random, key: bytes) -> dict[int, bytes]:
-    """Basic properties by their bit in the flags. A user_id of another would be refused by the broker itself."""
-    choice = random_.choice
+def _properties(rng: random.Random, key: bytes) -> dict[int, bytes]:
+    """Return basic properties by the bit of their flag. Another user's user_id is left out: the broker refuses it."""
+    choice = rng.choice
     makers: dict[int, tuple[float, Callable[[], bytes]]] = {
         15: (0.97, lambda: _short(choice((*[_TYPES[0]] * 40, *_TYPES)))),  # content_type
         14: (0.1, lambda: _short(choice(_SHORTS))),  # content_encoding
         13: (0.15, lambda: choice(_TABLES)),  # headers
-        12: (
-            0.9,
-            lambda: bytes([choice((1, 2))]),
-        ),  # delivery_mode; another ends one's channel
+        12: (0.9, lambda: bytes([choice((1, 2))])),  # delivery_mode; another value closes the channel
         10: (0.05, lambda: _short(choice(_SHORTS))),  # correlation_id
         7: (0.98, lambda: _short(choice((*[key] * 90, *_SHORTS)))),  # message_id
         6: (0.05, lambda: struct.pack(">Q", choice((0, 2**63, 2**64 - 1)))),  # timestamp
         5: (0.05, lambda: _short(choice((b"ingest.admitted.v1", b"\xff", b"x" * 255)))),  # type
         4: (0.3, lambda: _short(CUSTOMER.encode())),  # user_id
     }
-    return {bit: make() for bit, (share, make) in makers.items() if random_.random() < share}
+    return {bit: make() for bit, (probability, make) in makers.items() if rng.random() < probability}

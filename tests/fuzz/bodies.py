@@ -1,4 +1,4 @@
-"""Bodies that a hostile or broken client sends, made from a seed."""
+"""Bodies that a hostile or broken client may send, generated from a seed."""
 
 import json
 import random
@@ -72,22 +72,20 @@ _VALUES: Final = (
 )
 
 
-def single(random_: random.Random, key: str) -> bytes:
-    """The body of a task, wrong in most cases; what is not wrong has the key `key`."""
-    return random_.choices(_MAKERS, _WEIGHTS)[0](random_, key)
+def single(rng: random.Random, key: str) -> bytes:
+    """Return the body of a task, invalid in most cases. A valid one has the idempotency key `key`."""
+    return rng.choices(_MAKERS, _WEIGHTS)[0](rng, key)
 
 
-def batch(random_: random.Random, key: str) -> bytes:
-    """The body of a batch likewise."""
-    how = random_.randrange(6)
-    if how == 0:
-        return single(random_, key)
-    count = random_.choice((0, 1, 2, 3, 5))
-    items = [
-        _task(f"{key}.{index % 2}") if random_.random() < 0.3 else json.dumps(TASK).encode() for index in range(count)
-    ]
-    if how == 1 and items:
-        items[random_.randrange(count)] = single(random_, f"{key}.x")
+def batch(rng: random.Random, key: str) -> bytes:
+    """Return the body of a batch, invalid in most cases. A valid one has the idempotency key `key`."""
+    variant = rng.randrange(6)
+    if variant == 0:
+        return single(rng, key)
+    count = rng.choice((0, 1, 2, 3, 5))
+    items = [_task(f"{key}.{index % 2}") if rng.random() < 0.3 else json.dumps(TASK).encode() for index in range(count)]
+    if variant == 1 and items:
+        items[rng.randrange(count)] = single(rng, f"{key}.x")
     return b'{"tasks":[%b],"idempotency_key":%b}' % (b",".join(items), json.dumps(key).encode())
 
 
@@ -95,59 +93,59 @@ def _task(key: str, **changes: object) -> bytes:
     return json.dumps(TASK | {"idempotency_key": key} | changes).encode()
 
 
-def valid(random_: random.Random, key: str) -> bytes:
-    """A body that is right, in one of many ways."""
-    extra = {"hint": random_.choice(_TEXTS), "more": [None, {"a": [1, 2.5]}]}
-    return _task(key, label_spec=TASK["label_spec"] | extra, consensus_threshold=random_.randrange(2, 11))
+def valid(rng: random.Random, key: str) -> bytes:
+    """Return a valid body with unusual values."""
+    extra = {"hint": rng.choice(_TEXTS), "more": [None, {"a": [1, 2.5]}]}
+    return _task(key, label_spec=TASK["label_spec"] | extra, consensus_threshold=rng.randrange(2, 11))
 
 
-def _raw(random_: random.Random, _: str) -> bytes:
-    return random_.choice(_RAW)
+def _raw(rng: random.Random, _: str) -> bytes:
+    return rng.choice(_RAW)
 
 
-def _noise(random_: random.Random, _: str) -> bytes:
-    return random_.randbytes(random_.randrange(200))
+def _noise(rng: random.Random, _: str) -> bytes:
+    return rng.randbytes(rng.randrange(200))
 
 
-def _flipped(random_: random.Random, key: str) -> bytes:
-    """Some bytes of a valid body changed, taken away or doubled."""
+def _damaged(rng: random.Random, key: str) -> bytes:
+    """Return a valid body in which some bytes are replaced, removed or inserted."""
     body = bytearray(_task(key))
-    for _ in range(random_.randrange(1, 4)):
-        at = random_.randrange(len(body))
-        body[at : at + random_.randrange(3)] = random_.randbytes(random_.randrange(3))
+    for _ in range(rng.randrange(1, 4)):
+        at = rng.randrange(len(body))
+        body[at : at + rng.randrange(3)] = rng.randbytes(rng.randrange(3))
     return bytes(body)
 
 
-def _one_value(random_: random.Random, key: str) -> bytes:
-    """One value of a valid body replaced by what JSON or the contract does not want there."""
-    whole = TASK | {"idempotency_key": key, "consensus_threshold": 3, "callback_url": "https://other.example/hook"}
-    name = random_.choice(tuple(whole))
+def _replaced_value(rng: random.Random, key: str) -> bytes:
+    """Return a valid body in which JSON or the contract does not allow one value."""
+    task = TASK | {"idempotency_key": key, "consensus_threshold": 3, "callback_url": "https://other.example/hook"}
+    name = rng.choice(tuple(task))
     if name != "callback_url":
-        del whole["callback_url"]
-    whole[name] = "@@"
-    value = random_.choice((*_VALUES, *[json.dumps(text).encode() for text in _TEXTS]))
-    return json.dumps(whole).encode().replace(b'"@@"', value)
+        del task["callback_url"]
+    task[name] = "@@"
+    value = rng.choice((*_VALUES, *[json.dumps(text).encode() for text in _TEXTS]))
+    return json.dumps(task).encode().replace(b'"@@"', value)
 
 
-def _twice(random_: random.Random, key: str) -> bytes:
-    name = random_.choice(("idempotency_key", "type", "cust_id", "data_url"))
+def _duplicate_name(rng: random.Random, key: str) -> bytes:
+    name = rng.choice(("idempotency_key", "type", "cust_id", "data_url"))
     return _task(key)[:-1] + b',"%b":"a","%b" : "b"}' % (name.encode(), name.encode())
 
 
-def _foreign(random_: random.Random, key: str) -> bytes:
-    """Fields that only the service may decide."""
-    name = random_.choice(("cust_id", "task_id", "status", "created_at", "admitted", "user_id", "__proto__"))
-    return _task(key, **{name: random_.choice(("other", "tsk_0", 1, None))})
+def _service_field(rng: random.Random, key: str) -> bytes:
+    """Return a task with a field that only the service may set."""
+    name = rng.choice(("cust_id", "task_id", "status", "created_at", "admitted", "user_id", "__proto__"))
+    return _task(key, **{name: rng.choice(("other", "tsk_0", 1, None))})
 
 
-def _long(random_: random.Random, key: str) -> bytes:
-    return _task(key, data_url="https://a.example/" + "x" * random_.choice((2030, 2031, 60_000)))
+def _long_url(rng: random.Random, key: str) -> bytes:
+    return _task(key, data_url="https://a.example/" + "x" * rng.choice((2030, 2031, 60_000)))
 
 
-def huge(random_: random.Random, key: str) -> bytes:
-    """8 MiB, give or take: of one string, of many names, of deep or wide arrays."""
-    size = 8 * 1024 * 1024 - random_.choice((-1000, 0, 1000))
-    filler = random_.choice((b'"%b"' % (b"x" * size), b"[" + b"0," * (size // 2) + b"0]", b"\0" * size, b"[" * size))
+def huge(rng: random.Random, key: str) -> bytes:
+    """Return a body of about 8 MiB: a long string, a long array, zero bytes, or deeply nested arrays."""
+    size = 8 * 1024 * 1024 - rng.choice((-1000, 0, 1000))
+    filler = rng.choice((b'"%b"' % (b"x" * size), b"[" + b"0," * (size // 2) + b"0]", b"\0" * size, b"[" * size))
     return _task(key)[:-1] + b',"label":%b}' % filler
 
 
@@ -156,11 +154,11 @@ _WEIGHTED: Final[tuple[tuple[Maker, int], ...]] = (
     (valid, 20),
     (_raw, 10),
     (_noise, 10),
-    (_flipped, 20),
-    (_one_value, 25),
-    (_twice, 5),
-    (_foreign, 8),
-    (_long, 2),
+    (_damaged, 20),
+    (_replaced_value, 25),
+    (_duplicate_name, 5),
+    (_service_field, 8),
+    (_long_url, 2),
 )
 _MAKERS: Final = [maker for maker, _ in _WEIGHTED]
 _WEIGHTS: Final = [weight for _, weight in _WEIGHTED]

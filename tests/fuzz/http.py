@@ -1,4 +1,4 @@
-"""Hostile requests over real connections."""
+"""Hostile HTTP requests over real connections."""
 
 import asyncio
 import json
@@ -15,9 +15,10 @@ _JUNK = ("", "a" * 5000, "\xff\xfe", "a,b;c=d", "00-" + "0" * 32 + "-" + "0" * 1
 
 
 class Requests:
-    """Sends bodies over keep-alive connections and keeps what was answered.
+    """Sends requests over keep-alive connections and collects the answers.
 
-    `statuses` counts answers, 0 where the connection ended without one. `ids` has every id that a 2xx has told.
+    `statuses` counts the answers by status; 0 means that the connection ended without an answer. `ids` has the task ids
+    of every 2xx answer, `wrong` describes the answers that violate an invariant.
     """
 
     def __init__(self, world: World, seed: int, large: float) -> None:
@@ -29,47 +30,46 @@ class Requests:
         self.ids: set[str] = set()
 
     async def send(self, numbers: range, connections: int = 32) -> None:
-        queue = iter(numbers)
-        await asyncio.gather(*[self._lane(queue) for _ in range(connections)])
+        """Send one request for each number, and about a tenth of the accepted ones again."""
+        remaining = iter(numbers)
+        await asyncio.gather(*[self._send_on_one_connection(remaining) for _ in range(connections)])
 
-    async def _lane(self, numbers: Iterator[int]) -> None:
+    async def _send_on_one_connection(self, numbers: Iterator[int]) -> None:
         stream = None
         for number in numbers:
-            random_ = random.Random(f"{self._seed}.{number}")
-            path, head, body = self._request(random_, f"{self._seed}.{number}")
-            for again in (False, True):
+            rng = random.Random(f"{self._seed}.{number}")
+            path, head, body = self._request(rng, f"{self._seed}.{number}")
+            for is_replay in (False, True):
                 if stream is None:
                     stream = await asyncio.open_connection("127.0.0.1", self._world.port)
                 status, answer, keep = await _exchange(*stream, head + body)
-                self._judge(status, answer, path, body, again)
+                self._judge(status, answer, path, body, is_replay)
                 if not keep:
                     stream[1].close()
                     stream = None
-                if status not in (200, 202) or random_.random() > 0.1:
+                if status not in (200, 202) or rng.random() > 0.1:
                     break
         if stream is not None:
             stream[1].close()
 
-    def _request(self, random_: random.Random, key: str) -> tuple[str, bytes, bytes]:
-        path = random_.choices(
-            ("/v1/tasks", "/v1/tasks/batch", "/v1/tasks/../x", "/v1/tasks/%00", "/"), (60, 30, 1, 1, 1)
-        )[0]
+    def _request(self, rng: random.Random, key: str) -> tuple[str, bytes, bytes]:
+        path = rng.choices(("/v1/tasks", "/v1/tasks/batch", "/v1/tasks/../x", "/v1/tasks/%00", "/"), (60, 30, 1, 1, 1))[
+            0
+        ]
         make = bodies.batch if path.endswith("batch") else bodies.single
-        body = bodies.huge(random_, key) if random_.random() < self._large else make(random_, key)
-        odd = random_.random
-        method = (
-            "POST" if odd() < 0.98 else random_.choice(("GET", "PUT", "DELETE", "OPTIONS", "HEAD", "BREW", "TRACE"))
-        )
+        body = bodies.huge(rng, key) if rng.random() < self._large else make(rng, key)
+        chance = rng.random
+        method = "POST" if chance() < 0.98 else rng.choice(("GET", "PUT", "DELETE", "OPTIONS", "HEAD", "BREW", "TRACE"))
         headers = [f"{method} {path} HTTP/1.1", "Host: x"]
-        api_key = self._world.keys[CUSTOMER] if odd() < 0.98 else random_.choice(("", "x", "é", "a" * 9000, "\t"))
+        api_key = self._world.keys[CUSTOMER] if chance() < 0.98 else rng.choice(("", "x", "é", "a" * 9000, "\t"))
         headers.append(f"Authorization: Bearer {api_key}")
-        headers.append(f"Content-Type: {_TYPES[0] if odd() < 0.95 else random_.choice(_TYPES)}")
+        headers.append(f"Content-Type: {_TYPES[0] if chance() < 0.95 else rng.choice(_TYPES)}")
         if path.endswith("batch"):
             headers.append("Prefer: return=representation")
-        if odd() < 0.1:
-            headers.append(f"Idempotency-Key: {key if odd() < 0.5 else random_.choice(_JUNK)}")
-        headers += [f"{random_.choice(_NAMES)}: {random_.choice(_JUNK)}" for _ in range(random_.randrange(3))]
-        if odd() < 0.05:
+        if chance() < 0.1:
+            headers.append(f"Idempotency-Key: {key if chance() < 0.5 else rng.choice(_JUNK)}")
+        headers += [f"{rng.choice(_NAMES)}: {rng.choice(_JUNK)}" for _ in range(rng.randrange(3))]
+        if chance() < 0.05:
             headers.append("Transfer-Encoding: chunked")
             body = b"".join(
                 b"%x\r\n%b\r\n" % (len(body[at : at + 50]), body[at : at + 50])
@@ -80,21 +80,21 @@ class Requests:
             headers.append(f"Content-Length: {len(body)}")
         return path, ("\r\n".join(headers) + "\r\n\r\n").encode("latin-1"), body
 
-    def _judge(self, status: int, answer: bytes, path: str, body: bytes, again: bool) -> None:
+    def _judge(self, status: int, answer: bytes, path: str, body: bytes, is_replay: bool) -> None:
         self.statuses[status] += 1
-        if status >= 500 or (again and status != 200):
+        if status >= 500 or (is_replay and status != 200):
             self.wrong.append(f"{status} {answer[:200]!r} for {path} {body[:300]!r}")
         if status in (200, 202):
-            told = json.loads(answer)
-            self.ids.update(told.get("task_ids") or [told["task_id"]])
+            document = json.loads(answer)
+            self.ids.update(document.get("task_ids") or [document["task_id"]])
         elif status >= 400 and answer[:1] == b"{" and not json.loads(answer)["error"]:
-            self.wrong.append(f"{status} without a word for {body[:300]!r}")
+            self.wrong.append(f"{status} without an error text for {body[:300]!r}")
 
 
 async def _exchange(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes
 ) -> tuple[int, bytes, bool]:
-    """(status, body, whether the connection can be used again); status 0 where none came."""
+    """Return (status, body, whether the connection can be used again). Without an answer, the status is 0 or 599."""
     try:
         writer.write(request)
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 30)

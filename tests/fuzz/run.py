@@ -1,4 +1,4 @@
-"""One run: send, wait until all has come to an end, check the invariants."""
+"""One run: send submissions, wait until all are finished, check the invariants."""
 
 import time
 
@@ -10,26 +10,26 @@ from tests.fuzz.watch import Watch
 from tests.fuzz.world import CUSTOMER, World
 
 LARGE = 0.0005
-"""Share of bodies of about 8 MiB."""
+"""Share of bodies that have about 8 MiB."""
 GROWTH = 60.0
-"""MB that a process may grow after its first tenth: what a few bodies of 8 MiB at once leave in the allocator."""
+"""MB that a process may grow after the first tenth of a run: the allocator keeps memory of concurrent large bodies."""
 
 
 class Outcome(msgspec.Struct):
-    """What a run has shown. `broken` is empty where every invariant holds."""
+    """Result of a run. `violations` is empty if every invariant holds; `before` and `after` are MB of each process."""
 
-    way: str
+    entry_point: str
     bodies: int
     seed: int
     seconds: float
     counts: dict[str, int]
     before: dict[str, float]
     after: dict[str, float]
-    broken: list[str]
+    violations: list[str]
 
 
-async def over_http(world: World, count: int, seed: int) -> Outcome:
-    """Every answer below 500; each id that was told has one event, and no other has one."""
+async def fuzz_http(world: World, count: int, seed: int) -> Outcome:
+    """Check that no answer is a 5xx, and that exactly the task ids in 2xx answers have one event each."""
     watch = Watch(world.admin_url)
     await watch.start()
     began = time.monotonic()
@@ -40,22 +40,22 @@ async def over_http(world: World, count: int, seed: int) -> Outcome:
     await watch.until_tasks(len(requests.ids), 20)
     after = world.memory()
     await watch.close()
-    broken = requests.wrong[:10] + world.defects() + _grown(before, after)
+    violations = requests.wrong[:10] + world.defects() + _grown(before, after)
     if set(watch.tasks) != requests.ids:
-        lost, strange = requests.ids - set(watch.tasks), set(watch.tasks) - requests.ids
-        broken.append(f"{len(lost)} accepted and without an event, {len(strange)} events that nobody was told of")
-    if doubled := [each for each, times in watch.tasks.items() if times > 1]:
-        broken.append(f"{len(doubled)} tasks with more than one event")
+        lost, unknown = requests.ids - set(watch.tasks), set(watch.tasks) - requests.ids
+        violations.append(f"{len(lost)} task ids in 2xx answers have no event, {len(unknown)} others have one")
+    if repeated := [task_id for task_id, events in watch.tasks.items() if events > 1]:
+        violations.append(f"{len(repeated)} tasks have more than one event")
     if watch.dead:
-        broken.append(f"the worker has refused what the shim had taken: {watch.dead}")
+        violations.append(f"the worker rejected submissions that the shim had admitted: {watch.dead}")
     counts = {str(status): number for status, number in sorted(requests.statuses.items())} | {
         "tasks": len(requests.ids)
     }
-    return Outcome("http", count, seed, round(time.monotonic() - began, 1), counts, before, after, broken)
+    return Outcome("http", count, seed, round(time.monotonic() - began, 1), counts, before, after, violations)
 
 
-async def over_amqp(world: World, count: int, seed: int) -> Outcome:
-    """Each confirmed message comes to exactly one end: accepted, a duplicate, or in ingest.dead with a reason."""
+async def fuzz_amqp(world: World, count: int, seed: int) -> Outcome:
+    """Check that each confirmed message has one outcome: accepted, duplicate, or in ingest.dead with a reason."""
     watch = Watch(world.admin_url)
     await watch.start()
     began = time.monotonic()
@@ -68,26 +68,26 @@ async def over_amqp(world: World, count: int, seed: int) -> Outcome:
     after = world.memory()
     await producer.close()
     await watch.close()
-    broken = world.defects() + _grown(before, after)
+    violations = world.defects() + _grown(before, after)
     if (producer.confirmed, producer.nacked) != (count, 0):
-        broken.append(f"{producer.confirmed} confirmed, {producer.nacked} nacked of {count}")
+        violations.append(f"{producer.confirmed} of {count} messages were confirmed, {producer.nacked} nacked")
     if watch.submissions != count:
-        broken.append(f"{watch.submissions} ends of {count} submissions")
+        violations.append(f"{count} submissions have {watch.submissions} outcomes")
     if lost := producer.ids - set(watch.tasks):
-        broken.append(f"{len(lost)} valid ones were not accepted")
-    if doubled := [each for each, times in watch.tasks.items() if times > 1]:
-        broken.append(f"{len(doubled)} tasks with more than one event")
+        violations.append(f"{len(lost)} valid tasks were not accepted")
+    if repeated := [task_id for task_id, events in watch.tasks.items() if events > 1]:
+        violations.append(f"{len(repeated)} tasks have more than one event")
     if sum(watch.dead.values()) != watch.outcomes["submission.rejected"] or "None" in watch.dead:
-        broken.append(f"dead letters {watch.dead}, but {watch.outcomes['submission.rejected']} rejections told")
+        violations.append(f"dead letters {watch.dead}, but {watch.outcomes['submission.rejected']} rejection events")
     if "delivery_limit" in watch.dead:
-        broken.append("redelivered up to the limit")
+        violations.append("messages were redelivered up to the delivery limit")
     counts = {**dict(sorted(watch.outcomes.items())), **{f"dead {name}": n for name, n in sorted(watch.dead.items())}}
-    return Outcome("amqp", count, seed, round(time.monotonic() - began, 1), counts, before, after, broken)
+    return Outcome("amqp", count, seed, round(time.monotonic() - began, 1), counts, before, after, violations)
 
 
 def _grown(before: dict[str, float], after: dict[str, float]) -> list[str]:
     return [
-        f"{name} has grown from {before[name]} to {after[name]} MB"
+        f"the {name} grew from {before[name]} to {after[name]} MB"
         for name in before
         if after[name] > before[name] + GROWTH
     ]

@@ -1,4 +1,4 @@
-"""What came out: every event and every dead letter, counted."""
+"""Counts every event and every dead letter."""
 
 import asyncio
 import json
@@ -12,7 +12,10 @@ from ingest.domain.dead_letters import REASON_HEADER
 
 
 class Watch:
-    """Reads all of asg.events and ingest.dead as they come."""
+    """Consumes all events of asg.events and all dead letters of ingest.dead.
+
+    `tasks` counts acceptance events by task id, `outcomes` events by kind, `dead` dead letters by reason.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -34,26 +37,25 @@ class Watch:
 
     @property
     def submissions(self) -> int:
-        """How many direct submissions have come to an end."""
-        return sum(self.dead.values()) + sum(
-            self.outcomes[each] for each in ("task", "batch.accepted", "submission.duplicate")
-        )
+        """How many direct submissions are finished: accepted, reported as duplicates or rejected."""
+        outcomes = ("task", "batch.accepted", "submission.duplicate")
+        return sum(self.dead.values()) + sum(self.outcomes[outcome] for outcome in outcomes)
 
     async def until(self, count: int, seconds: float) -> None:
-        """Until so many submissions have come to an end, or nothing has for `seconds`."""
-        await self._reach(lambda: self.submissions, count, seconds)
+        """Wait until `count` submissions are finished, or none was finished for `seconds`."""
+        await self._wait_for(lambda: self.submissions, count, seconds)
 
     async def until_tasks(self, count: int, seconds: float) -> None:
-        """Until so many tasks were accepted, or none was for `seconds`."""
-        await self._reach(lambda: len(self.tasks), count, seconds)
+        """Wait until `count` tasks are accepted, or none was accepted for `seconds`."""
+        await self._wait_for(lambda: len(self.tasks), count, seconds)
 
-    async def _reach(self, got: Callable[[], int], count: int, seconds: float) -> None:
+    async def _wait_for(self, current: Callable[[], int], count: int, seconds: float) -> None:
         last, idle = -1, 0.0
-        while got() < count and idle < seconds:
-            idle = idle + 0.1 if got() == last else 0.0
-            last = got()
+        while current() < count and idle < seconds:
+            idle = idle + 0.1 if current() == last else 0.0
+            last = current()
             await asyncio.sleep(0.1)
-        await asyncio.sleep(1)  # what is too much would come now
+        await asyncio.sleep(1)  # surplus events would arrive now
 
     async def _event(self, message: AbstractIncomingMessage) -> None:
         event = json.loads(message.body)

@@ -1,4 +1,4 @@
-"""A shim and a worker, real processes, on RabbitMQ and Aerospike with deploy/rabbitmq's users and permissions."""
+"""A real shim and a real worker on RabbitMQ and Aerospike, with the users and permissions of deploy/rabbitmq."""
 
 import json
 import os
@@ -19,17 +19,20 @@ _DEPLOY = Path(__file__).parents[2] / "deploy/rabbitmq"
 CUSTOMER = "acme"
 OTHER = "other"
 DEFECTS = ("Traceback", "request_failed", "attempt_crashed")
-"""What the log of a process says when it meets a defect of ours."""
+"""Texts in the log of a process that show a defect of the service."""
 
 
 class World:
-    """A context manager. `acme` and `other` are customers, each with an API key and a producer's AMQP user."""
+    """A context manager that runs a shim and a worker.
+
+    The customers `acme` and `other` each have an API key in `keys` and the URL of an AMQP user in `producer_urls`.
+    """
 
     def __init__(
         self, rabbitmq: RabbitServer, aerospike: AerospikeServer, env: Mapping[str, str] | None = None
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="ingest-fuzz-")
-        self.directory = Path(self._folder.name)
+        self._temporary_directory = tempfile.TemporaryDirectory(prefix="ingest-fuzz-")
+        self.directory = Path(self._temporary_directory.name)
         self._rabbitmq = rabbitmq
         self.admin_url = rabbitmq.new_vhost()
         self._provision(urlsplit(self.admin_url).path[1:])
@@ -46,7 +49,7 @@ class World:
         self.keys = {}
         for name in (CUSTOMER, OTHER):
             run_ingest("customer", "add", name, env=self.env, directory=self.directory)
-            # An Aerospike may have served another world, in which the customer had a quota.
+            # Another world may have given the customer a quota in the same Aerospike.
             self.ingest("customer", "set", name, "--quota", "unlimited", "--no-strict")
             self.keys[name] = self.ingest("key", "create", name)["api_key"]
         (self.port,) = free_ports(1)
@@ -64,29 +67,29 @@ class World:
             process.process.kill()
             process.process.wait()
         self._rabbitmq.drop_vhost(self.admin_url)
-        self._folder.cleanup()
+        self._temporary_directory.cleanup()
 
     def ingest(self, *arguments: str) -> Any:
-        """A command's JSON output."""
-        done = run_ingest(*arguments, "--json", env=self.env, directory=self.directory)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        """Run an `ingest` command that must succeed, and return its JSON output."""
+        completed = run_ingest(*arguments, "--json", env=self.env, directory=self.directory)
+        assert completed.returncode == 0, completed.stderr
+        return json.loads(completed.stdout)
 
     def memory(self) -> dict[str, float]:
-        """Resident MB of each process."""
+        """Return the resident memory of each process in MB."""
         processes = {"shim": self.shim, "worker": self.worker}
-        return {name: round(rss(each.process.pid, peak=False), 1) for name, each in processes.items()}
+        return {name: round(rss(process.process.pid, peak=False), 1) for name, process in processes.items()}
 
     def defects(self) -> list[str]:
-        """Lines of the logs that tell of a defect, and processes that have ended."""
-        found = []
+        """Return the lines of the logs that show a defect, and the processes that have ended."""
+        defects = []
         for name, process in (("shim", self.shim), ("worker", self.worker)):
             if process.process.poll() is not None:
-                found.append(f"{name} has ended with {process.process.returncode}")
-            found += [
-                f"{name}: {line[:500]}" for line in process.text().splitlines() if any(d in line for d in DEFECTS)
-            ]
-        return found
+                defects.append(f"{name} has ended with exit code {process.process.returncode}")
+            for line in process.text().splitlines():
+                if any(defect in line for defect in DEFECTS):
+                    defects.append(f"{name}: {line[:500]}")
+        return defects
 
     def _provision(self, vhost: str) -> None:
         passwords = self.directory / "passwords"
@@ -94,15 +97,16 @@ class World:
         for user in ("ingest", "operator", CUSTOMER, OTHER):
             (passwords / user).write_text(f"password-of-{user}")
         shipped = json.loads((_DEPLOY / "users.json").read_text())
-        another = {
+        # The shipped file has one producer, `acme`; a copy of its definitions makes the producer `other`.
+        second_producer = {
             section: [
-                {name: OTHER if value == CUSTOMER else value for name, value in each.items()}
-                for each in objects
-                if CUSTOMER in each.values()
+                {name: OTHER if value == CUSTOMER else value for name, value in definition.items()}
+                for definition in definitions
+                if CUSTOMER in definition.values()
             ]
-            for section, objects in shipped.items()
+            for section, definitions in shipped.items()
         }
-        (self.directory / "users.json").write_text(json.dumps(another))
+        (self.directory / "users.json").write_text(json.dumps(second_producer))
         files = [str(_DEPLOY / "users.json"), str(self.directory / "users.json")]
         subprocess.run(
             [sys.executable, str(_DEPLOY / "provision.py"), "--passwords", str(passwords), "--vhost", vhost, *files],
