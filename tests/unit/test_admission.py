@@ -1,4 +1,4 @@
-"""Admission on a real SQLite ledger: claims, charges, leases, replays; and its laws."""
+"""Admission on a real SQLite ledger: claims, charges, leases and replays."""
 
 import asyncio
 import tempfile
@@ -32,13 +32,13 @@ def task(key: str | None = None, customer: Customer = CUSTOMER, **changes: Any) 
     return Request(task_submission(body(**changes), customer.cust_id, customer.webhooks, key), customer)
 
 
-def batch(*keys: str | None, key: str | None = None, customer: Customer = CUSTOMER) -> Request:
-    items = [body(idempotency_key=item) if item else body() for item in keys]
+def batch(*item_keys: str | None, key: str | None = None, customer: Customer = CUSTOMER) -> Request:
+    items = [body(idempotency_key=item_key) if item_key else body() for item_key in item_keys]
     return Request(batch_submission({"tasks": items}, customer.cust_id, customer.webhooks, key), customer)
 
 
 class AdmissionHarness:
-    """A store, its clock and an admission."""
+    """An admission with its store and its clock."""
 
     def __init__(self, store: SqliteStore, clock: Clock) -> None:
         self.store = store
@@ -48,7 +48,7 @@ class AdmissionHarness:
     async def admit(self, *requests: Request) -> list[Decision]:
         return await self.admission.admit(requests)
 
-    async def one(self, request: Request) -> Decision:
+    async def admit_one(self, request: Request) -> Decision:
         return (await self.admission.admit([request]))[0]
 
     async def used(self) -> int:
@@ -63,109 +63,106 @@ async def harness(tmp_path: Path) -> AsyncIterator[AdmissionHarness]:
     await store.close()
 
 
-async def test_a_process_that_stood_still_does_not_charge(harness: AdmissionHarness, tmp_path: Path) -> None:
-    """Stopped between claim and charge for longer than the lease: who took over has paid, so it must not pay again."""
+async def test_attempt_suspended_beyond_its_lease_does_not_charge(harness: AdmissionHarness, tmp_path: Path) -> None:
+    """The process stops between claim and charge. Another attempt takes the claim over and is charged for it."""
 
-    class Stopped(SqliteStore):
+    class SuspendedAfterClaim(SqliteStore):
         async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
             claimed = await super().claim(entries)
             harness.clock.now += 31
-            assert (await harness.one(task("k"))).verdict is Verdict.ADMITTED
+            assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
             return claimed
 
-    store = await Stopped.open(tmp_path / "s.db", clock=harness.clock)
+    store = await SuspendedAfterClaim.open(tmp_path / "s.db", clock=harness.clock)
     with pytest.raises(StoreUnavailable):
         await Admission(store, lease=30, clock=harness.clock).admit([task("k")])
     await store.close()
     assert await harness.used() == 1
-    assert (await harness.one(task("k"))).verdict is Verdict.CONTENDED
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.CONTENDED
 
 
-async def test_new_then_replay(harness: AdmissionHarness) -> None:
-    """The first is admitted and charged; after `queued` the key is a replay of it, not charged."""
-    first = await harness.one(task("k"))
+async def test_repeat_of_queued_task_is_replay_and_not_charged(harness: AdmissionHarness) -> None:
+    first = await harness.admit_one(task("k"))
     assert (first.verdict, await harness.used()) == (Verdict.ADMITTED, 1)
     await harness.admission.queued([first])
     harness.clock.now += 100
-    again = await harness.one(task("k"))
-    assert (again.verdict, again.entry.created_at, again.mismatch) == (Verdict.REPLAY, first.entry.created_at, False)
+    replay = await harness.admit_one(task("k"))
+    assert (replay.verdict, replay.entry.created_at, replay.mismatch) == (Verdict.REPLAY, first.entry.created_at, False)
     assert await harness.used() == 1
 
 
-async def test_another_body_is_a_mismatch(harness: AdmissionHarness) -> None:
-    """The original stands and the difference is told; defaults spelled out are no difference."""
-    await harness.admission.queued([await harness.one(task("k"))])
-    assert (await harness.one(task("k", data_url="https://b.example"))).mismatch
-    assert not (await harness.one(task("k", consensus_threshold=3))).mismatch
+async def test_replay_with_different_body_is_mismatch(harness: AdmissionHarness) -> None:
+    """A default value that the client writes out does not make the body different."""
+    await harness.admission.queued([await harness.admit_one(task("k"))])
+    assert (await harness.admit_one(task("k", data_url="https://b.example"))).mismatch
+    assert not (await harness.admit_one(task("k", consensus_threshold=3))).mismatch
 
 
-async def test_two_of_one_key_in_one_list(harness: AdmissionHarness) -> None:
-    """One is admitted, the other busy; one charge."""
+async def test_same_key_twice_in_one_list_is_admitted_once(harness: AdmissionHarness) -> None:
     verdicts = [decision.verdict for decision in await harness.admit(task("k"), task("k"))]
     assert sorted(verdicts) == [Verdict.ADMITTED, Verdict.CONTENDED]
     assert await harness.used() == 1
 
 
-async def test_a_live_lease_is_busy_and_a_dead_one_is_taken_over(harness: AdmissionHarness) -> None:
-    """Whoever crashed delays a retry by the lease, and its charge may count twice, never less."""
-    first = await harness.one(task("k"))
-    assert (await harness.one(task("k"))).verdict is Verdict.CONTENDED
+async def test_claim_is_contended_during_its_lease_and_taken_over_afterwards(harness: AdmissionHarness) -> None:
+    """The crashed attempt was charged too: a crash can charge twice, but never too little."""
+    first = await harness.admit_one(task("k"))
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.CONTENDED
     harness.clock.now += 31
-    second = await harness.one(task("k"))
+    second = await harness.admit_one(task("k"))
     assert second.verdict is Verdict.ADMITTED
     assert second.entry.created_at == first.entry.created_at
     assert await harness.used() == 2
 
 
-async def test_release_with_refund_leaves_nothing_behind(harness: AdmissionHarness) -> None:
-    """After a publish that certainly failed: free at once, and charged anew once."""
-    await harness.admission.release([await harness.one(task("k"))], refund=True)
+async def test_release_with_refund_frees_key_and_quota(harness: AdmissionHarness) -> None:
+    """This follows a publish that certainly failed. The retry is charged again, once."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=True)
     assert await harness.used() == 0
-    assert (await harness.one(task("k"))).verdict is Verdict.ADMITTED
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
     assert await harness.used() == 1
 
 
-async def test_release_in_doubt_keeps_the_charge_for_the_retry(harness: AdmissionHarness) -> None:
-    """After a publish in doubt: free at once, and the retry is not charged again."""
-    await harness.admission.release([await harness.one(task("k"))], refund=False)
-    assert (await harness.one(task("k"))).verdict is Verdict.ADMITTED
+async def test_release_without_refund_keeps_charge_for_retry(harness: AdmissionHarness) -> None:
+    """This follows a publish that may have succeeded. The retry is admitted at once and is not charged again."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
     assert await harness.used() == 1
 
 
-async def test_quota_refuses_and_leaves_no_claim(harness: AdmissionHarness) -> None:
-    """A refused key is free; a replay with an exhausted quota is still a replay."""
-    await harness.admission.queued([await harness.one(batch(*[None] * 9, key="b")), await harness.one(task("k"))])
-    assert (await harness.one(task("new"))).verdict is Verdict.QUOTA_EXHAUSTED
+async def test_exhausted_quota_leaves_no_claim_and_still_allows_replays(harness: AdmissionHarness) -> None:
+    nine_tasks = batch(*[None] * 9, key="b")
+    await harness.admission.queued([await harness.admit_one(nine_tasks), await harness.admit_one(task("k"))])
+    assert (await harness.admit_one(task("new"))).verdict is Verdict.QUOTA_EXHAUSTED
     assert await harness.store.read([task("new").submission.id]) == [None]
-    assert (await harness.one(task("k"))).verdict is Verdict.REPLAY
-    assert (await harness.one(batch(*[None] * 9, key="b"))).verdict is Verdict.REPLAY
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.REPLAY
+    assert (await harness.admit_one(batch(*[None] * 9, key="b"))).verdict is Verdict.REPLAY
     assert await harness.used() == 10
 
 
-async def test_quota_of_a_list_is_used_up_one_by_one(harness: AdmissionHarness) -> None:
-    """Twelve singles under a limit of ten: ten are admitted."""
+async def test_list_that_exceeds_quota_is_admitted_up_to_quota(harness: AdmissionHarness) -> None:
     decisions = await harness.admit(*[task(f"k{i}") for i in range(12)])
     assert [decision.verdict for decision in decisions].count(Verdict.ADMITTED) == 10
     assert await harness.used() == 10
 
 
-async def test_a_batch_is_charged_for_its_new_tasks_only(harness: AdmissionHarness) -> None:
-    """An item accepted before is a replay within the batch; two items with one key are one task."""
-    await harness.admission.queued([await harness.one(task("x"))])
-    decision = await harness.one(batch("x", "y", "y", None, key="b"))
+async def test_batch_is_charged_only_for_new_tasks(harness: AdmissionHarness) -> None:
+    """An item whose key was queued before is a replay within the batch. Two items with the same key are one task."""
+    await harness.admission.queued([await harness.admit_one(task("x"))])
+    decision = await harness.admit_one(batch("x", "y", "y", None, key="b"))
     assert decision.verdict is Verdict.ADMITTED
     assert decision.replayed == (task("x").submission.id,)
     assert await harness.used() == 3
 
 
-async def test_a_batch_is_one_entry_and_one_for_each_key(harness: AdmissionHarness) -> None:
-    """Items without keys live in the batch's entry, which tells their ids."""
-    decision = await harness.one(batch(None, "x", None, "y", "x", key="b"))
+async def test_batch_has_own_entry_and_one_for_each_item_key(harness: AdmissionHarness) -> None:
+    """Unkeyed items have no entry of their own; the batch's entry lists their ids."""
+    decision = await harness.admit_one(batch(None, "x", None, "y", "x", key="b"))
     tasks = decision.request.submission.tasks
     assert [entry.id for entry in decision.owned] == [decision.entry.id, tasks[1].task_id, tasks[3].task_id]
     assert decision.entry.task_ids == [task.task_id for task in tasks]
     assert [decision.entry.covers_index(index) for index in range(6)] == [True, False, True, False, False, False]
-    stored = await harness.store.read([decision.entry.id, *[each.task_id for each in tasks]])
+    stored = await harness.store.read([decision.entry.id, *[task.task_id for task in tasks]])
     assert [entry is not None for entry in stored] == [True, False, True, False, True, True]
 
 
@@ -181,74 +178,78 @@ async def test_a_batch_is_one_entry_and_one_for_each_key(harness: AdmissionHarne
         ([None, "x", "x"], ["x", None, "x"], 2),
     ],
 )
-async def test_a_batch_in_doubt_is_charged_once(
+async def test_retry_of_unconfirmed_batch_is_charged_only_for_uncharged_tasks(
     harness: AdmissionHarness, first: list[str | None], second: list[str | None], charged: int
 ) -> None:
-    """The retry pays for what the first attempt has not paid, also with another body, and the entry is the retry's."""
-    await harness.admission.release([await harness.one(batch(*first, key="b"))], refund=False)
-    retry = await harness.one(batch(*second, key="b"))
+    """This also holds if the retry has a different body. The stored entry is then the retry's."""
+    await harness.admission.release([await harness.admit_one(batch(*first, key="b"))], refund=False)
+    retry = await harness.admit_one(batch(*second, key="b"))
     assert (retry.verdict, await harness.used()) == (Verdict.ADMITTED, charged)
     (stored,) = await harness.store.read([retry.entry.id])
     assert stored is not None
     assert stored.fingerprint == retry.request.submission.fingerprint
-    assert stored.task_ids == [each.task_id for each in retry.request.submission.tasks]
-    # Taken back is only what the retry has paid, and it is paid again then.
+    assert stored.task_ids == [task.task_id for task in retry.request.submission.tasks]
+    # A refund takes back only what the retry was charged, and the next retry is charged for it again.
     await harness.admission.release([retry], refund=True)
-    assert (await harness.one(batch(*second, key="b"))).verdict is Verdict.ADMITTED
+    assert (await harness.admit_one(batch(*second, key="b"))).verdict is Verdict.ADMITTED
     assert await harness.used() == charged
 
 
-async def test_a_dead_batch_is_taken_over_with_its_items(harness: AdmissionHarness) -> None:
-    """After the lease, one retry holds the batch and its keyed items under the original time."""
-    first = await harness.one(batch(None, "x", key="b"))
-    assert (await harness.one(batch(None, "x", key="b"))).verdict is Verdict.CONTENDED
+async def test_expired_batch_claim_is_taken_over_with_its_items(harness: AdmissionHarness) -> None:
+    """After the lease, the retry holds the batch and its keyed items and keeps the original creation time."""
+    first = await harness.admit_one(batch(None, "x", key="b"))
+    assert (await harness.admit_one(batch(None, "x", key="b"))).verdict is Verdict.CONTENDED
     harness.clock.now += 31
-    second = await harness.one(batch(None, "x", key="b"))
+    second = await harness.admit_one(batch(None, "x", key="b"))
     assert second.verdict is Verdict.ADMITTED
     assert [entry.id for entry in second.owned] == [entry.id for entry in first.owned]
     assert second.entry.created_at == first.entry.created_at
-    await harness.admission.queued([first])  # the dead one wakes up: it holds nothing any more
-    assert [e.is_durable for e in await harness.store.read([e.id for e in second.owned]) if e] == [False, False]
+    await harness.admission.queued([first])  # the first owner resumes, but its claims were taken over
+    stored = await harness.store.read([entry.id for entry in second.owned])
+    assert [entry.is_durable for entry in stored if entry] == [False, False]
 
 
-async def test_an_item_that_landed_with_a_dead_batch_is_sent_again(harness: AdmissionHarness) -> None:
-    """`queued` reached the item but not its batch: the retry carries the item, unpaid, and not as a replay."""
-    first = await harness.one(batch(None, "x", key="b"))
+async def test_item_queued_by_crashed_batch_is_published_again_by_retry(harness: AdmissionHarness) -> None:
+    """The crash left the item queued and its batch claimed. The retry includes the item, and does not report a replay.
+
+    The retry is not charged for the item, but again for the unkeyed one.
+    """
+    first = await harness.admit_one(batch(None, "x", key="b"))
     await harness.admission.queued([msgspec.structs.replace(first, owned=first.owned[1:])])
     harness.clock.now += 31
-    second = await harness.one(batch(None, "x", key="b"))
+    second = await harness.admit_one(batch(None, "x", key="b"))
     assert (second.verdict, second.replayed) == (Verdict.ADMITTED, ())
     assert [entry.id for entry in second.owned] == [second.entry.id]
-    assert await harness.used() == 3  # the crash has paid once too often for the batch's own item
+    assert await harness.used() == 3
 
 
-async def test_a_batch_steps_back_where_an_item_is_busy(harness: AdmissionHarness) -> None:
-    """Nothing charged, nothing held: neither waits for the other."""
-    await harness.one(task("x"))
-    assert (await harness.one(batch("w", "x", key="b"))).verdict is Verdict.CONTENDED
+async def test_batch_releases_its_claims_if_an_item_is_contended(harness: AdmissionHarness) -> None:
+    """Nothing is charged and nothing stays claimed, so that neither attempt waits for the other."""
+    await harness.admit_one(task("x"))
+    assert (await harness.admit_one(batch("w", "x", key="b"))).verdict is Verdict.CONTENDED
     assert await harness.used() == 1
-    assert (await harness.one(task("w"))).verdict is Verdict.ADMITTED
+    assert (await harness.admit_one(task("w"))).verdict is Verdict.ADMITTED
 
 
-async def test_a_batch_is_all_or_nothing_for_the_quota(harness: AdmissionHarness) -> None:
-    """Eleven tasks under a limit of ten: none, and no item keeps a claim."""
-    decision = await harness.one(batch(None, *[f"i{i}" for i in range(10)], key="b"))
+async def test_batch_that_exceeds_quota_is_refused_whole(harness: AdmissionHarness) -> None:
+    """Nothing is charged, and neither the batch nor an item keeps a claim."""
+    decision = await harness.admit_one(batch(None, *[f"i{i}" for i in range(10)], key="b"))
     assert (decision.verdict, await harness.used()) == (Verdict.QUOTA_EXHAUSTED, 0)
-    ids = [each.task_id for each in decision.request.submission.tasks]
-    assert await harness.store.read([decision.request.submission.id, *ids]) == [None] * 12
+    task_ids = [task.task_id for task in decision.request.submission.tasks]
+    assert await harness.store.read([decision.request.submission.id, *task_ids]) == [None] * 12
 
 
-async def test_accepted_goes_with_a_lost_ledger(harness: AdmissionHarness) -> None:
-    """Settling writes the whole entry even where the store has lost it."""
-    decision = await harness.one(task("k"))
-    harness.clock.now += 8 * 86_400
+async def test_settle_writes_whole_entry_if_ledger_has_lost_it(harness: AdmissionHarness) -> None:
+    decision = await harness.admit_one(task("k"))
+    harness.clock.now += 8 * 86_400  # the entry expires
+    assert await harness.store.read([decision.entry.id]) == [None]
     await harness.admission.accepted(decision.owned)
     (entry,) = await harness.store.read([decision.entry.id])
     assert entry is not None
     assert entry.phase is Phase.ACCEPTED
 
 
-steps = st.lists(
+attempts = st.lists(
     st.tuples(
         st.sampled_from(["a", "b", "c", "d"]),
         st.lists(st.sampled_from([None, "a", "b", "z"]), max_size=4),
@@ -259,43 +260,47 @@ steps = st.lists(
 )
 
 
-@given(steps)
+@given(attempts)
 @settings(max_examples=100)
-def test_laws_over_any_history(history: list[tuple[str, list[str | None], str]]) -> None:
-    """One identity per key; one landing per key; never under-charged; over-charged only by crashes and doubts.
+def test_each_key_becomes_durable_once_and_is_never_undercharged(
+    history: list[tuple[str, list[str | None], str]],
+) -> None:
+    """Only crashes and unconfirmed publishes can charge more than the durable tasks.
 
-    Singles, and batches of items with and without keys, whose bodies change from attempt to attempt.
+    The histories mix tasks and batches with keyed and unkeyed items; bodies change from attempt to attempt.
     """
 
     async def play() -> None:
         with tempfile.TemporaryDirectory() as directory:
             clock = Clock()
             store = await SqliteStore.open(Path(directory) / "s.db", clock=clock)
-            plenty = Customer(cust_id="c", monthly_quota=1_000_000)
+            customer = Customer(cust_id="c", monthly_quota=1_000_000)
             harness = AdmissionHarness(store, clock)
-            is_durable: set[str] = set()
-            batches: set[str] = set()
-            spent = 0
+            durable_tasks: set[str] = set()
+            durable_batches: set[str] = set()
+            allowed_excess = 0
             for key, items, fate in history:
-                clock.now += 40
-                request = batch(*items, key=key, customer=plenty) if items else task(key, plenty)
-                decision = await harness.one(request)
-                wanted = {each.task_id for each in request.submission.tasks}
-                id_ = request.submission.id
-                assert (decision.verdict is Verdict.REPLAY) == (id_ in is_durable | batches)
+                clock.now += 40  # longer than the lease
+                request = batch(*items, key=key, customer=customer) if items else task(key, customer)
+                decision = await harness.admit_one(request)
+                task_ids = {task.task_id for task in request.submission.tasks}
+                submission_id = request.submission.id
+                is_durable = submission_id in durable_tasks | durable_batches
+                assert (decision.verdict is Verdict.REPLAY) == is_durable
                 if decision.verdict is not Verdict.ADMITTED:
                     continue
-                assert not wanted & is_durable - set(decision.replayed)
+                assert not task_ids & durable_tasks - set(decision.replayed)
+                charged = decision.charge.count if decision.charge else 0
                 if fate == "queue":
                     await harness.admission.queued([decision])
-                    is_durable |= wanted
-                    batches |= {id_} if items else set()
+                    durable_tasks |= task_ids
+                    durable_batches |= {submission_id} if items else set()
                 elif fate == "crash":
-                    spent += decision.charge.count if decision.charge else 0
+                    allowed_excess += charged
                 else:
-                    spent += decision.charge.count if decision.charge and fate == "doubt" else 0
+                    allowed_excess += charged if fate == "doubt" else 0
                     await harness.admission.release([decision], refund=fate == "refund")
-            assert len(is_durable) <= await harness.used() <= len(is_durable) + spent
+            assert len(durable_tasks) <= await harness.used() <= len(durable_tasks) + allowed_excess
             await store.close()
 
     asyncio.run(play())

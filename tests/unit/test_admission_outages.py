@@ -1,4 +1,4 @@
-"""Admission while the store goes away: nothing is paid for twice, and nobody waits for a lease that is nobody's."""
+"""Admission while the store fails: nothing is charged twice, and no claim delays a retry until its lease ends."""
 
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -16,64 +16,65 @@ from tests.unit.test_admission import MONTH, task
 
 
 class ChargeFails(SqliteStore):
-    """The store goes away between claim and charge."""
+    """A store that fails between claim and charge."""
 
     async def charge(self, charges: Any) -> list[bool]:
-        raise StoreUnavailable("away")
+        raise StoreUnavailable("unavailable")
 
 
-class Away(SqliteStore):
-    """Takes no changes while `away`."""
+class ApplyFails(SqliteStore):
+    """A store that refuses changes of entries while `unavailable` is true."""
 
-    away = False
+    unavailable = False
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
-        if self.away and changes:
-            raise StoreUnavailable("away")
+        if self.unavailable and changes:
+            raise StoreUnavailable("unavailable")
         return await super().apply(changes)
 
 
 @pytest.fixture
-async def shaky(tmp_path: Path) -> AsyncIterator[Away]:
-    store = await Away.open(tmp_path / "away.db", clock=Clock())
+async def store(tmp_path: Path) -> AsyncIterator[ApplyFails]:
+    store = await ApplyFails.open(tmp_path / "s.db", clock=Clock())
     yield store
     await store.close()
 
 
-async def test_what_was_granted_is_refunded_where_the_rest_fails(shaky: Away) -> None:
-    """One customer is charged, another refused, and the refusal cannot be written down: nobody has paid for that. The
-    claims are given back as soon as the store takes it, so a retry is not kept waiting by a lease."""
-    admission = Admission(shaky, lease=30, clock=Clock())
-    poor = task("k", Customer(cust_id="poor", monthly_quota=0))
-    shaky.away = True
+async def test_granted_charges_are_refunded_if_rest_of_admission_fails(store: ApplyFails) -> None:
+    """One customer is charged, the other exceeds its quota, and deleting its claim fails.
+
+    The claims are released on the next admission, so a retry does not wait for the lease.
+    """
+    admission = Admission(store, lease=30, clock=Clock())
+    over_quota = task("k", Customer(cust_id="poor", monthly_quota=0))
+    store.unavailable = True
     with pytest.raises(StoreUnavailable):
-        await admission.admit([task("k"), poor])
-    assert await shaky.used("c", MONTH) == 0
-    shaky.away = False
-    verdicts = [decision.verdict for decision in await admission.admit([task("k"), poor])]
+        await admission.admit([task("k"), over_quota])
+    assert await store.used("c", MONTH) == 0
+    store.unavailable = False
+    verdicts = [decision.verdict for decision in await admission.admit([task("k"), over_quota])]
     assert verdicts == [Verdict.ADMITTED, Verdict.QUOTA_EXHAUSTED]
-    assert await shaky.used("c", MONTH) == 1
+    assert await store.used("c", MONTH) == 1
 
 
-async def test_a_release_that_does_not_go_is_made_up_for(shaky: Away) -> None:
-    """A publish in doubt, then the store is away: the retry finds its claim free all the same, and pays nothing."""
-    admission = Admission(shaky, lease=30, clock=Clock())
+async def test_failed_release_is_retried_before_next_admission(store: ApplyFails) -> None:
+    """The publish is unconfirmed, so the retry is not charged again."""
+    admission = Admission(store, lease=30, clock=Clock())
     first = await admission.admit([task("k")])
-    shaky.away = True
+    store.unavailable = True
     await admission.release(first, refund=False)
     with pytest.raises(StoreUnavailable):
         await admission.admit([task("k")])
-    shaky.away = False
-    (again,) = await admission.admit([task("k")])
-    assert (again.verdict, await shaky.used("c", MONTH)) == (Verdict.ADMITTED, 1)
+    store.unavailable = False
+    (retry,) = await admission.admit([task("k")])
+    assert (retry.verdict, await store.used("c", MONTH)) == (Verdict.ADMITTED, 1)
 
 
-async def test_an_outage_half_way_gives_the_claims_back(tmp_path: Path) -> None:
-    """The error is told, and a retry need not wait for the lease."""
-    broken = await ChargeFails.open(tmp_path / "s.db")
+async def test_claims_are_released_if_charge_fails(tmp_path: Path) -> None:
+    failing = await ChargeFails.open(tmp_path / "s.db")
     with pytest.raises(StoreUnavailable):
-        await Admission(broken).admit([task("k")])
-    whole = await SqliteStore.open(tmp_path / "s.db")
-    assert (await Admission(whole).admit([task("k")]))[0].verdict is Verdict.ADMITTED
-    await broken.close()
-    await whole.close()
+        await Admission(failing).admit([task("k")])
+    working = await SqliteStore.open(tmp_path / "s.db")
+    assert (await Admission(working).admit([task("k")]))[0].verdict is Verdict.ADMITTED
+    await failing.close()
+    await working.close()

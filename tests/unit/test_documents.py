@@ -1,4 +1,4 @@
-"""README, deploy/ and --help say what the code does."""
+"""README, deploy/ and --help agree with the code."""
 
 import json
 from pathlib import Path
@@ -21,44 +21,43 @@ PRODUCERS = (ROOT / "deploy/producers.md").read_text()
 
 
 def test_every_setting_is_in_the_settings_page_and_in_help() -> None:
-    """To mend the page, replace its table with the output of `python -m tests.support.settings_table`."""
-    shown = CliRunner().invoke(app, ["--help"]).output
+    """If it fails, replace the table in the page with the output of `python -m tests.support.settings_table`."""
+    output = CliRunner().invoke(app, ["--help"]).output
     assert markdown() in SETTINGS
     for name, _, _ in settings.described():
-        assert name in shown
+        assert name in output
 
 
-def test_every_reason_is_explained() -> None:
-    """A producer can look each code up."""
+def test_every_dead_letter_reason_is_in_the_producers_page() -> None:
     assert [str(reason) for reason in Reason if f"| `{reason}` |" not in PRODUCERS] == []
 
 
-def test_deployed_definitions_are_the_topology() -> None:
+def test_deployed_definitions_match_the_topology() -> None:
     """deploy/ has exactly what `ingest topology export` prints."""
     assert json.loads((ROOT / "deploy/rabbitmq/definitions.json").read_text()) == definitions()
 
 
 def test_every_command_has_help() -> None:
-    """`--help` of each command exits 0 and says what it does."""
     runner = CliRunner()
-    groups = {"": get_command(app)}
-    for name, command in list(getattr(groups[""], "commands").items()):  # noqa: B009 - typer's group is not typed
-        shown = runner.invoke(app, [name, "--help"])
-        assert shown.exit_code == 0
-        assert command.help
-        for sub in getattr(command, "commands", {}):
-            assert runner.invoke(app, [name, sub, "--help"]).exit_code == 0
+    commands = getattr(get_command(app), "commands")  # noqa: B009 - typer's group is not typed
+    assert commands
+    for name, command in commands.items():
+        assert command.help, name
+        assert runner.invoke(app, [name, "--help"]).exit_code == 0
+        for subcommand_name, subcommand in getattr(command, "commands", {}).items():
+            assert subcommand.help, f"{name} {subcommand_name}"
+            assert runner.invoke(app, [name, subcommand_name, "--help"]).exit_code == 0
 
 
-def test_openapi_names_every_status_once_and_resolves() -> None:
-    """Each $ref of the document points at something."""
+def test_openapi_references_resolve_and_task_statuses_are_documented() -> None:
     document = openapi_document()
-    text = json.dumps(document)
-    for reference in set(_references(document)):
+    references = set(_references(document))
+    assert references
+    for reference in references:
         node = document
         for part in reference.removeprefix("#/").split("/"):
             node = node[part]
-    assert "$defs" not in text
+    assert "$defs" not in json.dumps(document)
     assert set(document["paths"]["/v1/tasks"]["post"]["responses"]) >= {"200", "202", "400", "401", "403", "503"}
 
 
@@ -70,8 +69,7 @@ def test_openapi_names_every_status_once_and_resolves() -> None:
         ("Authorization: Bearer some.token", "some.token"),
     ],
 )
-def test_secrets_are_taken_out_of_logs(text: str, secret: str) -> None:
-    """API keys, passwords in URLs, bearer tokens."""
+def test_secrets_are_redacted_in_logs(text: str, secret: str) -> None:
     assert secret in text
     assert secret not in redact(text)
 
@@ -84,8 +82,7 @@ def test_secrets_are_taken_out_of_logs(text: str, secret: str) -> None:
         ({"log_level": "loud"}, "INGEST_LOG_LEVEL"),
     ],
 )
-def test_wrong_settings_name_the_variable(changes: dict[str, object], message: str) -> None:
-    """One sentence, with the variable to change."""
+def test_error_of_invalid_setting_names_its_variable(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         settings.load(**changes)
 
@@ -93,5 +90,5 @@ def test_wrong_settings_name_the_variable(changes: dict[str, object], message: s
 def _references(node: object) -> list[str]:
     if isinstance(node, dict):
         own = [node["$ref"]] if "$ref" in node else []
-        return own + [each for value in node.values() for each in _references(value)]
-    return [each for value in node for each in _references(value)] if isinstance(node, list) else []
+        return own + [reference for value in node.values() for reference in _references(value)]
+    return [reference for child in node for reference in _references(child)] if isinstance(node, list) else []

@@ -1,4 +1,4 @@
-"""Names that stand twice in one object."""
+"""Names that occur twice in one JSON object are refused."""
 
 import json
 from typing import Any
@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.submissions import decode_json
 
+# Strings that look like the end of a name are included.
 _names = st.sampled_from(["a", "b", '":', '\\":', ":", "", "\\", "é", '"'])
+# An object is a tuple of (name, value), so that a name can occur twice.
 _values = st.recursive(
     st.one_of(st.integers(), st.booleans(), st.none(), _names),
     lambda inner: st.one_of(st.lists(inner, max_size=3), st.lists(st.tuples(_names, inner), max_size=4).map(tuple)),
@@ -18,27 +20,25 @@ _values = st.recursive(
 )
 
 
-def _written(value: object, space: str) -> str:
-    """JSON of a value in which tuples are the members of objects, repeated names and all."""
+def _to_json(value: object, space: str) -> str:
     if isinstance(value, tuple):
-        return "{" + ",".join(f"{json.dumps(n)}{space}:{_written(v, space)}" for n, v in value) + "}"
+        return "{" + ",".join(f"{json.dumps(name)}{space}:{_to_json(member, space)}" for name, member in value) + "}"
     if isinstance(value, list):
-        return "[" + ",".join(_written(each, space) for each in value) + "]"
+        return "[" + ",".join(_to_json(element, space) for element in value) + "]"
     return json.dumps(value)
 
 
-def _repeats(value: object) -> bool:
+def _has_repeated_name(value: object) -> bool:
     if isinstance(value, tuple):
         names = [name for name, _ in value]
-        return len(set(names)) < len(names) or any(_repeats(each) for _, each in value)
-    return isinstance(value, list) and any(_repeats(each) for each in value)
+        return len(set(names)) < len(names) or any(_has_repeated_name(member) for _, member in value)
+    return isinstance(value, list) and any(_has_repeated_name(element) for element in value)
 
 
 @given(_values, st.sampled_from(["", " ", "\r\n\t"]))
-def test_a_document_is_refused_exactly_when_a_name_is_repeated(value: Any, space: str) -> None:
-    """Whatever the names and strings hold that looks like the end of a name."""
-    body = _written(value, space).encode()
-    if _repeats(value):
+def test_document_is_refused_exactly_if_a_name_is_repeated(value: Any, space: str) -> None:
+    body = _to_json(value, space).encode()
+    if _has_repeated_name(value):
         with pytest.raises(InvalidSubmission, match="twice in one object") as caught:
             decode_json(body)
         assert caught.value.reason is Reason.MALFORMED
@@ -56,7 +56,7 @@ def test_a_document_is_refused_exactly_when_a_name_is_repeated(value: Any, space
         (b'{"n":' + b"9" * 300 + b',"a":"\\":","a":1}', "a"),
     ],
 )
-def test_the_error_names_it(body: bytes, name: str) -> None:
-    """Also written with an escape, and however else strings and numbers look."""
+def test_error_contains_the_repeated_name(body: bytes, name: str) -> None:
+    """This includes a name that is written with an escape."""
     with pytest.raises(InvalidSubmission, match=f"the name '{name}' twice"):
         decode_json(body)

@@ -1,4 +1,4 @@
-"""What is a task, what is not, and how a mistake is said."""
+"""Validation of submissions: which are valid, and how errors are worded."""
 
 import contextlib
 from typing import Any
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ingest.domain.errors import InvalidSubmission
 from ingest.domain.submissions import batch_submission, decode_json, task_submission
 
-GOOD: dict[str, Any] = {
+VALID: dict[str, Any] = {
     "type": "moderation",
     "data_url": "https://cdn.example.com/x",
     "label_spec": {"question": "q?", "options": ["a", "b"]},
@@ -26,7 +26,7 @@ def first_error(data: object, **options: Any) -> str:
 
 
 def without(name: str) -> dict[str, Any]:
-    return {key: value for key, value in GOOD.items() if key != name}
+    return {key: value for key, value in VALID.items() if key != name}
 
 
 @pytest.mark.parametrize(
@@ -35,44 +35,45 @@ def without(name: str) -> dict[str, Any]:
         (without("type"), "type is required"),
         (without("data_url"), "data_url is required"),
         (without("label_spec"), "label_spec is required"),
-        (GOOD | {"label_spec": {"options": ["a", "b"]}}, "label_spec.question is required"),
-        (GOOD | {"label_spec": {"question": "q"}}, "label_spec.options is required"),
-        (GOOD | {"label_spec": {"question": "", "options": ["a", "b"]}}, "label_spec.question must not be empty"),
-        (GOOD | {"label_spec": {"question": "q", "options": ["a"]}}, "label_spec.options must have at least 2 entries"),
+        (VALID | {"label_spec": {"options": ["a", "b"]}}, "label_spec.question is required"),
+        (VALID | {"label_spec": {"question": "q"}}, "label_spec.options is required"),
+        (VALID | {"label_spec": {"question": "", "options": ["a", "b"]}}, "label_spec.question must not be empty"),
         (
-            GOOD | {"label_spec": {"question": "q", "options": ["a", "a"]}},
+            VALID | {"label_spec": {"question": "q", "options": ["a"]}},
+            "label_spec.options must have at least 2 entries",
+        ),
+        (
+            VALID | {"label_spec": {"question": "q", "options": ["a", "a"]}},
             "label_spec.options must have at least 2 distinct entries",
         ),
-        (GOOD | {"data_url": "http://a.example"}, "data_url must be an https URL"),
-        (GOOD | {"data_url": "https://user:pw@a.example/"}, "data_url must be an https URL"),
-        (GOOD | {"data_url": "https://"}, "data_url must be an https URL"),
-        (GOOD | {"callback_url": "https://evil.example"}, "callback_url is not one of your registered webhook URLs"),
-        (GOOD | {"colour": "red"}, "colour is not a known field"),
-        (GOOD | {"idempotency_key": ""}, "idempotency_key must be 1 to 255 printable characters"),
-        (GOOD | {"idempotency_key": "x" * 256}, "idempotency_key must be 1 to 255 printable characters"),
-        (GOOD | {"idempotency_key": "a\nb"}, "idempotency_key must be 1 to 255 printable characters"),
+        (VALID | {"data_url": "http://a.example"}, "data_url must be an https URL"),
+        (VALID | {"data_url": "https://user:pw@a.example/"}, "data_url must be an https URL"),
+        (VALID | {"data_url": "https://"}, "data_url must be an https URL"),
+        (VALID | {"callback_url": "https://evil.example"}, "callback_url is not one of your registered webhook URLs"),
+        (VALID | {"colour": "red"}, "colour is not a known field"),
+        (VALID | {"idempotency_key": ""}, "idempotency_key must be 1 to 255 printable characters"),
+        (VALID | {"idempotency_key": "x" * 256}, "idempotency_key must be 1 to 255 printable characters"),
+        (VALID | {"idempotency_key": "a\nb"}, "idempotency_key must be 1 to 255 printable characters"),
     ],
 )
-def test_first_errors_read_like_the_contract(data: object, message: str) -> None:
-    """A sentence that starts with the field."""
+def test_error_of_invalid_task_starts_with_the_field(data: object, message: str) -> None:
     assert first_error(data) == message
 
 
 @pytest.mark.parametrize("value", ["3", True, 1, 11, 2.5, 1e300, None])
-def test_thresholds_are_strict_integers(value: object) -> None:
-    """No strings, no booleans, 2 to 10."""
-    assert first_error(GOOD | {"consensus_threshold": value}).startswith("consensus_threshold ")
+def test_consensus_threshold_must_be_an_integer_from_2_to_10(value: object) -> None:
+    assert first_error(VALID | {"consensus_threshold": value}).startswith("consensus_threshold ")
 
 
-def test_a_threshold_may_be_written_with_a_fraction_of_nothing() -> None:
-    """3.0 is 3, as in JSON Schema: the same body, the same fingerprint."""
-    spelled, plain = (task_submission(GOOD | {"consensus_threshold": value}, "c", HOOKS, "k") for value in (3.0, 3))
-    assert (spelled.fingerprint, bytes(spelled.tasks[0].body)) == (plain.fingerprint, bytes(plain.tasks[0].body))
+def test_threshold_of_3_point_0_equals_3() -> None:
+    """JSON Schema has the same rule. The canonical body and the fingerprint are the same."""
+    decimal, integer = (task_submission(VALID | {"consensus_threshold": value}, "c", HOOKS, "k") for value in (3.0, 3))
+    assert decimal.fingerprint == integer.fingerprint
+    assert bytes(decimal.tasks[0].body) == bytes(integer.tasks[0].body)
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 3, True])
-def test_a_body_is_an_object(data: object) -> None:
-    """Anything else is said to be none."""
+def test_body_must_be_an_object(data: object) -> None:
     assert first_error(data).startswith("body ")
 
 
@@ -87,66 +88,65 @@ def test_a_body_is_an_object(data: object) -> None:
         (b'{"a": "\\ud800"}', "body is not JSON"),
     ],
 )
-def test_what_is_no_json(body: bytes, message: str) -> None:
-    """Told apart, without a crash."""
+def test_error_says_why_body_is_not_json(body: bytes, message: str) -> None:
     with pytest.raises(InvalidSubmission, match=message):
         decode_json(body)
 
 
-def test_all_errors_of_a_batch_are_listed_with_their_place() -> None:
-    """At most 100 of them."""
-    items = [GOOD, without("type"), GOOD | {"data_url": "ftp://x"}]
+def test_all_errors_of_a_batch_are_listed_with_their_index() -> None:
+    items = [VALID, without("type"), VALID | {"data_url": "ftp://x"}]
     with pytest.raises(InvalidSubmission) as caught:
         batch_submission({"tasks": items}, "c", HOOKS)
-    assert [each.error for each in caught.value.errors] == [
+    assert [error.error for error in caught.value.errors] == [
         "tasks[1].type is required",
         "tasks[2].data_url must be an https URL",
     ]
+
+
+def test_at_most_100_errors_of_a_batch_are_listed() -> None:
     with pytest.raises(InvalidSubmission) as caught:
         batch_submission({"tasks": [{}] * 1000}, "c", HOOKS)
     assert len(caught.value.errors) == 100
 
 
-@pytest.mark.parametrize(("count", "ok"), [(0, False), (1, True), (1000, True), (1001, False)])
-def test_batch_sizes(count: int, ok: bool) -> None:
-    """1 to 1,000 tasks."""
-    if ok:
-        assert len(batch_submission({"tasks": [GOOD] * count}, "c", HOOKS).tasks) == count
-    else:
-        with pytest.raises(InvalidSubmission, match="tasks must have at"):
-            batch_submission({"tasks": [GOOD] * count}, "c", HOOKS)
+@pytest.mark.parametrize("count", [1, 1000])
+def test_batch_of_1_to_1000_tasks_is_valid(count: int) -> None:
+    assert len(batch_submission({"tasks": [VALID] * count}, "c", HOOKS).tasks) == count
 
 
-def test_the_shared_callback_is_for_items_without_one() -> None:
-    """An item's own wins."""
+@pytest.mark.parametrize("count", [0, 1001])
+def test_batch_without_tasks_or_with_more_than_1000_is_invalid(count: int) -> None:
+    with pytest.raises(InvalidSubmission, match="tasks must have at"):
+        batch_submission({"tasks": [VALID] * count}, "c", HOOKS)
+
+
+def test_callback_url_of_batch_applies_to_items_without_their_own() -> None:
     hooks = frozenset({"https://a.example/1", "https://a.example/2"})
-    own = GOOD | {"callback_url": "https://a.example/2"}
-    made = batch_submission({"tasks": [GOOD, own], "callback_url": "https://a.example/1"}, "c", hooks)
-    urls = [msgspec.json.decode(each.body)["callback_url"] for each in made.tasks]
+    own = VALID | {"callback_url": "https://a.example/2"}
+    submission = batch_submission({"tasks": [VALID, own], "callback_url": "https://a.example/1"}, "c", hooks)
+    urls = [msgspec.json.decode(task.body)["callback_url"] for task in submission.tasks]
     assert urls == ["https://a.example/1", "https://a.example/2"]
 
 
-def test_further_label_spec_keys_pass_through() -> None:
-    """They are in the canonical body."""
-    spec = GOOD["label_spec"] | {"hint": {"x": [1, None]}}
-    made = task_submission(GOOD | {"label_spec": spec}, "c", HOOKS)
-    assert msgspec.json.decode(made.tasks[0].body)["label_spec"] == spec
+def test_canonical_body_keeps_unknown_label_spec_keys() -> None:
+    spec = VALID["label_spec"] | {"hint": {"x": [1, None]}}
+    submission = task_submission(VALID | {"label_spec": spec}, "c", HOOKS)
+    assert msgspec.json.decode(submission.tasks[0].body)["label_spec"] == spec
 
 
-def test_options_may_repeat_where_two_are_distinct() -> None:
-    """They are taken, and passed on as they are."""
+def test_repeated_options_are_valid_and_kept_if_two_are_distinct() -> None:
     spec = {"question": "q", "options": ["a", "b", "a"]}
-    made = task_submission(GOOD | {"label_spec": spec}, "c", HOOKS)
-    assert msgspec.json.decode(made.tasks[0].body)["label_spec"] == spec
+    submission = task_submission(VALID | {"label_spec": spec}, "c", HOOKS)
+    assert msgspec.json.decode(submission.tasks[0].body)["label_spec"] == spec
 
 
-@given(st.permutations(list(GOOD)), st.booleans())
-def test_the_fingerprint_is_of_the_meaning(order: list[str], spelled: bool) -> None:
-    """Law: order of keys, defaults spelled out and the key itself do not change it."""
-    data = {name: GOOD[name] for name in order} | ({"consensus_threshold": 3} if spelled else {})
-    expected = task_submission(GOOD, "c", HOOKS, "k")
-    made = task_submission(data | {"idempotency_key": "k"}, "c", HOOKS)
-    assert (made.fingerprint, made.id) == (expected.fingerprint, expected.id)
+@given(st.permutations(list(VALID)), st.booleans())
+def test_fingerprint_ignores_name_order_defaults_and_place_of_the_key(order: list[str], write_default: bool) -> None:
+    """Property: the idempotency key can be in the body or in the header, and a default can be written out."""
+    data = {name: VALID[name] for name in order} | ({"consensus_threshold": 3} if write_default else {})
+    expected = task_submission(VALID, "c", HOOKS, "k")
+    submission = task_submission(data | {"idempotency_key": "k"}, "c", HOOKS)
+    assert (submission.fingerprint, submission.id) == (expected.fingerprint, expected.id)
 
 
 json_values = st.recursive(
@@ -157,8 +157,7 @@ json_values = st.recursive(
 
 
 @given(json_values)
-def test_no_json_crashes_validation(data: object) -> None:
-    """Law: any JSON is a submission or an InvalidSubmission."""
+def test_validation_of_any_json_raises_only_invalid_submission(data: object) -> None:
     for make in (task_submission, batch_submission):
         with contextlib.suppress(InvalidSubmission):
             make(data, "c", HOOKS)

@@ -1,4 +1,4 @@
-"""A transport that plays the gateway, and short ways to call it."""
+"""A fake gateway with scripted answers, and shortcuts to call it."""
 
 import json
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ Answer = httpx.Response | Exception
 
 
 class Gateway:
-    """Answers in turn, remembers the requests and the pauses in between."""
+    """An httpx transport that gives the answers in order, and records the requests and the pauses between them."""
 
     def __init__(self, *answers: Answer) -> None:
         self._answers: Iterator[Answer] = iter(answers)
@@ -48,6 +48,7 @@ def submit(client: ASGGatewayClient, **changes: Any) -> TaskResult:
 
 
 def batch(count: int, number: int = 1, **headers: str) -> httpx.Response:
+    """Return the answer to the `number`-th batch, which has `count` tasks. `_` in header names becomes `-`."""
     ids = [f"tsk_{number}_{i}" for i in range(count)]
     body = {"batch_id": f"bat_{number}", "task_count": count, "status": "accepted", "task_ids": ids}
     return httpx.Response(202, json=body, headers={name.replace("_", "-"): value for name, value in headers.items()})

@@ -1,4 +1,4 @@
-"""When the SDK tries again, how long it waits, and what it raises in the end."""
+"""When the SDK retries, how long it waits, and which error it raises."""
 
 import time
 from email.utils import formatdate
@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from tests.unit.sdk.gateway import CALL, TASK, Gateway, batch, submit
 
-PASSING = [408, 409, 429, 500, 502, 503, 504, 520]
+TEMPORARY = [408, 409, 429, 500, 502, 503, 504, 520]
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """Monotonic seconds, moved by hand."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -25,10 +25,11 @@ class Clock:
         return self.now
 
 
-def test_one_key_for_all_attempts() -> None:
-    """Without a key one is made, once a call."""
-    again = (httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(200, json=TASK | {"idempotent": True}))
-    gateway = Gateway(*again, httpx.Response(202, json=TASK))
+def test_generated_key_is_the_same_for_all_attempts_of_a_call() -> None:
+    """The next call has a different key."""
+    replay = httpx.Response(200, json=TASK | {"idempotent": True})
+    accepted = httpx.Response(202, json=TASK)
+    gateway = Gateway(httpx.ConnectError("refused"), httpx.Response(503), replay, accepted)
     client = gateway.client()
     assert submit(client).idempotent
     submit(client)
@@ -36,11 +37,11 @@ def test_one_key_for_all_attempts() -> None:
     assert keys[0] == keys[1] == keys[2] != keys[3]
 
 
-@pytest.mark.parametrize("status", PASSING)
-def test_retried_statuses(status: int) -> None:
-    """Tried again; `Retry-After` is the least that is waited, and a quarter more the most."""
-    again = httpx.Response(status, headers={"Retry-After": "7"})
-    gateway = Gateway(again, httpx.Response(status), httpx.Response(202, json=TASK))
+@pytest.mark.parametrize("status", TEMPORARY)
+def test_temporary_status_is_retried_after_at_least_retry_after(status: int) -> None:
+    """Jitter adds at most a quarter to `Retry-After`."""
+    with_retry_after = httpx.Response(status, headers={"Retry-After": "7"})
+    gateway = Gateway(with_retry_after, httpx.Response(status), httpx.Response(202, json=TASK))
     submit(gateway.client())
     assert 7 <= gateway.pauses[0] <= 8.75
     assert 0.25 <= gateway.pauses[1] <= 0.75
@@ -63,19 +64,18 @@ def test_retried_statuses(status: int) -> None:
         (505, asg_gateway.ServerError),
     ],
 )
-def test_final_statuses(status: int, error: type[asg_gateway.APIError]) -> None:
-    """Raised at once, with the gateway's words."""
+def test_permanent_status_raises_error_with_details_of_the_answer(
+    status: int, error: type[asg_gateway.APIError]
+) -> None:
+    """There is no retry."""
     fields = [{"field": "a", "error": "a is wrong"}, {"field": "b", "error": "b is wrong"}]
     body = {"error": "a is wrong", "errors": fields}
     gateway = Gateway(httpx.Response(status, json=body, headers={"X-Request-Id": "r1", "Allow": "POST"}))
     with pytest.raises(error) as caught:
         submit(gateway.client())
     assert type(caught.value) is error
-    assert (caught.value.status, caught.value.message, str(caught.value)) == (
-        status,
-        "a is wrong",
-        f"{status}: a is wrong",
-    )
+    assert (caught.value.status, caught.value.message) == (status, "a is wrong")
+    assert str(caught.value) == f"{status}: a is wrong"
     assert caught.value.errors == (("a", "a is wrong"), ("b", "b is wrong"))
     assert (caught.value.request_id, caught.value.headers["allow"]) == ("r1", "POST")
     assert gateway.pauses == []
@@ -90,24 +90,22 @@ def test_final_statuses(status: int, error: type[asg_gateway.APIError]) -> None:
         (503, asg_gateway.ServerError),
     ],
 )
-def test_gives_up_after_the_last_retry(status: int, error: type[asg_gateway.APIError]) -> None:
-    """One attempt and `max_retries` more, then the last answer's error."""
-    gateway = Gateway(*[httpx.Response(status, json={"error": "away"})] * 3)
-    with pytest.raises(error, match=f"{status}: away"):
+def test_last_error_is_raised_after_max_retries(status: int, error: type[asg_gateway.APIError]) -> None:
+    earlier = [httpx.Response(status, json={"error": "earlier"})] * 2
+    gateway = Gateway(*earlier, httpx.Response(status, json={"error": "last"}))
+    with pytest.raises(error, match=f"{status}: last"):
         submit(gateway.client(max_retries=2))
     assert len(gateway.requests) == 3
 
 
-def test_a_pause_beyond_the_deadline_is_not_begun() -> None:
-    """Told to come back too late, the caller hears it now."""
+def test_error_is_raised_at_once_if_retry_after_exceeds_deadline() -> None:
     gateway = Gateway(httpx.Response(503, headers={"Retry-After": "60"}))
     with pytest.raises(asg_gateway.ServerError):
         submit(gateway.client(deadline=10))
     assert gateway.pauses == []
 
 
-def test_pauses_grow_to_a_limit() -> None:
-    """Doubled each time, 8 seconds at most, always with jitter."""
+def test_pauses_double_up_to_8_seconds_with_jitter() -> None:
     attempts = Attempts(Limits(30, 20, 10_000), Clock())
     pauses = [attempts.answered(httpx.Response(503)) or 0.0 for _ in range(20)]
     for pause, middle in zip(pauses, [0.25, 0.5, 1, 2, 4] + [8] * 15, strict=True):
@@ -115,8 +113,7 @@ def test_pauses_grow_to_a_limit() -> None:
     assert len(set(pauses)) == 20
 
 
-def test_an_attempt_gets_no_more_time_than_is_left() -> None:
-    """`timeout` at first, less near the deadline, and never so little that it cannot work."""
+def test_timeout_of_an_attempt_is_limited_by_remaining_time_but_positive() -> None:
     clock = Clock()
     attempts = Attempts(Limits(30, 5, 100), clock)
     assert attempts.timeout() == 30
@@ -129,8 +126,8 @@ def test_an_attempt_gets_no_more_time_than_is_left() -> None:
 
 
 @pytest.mark.parametrize(("ahead", "least", "most"), [(20, 17, 25), (-20, 0, 0.375)])
-def test_retry_after_may_be_a_date(ahead: int, least: float, most: float) -> None:
-    """RFC 9110: a date to wait for; one in the past is no wait."""
+def test_retry_after_can_be_a_date(ahead: int, least: float, most: float) -> None:
+    """For a date in the past, the pause is that of the backoff."""
     answer = httpx.Response(503, headers={"Retry-After": formatdate(time.time() + ahead, usegmt=True)})
     assert least <= (Attempts(Limits(30, 5, 100)).answered(answer) or 0.0) <= most
 
@@ -143,13 +140,12 @@ def test_retry_after_may_be_a_date(ahead: int, least: float, most: float) -> Non
 @example("Mon, 01 Jan 99999999999999999999 00:00:00 GMT")
 @example("Mon, 01 Jan 0001 00:00:00 -0000")
 @example("9" * 400)
-def test_any_retry_after_is_survived(value: str) -> None:
-    """Law: whatever a proxy writes there, the answer is a pause or the gateway's error."""
+def test_any_retry_after_gives_a_pause_or_the_error_of_the_answer(value: str) -> None:
     answer = httpx.Response(503, headers=[(b"Retry-After", value.encode("latin-1"))])
     try:
         pause = Attempts(Limits(30, 5, 100)).answered(answer)
     except asg_gateway.ServerError:
-        return
+        return  # the pause would exceed the deadline
     assert pause is not None
     assert 0 < pause < 100
 
@@ -163,21 +159,20 @@ def test_any_retry_after_is_survived(value: str) -> None:
         httpx.Response(200, json={"batch_id": "bat_1"}),
     ],
 )
-def test_a_2xx_that_is_not_the_gateways_is_an_error(answer: httpx.Response) -> None:
-    """A proxy that says 200 has accepted nothing."""
+def test_2xx_that_is_not_from_the_gateway_is_an_error(answer: httpx.Response) -> None:
+    """A proxy that answers 200 has accepted nothing."""
     with pytest.raises(asg_gateway.APIError, match="not from the gateway") as caught:
         submit(Gateway(answer).client())
     assert caught.value.idempotency_key
 
 
-def test_an_error_that_is_not_the_gateways_keeps_its_reason() -> None:
-    """HTML of a proxy is not shown, its status is."""
-    with pytest.raises(asg_gateway.APIError, match="403: Forbidden"):
+def test_error_of_a_proxy_shows_its_status_and_not_its_html() -> None:
+    with pytest.raises(asg_gateway.APIError, match="403: Forbidden") as caught:
         submit(Gateway(httpx.Response(403, text="<html>")).client())
+    assert "<html>" not in str(caught.value)
 
 
-def test_no_answer_is_a_transport_error_without_the_key() -> None:
-    """The cause is kept, the secret is not shown."""
+def test_missing_answer_is_a_transport_error_with_cause_and_without_api_key() -> None:
     client = Gateway(httpx.ConnectError("refused")).client(max_retries=0)
     with pytest.raises(asg_gateway.TransportError, match="refused") as caught:
         submit(client)
@@ -185,11 +180,11 @@ def test_no_answer_is_a_transport_error_without_the_key() -> None:
     assert "secret-key" not in repr(client) + repr(caught.value) + str(vars(caught.value))
 
 
-def test_a_broken_encoding_is_a_transport_error() -> None:
-    """None of httpx's errors reach the caller."""
+def test_answer_that_cannot_be_decoded_is_a_transport_error() -> None:
+    """The caller receives an error of the SDK, not one of httpx."""
 
     def answer(_: httpx.Request) -> httpx.Response:
-        return httpx.Response(202, headers={"Content-Encoding": "gzip"}, content=b"no gzip")
+        return httpx.Response(202, headers={"Content-Encoding": "gzip"}, content=b"not gzip")
 
     transport = httpx.MockTransport(answer)
     client = asg_gateway.ASGGatewayClient("k", transport=transport, max_retries=0)
@@ -197,21 +192,20 @@ def test_a_broken_encoding_is_a_transport_error() -> None:
         submit(client)
 
 
-def test_a_failed_call_can_be_repeated_with_its_key() -> None:
-    """A generated key is in the error: the caller of a lost answer can still repeat it safely."""
+def test_failed_submission_can_be_repeated_with_the_key_in_its_error() -> None:
+    """The answer was lost, so a repeat with a new key could create a second task. The error of a lookup has no key."""
     gateway = Gateway(httpx.ReadTimeout("slow"), httpx.Response(200, json=TASK), httpx.Response(503))
     client = gateway.client(max_retries=0)
     with pytest.raises(asg_gateway.TimedOutError) as caught:
         submit(client)
     submit(client, idempotency_key=caught.value.idempotency_key)
     assert gateway.bodies[0] == gateway.bodies[1]
-    with pytest.raises(asg_gateway.ServerError) as looked_up:
+    with pytest.raises(asg_gateway.ServerError) as caught_lookup:
         client.get_task("tsk_1")
-    assert looked_up.value.idempotency_key is None
+    assert caught_lookup.value.idempotency_key is None
 
 
-async def test_the_asynchronous_client_does_the_same() -> None:
-    """Retries, results, look-ups and errors, awaited."""
+async def test_asynchronous_client_submits_retries_looks_up_and_raises_like_the_blocking_one() -> None:
     answers = [httpx.Response(503), httpx.Response(202, json=TASK), batch(1), httpx.Response(200, json=TASK), batch(1)]
     gateway = Gateway(*answers, batch(1000), httpx.ReadTimeout("slow"))
     async with gateway.async_client() as client:

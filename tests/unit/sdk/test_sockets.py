@@ -1,4 +1,4 @@
-"""Over real sockets: nobody there, nobody answering, and somebody who hangs up."""
+"""The SDK over real sockets: refused connections, missing answers and connections that are closed early."""
 
 import asyncio
 import contextlib
@@ -12,8 +12,8 @@ from asg_gateway import AsyncASGGatewayClient
 
 from tests.unit.sdk.gateway import CALL, TASK
 
-HANG_UP = b""
-HALF = b"HTTP/1.1 202 Accepted\r\nContent-Length: 500\r\n\r\n{"
+CLOSED = b""
+INCOMPLETE = b"HTTP/1.1 202 Accepted\r\nContent-Length: 500\r\n\r\n{"
 SILENCE = None
 
 
@@ -22,11 +22,11 @@ def answer(status: str, body: object) -> bytes:
     return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status.encode(), len(content), content)
 
 
-class Script:
-    """A server that does one thing a request, in turn, and the last thing from then on."""
+class ScriptedServer:
+    """A server that gives one answer per request, in order, and repeats the last one. It closes each connection."""
 
-    def __init__(self, *steps: bytes | None) -> None:
-        self._steps = list(steps)
+    def __init__(self, *answers: bytes | None) -> None:
+        self._answers = list(answers)
         self.bodies: list[bytes] = []
         self._stopped = asyncio.Event()
 
@@ -34,11 +34,11 @@ class Script:
         head = await reader.readuntil(b"\r\n\r\n")
         length = next(int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
         self.bodies.append(await reader.readexactly(length))
-        step = self._steps.pop(0) if len(self._steps) > 1 else self._steps[0]
-        if step is SILENCE:
+        next_answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+        if next_answer is SILENCE:
             await self._stopped.wait()
         else:
-            writer.write(step)
+            writer.write(next_answer)
             await writer.drain()
         writer.close()
         with contextlib.suppress(ConnectionError):
@@ -56,39 +56,37 @@ class Script:
 
 
 async def no_pause(_: float) -> None:
-    """Retry at once."""
+    """Return at once, so that a retry follows immediately."""
 
 
-@pytest.mark.parametrize("trouble", [HANG_UP, HALF, SILENCE, b"no HTTP at all\r\n\r\n"])
-async def test_a_lost_answer_is_asked_for_again_with_the_same_key(trouble: bytes | None) -> None:
-    """The gateway may have taken the first request: the second is the same, so it is a replay."""
-    script = Script(trouble, answer("200 OK", TASK | {"idempotent": True}))
+@pytest.mark.parametrize("broken", [CLOSED, INCOMPLETE, SILENCE, b"not HTTP\r\n\r\n"])
+async def test_request_without_valid_answer_is_repeated_unchanged(broken: bytes | None) -> None:
+    """The gateway may have accepted the first request. The second one has the same key, so it is a replay."""
+    server = ScriptedServer(broken, answer("200 OK", TASK | {"idempotent": True}))
     async with (
-        script.running() as url,
+        server.running() as url,
         AsyncASGGatewayClient("k", base_url=url, timeout=0.3, sleep=no_pause) as client,
     ):
         result = await client.submit_task(**CALL)
     assert result.idempotent
-    assert len(script.bodies) == 2
-    assert script.bodies[0] == script.bodies[1]
+    assert len(server.bodies) == 2
+    assert server.bodies[0] == server.bodies[1]
 
 
-async def test_silence_ends_at_the_deadline() -> None:
-    """Whatever `timeout` allows, the call is over when the deadline is."""
-    script = Script(SILENCE)
+async def test_call_ends_at_the_deadline_even_if_timeout_is_longer() -> None:
+    server = ScriptedServer(SILENCE)
     loop = asyncio.get_running_loop()
-    async with script.running() as url, AsyncASGGatewayClient("k", base_url=url, timeout=60, deadline=0.3) as client:
+    async with server.running() as url, AsyncASGGatewayClient("k", base_url=url, timeout=60, deadline=0.3) as client:
         began = loop.time()
         with pytest.raises(asg_gateway.TimedOutError):
             await client.submit_task(**CALL)
         assert 0.3 <= loop.time() - began < 5
 
 
-def test_nobody_listening_is_a_transport_error() -> None:
-    """The blocking client tells it after its retries."""
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))  # bound and never listening: refused for certain
-        url = f"http://127.0.0.1:{held.getsockname()[1]}"
+def test_refused_connection_is_a_transport_error_after_the_retries() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))  # it does not listen, so connections are refused
+        url = f"http://127.0.0.1:{bound.getsockname()[1]}"
         pauses: list[float] = []
         with (
             asg_gateway.ASGGatewayClient("k", base_url=url, max_retries=2, sleep=pauses.append) as client,

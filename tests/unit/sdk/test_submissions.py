@@ -1,4 +1,4 @@
-"""What is sent for tasks and batches, and what comes back."""
+"""Requests that the SDK sends for tasks and batches, and the results that it returns."""
 
 import json
 from datetime import UTC, datetime
@@ -16,8 +16,8 @@ from tests.unit.sdk.gateway import SPEC, TASK, Gateway, batch, submit
 EXPIRES = {"Idempotency-Key-Expires": "Thu, 16 Apr 2026 12:00:00 GMT"}
 
 
-def test_a_result_reads_like_a_dict_and_like_an_object() -> None:
-    """Exactly the contract's keys, frozen, and the extra facts as attributes."""
+def test_result_is_a_mapping_with_the_keys_of_the_contract_and_read_only_attributes() -> None:
+    """Facts that are not in the body are attributes only."""
     gateway = Gateway(httpx.Response(202, json=TASK, headers={"X-Request-Id": "r1"} | EXPIRES))
     result = submit(gateway.client())
     assert dict(result) == TASK
@@ -29,16 +29,14 @@ def test_a_result_reads_like_a_dict_and_like_an_object() -> None:
         result.task_id = "x"  # type: ignore[misc]
 
 
-def test_a_replay_says_so() -> None:
-    """`idempotent` as in the contract, and whether the body had been another."""
+def test_replay_is_idempotent_and_reports_a_payload_mismatch() -> None:
     body = TASK | {"idempotent": True}
     result = submit(Gateway(httpx.Response(200, json=body, headers={"Idempotency-Payload-Mismatch": "true"})).client())
     assert dict(result) == body
     assert (result.idempotent, result.payload_mismatch, result.expires_at) == (True, True, None)
 
 
-def test_what_is_sent() -> None:
-    """The contract's body, the key as bearer, no fields that were not given."""
+def test_request_has_api_key_user_agent_and_only_the_given_fields() -> None:
     gateway = Gateway(httpx.Response(202, json=TASK))
     submit(gateway.client(base_url="https://gateway.example/"), idempotency_key="k")
     (request,) = gateway.requests
@@ -49,8 +47,7 @@ def test_what_is_sent() -> None:
     assert gateway.bodies == [body]
 
 
-def test_a_batch_that_fits_is_one_request() -> None:
-    """The given key is used as it is, and the result is the contract's."""
+def test_batch_that_fits_is_one_request_with_the_given_key() -> None:
     gateway = Gateway(batch(2))
     result = gateway.client().submit_batch([{}, {}], idempotency_key="k")
     assert gateway.bodies == [{"tasks": [{}, {}], "idempotency_key": "k"}]
@@ -59,18 +56,19 @@ def test_a_batch_that_fits_is_one_request() -> None:
     assert (result.task_ids, result.batch_ids, result.parts) == (("tsk_1_0", "tsk_1_1"), ("bat_1",), ())
 
 
-def test_looking_a_batch_up_tells_when_it_landed() -> None:
-    """What a client needs after a crash of its own."""
+def test_batch_lookup_returns_creation_time_and_task_ids() -> None:
+    """A client that has crashed needs both."""
     body = {"batch_id": "bat_1", "task_count": 1, "status": "accepted", "created_at": "2026-04-09T12:00:00Z"}
     result = Gateway(httpx.Response(200, json=body | {"task_ids": ["tsk_1"]})).client().get_batch("bat_1")
     assert (result.created_at, result.task_ids) == ("2026-04-09T12:00:00Z", ("tsk_1",))
 
 
-def test_a_large_batch_is_split() -> None:
-    """Parts of 1,000 with keys of their own; the result joins them in order."""
-    early = "Thu, 16 Apr 2026 12:00:00 GMT"
-    answers = [batch(1000, 1), batch(1000, 2, Idempotency_Key_Expires=early), batch(1, 3)]
-    gateway = Gateway(*answers)
+def test_large_batch_is_split_into_parts_of_1000_with_derived_keys() -> None:
+    """The result joins the parts in order. It expires when the first part does."""
+    early, late = "Thu, 16 Apr 2026 12:00:00 GMT", "Thu, 16 Apr 2026 12:00:05 GMT"
+    gateway = Gateway(
+        batch(1000, 1, Idempotency_Key_Expires=late), batch(1000, 2, Idempotency_Key_Expires=early), batch(1, 3)
+    )
     tasks = [{"n": i} for i in range(2001)]
     result = gateway.client().submit_batch(tasks, callback_url="https://a.example/h", idempotency_key="k")
     assert [body["idempotency_key"] for body in gateway.bodies] == ["k/0", "k/1", "k/2"]
@@ -81,8 +79,8 @@ def test_a_large_batch_is_split() -> None:
     assert {body["callback_url"] for body in gateway.bodies} == {"https://a.example/h"}
 
 
-def test_a_split_batch_that_fails_half_way_says_how_to_resume() -> None:
-    """What was accepted, why it stopped, and the key under which the accepted part is sent again alike."""
+def test_split_batch_that_fails_half_way_can_be_resumed_with_the_key_in_its_error() -> None:
+    """The error has the accepted parts and the cause. The repeated call sends the same requests."""
     gateway = Gateway(batch(1000), httpx.Response(403, json={"error": "quota exhausted"}), batch(1000), batch(500, 2))
     client = gateway.client()
     with pytest.raises(asg_gateway.PartialBatchError, match=r"1000 tasks.*403: quota exhausted") as caught:
@@ -94,16 +92,16 @@ def test_a_split_batch_that_fails_half_way_says_how_to_resume() -> None:
     assert gateway.bodies[2:] == gateway.bodies[:2]
 
 
-def test_a_split_batch_that_fails_at_once_tells_the_key_of_the_whole() -> None:
-    """Not the first part's: the caller repeats the call, not the part."""
+def test_error_of_first_part_has_the_key_of_the_whole_batch() -> None:
+    """The caller repeats the whole call, not the part."""
     gateway = Gateway(httpx.Response(401, json={"error": "unknown key"}))
     with pytest.raises(asg_gateway.AuthenticationError) as caught:
         gateway.client().submit_batch([{}] * 1500)
     assert gateway.bodies[0]["idempotency_key"] == f"{caught.value.idempotency_key}/0"
 
 
-def test_a_task_that_no_request_can_hold_stops_the_batch_before_it_begins() -> None:
-    """Otherwise the parts before it would be accepted and it never could be."""
+def test_nothing_is_sent_if_one_task_exceeds_the_request_size() -> None:
+    """Otherwise the parts before it would be accepted, and the rest could never be."""
     gateway = Gateway()
     with pytest.raises(ValueError, match=r"tasks\[1\] must be smaller"):
         gateway.client().submit_batch([{}, {"pad": "x" * _tasks.MAX_BYTES}])
@@ -115,8 +113,8 @@ def test_a_task_that_no_request_can_hold_stops_the_batch_before_it_begins() -> N
     st.text(st.characters(codec="utf-8"), min_size=1, max_size=255),
 )
 @settings(max_examples=40)
-def test_splitting_keeps_order_and_limits(sizes: list[int], key: str) -> None:
-    """Law: parts concatenate to the whole, none is too large, keys are distinct, stable and short enough."""
+def test_split_batch_keeps_order_limits_and_stable_keys(sizes: list[int], key: str) -> None:
+    """Property: the parts together are the whole, none is too large, and keys are distinct, stable and short."""
     tasks = [{"n": i, "pad": "x" * size} for i, size in enumerate(sizes)]
     calls = batch_calls(tasks, "https://a.example/" + "h" * 2_000, key)
     assert calls == batch_calls(tasks, "https://a.example/" + "h" * 2_000, key)

@@ -1,4 +1,4 @@
-"""What the package shows, and what it refuses before anything is sent."""
+"""The public names of the SDK, and the arguments that it refuses before it sends anything."""
 
 import ast
 import inspect
@@ -20,41 +20,37 @@ ERRORS = [
 ]
 
 
-def test_all_is_complete() -> None:
-    """`__all__` holds every public name of the package; ruff keeps its order."""
+def test_all_lists_every_public_name() -> None:
     public = [name for name in asg_gateway.__all__ if name != "__version__"]
     assert set(public) == {name for name in vars(asg_gateway) if not name.startswith("_")}
 
 
-def test_imports_nothing_of_the_service() -> None:
-    """No module of the SDK imports `ingest`."""
+def test_sdk_does_not_import_the_service() -> None:
     for path in Path(asg_gateway.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not [name for name in names if name.split(".")[0] == "ingest"]
 
 
 @pytest.mark.parametrize("name", ["submit_task", "submit_batch", "get_task", "get_batch", "close"])
-def test_both_clients_are_called_alike(name: str) -> None:
-    """The asynchronous client has the same methods with the same arguments, awaited."""
-    blocking, awaited = getattr(ASGGatewayClient, name), getattr(AsyncASGGatewayClient, name)
-    assert inspect.signature(blocking) == inspect.signature(awaited)
-    assert inspect.iscoroutinefunction(awaited)
-    assert inspect.getdoc(blocking) == inspect.getdoc(awaited)
+def test_both_clients_have_the_same_signatures_and_docstrings(name: str) -> None:
+    blocking, asynchronous = getattr(ASGGatewayClient, name), getattr(AsyncASGGatewayClient, name)
+    assert inspect.signature(blocking) == inspect.signature(asynchronous)
+    assert inspect.iscoroutinefunction(asynchronous)
+    assert inspect.getdoc(blocking) == inspect.getdoc(asynchronous)
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
-def test_errors_cross_processes(error: asg_gateway.ASGGatewayError) -> None:
-    """A worker process can hand an error to its parent with all that it tells."""
+def test_pickled_error_keeps_all_its_attributes(error: asg_gateway.ASGGatewayError) -> None:
+    """A child process can pass an error to its parent."""
     error.idempotency_key = "k"
     copy = pickle.loads(pickle.dumps(error))
     assert (type(copy), str(copy), vars(copy)) == (type(error), str(error), vars(error))
 
 
 @pytest.mark.parametrize("key", ["", "a b", "key\n", "schlüssel"])
-def test_a_key_that_cannot_be_right_is_told_at_once(key: str) -> None:
-    """A ValueError that does not show the key, not a request."""
+def test_invalid_api_key_is_a_value_error_that_does_not_show_the_key(key: str) -> None:
     with pytest.raises(ValueError, match="api_key must be") as caught:
         ASGGatewayClient(key)
     assert not key or key not in str(caught.value)
@@ -64,40 +60,42 @@ def test_a_key_that_cannot_be_right_is_told_at_once(key: str) -> None:
     "url",
     ["a.example", "ftp://a.example", "https://", "https://a:port", "https://u:p@a.example", "https://a.example/?q=1"],
 )
-async def test_a_base_url_that_cannot_be_right_is_told_at_once(url: str) -> None:
-    """Credentials would displace the API key, a query would swallow the path."""
+async def test_invalid_base_url_is_a_value_error(url: str) -> None:
+    """Credentials in the URL would replace the API key, and a query would include the path."""
     for client in (ASGGatewayClient, AsyncASGGatewayClient):
         with pytest.raises(ValueError, match="base_url must be"):
             client("k", base_url=url)
 
 
 @pytest.mark.parametrize("limit", [{"timeout": 0}, {"deadline": -1.0}, {"deadline": float("nan")}, {"max_retries": -1}])
-def test_limits_that_cannot_be_right_are_told_at_once(limit: dict[str, float]) -> None:
-    """-1 retries would be endless ones."""
+def test_invalid_limit_is_a_value_error(limit: dict[str, float]) -> None:
+    """With -1, the retries would never end."""
     with pytest.raises(ValueError, match="must be"):
         Gateway().client(**limit)
 
 
-def test_what_json_cannot_hold_is_refused() -> None:
-    """NaN and sets would not arrive, so they are not sent."""
-    client = Gateway().client()
+def test_values_that_json_cannot_represent_are_refused() -> None:
+    gateway = Gateway()
+    client = gateway.client()
     with pytest.raises(ValueError, match="JSON compliant"):
         submit(client, label_spec={"question": "q", "options": [], "weight": float("nan")})
     with pytest.raises(TypeError, match="set is not a JSON type"):
         client.submit_batch([{"label_spec": {"options": {"a", "b"}}}])
+    assert gateway.requests == []
 
 
-def test_any_mapping_will_do() -> None:
-    """As the signature promises, not only a dict."""
+def test_label_spec_can_be_any_mapping() -> None:
     gateway = Gateway(httpx.Response(202, json=TASK))
     submit(gateway.client(), label_spec=MappingProxyType({"question": "q"}))
     assert gateway.bodies[0]["label_spec"] == {"question": "q"}
 
 
-def test_an_empty_key_is_refused() -> None:
-    """Split, it would turn into `/0` and be taken."""
-    client = Gateway().client()
+def test_empty_idempotency_key_is_refused() -> None:
+    """A split batch would otherwise send `/0`, which the gateway accepts."""
+    gateway = Gateway()
+    client = gateway.client()
     with pytest.raises(ValueError, match="idempotency_key must be"):
         submit(client, idempotency_key="")
     with pytest.raises(ValueError, match="idempotency_key must be"):
         client.submit_batch([{}] * 1001, idempotency_key="")
+    assert gateway.requests == []

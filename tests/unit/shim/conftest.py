@@ -12,6 +12,7 @@ from tests.support.shim_harness import ShimHarness
 
 @pytest.fixture
 async def parts(tmp_path: Path) -> AsyncIterator[tuple[SqliteStore, EmbeddedBroker]]:
+    """The store and the broker of the shim."""
     store = await SqliteStore.open(tmp_path / "store.db")
     broker = await EmbeddedBroker.open(tmp_path / "queue.db")
     yield store, broker

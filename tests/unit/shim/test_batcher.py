@@ -1,4 +1,4 @@
-"""Cohorts of requests."""
+"""Micro-batches of requests: when they start, their limits and their results."""
 
 import asyncio
 import contextvars
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from ingest.shim.batcher import MicroBatcher, QueueFull
 
 
-async def test_a_micro_batch_does_not_log_under_the_first_ones_name() -> None:
-    """What is bound for one request is not bound for the micro-batch; what is bound for the process is."""
-    seen: list[dict[str, object]] = []
+async def test_micro_batch_logs_without_context_of_its_first_request() -> None:
+    """The log context of the process applies to the micro-batch; the context of a request does not."""
+    contexts: list[dict[str, object]] = []
 
     async def run(items: list[int]) -> list[int]:
-        seen.append(structlog.contextvars.get_contextvars())
+        contexts.append(structlog.contextvars.get_contextvars())
         return items
 
     def make() -> MicroBatcher[int, int]:
@@ -26,11 +26,11 @@ async def test_a_micro_batch_does_not_log_under_the_first_ones_name() -> None:
     batcher = contextvars.copy_context().run(make)
     with structlog.contextvars.bound_contextvars(request_id="r"):
         assert await batcher.submit(1) == 1
-    assert seen == [{"role": "serve"}]
+    assert contexts == [{"role": "serve"}]
 
 
 class Gate:
-    """Runs batches that end when they are told to."""
+    """Records micro-batches. They finish once `open` is set."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -42,30 +42,31 @@ class Gate:
         return items
 
 
-async def settled() -> None:
+async def run_other_tasks() -> None:
+    """Give the other tasks a few iterations of the event loop."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def test_a_further_micro_batch_begins_for_a_crowd_only() -> None:
-    """One item goes at once; while it is under way others wait, until they fill a second micro-batch."""
+async def test_second_micro_batch_starts_once_min_batch_items_wait() -> None:
+    """The first item runs alone, at once."""
     gate = Gate()
     batcher = MicroBatcher(gate.run, max_batch=10, max_concurrency=2, max_queue=100, deadline=5, min_batch=3)
-    waiting = [asyncio.ensure_future(batcher.submit(0))]
-    await settled()
+    results = [asyncio.ensure_future(batcher.submit(0))]
+    await run_other_tasks()
     for item in (1, 2):
-        waiting.append(asyncio.ensure_future(batcher.submit(item)))
-        await settled()
+        results.append(asyncio.ensure_future(batcher.submit(item)))
+        await run_other_tasks()
     assert gate.batches == [[0]]
-    waiting.append(asyncio.ensure_future(batcher.submit(3)))
-    await settled()
+    results.append(asyncio.ensure_future(batcher.submit(3)))
+    await run_other_tasks()
     assert gate.batches == [[0], [1, 2, 3]]
     gate.open.set()
-    assert await asyncio.gather(*waiting) == [0, 1, 2, 3]
+    assert await asyncio.gather(*results) == [0, 1, 2, 3]
 
 
-async def test_time_limits() -> None:
-    """Who waits too long hears TimeoutError, the first first; the work goes on and others get their results."""
+async def test_deadline_ends_only_the_waits_that_exceed_it() -> None:
+    """The item of a caller that timed out still runs, and the other callers get their results."""
     gate = Gate()
     batcher = MicroBatcher(gate.run, max_batch=1, max_concurrency=1, max_queue=100, deadline=0.1)
     first = asyncio.ensure_future(batcher.submit(1))
@@ -80,44 +81,50 @@ async def test_time_limits() -> None:
     assert await batcher.submit(3) == 3
 
 
-async def test_full() -> None:
-    """More than may wait is refused at once."""
+async def test_item_is_refused_if_queue_is_full() -> None:
     gate = Gate()
     batcher = MicroBatcher(gate.run, max_batch=1, max_concurrency=1, max_queue=1, deadline=5)
-    waiting = [asyncio.ensure_future(batcher.submit(1))]
-    await settled()
-    waiting.append(asyncio.ensure_future(batcher.submit(2)))
-    await settled()
+    results = [asyncio.ensure_future(batcher.submit(1))]
+    await run_other_tasks()
+    results.append(asyncio.ensure_future(batcher.submit(2)))
+    await run_other_tasks()
     with pytest.raises(QueueFull):
         await batcher.submit(3)
     gate.open.set()
-    assert await asyncio.gather(*waiting) == [1, 2]
+    assert await asyncio.gather(*results) == [1, 2]
 
 
 @settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 3), max_size=60), st.integers(1, 5), st.integers(1, 3), st.integers(1, 8), st.integers(0, 2)
 )
-def test_every_item_gets_its_own_result(pauses: list[int], size: int, slots: int, min_batch: int, work: int) -> None:
-    """Whatever arrives when: each is run once, and nothing waits for ever."""
-    ran: list[int] = []
+def test_every_item_runs_once_and_gets_its_own_result(
+    pauses: list[int], max_batch: int, max_concurrency: int, min_batch: int, run_iterations: int
+) -> None:
+    """Property: this holds for every order of arrival. Pauses and run times are in iterations of the event loop."""
+    items_run: list[int] = []
 
     async def run(items: list[int]) -> list[int]:
-        ran.extend(items)
-        for _ in range(work):
+        items_run.extend(items)
+        for _ in range(run_iterations):
             await asyncio.sleep(0)
         return [item * 2 for item in items]
 
     async def main() -> list[int]:
         batcher = MicroBatcher(
-            run, max_batch=size, max_concurrency=slots, max_queue=1000, deadline=5, min_batch=min_batch
+            run,
+            max_batch=max_batch,
+            max_concurrency=max_concurrency,
+            max_queue=1000,
+            deadline=5,
+            min_batch=min_batch,
         )
-        waiting = []
+        results = []
         for item, pause in enumerate(pauses):
             for _ in range(pause):
                 await asyncio.sleep(0)
-            waiting.append(asyncio.ensure_future(batcher.submit(item)))
-        return await asyncio.gather(*waiting)
+            results.append(asyncio.ensure_future(batcher.submit(item)))
+        return await asyncio.gather(*results)
 
     assert asyncio.run(main()) == [item * 2 for item in range(len(pauses))]
-    assert sorted(ran) == list(range(len(pauses)))
+    assert sorted(items_run) == list(range(len(pauses)))

@@ -1,4 +1,4 @@
-"""What the wire brings: bodies without end, clients that go, pipelines, and how answers are written."""
+"""Requests and answers on the wire: oversized and incomplete bodies, pipelining, and how answers are written."""
 
 import asyncio
 import json
@@ -11,20 +11,18 @@ from tests.support.shim_harness import ShimHarness
 from tests.support.tasks import TASK
 
 
-async def test_too_large_without_a_content_length(harness: ShimHarness) -> None:
-    """Refused while it streams in."""
-
-    async def endless() -> AsyncIterator[bytes]:
+async def test_oversized_body_without_content_length_is_refused(harness: ShimHarness) -> None:
+    async def nine_mebibytes() -> AsyncIterator[bytes]:
         for _ in range(9 * 16):
             yield b" " * 65_536
 
-    answer = await harness.client.post("/v1/tasks", content=endless(), headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json"}
+    answer = await harness.client.post("/v1/tasks", content=nine_mebibytes(), headers=headers)
     assert answer.status_code == 413
     assert (await harness.client.get("/healthz")).status_code == 200
 
 
-async def test_a_client_that_goes_away_half_way(harness: ShimHarness) -> None:
-    """Its half request does no harm."""
+async def test_shim_works_after_client_disconnects_during_body(harness: ShimHarness) -> None:
     head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n"
     _, writer = await asyncio.open_connection("127.0.0.1", harness.port)
     writer.write(head + b'Content-Length: 100\r\n\r\n{"type"')
@@ -33,24 +31,22 @@ async def test_a_client_that_goes_away_half_way(harness: ShimHarness) -> None:
     assert (await harness.client.post("/v1/tasks", json=TASK)).status_code == 202
 
 
-async def test_expect_continue_and_pipelining(harness: ShimHarness) -> None:
-    """As HTTP/1.1 has them."""
+async def test_pipelined_requests_and_expect_continue_are_answered(harness: ShimHarness) -> None:
     body = json.dumps(TASK | {"idempotency_key": "p"}).encode()
     head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer key\r\nContent-Type: application/json\r\n"
-    one = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    plain = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
     expect = head + b"Expect: 100-continue\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body
-    answers = await harness.raw(one + one + expect)
+    answers = await harness.raw(plain + plain + expect)
     assert answers.count(b"HTTP/1.1 202") == 1
     assert answers.count(b"HTTP/1.1 200") == 2
     assert b"HTTP/1.1 100" in answers
 
 
-async def test_an_answer_is_one_write(harness: ShimHarness) -> None:
-    """Head and body arrive together, whatever kind of answer it is; a HEAD's head does not wait for a body."""
+async def test_answer_is_sent_in_one_write(harness: ShimHarness) -> None:
+    """Head and body arrive together. The answer to HEAD has only a head, and is sent at once."""
     reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
-    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
     for request, end in (
-        (head + b"\r\n", b'{"status":"ok"}'),
+        (b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n", b'{"status":"ok"}'),
         (b"HEAD /docs HTTP/1.1\r\nHost: x\r\n\r\n", b"\r\n\r\n"),
         (b"GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n", b"}"),
     ):
@@ -61,13 +57,13 @@ async def test_an_answer_is_one_write(harness: ShimHarness) -> None:
     writer.close()
 
 
-async def test_bodies_have_bounded_room(parts: tuple[SqliteStore, EmbeddedBroker]) -> None:
-    """What does not fit beside the bodies under way is 503 with Retry-After, and its room is free again afterwards."""
+async def test_body_beyond_memory_budget_is_answered_503_and_releases_its_memory(
+    parts: tuple[SqliteStore, EmbeddedBroker],
+) -> None:
     store, broker = parts
     memory = BodyMemoryBudget(limit=1000)
     publisher = await broker.publisher()
-    harness = ShimHarness(store, broker, publisher, memory)
-    async with harness:
+    async with ShimHarness(store, broker, publisher, memory) as harness:
         padded = TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * 2000}}
         for _ in range(3):
             answer = await harness.client.post("/v1/tasks", json=padded)

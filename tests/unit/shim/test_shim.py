@@ -1,7 +1,8 @@
-"""The shim over a real socket, on SQLite and the embedded queue: every answer of the contract."""
+"""The HTTP API of the shim over a real socket, on SQLite and the embedded queue."""
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,54 +23,58 @@ from tests.support.shim_harness import HOOK, ShimHarness
 from tests.support.tasks import TASK
 
 
-async def test_a_task_and_its_replay(harness: ShimHarness) -> None:
-    """202, then 200 with the original's time; no other keys than the contract's; facts in headers."""
+def current_month() -> str:
+    return time.strftime("%Y-%m", time.gmtime())
+
+
+async def test_task_is_answered_202_and_its_replay_200(harness: ShimHarness) -> None:
+    """The body has only the keys of the contract. Headers say when the key expires, and what a replay is."""
     first = await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
     assert first.status_code == 202
     assert list(first.json()) == ["task_id", "status", "created_at"]
     assert first.json()["status"] == "pending"
     assert "GMT" in first.headers["Idempotency-Key-Expires"]
     assert "Idempotent-Replayed" not in first.headers
-    again = await harness.client.post("/v1/tasks", json=TASK, headers={"Idempotency-Key": "k"})
-    assert (again.status_code, again.json()) == (200, first.json() | {"idempotent": True})
-    assert again.headers["Idempotent-Replayed"] == "true"
-    assert "Idempotency-Payload-Mismatch" not in again.headers
-    other = await harness.client.post("/v1/tasks", json=TASK | {"type": "moderation", "idempotency_key": "k"})
-    assert (other.status_code, other.json()) == (200, again.json())
-    assert other.headers["Idempotency-Payload-Mismatch"] == "true"
+    replay = await harness.client.post("/v1/tasks", json=TASK, headers={"Idempotency-Key": "k"})
+    assert (replay.status_code, replay.json()) == (200, first.json() | {"idempotent": True})
+    assert replay.headers["Idempotent-Replayed"] == "true"
+    assert "Idempotency-Payload-Mismatch" not in replay.headers
+    mismatch = await harness.client.post("/v1/tasks", json=TASK | {"type": "moderation", "idempotency_key": "k"})
+    assert (mismatch.status_code, mismatch.json()) == (200, replay.json())
+    assert mismatch.headers["Idempotency-Payload-Mismatch"] == "true"
     assert await depth(harness.broker, topology.INGEST_TASKS) == 1
 
 
-async def test_without_a_key_each_post_is_a_task(harness: ShimHarness) -> None:
-    """No key, nothing to replay, nothing that expires."""
+async def test_each_unkeyed_post_creates_a_task(harness: ShimHarness) -> None:
     answers = [await harness.client.post("/v1/tasks", json=TASK) for _ in range(2)]
     assert len({answer.json()["task_id"] for answer in answers}) == 2
     assert "Idempotency-Key-Expires" not in answers[0].headers
 
 
-async def test_a_batch_and_its_replay(harness: ShimHarness) -> None:
-    """The contract's body; task_ids where preferred; taken whole."""
+async def test_batch_is_answered_202_and_its_replay_200(harness: ShimHarness) -> None:
+    """`Prefer: return=representation` adds the task ids. Each of them is a task that a lookup returns."""
     body = {"tasks": [TASK, TASK | {"idempotency_key": "own"}], "callback_url": HOOK, "idempotency_key": "b"}
     first = await harness.client.post("/v1/tasks/batch", json=body)
     assert first.status_code == 202
     assert list(first.json()) == ["batch_id", "task_count", "status"]
     prefer = {"Prefer": "return=representation"}
-    again = await harness.client.post("/v1/tasks/batch", json=body, headers=prefer)
-    assert again.status_code == 200
-    assert again.headers["Preference-Applied"] == "return=representation"
-    ids = again.json()["task_ids"]
-    assert again.json() == first.json() | {"idempotent": True, "task_ids": ids}
+    replay = await harness.client.post("/v1/tasks/batch", json=body, headers=prefer)
+    assert replay.status_code == 200
+    assert replay.headers["Preference-Applied"] == "return=representation"
+    ids = replay.json()["task_ids"]
+    assert len(ids) == 2
+    assert replay.json() == first.json() | {"idempotent": True, "task_ids": ids}
     single = await harness.client.post("/v1/tasks", json=TASK | {"callback_url": HOOK, "idempotency_key": "own"})
     assert (single.status_code, single.json()["task_id"]) == (200, ids[1])
-    found = await harness.client.get(f"/v1/tasks/batch/{first.json()['batch_id']}")
-    assert found.json()["task_ids"] == ids
+    lookup = await harness.client.get(f"/v1/tasks/batch/{first.json()['batch_id']}")
+    assert lookup.json()["task_ids"] == ids
     for task_id in ids:
         item = (await harness.client.get(f"/v1/tasks/{task_id}")).json()
-        assert item == {"task_id": task_id, "status": "pending", "created_at": found.json()["created_at"]}
+        assert item == {"task_id": task_id, "status": "pending", "created_at": lookup.json()["created_at"]}
 
 
-async def test_what_is_no_item_of_a_batch_is_not_found(harness: ShimHarness) -> None:
-    """Beyond its end, in the place of an item with a key, before it has landed, of somebody else: 404."""
+async def test_id_that_is_not_an_item_of_a_durable_batch_is_not_found(harness: ShimHarness) -> None:
+    """The index is that of a keyed item or too large, the batch is unknown, of another customer or not durable yet."""
     body = {"tasks": [TASK, TASK | {"idempotency_key": "own"}], "idempotency_key": "b"}
     batch_id = (await harness.client.post("/v1/tasks/batch", json=body)).json()["batch_id"]
     statuses = [(await harness.client.get(f"/v1/tasks/{item_id(batch_id, i)}")).status_code for i in (0, 1, 2, 1023)]
@@ -79,24 +84,24 @@ async def test_what_is_no_item_of_a_batch_is_not_found(harness: ShimHarness) -> 
     await harness.add_customer(Customer(cust_id="d"), "d-key")
     async with harness.client_of("d-key") as client:
         assert (await client.get(f"/v1/tasks/{item_id(batch_id, 0)}")).status_code == 404
-    (head,) = await harness.store.read([batch_id])
-    assert head is not None
-    unlanded = msgspec.structs.replace(head, id=fresh_id(SubmissionKind.BATCH))
-    await harness.store.claim([msgspec.structs.replace(unlanded, phase=Phase.CLAIMED)])
-    assert (await harness.client.get(f"/v1/tasks/{item_id(unlanded.id, 0)}")).status_code == 404
+    (entry,) = await harness.store.read([batch_id])
+    assert entry is not None
+    claimed = msgspec.structs.replace(entry, id=fresh_id(SubmissionKind.BATCH), phase=Phase.CLAIMED)
+    await harness.store.claim([claimed])
+    assert (await harness.client.get(f"/v1/tasks/{item_id(claimed.id, 0)}")).status_code == 404
 
 
-async def test_one_bad_item_and_nothing_happens(harness: ShimHarness) -> None:
-    """400, nothing enqueued, nothing charged, no key burnt."""
+async def test_batch_with_one_invalid_item_is_refused_whole(harness: ShimHarness) -> None:
+    """Nothing is published, nothing is charged, and the keys of the valid items stay free."""
     body = {"tasks": [TASK | {"idempotency_key": "x"}, TASK | {"data_url": "http://a.example"}]}
     answer = await harness.client.post("/v1/tasks/batch", json=body)
     assert (answer.status_code, answer.json()) == (400, {"error": "tasks[1].data_url must be an https URL"})
     assert await depth(harness.broker, topology.INGEST_BATCHES) == 0
+    assert await harness.store.used("c", current_month()) == 0
     assert (await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "x"})).status_code == 202
 
 
-async def test_quota(harness: ShimHarness) -> None:
-    """403 with the contract's body; a replay is still 200."""
+async def test_exhausted_quota_is_answered_403_but_replay_200(harness: ShimHarness) -> None:
     await harness.add_customer(Customer(cust_id="poor", monthly_quota=1), "poor-key")
     async with harness.client_of("poor-key") as client:
         assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 202
@@ -105,8 +110,8 @@ async def test_quota(harness: ShimHarness) -> None:
         assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 200
 
 
-async def test_headers_in_several_lines_are_one_list(harness: ShimHarness) -> None:
-    """As RFC 9110 has it, section 5.3: neither of two lines is lost."""
+async def test_repeated_header_lines_are_joined(harness: ShimHarness) -> None:
+    """RFC 9110, section 5.3: two lines of one header are one list."""
     parent = f"00-{'1' * 32}-{'2' * 16}-01"
     lines = [("traceparent", parent), ("tracestate", "a=1"), ("tracestate", "b=2")]
     lines += [("Prefer", "return=representation"), ("Prefer", "wait=1")]
@@ -117,39 +122,37 @@ async def test_headers_in_several_lines_are_one_list(harness: ShimHarness) -> No
     assert delivery.headers == {"traceparent": parent, "tracestate": "a=1, b=2"}
 
 
-class SlowToNote(SqliteStore):
-    """Changes of entries take their time."""
+class SlowApplyStore(SqliteStore):
+    """A store that needs 0.3 s for changes of entries."""
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         await asyncio.sleep(0.3)
         return await super().apply(changes)
 
 
-async def test_a_lookup_finds_what_was_answered(tmp_path: Path) -> None:
-    """From the moment the 2xx was sent, however long the ledger takes to be told; and a repeat is a replay at once."""
-    store = await SlowToNote.open(tmp_path / "store.db")
+async def test_lookup_and_replay_work_as_soon_as_202_is_sent(tmp_path: Path) -> None:
+    """The answer waits for a slow ledger."""
+    store = await SlowApplyStore.open(tmp_path / "store.db")
     broker = await EmbeddedBroker.open(tmp_path / "queue.db")
     async with ShimHarness(store, broker, await broker.publisher()) as harness:
         posted = await harness.client.post("/v1/tasks", json={**TASK, "idempotency_key": "k"})
-        found = await harness.client.get(f"/v1/tasks/{posted.json()['task_id']}")
+        lookup = await harness.client.get(f"/v1/tasks/{posted.json()['task_id']}")
         repeated = await harness.client.post("/v1/tasks", json={**TASK, "idempotency_key": "k"})
-    assert (posted.status_code, found.status_code, repeated.status_code) == (202, 200, 200)
+    assert (posted.status_code, lookup.status_code, repeated.status_code) == (202, 200, 200)
     await broker.close()
     await store.close()
 
 
-async def test_strict_customers_get_422(harness: ShimHarness) -> None:
-    """Another body under a used key."""
+async def test_mismatch_of_strict_customer_is_answered_422(harness: ShimHarness) -> None:
     await harness.add_customer(Customer(cust_id="strict", strict=True), "strict-key")
     async with harness.client_of("strict-key") as client:
         assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 202
-        other = await client.post("/v1/tasks", json=TASK | {"type": "moderation", "idempotency_key": "k"})
-        assert other.status_code == 422
+        mismatch = await client.post("/v1/tasks", json=TASK | {"type": "moderation", "idempotency_key": "k"})
+        assert mismatch.status_code == 422
         assert (await client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})).status_code == 200
 
 
-async def test_tenants_stay_apart(harness: ShimHarness) -> None:
-    """The same key of another customer is another task, and lookups do not cross."""
+async def test_customers_share_neither_keys_nor_lookups(harness: ShimHarness) -> None:
     await harness.add_customer(Customer(cust_id="d"), "d-key")
     mine = await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
     async with harness.client_of("d-key") as client:
@@ -157,8 +160,8 @@ async def test_tenants_stay_apart(harness: ShimHarness) -> None:
         assert theirs.status_code == 202
         assert theirs.json()["task_id"] != mine.json()["task_id"]
         assert (await client.get(f"/v1/tasks/{mine.json()['task_id']}")).status_code == 404
-    found = await harness.client.get(f"/v1/tasks/{mine.json()['task_id']}")
-    assert found.json() == mine.json()
+    lookup = await harness.client.get(f"/v1/tasks/{mine.json()['task_id']}")
+    assert lookup.json() == mine.json()
 
 
 @pytest.mark.parametrize(
@@ -179,10 +182,11 @@ async def test_tenants_stay_apart(harness: ShimHarness) -> None:
         (json.dumps(TASK).encode(), {"Idempotency-Key": "x" * 256}, 400, "Idempotency-Key must be 1 to 255"),
     ],
 )
-async def test_refusals(harness: ShimHarness, content: bytes, headers: dict[str, str], status: int, error: str) -> None:
-    """Status, a sentence that says what to change, and the request's id."""
-    given = {"Content-Type": "application/json", "X-Request-Id": "r-1"} | headers
-    answer = await harness.client.post("/v1/tasks", content=content, headers=given)
+async def test_invalid_request_is_answered_with_status_error_and_request_id(
+    harness: ShimHarness, content: bytes, headers: dict[str, str], status: int, error: str
+) -> None:
+    all_headers = {"Content-Type": "application/json", "X-Request-Id": "r-1"} | headers
+    answer = await harness.client.post("/v1/tasks", content=content, headers=all_headers)
     assert answer.status_code == status
     assert answer.json()["error"].startswith(error)
     assert answer.headers["Content-Type"] == "application/json"
@@ -201,10 +205,10 @@ async def test_refusals(harness: ShimHarness, content: bytes, headers: dict[str,
         ("GET", "/v1/tasks/batch/%00%ff", 404, None),
     ],
 )
-async def test_wrong_paths_and_methods(
+async def test_unknown_path_is_answered_404_and_wrong_method_405(
     harness: ShimHarness, method: str, path: str, status: int, allow: str | None
 ) -> None:
-    """JSON too, with `Allow`."""
+    """The answer is JSON. A 405 has the header `Allow`."""
     answer = await harness.client.request(method, path)
     allowed = answer.headers.get("Allow")
     assert answer.status_code == status
@@ -213,8 +217,7 @@ async def test_wrong_paths_and_methods(
     assert answer.headers["X-Request-Id"]
 
 
-async def test_two_hundred_at_once_with_one_key(harness: ShimHarness) -> None:
-    """One 202, the rest 200, one id, one time, one message."""
+async def test_concurrent_posts_with_one_key_publish_one_task(harness: ShimHarness) -> None:
     answers = await asyncio.gather(
         *[harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"}) for _ in range(200)]
     )
@@ -232,31 +235,27 @@ async def test_two_hundred_at_once_with_one_key(harness: ShimHarness) -> None:
         (PublishOutcome.UNKNOWN, 1),
     ],
 )
-async def test_without_a_confirm_there_is_no_2xx(
+async def test_unconfirmed_publish_is_answered_503_and_retry_202(
     parts: tuple[SqliteStore, EmbeddedBroker], outcome: PublishOutcome, charged: int
 ) -> None:
-    """503 with Retry-After; a retry gets through at once and is charged once in all."""
-    import time
-
+    """The retry is admitted at once. Both attempts together are charged once."""
     store, broker = parts
     publisher = ScriptedPublisher(outcome)
-    month = time.strftime("%Y-%m", time.gmtime())
     async with ShimHarness(store, broker, publisher) as harness:
         refused = await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-        assert await store.used("c", month) == charged
+        assert await store.used("c", current_month()) == charged
         assert (await harness.client.get("/readyz")).status_code == 503
         task_id = json.loads(publisher.sent[0].body)["submission"]["id"]
         assert (await harness.client.get(f"/v1/tasks/{task_id}")).status_code == 404
         publisher.outcome = PublishOutcome.CONFIRMED
-        again = await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
-        assert again.status_code == 202
-        assert await store.used("c", month) == 1
+        retry = await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "k"})
+        assert retry.status_code == 202
+        assert await store.used("c", current_month()) == 1
         assert (await harness.client.get(f"/v1/tasks/{task_id}")).status_code == 200
 
 
-async def test_a_store_that_is_away_is_503(harness: ShimHarness) -> None:
-    """Not ready, no submissions, no lookups; the process itself is healthy."""
+async def test_unavailable_store_is_answered_503_but_healthz_200(harness: ShimHarness) -> None:
     await harness.client.post("/v1/tasks", json=TASK)
     await harness.store.close()
     for method, path in (
@@ -266,11 +265,11 @@ async def test_a_store_that_is_away_is_503(harness: ShimHarness) -> None:
     ):
         answer = await harness.client.request(method, path, json=TASK if method == "POST" else None)
         assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
-    assert (await harness.client.get("/healthz")).json() == {"status": "ok"}
+    health = await harness.client.get("/healthz")
+    assert (health.status_code, health.json()) == (200, {"status": "ok"})
 
 
-async def test_documents(harness: ShimHarness) -> None:
-    """The OpenAPI document, and a page whose assets come from here."""
+async def test_shim_serves_openapi_document_and_docs_page_with_own_assets(harness: ShimHarness) -> None:
     document = (await harness.client.get("/openapi.json")).json()
     assert document["openapi"].startswith("3.")
     page = await harness.client.get("/docs")

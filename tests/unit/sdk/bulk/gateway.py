@@ -1,4 +1,4 @@
-"""A transport that plays the gateway for batches: one acceptance a key, all or none, errors as the real one's."""
+"""A fake gateway for batches: it accepts a key once, refuses a batch whole, and words errors like the real one."""
 
 import json
 from typing import Any
@@ -15,22 +15,28 @@ def task(name: str, **changes: Any) -> dict[str, Any]:
 
 
 class Gateway:
-    """Refuses tasks whose data_url ends in `bad`; `accepted` has how often each item's key was accepted anew.
+    """An httpx transport that refuses tasks whose data_url ends in `bad`.
+
+    `accepted` counts for each item's key how often it was accepted as a new task.
 
     Args:
-        mute: does not say which tasks it refuses.
-        fails: number of the request from which on it answers `failure`.
-        failure: status and sentence.
+        omit_errors: do not say which tasks are refused.
+        fail_from: number of the first request that is answered with `failure`, as are all later ones.
+        failure: status and error sentence.
     """
 
     def __init__(
-        self, *, mute: bool = False, fails: int | None = None, failure: tuple[int, str] = (403, "quota exhausted")
+        self,
+        *,
+        omit_errors: bool = False,
+        fail_from: int | None = None,
+        failure: tuple[int, str] = (403, "quota exhausted"),
     ) -> None:
         self.accepted: dict[str, int] = {}
         self.requests = 0
         self._batches: dict[str, list[str]] = {}
-        self._mute = mute
-        self._fails = fails
+        self._omit_errors = omit_errors
+        self._fail_from = fail_from
         self._failure = failure
 
     def client(self) -> AsyncASGGatewayClient:
@@ -38,33 +44,31 @@ class Gateway:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.requests += 1
-        if self._fails is not None and self.requests >= self._fails:
+        if self._fail_from is not None and self.requests >= self._fail_from:
             return httpx.Response(self._failure[0], json={"error": self._failure[1]})
         body = json.loads(request.content)
         assert 1 <= len(body["tasks"]) <= 1000
-        wrong = [index for index, each in enumerate(body["tasks"]) if each["data_url"].endswith("bad")]
-        if wrong:
-            return self._refuse(wrong)
-        replay = body["idempotency_key"] in self._batches
-        ids = self._batches.setdefault(body["idempotency_key"], self._take(body))
+        bad = [index for index, item in enumerate(body["tasks"]) if item["data_url"].endswith("bad")]
+        if bad:
+            return self._refuse(bad)
+        is_replay = body["idempotency_key"] in self._batches
+        ids = self._batches.setdefault(body["idempotency_key"], self._accept(body))
         answer = {"batch_id": "bat_1", "task_count": len(ids), "status": "accepted", "task_ids": ids}
-        return httpx.Response(200 if replay else 202, json=answer | ({"idempotent": True} if replay else {}))
+        return httpx.Response(200 if is_replay else 202, json=answer | ({"idempotent": True} if is_replay else {}))
 
-    def _refuse(self, wrong: list[int]) -> httpx.Response:
-        if self._mute:
-            return httpx.Response(400, json={"error": f"body has {len(wrong)} errors, too many to list"})
-        fields = [f"tasks[{index}].data_url" for index in wrong[:MAX_ERRORS]]
+    def _refuse(self, bad: list[int]) -> httpx.Response:
+        if self._omit_errors:
+            return httpx.Response(400, json={"error": f"body has {len(bad)} errors, too many to list"})
+        fields = [f"tasks[{index}].data_url" for index in bad[:MAX_ERRORS]]
         errors = [{"field": field, "error": f"{field} must be good"} for field in fields]
-        more = {"errors": errors} if len(errors) > 1 else {}
-        return httpx.Response(400, json={"error": errors[0]["error"]} | more)
+        listed = {"errors": errors} if len(errors) > 1 else {}
+        return httpx.Response(400, json={"error": errors[0]["error"]} | listed)
 
-    def _take(self, body: dict[str, Any]) -> list[str]:
+    def _accept(self, body: dict[str, Any]) -> list[str]:
+        known_ids = {task_id for ids in self._batches.values() for task_id in ids}
         ids = []
-        for index, each in enumerate(body["tasks"]):
-            key = each.get("idempotency_key", f"{body['idempotency_key']}#{index}")
-            self.accepted[key] = self.accepted.get(key, 0) + (f"tsk_{key}" not in self._known())
+        for index, item in enumerate(body["tasks"]):
+            key = item.get("idempotency_key", f"{body['idempotency_key']}#{index}")
+            self.accepted[key] = self.accepted.get(key, 0) + (f"tsk_{key}" not in known_ids)
             ids.append(f"tsk_{key}")
         return ids
-
-    def _known(self) -> set[str]:
-        return {id_ for ids in self._batches.values() for id_ in ids}

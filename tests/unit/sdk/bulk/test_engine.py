@@ -1,4 +1,4 @@
-"""One bad task does not sink its neighbours, and what stops a run stops it cleanly."""
+"""Bulk submission: an invalid task does not affect the others, and errors and stops end a run cleanly."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,24 +17,23 @@ from hypothesis import strategies as st
 from tests.unit.sdk.bulk.gateway import Gateway, task
 
 
-def cut(names: list[str], size: int = 1000) -> list[Chunk]:
+def chunks_of(names: list[str], size: int = 1000) -> list[Chunk]:
     rows = [Row(number, task(name)) for number, name in enumerate(names, 1)]
     return list(chunks(rows, "", size))
 
 
-async def collect(
-    client: asg_gateway.AsyncASGGatewayClient, source: Iterator[Chunk], seen: list[Chunk], **options: Any
-) -> None:
-    async for chunk, _ in run(client, source, callback_url=None, concurrency=2, **options):
-        seen.append(chunk)
+async def collect(client: asg_gateway.AsyncASGGatewayClient, source: Iterator[Chunk], finished: list[Chunk]) -> None:
+    """Run the source, and append each chunk to `finished` when its outcome is known."""
+    async for chunk, _ in run(client, source, callback_url=None, concurrency=2):
+        finished.append(chunk)
 
 
 @given(st.lists(st.sampled_from(["good", "bad"]), min_size=1, max_size=300), st.booleans())
 @settings(max_examples=40)
-async def test_the_good_are_accepted_once_and_the_bad_are_named(kinds: list[str], mute: bool) -> None:
-    """Law: whether or not the gateway says which ones are bad; and again, nothing more is accepted."""
-    gateway = Gateway(mute=mute)
-    (chunk,) = cut([f"{number}-{kind}" for number, kind in enumerate(kinds)])
+async def test_good_tasks_are_accepted_once_and_bad_ones_reported(kinds: list[str], omit_errors: bool) -> None:
+    """Property: the gateway need not say which tasks are bad, and a second submission accepts nothing more."""
+    gateway = Gateway(omit_errors=omit_errors)
+    (chunk,) = chunks_of([f"{number}-{kind}" for number, kind in enumerate(kinds)])
     async with gateway.client() as client:
         for _ in range(2):
             outcome = await submit_chunk(client, chunk.items, None)
@@ -46,10 +45,10 @@ async def test_the_good_are_accepted_once_and_the_bad_are_named(kinds: list[str]
             assert len(gateway.accepted) == len(good)
 
 
-async def test_faults_are_told_as_of_the_line() -> None:
-    """The place in the request means nothing to whoever reads the report."""
+async def test_reported_faults_omit_the_index_in_the_request() -> None:
+    """The index means nothing to the reader of the report."""
     async with Gateway().client() as client:
-        outcome = await submit_chunk(client, cut(["a", "bad"])[0].items, None)
+        outcome = await submit_chunk(client, chunks_of(["a", "bad"])[0].items, None)
     assert [faults for _, faults in outcome.refused] == [[("data_url", "data_url must be good")]]
 
 
@@ -58,77 +57,76 @@ async def test_faults_are_told_as_of_the_line() -> None:
     [
         (403, "quota exhausted", asg_gateway.QuotaExhaustedError),
         (401, "the API key is unknown or revoked", asg_gateway.AuthenticationError),
-        (503, "away", asg_gateway.ServerError),
+        (503, "unavailable", asg_gateway.ServerError),
         (400, "callback_url is not one of your registered webhook URLs", asg_gateway.InvalidRequestError),
         (422, "this idempotency key was used with another body", asg_gateway.InvalidRequestError),
     ],
 )
-async def test_what_is_not_about_one_task_stops(status: int, sentence: str, error: type[Exception]) -> None:
-    """No chunk is begun after it, what is in flight is finished and told, then it is raised."""
-    gateway = Gateway(fails=3, failure=(status, sentence))
-    seen: list[Chunk] = []
+async def test_error_that_is_not_about_one_task_ends_the_run(
+    status: int, sentence: str, error: type[Exception]
+) -> None:
+    """No further chunk starts. The chunks in flight are finished and reported before the error is raised."""
+    gateway = Gateway(fail_from=3, failure=(status, sentence))
+    finished: list[Chunk] = []
     async with gateway.client() as client:
         with pytest.raises(error, match=sentence):
-            await collect(client, iter(cut(list("abcdefghij"), 1)), seen)
-    assert len(seen) == 2
+            await collect(client, iter(chunks_of(list("abcdefghij"), 1)), finished)
+    assert len(finished) == 2
     assert gateway.requests <= 4
 
 
-async def test_no_more_than_allowed_are_in_flight() -> None:
-    """Concurrency is a limit, and it is used."""
-    flying, most = 0, 0
+async def test_run_uses_concurrency_and_does_not_exceed_it() -> None:
+    in_flight, most = 0, 0
     gateway = Gateway()
 
     async def handler(request: httpx.Request) -> httpx.Response:
-        nonlocal flying, most
-        flying += 1
-        most = max(most, flying)
+        nonlocal in_flight, most
+        in_flight += 1
+        most = max(most, in_flight)
         await asyncio.sleep(0.01)
-        flying -= 1
+        in_flight -= 1
         return gateway(request)
 
     client = asg_gateway.AsyncASGGatewayClient("k", transport=httpx.MockTransport(handler))
     async with client:
-        async for _ in run(client, iter(cut([*"abcdefghijklmnop"], 1)), callback_url=None, concurrency=3):
+        async for _ in run(client, iter(chunks_of([*"abcdefghijklmnop"], 1)), callback_url=None, concurrency=3):
             pass
     assert most == 3
     assert len(gateway.accepted) == 16
 
 
-async def test_a_stop_begins_nothing_new() -> None:
-    """A source that is still being waited for does not hold it up."""
-    forever, stop = asyncio.Event(), asyncio.Event()
+async def test_stop_ends_the_run_even_if_the_source_is_blocked() -> None:
+    source_released, stop = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def source() -> Iterator[Chunk]:
-        yield from cut(["a"])
-        asyncio.run_coroutine_threadsafe(forever.wait(), loop).result()
+        yield from chunks_of(["a"])
+        asyncio.run_coroutine_threadsafe(source_released.wait(), loop).result()
 
-    seen = []
+    finished = []
     async with Gateway().client() as client:
-        async for each in run(client, source(), callback_url=None, concurrency=2, stop=stop):
-            seen.append(each)
+        async for chunk, _ in run(client, source(), callback_url=None, concurrency=2, stop=stop):
+            finished.append(chunk)
             stop.set()
-    assert len(seen) == 1
-    forever.set()
+    source_released.set()
+    assert len(finished) == 1
 
 
-async def test_a_source_that_breaks_is_told_after_what_is_in_flight() -> None:
-    """The chunks before it are submitted."""
+async def test_error_of_the_source_is_raised_after_earlier_chunks_are_submitted() -> None:
 
     def source() -> Iterator[Chunk]:
-        yield from cut(["a"])
-        raise ValueError("no more")
+        yield from chunks_of(["a"])
+        raise ValueError("source failed")
 
-    seen: list[Chunk] = []
+    finished: list[Chunk] = []
     async with Gateway().client() as client:
-        with pytest.raises(ValueError, match="no more"):
-            await collect(client, source(), seen)
-    assert len(seen) == 1
+        with pytest.raises(ValueError, match="source failed"):
+            await collect(client, source(), finished)
+    assert len(finished) == 1
 
 
-async def test_submit_many() -> None:
-    """Ids and refusals by index; with the same key nothing twice; tasks and keys are sent as given."""
+async def test_submit_many_returns_ids_and_refusals_by_index() -> None:
+    """A repeat with the same key accepts nothing more. A task keeps its own key."""
     gateway = Gateway()
     tasks = [task(f"{index}") for index in range(2500)]
     tasks[7] = task("bad")
@@ -147,9 +145,10 @@ async def test_submit_many() -> None:
     assert set(gateway.accepted.values()) == {1}
 
 
-@pytest.mark.parametrize("wrong", [{"concurrency": 0}, {"idempotency_key": ""}])
-async def test_submit_many_arguments(wrong: dict[str, Any]) -> None:
-    """Told before anything is sent."""
-    async with Gateway().client() as client:
+@pytest.mark.parametrize("invalid", [{"concurrency": 0}, {"idempotency_key": ""}])
+async def test_submit_many_refuses_invalid_arguments_before_sending(invalid: dict[str, Any]) -> None:
+    gateway = Gateway()
+    async with gateway.client() as client:
         with pytest.raises(ValueError, match="must be"):
-            await anext(submit_many(client, [task("a")], **wrong))
+            await anext(submit_many(client, [task("a")], **invalid))
+    assert gateway.requests == 0

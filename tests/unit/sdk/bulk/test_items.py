@@ -1,6 +1,5 @@
-"""Keys are the same in every run, whatever else has happened to the file."""
+"""Chunks and generated keys. A task has the same key in every run, even if other lines of the file change."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -16,81 +15,86 @@ from tests.unit.sdk.bulk.gateway import task
 names = st.lists(st.sampled_from("abcd"), max_size=30)
 
 
-def cut(tasks: Sequence[dict[str, Any]], namespace: str = "", size: int = 1000) -> list[Chunk]:
-    return list(chunks([Row(number, each) for number, each in enumerate(tasks, 1)], namespace, size))
+def chunks_of(tasks: Sequence[dict[str, Any]], namespace: str = "", size: int = 1000) -> list[Chunk]:
+    return list(chunks([Row(number, fields) for number, fields in enumerate(tasks, 1)], namespace, size))
 
 
 def keys(tasks: Sequence[dict[str, Any]], **options: Any) -> list[str]:
-    return [item.task["idempotency_key"] for chunk in cut(tasks, **options) for item in chunk.items]
+    return [item.task["idempotency_key"] for chunk in chunks_of(tasks, **options) for item in chunk.items]
 
 
 @given(names, st.integers(1, 7), st.integers(1, 7))
-def test_chunks_do_not_matter(rows: list[str], size: int, other: int) -> None:
-    """Law: the same file has the same keys, each another, however it is cut; two equal lines are two tasks."""
+def test_keys_are_distinct_and_do_not_depend_on_chunk_size(rows: list[str], size: int, other_size: int) -> None:
+    """Property: two equal lines are two tasks, with two keys."""
     tasks = [task(name) for name in rows]
-    assert keys(tasks, size=size) == keys(tasks, size=other)
+    assert keys(tasks, size=size) == keys(tasks, size=other_size)
     assert len(set(keys(tasks))) == len(tasks)
 
 
 @given(names, names, st.randoms())
-def test_other_lines_do_not_matter(rows: list[str], more: list[str], random: Any) -> None:
-    """Law: lines added, taken away or put in another order leave the keys of the others as they were."""
+def test_keys_do_not_depend_on_other_lines(rows: list[str], added_rows: list[str], random: Any) -> None:
+    """Property: added, removed or reordered lines do not change the keys of the others."""
     before = Counter(keys([task(name) for name in rows]))
-    mixed = [*rows, *more]
-    random.shuffle(mixed)
-    after = Counter(keys([task(name) for name in mixed]))
+    shuffled = [*rows, *added_rows]
+    random.shuffle(shuffled)
+    after = Counter(keys([task(name) for name in shuffled]))
     assert before <= after
 
 
 @given(st.lists(st.none() | st.integers(0, 3_000_000), max_size=30), st.integers(1, 10))
 @settings(max_examples=30)
-def test_chunks_are_whole(sizes: list[int | None], size: int) -> None:
-    """Law: rows come out in order, good or not, none is lost, and no chunk is too large for one request."""
+def test_chunks_contain_every_row_in_order_and_fit_into_a_request(lengths: list[int | None], size: int) -> None:
+    """Property: this includes invalid rows, for which the length is `None`."""
     rows = [
         Row(number, None, [("", "wrong")]) if length is None else Row(number, task("x" * length))
-        for number, length in enumerate(sizes, 1)
+        for number, length in enumerate(lengths, 1)
     ]
-    made = list(chunks(rows, "", size))
-    numbers = [sorted([item.number for item in c.items] + [row.number for row in c.invalid]) for c in made]
-    assert [number for each in numbers for number in each] == list(range(1, len(sizes) + 1))
-    assert all(len(each) <= size for each in numbers)
-    for chunk in made:
+    line_numbers: list[int] = []
+    for chunk in chunks(rows, "", size):
+        line_numbers += sorted([item.number for item in chunk.items] + [row.number for row in chunk.invalid])
+        assert len(chunk.items) + len(chunk.invalid) <= size
         assert sum(len(encode(item.task)) + 1 for item in chunk.items) < MAX_BYTES - 8_000
+    assert line_numbers == list(range(1, len(lengths) + 1))
 
 
-def test_layout_does_not_matter_and_own_keys_are_kept() -> None:
-    """Key order is no difference; a key in the file is sent as it is; a namespace makes other tasks of the lines."""
-    turned = dict(reversed(task("a").items()))
-    assert keys([turned]) == keys([task("a")])
+def test_key_does_not_depend_on_the_order_of_fields() -> None:
+    reordered = dict(reversed(task("a").items()))
+    assert keys([reordered]) == keys([task("a")])
+
+
+def test_key_in_the_file_is_kept() -> None:
     assert keys([task("a", idempotency_key="mine")]) == ["mine"]
-    assert keys([task("a")], namespace="again") != keys([task("a")])
 
 
-def test_a_task_that_no_request_can_hold_is_a_wrong_row() -> None:
-    """Its neighbours go on."""
-    (chunk,) = cut([task("a"), task("x" * MAX_BYTES), task("b")])
+def test_key_depends_on_namespace() -> None:
+    """With another namespace, the same line is another task."""
+    assert keys([task("a")], namespace="other") != keys([task("a")])
+
+
+def test_task_that_exceeds_the_request_size_is_invalid_and_others_are_kept() -> None:
+    (chunk,) = chunks_of([task("a"), task("x" * MAX_BYTES), task("b")])
     assert [item.number for item in chunk.items] == [1, 3]
     assert "a request takes 8 MiB" in chunk.invalid[0].faults[0][1]
 
 
-def test_the_original_is_what_was_in_the_file() -> None:
-    """For reports: a key that was made is not part of it, so a mended line gets its own."""
-    (chunk,) = cut([task("a"), task("b", idempotency_key="mine")])
+def test_original_task_is_without_its_generated_key() -> None:
+    """Reports contain the original, so that a corrected line gets a key of its own."""
+    (chunk,) = chunks_of([task("a"), task("b", idempotency_key="mine")])
     assert [item.original() for item in chunk.items] == [task("a"), task("b", idempotency_key="mine")]
 
 
 @given(st.lists(st.binary(max_size=2)))
-def test_ordinals_count(digests: list[bytes]) -> None:
-    """Law: as a dict would."""
-    ordinals, seen = Ordinals(), Counter[bytes]()
+def test_ordinals_count_earlier_occurrences(digests: list[bytes]) -> None:
+    ordinals, occurrences = Ordinals(), Counter[bytes]()
     for digest in digests:
-        assert ordinals.next(digest) == seen[digest]
-        seen[digest] += 1
+        assert ordinals.next(digest) == occurrences[digest]
+        occurrences[digest] += 1
     ordinals.close()
 
 
-def test_a_digest_tells_tasks_and_destination() -> None:
-    """What one gateway has taken is not done for another."""
-    (one,), (other,) = cut([task("a")]), cut([task("b")])
-    assert len({one.digest("x"), one.digest("y"), other.digest("x")}) == 3
-    assert json.dumps(one.items[0].task)
+def test_chunk_digest_depends_on_tasks_and_destination() -> None:
+    """A chunk that one gateway accepted still has to be sent to another one."""
+    (first,), (other,) = chunks_of([task("a")]), chunks_of([task("b")])
+    (first_again,) = chunks_of([task("a")])
+    assert len({first.digest("x"), first.digest("y"), other.digest("x")}) == 3
+    assert first_again.digest("x") == first.digest("x")

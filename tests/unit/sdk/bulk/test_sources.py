@@ -1,4 +1,4 @@
-"""Files to rows: every line is a task or a reason, under its number."""
+"""Rows from files: every line is a task or has faults, with its line number."""
 
 import io
 import json
@@ -25,8 +25,8 @@ def table(text: str) -> list[Row]:
     return list(sources.csv_rows(io.BytesIO(text.encode("utf-8", "surrogateescape"))))
 
 
-def test_jsonl() -> None:
-    """A byte order mark and blank lines are passed over; numbers are those of the file."""
+def test_jsonl_skips_byte_order_mark_and_blank_lines() -> None:
+    """Rows have the line numbers of the file."""
     good = json.dumps(task("a")).encode()
     rows = lines(b"\xef\xbb\xbf" + good, b"", b"  \r", good + b"\r")
     assert [(row.number, row.task, row.faults) for row in rows] == [(1, task("a"), []), (4, task("a"), [])]
@@ -45,23 +45,25 @@ def test_jsonl() -> None:
         (b" " * MAX_BYTES + b"{}", "the line must be smaller"),
     ],
 )
-def test_lines_that_are_no_tasks(line: bytes, sentence: str) -> None:
-    """A reason each, and the line after is read."""
-    wrong, good = lines(line, json.dumps(task("b")).encode())
-    assert sentence in wrong.faults[0][1]
-    assert (good.number, good.task, good.faults) == (2, task("b"), [])
+def test_invalid_line_has_a_fault_and_the_next_line_is_read(line: bytes, sentence: str) -> None:
+    invalid, valid = lines(line, json.dumps(task("b")).encode())
+    assert sentence in invalid.faults[0][1]
+    assert (valid.number, valid.task, valid.faults) == (2, task("b"), [])
 
 
 @given(st.binary(max_size=200))
-def test_no_bytes_break_the_reader(data: bytes) -> None:
-    """Law: each line is a row with a task or a fault, or is blank."""
+def test_every_row_of_any_bytes_has_a_task_or_a_fault(data: bytes) -> None:
+    """Property: blank lines have no row, so there are at most as many rows as lines."""
     rows = lines(data)
     assert all(row.faults or row.task for row in rows)
     assert len(rows) <= data.count(b"\n") + 1
 
 
-def test_csv() -> None:
-    """Columns in any order, quotes, line ends within cells, further keys, empty cells; numbers are of first lines."""
+def test_csv_rows_become_tasks() -> None:
+    """Columns are in any order. Quotes, line breaks in cells, empty cells and further label_spec keys are supported.
+
+    A row of several lines has the number of its first line.
+    """
     rows = table(
         "data_url,type,options,question,consensus_threshold,label_spec.hint,callback_url\n"
         'https://a.example/1,moderation,safe|unsafe,"Is it\nsafe, ""really""?",5,look twice,\n'
@@ -97,8 +99,7 @@ HEAD = "type,data_url,question,options"
         (f'{HEAD}\nsentiment,https://a.example,"q?,a|b\n', "line 2: unexpected end of data"),
     ],
 )
-def test_files_that_are_no_tables(text: str, sentence: str) -> None:
-    """Said before, or where, it stops to make sense."""
+def test_invalid_csv_file_raises_source_error(text: str, sentence: str) -> None:
     with pytest.raises(SourceError, match=sentence):
         table(text)
 
@@ -113,32 +114,30 @@ def test_files_that_are_no_tables(text: str, sentence: str) -> None:
         ("sentiment,https://a.example,\udcff,a|b", "not Unicode"),
     ],
 )
-def test_rows_that_are_no_tasks(row: str, sentence: str) -> None:
-    """A reason each, and the row after is read."""
-    wrong, good = table(f"{HEAD}\n{row}\nsentiment,https://a.example,q?,a|b\n")
-    assert sentence in wrong.faults[0][1]
-    assert not good.faults
+def test_invalid_csv_row_has_a_fault_and_the_next_row_is_read(row: str, sentence: str) -> None:
+    invalid, valid = table(f"{HEAD}\n{row}\nsentiment,https://a.example,q?,a|b\n")
+    assert sentence in invalid.faults[0][1]
+    assert not valid.faults
 
 
 json_values: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers(0, 12) | st.sampled_from([3.0, 2.5, 1e300]) | st.text(max_size=3),
-    lambda each: st.lists(each, max_size=3),
+    lambda children: st.lists(children, max_size=3),
 )
 names = ["type", "data_url", "label_spec", "consensus_threshold", "callback_url", "idempotency_key", "colour"]
 
 
 @given(st.dictionaries(st.sampled_from(names), json_values, max_size=3), json_values, json_values)
-def test_the_checks_refuse_only_what_the_gateway_refuses(changes: dict[str, Any], question: Any, options: Any) -> None:
-    """Law: a task with a fault is one that the service's own validation refuses."""
-    made = task("a", label_spec={"question": question, "options": options}) | changes
-    if faults(made):
+def test_task_with_a_fault_is_invalid_for_the_service_too(changes: dict[str, Any], question: Any, options: Any) -> None:
+    """Property: the checks of the SDK refuse nothing that the service accepts."""
+    fields = task("a", label_spec={"question": question, "options": options}) | changes
+    if faults(fields):
         with pytest.raises(InvalidSubmission):
-            validate_task(made)
+            validate_task(fields)
 
 
-def test_the_checks_find_what_is_likely() -> None:
-    """Each field, said with its name, as the gateway says it."""
-    wrong = {
+def test_faults_name_every_invalid_field() -> None:
+    invalid = {
         "type": "mood",
         "data_url": "http://a.example",
         "label_spec": {"options": ["a", "a"]},
@@ -147,7 +146,10 @@ def test_the_checks_find_what_is_likely() -> None:
         "idempotency_key": "",
         "colour": "red",
     }
-    found = dict(faults(wrong))
-    assert set(found) == {*wrong, "label_spec.question", "label_spec.options"} - {"label_spec"}
+    fields = {field for field, _ in faults(invalid)}
+    assert fields == {*invalid, "label_spec.question", "label_spec.options"} - {"label_spec"}
+
+
+def test_valid_tasks_have_no_faults() -> None:
     assert faults(task("a", consensus_threshold=2, callback_url="https://h.example", idempotency_key="k")) == []
     assert faults(task("a", label_spec={"question": "q", "options": ["a", "b", "a"]})) == []
