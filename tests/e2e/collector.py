@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry spans over OTLP/HTTP."""
+"""A collector that receives OpenTelemetry spans over OTLP/HTTP."""
 
 import gzip
 import threading
@@ -10,7 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Span(msgspec.Struct):
-    """What a test looks at; ids in hex, `parent` empty for a root, `links` are the span ids linked to."""
+    """The fields that tests check. Ids are in hex; `parent` is empty for a root; `links` are ids of linked spans."""
 
     name: str
     service: str
@@ -24,7 +24,7 @@ class Span(msgspec.Struct):
 
 
 class Collector:
-    """Listens on a free port. A context manager."""
+    """Listens on a free port while the context manager is open."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -41,7 +41,7 @@ class Collector:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Not on the terminal."""
+                """Print nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
@@ -56,6 +56,7 @@ class Collector:
         self._server.server_close()
 
     def trace(self, trace_id: str) -> list[Span]:
+        """Return the received spans of one trace."""
         return [span for span in self.spans if span.trace_id == trace_id]
 
 
@@ -63,16 +64,23 @@ def _spans(request: ExportTraceServiceRequest) -> list[Span]:
     return [
         Span(
             name=span.name,
-            service=next(a.value.string_value for a in each.resource.attributes if a.key == "service.name"),
+            service=next(
+                attribute.value.string_value
+                for attribute in resource_spans.resource.attributes
+                if attribute.key == "service.name"
+            ),
             trace_id=span.trace_id.hex(),
             span_id=span.span_id.hex(),
             parent=span.parent_span_id.hex(),
             kind=span.kind,
-            attributes={a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes},
+            attributes={
+                attribute.key: getattr(attribute.value, attribute.value.WhichOneof("value"))
+                for attribute in span.attributes
+            },
             links=[link.span_id.hex() for link in span.links],
             failed=span.status.code == 2,
         )
-        for each in request.resource_spans
-        for scope in each.scope_spans
-        for span in scope.spans
+        for resource_spans in request.resource_spans
+        for scope_spans in resource_spans.scope_spans
+        for span in scope_spans.spans
     ]

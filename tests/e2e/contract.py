@@ -1,4 +1,4 @@
-"""The contract's examples, to run verbatim, host aside."""
+"""The examples of the contract. Tests run them verbatim, except for the host."""
 
 import json
 import subprocess
@@ -47,7 +47,7 @@ TASK: dict[str, Any] = {
 
 
 def curl(command: str, base_url: str, api_key: str) -> dict[str, object]:
-    """Run a curl line of the contract against `base_url`; the decoded answer."""
+    """Run a curl line of the contract against `base_url` and return the decoded answer."""
     script = command.replace("https://api.asgrefinery.io", base_url)
     done = subprocess.run(
         ["bash", "-c", script], env={"API_KEY": api_key, "PATH": "/usr/bin:/bin"}, capture_output=True, timeout=20

@@ -14,7 +14,7 @@ from tests.servers.process import wait_until
 
 
 class Ingest:
-    """One `ingest …` command, its output in a file. A context manager: killed at the end if still running."""
+    """One running `ingest …` command that writes its output to a file. The context manager kills it at the end."""
 
     def __init__(self, *arguments: str, directory: Path, env: Mapping[str, str] | None = None) -> None:
         self.output = directory / f"{arguments[0]}-{time.monotonic_ns()}.log"
@@ -40,7 +40,7 @@ class Ingest:
         return self.output.read_text()
 
     def wait_for(self, text: str, seconds: float = 20) -> None:
-        """Until it has printed `text`."""
+        """Wait until the process has printed `text`; fail if it ends before."""
 
         def printed() -> bool:
             assert self.process.poll() is None, self.text()
@@ -49,13 +49,13 @@ class Ingest:
         wait_until(printed, f"{text!r} of {self.output.name}", seconds)
 
     def stop(self, seconds: float = 15) -> int:
-        """SIGTERM; returns the exit code."""
+        """Send SIGTERM, wait, and return the exit code."""
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
 
 def run_ingest(*arguments: str, env: Mapping[str, str], directory: Path) -> subprocess.CompletedProcess[str]:
-    """A command that ends by itself."""
+    """Run a command that ends by itself and return its output and exit code."""
     return subprocess.run(
         [sys.executable, "-m", "ingest", *arguments],
         cwd=directory,
@@ -68,5 +68,5 @@ def run_ingest(*arguments: str, env: Mapping[str, str], directory: Path) -> subp
 
 
 def wait_ready(url: str) -> None:
-    """Until `/readyz` answers 200."""
+    """Wait until `/readyz` answers 200."""
     wait_until(lambda: httpx.get(f"{url}/readyz", timeout=5).status_code == 200, url, 30)

@@ -1,4 +1,4 @@
-"""What OpenAPI cannot say, told to schemathesis (SCHEMATHESIS_HOOKS)."""
+"""Hooks that make schemathesis respect rules that OpenAPI cannot express (SCHEMATHESIS_HOOKS)."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ WEBHOOK = "https://hooks.example/x"
 
 @schemathesis.hook
 def before_call(_: Any, case: Any, __: Any) -> None:
-    """What right bodies need besides.
+    """Correct a body that is meant to be valid.
 
-    callback_url is one that is registered; a key stands in the header or in the body, not two in both; two of the
-    options differ.
+    Use the registered callback_url, put the idempotency key either in the header or in the body, and make at least
+    two options differ.
     """
     if not isinstance(case.body, dict) or case.meta.generation.mode is not GenerationMode.POSITIVE:
         return
-    for holder in (case.body, *case.body.get("tasks", ())):
-        if "callback_url" in holder:
-            holder["callback_url"] = WEBHOOK
-        options = holder.get("label_spec", {}).get("options")
+    for submission in (case.body, *case.body.get("tasks", ())):
+        if "callback_url" in submission:
+            submission["callback_url"] = WEBHOOK
+        options = submission.get("label_spec", {}).get("options")
         if options and len(set(options)) < 2:
             options.append(options[0] + "x")
     if "idempotency_key" in case.body and case.headers:

@@ -1,4 +1,4 @@
-"""`asg-submit` as a process against `ingest dev`: nothing twice, nothing missing, whatever interrupts it."""
+"""`asg-submit` as a process against `ingest dev`: after every interruption, each task is accepted exactly once."""
 
 import json
 import os
@@ -25,12 +25,12 @@ def task(number: int, **changes: Any) -> dict[str, Any]:
     return {"type": "image_classification", "data_url": f"https://a.example/{number}", "label_spec": spec} | changes
 
 
-def write(path: Path, tasks: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(each) + "\n" for each in tasks))
+def write_tasks(path: Path, tasks: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(spec) + "\n" for spec in tasks))
     return path
 
 
-class Submit:
+class SubmitProcess:
     """One `asg-submit` process."""
 
     def __init__(self, dev: Ingest, *arguments: str | Path, stdin: int | None = None) -> None:
@@ -43,10 +43,10 @@ class Submit:
             text=True,
         )
 
-    def end(self) -> tuple[int, dict[str, int], str]:
-        """Exit code, result, what it said."""
-        out, err = self.process.communicate(timeout=60)
-        return self.process.returncode, json.loads(out) if out else {}, err
+    def wait(self) -> tuple[int, dict[str, int], str]:
+        """Wait for the end; return the exit code, the JSON result and the standard error."""
+        stdout, stderr = self.process.communicate(timeout=60)
+        return self.process.returncode, json.loads(stdout) if stdout else {}, stderr
 
 
 @pytest.fixture
@@ -55,102 +55,102 @@ def dev(tmp_path: Path) -> Iterator[Ingest]:
         yield running
 
 
-def emitted(directory: Path, expected: int) -> Counter[str]:
-    """How often each data_url was accepted, once `expected` events are out and no submission is left."""
-    queue = sqlite3.connect(directory / ".ingest" / "queue.db")
+def accepted_data_urls(directory: Path, expected: int) -> Counter[str]:
+    """Count the task.accepted events by data_url, after `expected` events are out and no batch is queued."""
+    database = sqlite3.connect(directory / ".ingest" / "queue.db")
     sql = "SELECT body FROM message WHERE queue = 'consensus.tasks'"
-    found: list[tuple[bytes]] = []
+    events: list[tuple[bytes]] = []
 
     def all_out() -> bool:
-        (left,) = queue.execute("SELECT count(*) FROM message WHERE queue = 'ingest.batches'").fetchone()
-        found[:] = queue.execute(sql).fetchall()
-        return left == 0 and len(found) >= expected
+        (queued,) = database.execute("SELECT count(*) FROM message WHERE queue = 'ingest.batches'").fetchone()
+        events[:] = database.execute(sql).fetchall()
+        return queued == 0 and len(events) >= expected
 
     wait_until(all_out, f"{expected} events", 40)
-    queue.close()
-    return Counter(json.loads(body)["data"]["data_url"] for (body,) in found)
+    database.close()
+    return Counter(json.loads(body)["data"]["data_url"] for (body,) in events)
 
 
-def journalled(path: Path) -> int:
+def journal_length(path: Path) -> int:
+    """Return the number of lines in the journal, which has one per finished chunk."""
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-@pytest.mark.parametrize("journal", [True, False], ids=["journal", "no journal"])
-def test_killed_in_the_middle_and_run_again(dev: Ingest, tmp_path: Path, journal: bool) -> None:
-    """SIGKILL, twice; the third run ends it. With the journal lost too, no task is accepted twice."""
-    file = write(tmp_path / "tasks.jsonl", [task(number) for number in range(LINES)])
-    notes = tmp_path / "tasks.jsonl.journal"
-    for least in (2, 5):
-        run = Submit(dev, file, "--chunk", "400", "--concurrency", "2")
-        wait_until(lambda: journalled(notes) >= least, "some chunks", 30)  # noqa: B023 - called within the loop
+@pytest.mark.parametrize("keep_journal", [True, False], ids=["journal", "no journal"])
+def test_rerun_after_sigkill_submits_every_task_exactly_once(dev: Ingest, tmp_path: Path, keep_journal: bool) -> None:
+    """Two runs are killed and the third finishes. Without the journal, the gateway recognizes the tasks."""
+    file = write_tasks(tmp_path / "tasks.jsonl", [task(number) for number in range(LINES)])
+    journal = tmp_path / "tasks.jsonl.journal"
+    for minimum in (2, 5):
+        run = SubmitProcess(dev, file, "--chunk", "400", "--concurrency", "2")
+        wait_until(lambda: journal_length(journal) >= minimum, "some chunks", 30)  # noqa: B023 - called within the loop
         run.process.kill()
-        assert run.end()[0] == -signal.SIGKILL
-        if not journal:
-            notes.unlink()
-    code, result, _ = Submit(dev, file, "--concurrency", "2").end()
+        assert run.wait()[0] == -signal.SIGKILL
+        if not keep_journal:
+            journal.unlink()
+    code, result, _ = SubmitProcess(dev, file, "--concurrency", "2").wait()
     assert code == 0
     assert result["accepted"] + result["replayed"] + result["skipped"] == LINES
-    assert emitted(tmp_path, LINES) == {f"https://a.example/{number}": 1 for number in range(LINES)}
+    assert accepted_data_urls(tmp_path, LINES) == {f"https://a.example/{number}": 1 for number in range(LINES)}
 
 
-def test_interrupted_and_run_again(dev: Ingest, tmp_path: Path) -> None:
-    """SIGINT finishes what is in flight, says how to go on, exit code 130; then the rest is submitted."""
-    file = write(tmp_path / "tasks.jsonl", [task(number) for number in range(LINES)])
-    run = Submit(dev, file, "--chunk", "100", "--concurrency", "1")
-    wait_until(lambda: journalled(tmp_path / "tasks.jsonl.journal") >= 2, "some chunks", 30)
+def test_rerun_after_sigint_submits_only_the_remaining_tasks(dev: Ingest, tmp_path: Path) -> None:
+    """After SIGINT, the first run finishes what is in flight, says how to continue, and exits with 130."""
+    file = write_tasks(tmp_path / "tasks.jsonl", [task(number) for number in range(LINES)])
+    run = SubmitProcess(dev, file, "--chunk", "100", "--concurrency", "1")
+    wait_until(lambda: journal_length(tmp_path / "tasks.jsonl.journal") >= 2, "some chunks", 30)
     run.process.send_signal(signal.SIGINT)
-    code, first, told = run.end()
+    code, interrupted, stderr = run.wait()
     assert code == 130
-    assert "run the same command again" in told
-    assert 200 <= first["accepted"] < LINES
-    code, rest, _ = Submit(dev, file, "--chunk", "100").end()
-    assert (code, rest["skipped"], rest["accepted"]) == (0, first["accepted"], LINES - first["accepted"])
-    assert set(emitted(tmp_path, LINES).values()) == {1}
+    assert "run the same command again" in stderr
+    assert 200 <= interrupted["accepted"] < LINES
+    code, rerun, _ = SubmitProcess(dev, file, "--chunk", "100").wait()
+    assert code == 0
+    assert (rerun["skipped"], rerun["accepted"]) == (interrupted["accepted"], LINES - interrupted["accepted"])
+    assert set(accepted_data_urls(tmp_path, LINES).values()) == {1}
 
 
-def test_bad_lines_are_named_and_mended(dev: Ingest, tmp_path: Path) -> None:
-    """All others are accepted; mended, moved and with lines taken away, only what is new is accepted."""
+def test_invalid_lines_are_reported_and_accepted_after_correction(dev: Ingest, tmp_path: Path) -> None:
+    """The first run accepts all valid lines. The corrected file is reordered and has nine lines fewer."""
     tasks = [task(number) for number in range(1500)]
-    tasks[3]["type"] = "mood"  # found by the command itself
-    tasks[1200]["data_url"] = "https://user:password@a.example/"  # found by the gateway
+    tasks[3]["type"] = "mood"  # the command itself detects this error
+    tasks[1200]["data_url"] = "https://user:password@a.example/"  # the gateway detects this one and the next
     tasks[1201]["callback_url"] = "https://not.registered.example/"
-    file = write(tmp_path / "tasks.jsonl", tasks)
-    code, result, _ = Submit(dev, file).end()
+    file = write_tasks(tmp_path / "tasks.jsonl", tasks)
+    code, result, _ = SubmitProcess(dev, file).wait()
     assert (code, result["accepted"], result["refused"]) == (1, 1497, 3)
     errors = [json.loads(line) for line in (tmp_path / "tasks.jsonl.errors.jsonl").read_text().splitlines()]
-    assert [(each["line"], each["errors"][0]["field"], each["task"]) for each in errors] == [
+    assert [(error["line"], error["errors"][0]["field"], error["task"]) for error in errors] == [
         (4, "type", tasks[3]),
         (1201, "data_url", tasks[1200]),
         (1202, "callback_url", tasks[1201]),
     ]
-    mended = [task(1200), *tasks[10:1200], task(1201), *tasks[1202:], task(3)]
-    code, result, _ = Submit(dev, write(file, mended), "--ids", tmp_path / "ids").end()
+    corrected = [task(1200), *tasks[10:1200], task(1201), *tasks[1202:], task(3)]
+    code, result, _ = SubmitProcess(dev, write_tasks(file, corrected), "--ids", tmp_path / "ids").wait()
     assert code == 0
     assert result["refused"] == 0
     assert not (tmp_path / "tasks.jsonl.errors.jsonl").exists()
     ids = [json.loads(line)["task_id"] for line in (tmp_path / "ids").read_text().splitlines()]
-    assert len(set(ids)) == len(mended)
-    assert emitted(tmp_path, 1500) == {f"https://a.example/{number}": 1 for number in range(1500)}
+    assert len(set(ids)) == len(corrected)
+    assert accepted_data_urls(tmp_path, 1500) == {f"https://a.example/{number}": 1 for number in range(1500)}
 
 
-def test_the_quota_stops_it_and_can_be_resumed(tmp_path: Path) -> None:
-    """Exit code 4 with what was accepted; with more quota the rest is."""
-    file = write(tmp_path / "tasks.jsonl", [task(number) for number in range(1000)])
+def test_exhausted_quota_stops_the_run_and_a_rerun_with_more_quota_finishes(tmp_path: Path) -> None:
+    file = write_tasks(tmp_path / "tasks.jsonl", [task(number) for number in range(1000)])
     with start(tmp_path, "--api-key", "k", "--quota", "350") as dev:
-        code, result, told = Submit(dev, file, "--chunk", "100", "--concurrency", "1").end()
+        code, result, stderr = SubmitProcess(dev, file, "--chunk", "100", "--concurrency", "1").wait()
         assert (code, result["accepted"]) == (4, 300)
-        assert "quota exhausted" in told
+        assert "quota exhausted" in stderr
         dev.stop()
     with start(tmp_path, "--api-key", "k", "--quota", "1000") as dev:
-        code, result, _ = Submit(dev, file, "--chunk", "100").end()
+        code, result, _ = SubmitProcess(dev, file, "--chunk", "100").wait()
         assert (code, result["accepted"]) == (0, 700)
-        assert set(emitted(tmp_path, 1000).values()) == {1}
+        assert set(accepted_data_urls(tmp_path, 1000).values()) == {1}
 
 
-def test_csv_from_standard_input(dev: Ingest, tmp_path: Path) -> None:
-    """Piped, without a journal, with one webhook for all."""
+def test_csv_from_standard_input_is_submitted_without_a_journal(dev: Ingest, tmp_path: Path) -> None:
     rows = "".join(f"sentiment,https://a.example/{number},Mood?,good|bad\n" for number in range(1500))
-    run = Submit(
+    run = SubmitProcess(
         dev,
         *("-", "--format", "csv", "--errors", tmp_path / "errors"),
         *("--callback-url", "https://example.com/hooks/asg"),
@@ -160,28 +160,28 @@ def test_csv_from_standard_input(dev: Ingest, tmp_path: Path) -> None:
     run.process.stdin.write(f"type,data_url,question,options\n{rows}")
     run.process.stdin.close()
     run.process.stdin = None
-    code, result, _ = run.end()
+    code, result, _ = run.wait()
     assert (code, result["accepted"]) == (0, 1500)
-    assert set(emitted(tmp_path, 1500).values()) == {1}
+    assert set(accepted_data_urls(tmp_path, 1500).values()) == {1}
     assert list(tmp_path.glob("*.journal")) == []
 
 
-def test_a_wrong_key_and_a_wrong_webhook_stop_it(dev: Ingest, tmp_path: Path) -> None:
-    """Exit code 2 and the gateway's words, not a report of a thousand lines; the key is not shown."""
-    file = write(tmp_path / "tasks.jsonl", [task(number) for number in range(10)])
-    code, _, told = Submit(dev, file, "--callback-url", "https://not.registered.example/").end()
-    assert (code, "callback_url is not one of your registered webhook URLs" in told) == (2, True)
+def test_wrong_api_key_or_webhook_stops_the_run_with_exit_code_2(dev: Ingest, tmp_path: Path) -> None:
+    """The error is that of the gateway, and it does not show the API key."""
+    file = write_tasks(tmp_path / "tasks.jsonl", [task(number) for number in range(10)])
+    code, _, stderr = SubmitProcess(dev, file, "--callback-url", "https://not.registered.example/").wait()
+    assert (code, "callback_url is not one of your registered webhook URLs" in stderr) == (2, True)
     (tmp_path / "key").write_text("wrong-key")
-    code, _, told = Submit(dev, file, "--api-key-file", tmp_path / "key").end()
-    assert (code, "unknown or revoked" in told, "wrong-key" in told) == (2, True, False)
+    code, _, stderr = SubmitProcess(dev, file, "--api-key-file", tmp_path / "key").wait()
+    assert (code, "unknown or revoked" in stderr, "wrong-key" in stderr) == (2, True, False)
 
 
-def test_nobody_there(dev: Ingest, tmp_path: Path) -> None:
-    """Exit code 3 after `--patience`, and what to do."""
-    file = write(tmp_path / "tasks.jsonl", [task(1)])
-    run = Submit(dev, file, "--patience", "1")
-    assert run.end()[0] == 0
+def test_unreachable_gateway_ends_the_run_after_the_patience(dev: Ingest, tmp_path: Path) -> None:
+    """The exit code is 3, and the error says how to continue."""
+    file = write_tasks(tmp_path / "tasks.jsonl", [task(1)])
+    run = SubmitProcess(dev, file, "--patience", "1")
+    assert run.wait()[0] == 0
     dev.stop()
-    code, _, told = Submit(dev, write(file, [task(2)]), "--patience", "1").end()
+    code, _, stderr = SubmitProcess(dev, write_tasks(file, [task(2)]), "--patience", "1").wait()
     assert code == 3
-    assert "run the same command again" in told
+    assert "run the same command again" in stderr

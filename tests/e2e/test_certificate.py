@@ -1,4 +1,4 @@
-"""The service with a client certificate instead of a password: a RabbitMQ that takes no other over TLS."""
+"""The service authenticates to RabbitMQ with a client certificate instead of a password."""
 
 import asyncio
 import json
@@ -23,13 +23,13 @@ CUSTOMER = "certified"
 
 @pytest.fixture(scope="module")
 def env(aerospike: AerospikeServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Settings with the certificate of user `ingest`; the topology is there."""
+    """Start a RabbitMQ that requires client certificates; return settings with that of the user `ingest`."""
     directory = tmp_path_factory.mktemp("certificates")
     files = {name: str(directory / name) for name in ("ca", "server", "client", "key")}
     authority = trustme.CA()
     authority.cert_pem.write_to_path(files["ca"])
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(files["server"])
-    # Erlang takes no certificate whose alternative names are critical and empty.
+    # Erlang rejects a certificate whose alternative names are critical and empty, so this one has a name.
     client = authority.issue_cert("ingest.example", common_name="ingest")
     client.cert_chain_pems[0].write_to_path(files["client"])
     client.private_key_pem.write_to_path(files["key"])
@@ -50,7 +50,7 @@ auth_mechanisms.2 = EXTERNAL
         pytest.skip(f"RabbitMQ: {error}")
     server.api("PUT", "users/ingest", {"password_hash": "", "tags": ""})
     server.api("PUT", "permissions/%2F/ingest", {"configure": ".*", "write": ".*", "read": ".*"})
-    made = {
+    env = {
         "INGEST_BROKER_URL": f"amqps://127.0.0.1:{port}/?auth=external",
         "INGEST_BROKER_CAFILE": files["ca"],
         "INGEST_BROKER_CERTFILE": files["client"],
@@ -59,20 +59,22 @@ auth_mechanisms.2 = EXTERNAL
         "INGEST_STORE_URL": aerospike.url,
         "INGEST_MANAGEMENT_URL": server.management_url.replace("//", "//guest:guest@"),
     }
-    done = run_ingest("topology", "apply", env=made, directory=directory)
+    done = run_ingest("topology", "apply", env=env, directory=directory)
     assert done.returncode == 0, done.stderr
-    yield made
+    yield env
     server.stop()
 
 
-def loaded(env: dict[str, str], **changes: str) -> settings.Settings:
+def load_settings(env: dict[str, str], **changes: str) -> settings.Settings:
     return settings.load(**{name.removeprefix("INGEST_").lower(): value for name, value in (env | changes).items()})
 
 
-async def test_what_the_shim_admits_the_worker_believes(env: dict[str, str], tmp_path: Path) -> None:
-    """POST, 202, the event downstream: published under the certificate's user, who is trusted; no dead letter."""
-    for words in (("customer", "add", CUSTOMER), ("key", "create", CUSTOMER)):
-        done = run_ingest(*words, "--json", env=env, directory=tmp_path)
+async def test_worker_trusts_what_the_shim_publishes_as_the_user_of_the_certificate(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    """A POST is answered 202, its event is published under that user, and nothing is dead-lettered."""
+    for arguments in (("customer", "add", CUSTOMER), ("key", "create", CUSTOMER)):
+        done = run_ingest(*arguments, "--json", env=env, directory=tmp_path)
         assert done.returncode == 0, done.stderr
     key = json.loads(done.stdout)["api_key"]
     (port,) = free_ports(1)
@@ -81,7 +83,7 @@ async def test_what_the_shim_admits_the_worker_believes(env: dict[str, str], tmp
         wait_ready(url)
         answer = httpx.post(f"{url}/v1/tasks", json=TASK, headers={"Authorization": f"Bearer {key}"}, timeout=20)
         assert answer.status_code == 202, answer.text
-        broker = await broker_backend(loaded(env)).open("test")
+        broker = await broker_backend(load_settings(env)).open("test")
         consumer = await broker.consumer(topology.CONSENSUS_TASKS, 10)
         (event,) = await asyncio.wait_for(consumer.receive(), 20)
         await consumer.ack([event])
@@ -93,17 +95,19 @@ async def test_what_the_shim_admits_the_worker_believes(env: dict[str, str], tmp
     assert (dead.returncode, json.loads(dead.stdout)) == (0, [])
 
 
-async def test_another_name_than_the_certificates(env: dict[str, str]) -> None:
-    """RabbitMQ refuses it: nothing is taken for published."""
-    broker = await broker_backend(loaded(env, INGEST_BROKER_USER="somebody", INGEST_CONFIRM_TIMEOUT="2")).open("test")
+async def test_publish_is_not_confirmed_if_the_user_differs_from_the_certificate(env: dict[str, str]) -> None:
+    """RabbitMQ refuses a message whose user_id is not that of the connection."""
+    broker = await broker_backend(load_settings(env, INGEST_BROKER_USER="another", INGEST_CONFIRM_TIMEOUT="2")).open(
+        "test"
+    )
     publisher = await broker.publisher()
-    lost = Message(exchange=topology.EVENTS, routing_key="task.accepted.x.none", body=b"{}", message_id="m")
-    assert await publisher.publish([lost]) == [PublishOutcome.UNKNOWN]
+    message = Message(exchange=topology.EVENTS, routing_key="task.accepted.x.none", body=b"{}", message_id="m")
+    assert await publisher.publish([message]) == [PublishOutcome.UNKNOWN]
     await broker.close()
 
 
-def test_doctor_knows_the_user(env: dict[str, str], tmp_path: Path) -> None:
-    """It has the rights of the service, which would be an error in any other user."""
+def test_doctor_accepts_the_permissions_of_the_user_of_the_certificate(env: dict[str, str], tmp_path: Path) -> None:
+    """Any other user with these permissions would be an error."""
     shown = run_ingest("doctor", env=env, directory=tmp_path)
     assert "user ingest" not in shown.stdout
     assert "0 errors" in shown.stdout

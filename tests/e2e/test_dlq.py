@@ -1,4 +1,4 @@
-"""`ingest dlq` as an operator uses it: on RabbitMQ beside a running worker, and on the embedded queue."""
+"""`ingest dlq` as an operator uses it: on RabbitMQ while a worker runs, and on the embedded queue."""
 
 import asyncio
 import json
@@ -15,9 +15,12 @@ import pytest
 
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
 from ingest.domain import topology
-from ingest.domain.identity import SubmissionKind
-from ingest.domain.messages import Message, PublishOutcome
+from ingest.domain.identity import SubmissionKind, keyed_id
+from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.operations.dead_letters import Selection, redrive
+from ingest.worker.classify import CUSTOMER_CACHE
 from tests.contract.test_dead_letters import refused
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest
@@ -44,33 +47,33 @@ class Operator:
         return json.loads(done.stdout)
 
     def counts(self) -> dict[str, int]:
-        return {each["reason"]: each["count"] for each in self.json("dlq", "list")}
+        return {group["reason"]: group["count"] for group in self.json("dlq", "list")}
 
 
 def submission(number: int, **changes: Any) -> Message:
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "exchange": topology.SUBMISSIONS,
         "routing_key": "task.submitted.acme",
         "body": msgspec.json.encode(TASK),
         "message_id": f"order-{number}",
     }
-    return Message(**(given | changes))
+    return Message(**(fields | changes))
 
 
 @pytest.fixture
 async def operator(rabbitmq: RabbitServer, rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Operator]:
-    """A topology, a customer with a small quota, and a worker."""
+    """Create the topology and a customer with a small quota, and start a worker."""
     env = {
         "INGEST_BROKER_URL": rabbitmq_url,
         "INGEST_STORE_URL": f"sqlite:///{tmp_path}/store.db",
         "INGEST_MANAGEMENT_URL": rabbitmq.management_url.replace("//", "//guest:guest@"),
     }
-    made = Operator(tmp_path, env)
-    assert (await asyncio.to_thread(made.run, "topology", "apply")).returncode == 0
-    made.json("customer", "add", "acme", "--quota", str(QUOTA))
+    operator = Operator(tmp_path, env)
+    assert (await asyncio.to_thread(operator.run, "topology", "apply")).returncode == 0
+    operator.json("customer", "add", "acme", "--quota", str(QUOTA))
     with Ingest("work", directory=tmp_path, env=env) as worker:
         worker.wait_for("worker_started")
-        yield made
+        yield operator
         assert worker.stop() == 0
 
 
@@ -83,25 +86,27 @@ async def publish(operator: Operator, messages: list[Message]) -> None:
 
 async def depth(operator: Operator, queue: str) -> int:
     broker = RabbitBroker(operator.env["INGEST_BROKER_URL"])
-    found = (await broker.inspect([queue])).queues[queue]
-    return found[0] if found else 0
+    counts = (await broker.inspect([queue])).queues[queue]
+    return counts[0] if counts else 0
 
 
-async def until_depth(operator: Operator, queue: str, count: int) -> None:
+async def wait_for_depth(operator: Operator, queue: str, count: int) -> None:
     async with asyncio.timeout(30):
         while await depth(operator, queue) != count:
             await asyncio.sleep(0.1)
 
 
-async def test_an_incident(operator: Operator, tmp_path: Path) -> None:
-    """List, show, export, redrive through a crash and once more, purge: nothing lost, nothing accepted twice."""
-    wrong = submission(900, body=b'{"type": "moderation", "password": "asg_live_topsecret"}')
-    await publish(operator, [submission(i) for i in range(TASKS)] + [wrong])
+async def test_dead_letters_are_redriven_exactly_once_although_a_redrive_crashes(
+    operator: Operator, tmp_path: Path
+) -> None:
+    """The operator lists, shows, exports, redrives twice, and purges."""
+    invalid = submission(900, body=b'{"type": "moderation", "password": "asg_live_topsecret"}')
+    await publish(operator, [submission(i) for i in range(TASKS)] + [invalid])
     dead = TASKS - QUOTA + 1
-    await until_depth(operator, topology.INGEST_DEAD, dead)
+    await wait_for_depth(operator, topology.INGEST_DEAD, dead)
 
-    listed = {each["reason"]: each for each in operator.json("dlq", "list")}
-    assert {reason: each["count"] for reason, each in listed.items()} == {"quota_exhausted": dead - 1, "invalid": 1}
+    listed = {group["reason"]: group for group in operator.json("dlq", "list")}
+    assert {reason: group["count"] for reason, group in listed.items()} == {"quota_exhausted": dead - 1, "invalid": 1}
     assert listed["quota_exhausted"]["oldest_age_seconds"] < 60
     assert "customer set" in listed["quota_exhausted"]["what_to_do"]
     shown = operator.run("dlq", "show", listed["invalid"]["example"]["id"]).stdout
@@ -117,32 +122,32 @@ async def test_an_incident(operator: Operator, tmp_path: Path) -> None:
     assert operator.run("dlq", "export", "dead.jsonl").returncode == 2
 
     operator.json("customer", "set", "acme", "--quota", "unlimited")
-    await asyncio.sleep(2.1)  # what workers remember of a customer
+    await asyncio.sleep(CUSTOMER_CACHE + 0.1)  # until the quota in the cache of the worker expires
     dry = operator.json("dlq", "redrive", "--reason", "quota_exhausted", "--dry-run")
     assert (dry["matched"], dry["redriven"]) == (dead - 1, {"quota_exhausted": dead - 1})
     assert operator.counts() == {"quota_exhausted": dead - 1, "invalid": 1}
 
-    await crash_in_the_middle(operator)
-    left = operator.counts()["quota_exhausted"]
-    assert 0 < left < dead - 1
-    again = operator.json("dlq", "redrive", "--reason", "quota_exhausted")
-    assert again["redriven"] == {"quota_exhausted": left}
-    assert (again["not_redriven"], again["failed"]) == ({}, {})
-    # What is wrong as it is comes back; twice changes nothing.
+    await kill_redrive_after_some_messages(operator)
+    remaining = operator.counts()["quota_exhausted"]
+    assert 0 < remaining < dead - 1
+    report = operator.json("dlq", "redrive", "--reason", "quota_exhausted")
+    assert report["redriven"] == {"quota_exhausted": remaining}
+    assert (report["not_redriven"], report["failed"]) == ({}, {})
+    # An invalid submission becomes a dead letter again, however often it is redriven.
     for _ in range(2):
         assert operator.json("dlq", "redrive", "--all")["redriven"] == {"invalid": 1}
-        await until_depth(operator, topology.INGEST_DEAD, 1)
-    assert await accepted(operator) == Counter(dict.fromkeys(range(TASKS), 1))
+        await wait_for_depth(operator, topology.INGEST_DEAD, 1)
+    assert await accepted_orders(operator) == Counter(dict.fromkeys(range(TASKS), 1))
 
-    unasked = operator.run("dlq", "purge", "--all")
-    assert (unasked.returncode, "--yes" in unasked.stderr) == (2, True)
+    unconfirmed = operator.run("dlq", "purge", "--all")
+    assert (unconfirmed.returncode, "--yes" in unconfirmed.stderr) == (2, True)
     assert operator.json("dlq", "purge", "--all", "--dry-run")["purged"] == 0
     assert operator.json("dlq", "purge", "--reason", "invalid", "--yes")["purged"] == 1
     assert operator.run("dlq", "list").stdout == "no dead letters\n"
 
 
-async def crash_in_the_middle(operator: Operator) -> None:
-    """SIGKILL a redrive that has done some."""
+async def kill_redrive_after_some_messages(operator: Operator) -> None:
+    """Start a slow redrive, kill it after about ten messages, and wait until the broker has requeued its deliveries."""
     arguments = ("dlq", "redrive", "--all", "--rate", "20/s")
     with Ingest(*arguments, directory=operator.directory, env=operator.env) as running:
         async with asyncio.timeout(20):
@@ -152,48 +157,45 @@ async def crash_in_the_middle(operator: Operator) -> None:
         running.process.wait()
     before = -1
     while before != (before := await depth(operator, topology.INGEST_DEAD)):
-        await asyncio.sleep(0.5)  # until the broker has taken back what the dead process held
+        await asyncio.sleep(0.5)
 
 
-async def accepted(operator: Operator) -> Counter[int]:
-    """How often each order came out, by the number in its key's event."""
-    await until_depth(operator, topology.CONSENSUS_TASKS, TASKS)
+async def accepted_orders(operator: Operator) -> Counter[int]:
+    """Count the task.accepted events by the number of their order."""
+    await wait_for_depth(operator, topology.CONSENSUS_TASKS, TASKS)
     broker = RabbitBroker(operator.env["INGEST_BROKER_URL"])
     consumer = await broker.consumer(topology.CONSENSUS_TASKS, 1000)
-    got: list[Any] = []
-    while len(got) < TASKS:
-        got += await consumer.receive()
+    deliveries: list[Delivery] = []
+    while len(deliveries) < TASKS:
+        deliveries += await consumer.receive()
     await broker.close()
-    ids = Counter(json.loads(each.body)["data"]["task_id"] for each in got)
-    from ingest.domain.identity import keyed_id
-
+    ids = Counter(json.loads(delivery.body)["data"]["task_id"] for delivery in deliveries)
     return Counter({number: ids[keyed_id(SubmissionKind.TASK, "acme", f"order-{number}")] for number in range(TASKS)})
 
 
-async def test_submitted_again_but_not_removed(operator: Operator) -> None:
-    """A crash between confirm and ack, every time: each dead letter is redriven twice, and accepted once."""
-    from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
-    from ingest.operations.dead_letters import Selection, redrive
+class NeverRemovingDeadLetters(RabbitDeadLetters):
+    """Leaves every dead letter in the queue, like a process that crashes between confirm and ack."""
 
-    class NeverRemoves(RabbitDeadLetters):
-        async def remove(self, deliveries: Any) -> None:
-            """As if the process had died."""
+    async def remove(self, deliveries: Any) -> None:
+        """Do nothing."""
 
+
+async def test_dead_letters_redriven_twice_after_a_missing_ack_are_accepted_once(operator: Operator) -> None:
     await publish(operator, [submission(i) for i in range(TASKS)])
     dead = TASKS - QUOTA
-    await until_depth(operator, topology.INGEST_DEAD, dead)
+    await wait_for_depth(operator, topology.INGEST_DEAD, dead)
     operator.json("customer", "set", "acme", "--quota", "unlimited")
-    await asyncio.sleep(2.1)
+    await asyncio.sleep(CUSTOMER_CACHE + 0.1)  # until the quota in the cache of the worker expires
     url = operator.env["INGEST_BROKER_URL"]
-    for kind in (NeverRemoves, RabbitDeadLetters):
+    for dead_letters_class in (NeverRemovingDeadLetters, RabbitDeadLetters):
         broker = RabbitBroker(url)
-        queue = kind(broker, None)
+        queue = dead_letters_class(broker, None)
         report = await redrive(queue, await broker.publisher(), Selection(), frozenset({"guest"}))
         await queue.close()
         assert report.done.total() == dead
-    await until_depth(operator, topology.INGEST_DEAD, 0)
-    await until_depth(operator, topology.INGEST_TASKS, 0)
-    assert await accepted(operator) == Counter(dict.fromkeys(range(TASKS), 1))
+    await wait_for_depth(operator, topology.INGEST_DEAD, 0)
+    await wait_for_depth(operator, topology.INGEST_TASKS, 0)
+    assert await accepted_orders(operator) == Counter(dict.fromkeys(range(TASKS), 1))
 
 
 @pytest.mark.parametrize(
@@ -207,15 +209,15 @@ async def test_submitted_again_but_not_removed(operator: Operator) -> None:
         (("show", "dead:0"), ".ingest/queue.db does not exist"),
     ],
 )
-def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    """One line that says what to change, exit code 2."""
+def test_wrong_arguments_exit_with_2_and_say_what_to_change(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     done = run_ingest("dlq", *arguments, env={}, directory=tmp_path)
     assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     assert "Traceback" not in done.stderr
 
 
-async def test_embedded(tmp_path: Path) -> None:
-    """Looking works beside a running `ingest dev`; clearing says to stop it, and then works."""
+async def test_embedded_dead_letters_can_be_read_while_dev_runs_and_changed_after_it_stops(tmp_path: Path) -> None:
     operator = Operator(tmp_path, {"INGEST_DATA_DIR": str(tmp_path / "d")})
     broker = await EmbeddedBroker.open(tmp_path / "d" / "queue.db")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -227,14 +229,14 @@ async def test_embedded(tmp_path: Path) -> None:
         assert "m1" in operator.run("dlq", "show", "d1").stdout
         assert operator.run("dlq", "show", "d9").returncode == 2
         assert operator.run("dlq", "export", "-").stdout.count("\n") == 3
-        refused_ = operator.run("dlq", "redrive", "--all")
-        assert (refused_.returncode, "stop it first" in refused_.stderr) == (2, True), refused_.stderr
+        blocked = operator.run("dlq", "redrive", "--all")
+        assert (blocked.returncode, "stop it first" in blocked.stderr) == (2, True), blocked.stderr
         assert dev.stop() == 0
     assert operator.json("dlq", "redrive", "d1", "d2")["redriven"] == {"quota_exhausted": 2}
     assert operator.json("dlq", "purge", "--all", "--yes")["purged"] == 1
     assert operator.counts() == {}
-    # Customer acme does not exist here, so the worker sends them back.
+    # The customer acme does not exist here, so the worker rejects the redriven submissions.
     with Ingest("dev", "--port", "0", directory=tmp_path, env=operator.env) as dev:
         dev.wait_for("Ctrl-C stops it")
-        wait_until(lambda: operator.counts() == {"unknown_customer": 2}, "refused again", 15)
+        wait_until(lambda: operator.counts() == {"unknown_customer": 2}, "two new dead letters", 15)
         assert dev.stop() == 0

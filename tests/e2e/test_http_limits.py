@@ -24,73 +24,76 @@ _HEAD: Final = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A shim on files; API key `k`."""
+    """Start a shim that stores everything in files and accepts the API key `k`."""
     (port,) = free_ports(1)
-    with Ingest("dev", "--port", str(port), "--api-key", "k", directory=tmp_path_factory.mktemp("door")) as dev:
+    with Ingest("dev", "--port", str(port), "--api-key", "k", directory=tmp_path_factory.mktemp("http-limits")) as dev:
         wait_ready(f"http://127.0.0.1:{port}")
         yield port
         assert "Traceback" not in dev.text()
 
 
 async def _p99(port: int, count: int = 200) -> float:
-    """Milliseconds, of tasks submitted one after the other; each must be accepted."""
-    took = []
+    """Submit tasks one after the other, of which all must be accepted; return the 99th percentile in milliseconds."""
+    durations = []
     async with httpx.AsyncClient(headers={"Authorization": "Bearer k"}, timeout=10) as client:
         for _ in range(count):
-            began = time.perf_counter()
+            start = time.perf_counter()
             answer = await client.post(f"http://127.0.0.1:{port}/v1/tasks", json=TASK)
-            took.append(1000 * (time.perf_counter() - began))
+            durations.append(1000 * (time.perf_counter() - start))
             assert answer.status_code == 202
-    return quantiles(took, n=100)[-1]
+    return quantiles(durations, n=100)[-1]
 
 
-async def test_slow_half_open_and_idle_connections(port: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """1,000 idle connections, 200 that drip a head, 200 that drip a body, 200 half closed: others are served."""
-    alone = await _p99(port)
+async def test_submissions_are_fast_beside_slow_half_closed_and_idle_connections(
+    port: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """1,000 connections are idle; 200 send a head slowly, 200 send a body slowly, and 200 are half closed."""
+    undisturbed = await _p99(port)
     streams = [await asyncio.open_connection("127.0.0.1", port) for _ in range(IDLE + 3 * SLOW)]
     writers = [writer for _, writer in streams]
-    headers, bodies, half = writers[:SLOW], writers[SLOW : 2 * SLOW], writers[2 * SLOW : 3 * SLOW]
-    for writer in headers:
+    slow_heads, slow_bodies, half_closed = writers[:SLOW], writers[SLOW : 2 * SLOW], writers[2 * SLOW : 3 * SLOW]
+    for writer in slow_heads:
         writer.write(b"POST /v1/tasks HTTP/1.1\r\nX-A: ")
-    for writer in bodies:
+    for writer in slow_bodies:
         writer.write(_HEAD + b"Content-Length: 100000\r\n\r\n{")
-    for writer in half:
+    for writer in half_closed:
         writer.write(b"POST /v1/tasks HTTP/1.1\r\n")
         writer.write_eof()
 
-    async def drip() -> None:
+    async def send_slowly() -> None:
         while True:
-            for writer in (*headers, *bodies):
+            for writer in (*slow_heads, *slow_bodies):
                 if not writer.is_closing():
                     writer.write(b"a")
             await asyncio.sleep(0.5)
 
-    dripping = asyncio.create_task(drip())
-    beside = await _p99(port)
-    dripping.cancel()
+    sending = asyncio.create_task(send_slowly())
+    attacked = await _p99(port)
+    sending.cancel()
     for writer in writers:
         writer.close()
     with capsys.disabled():
         print(
-            f"\n  p99 of a submission: {alone:.1f} ms alone, {beside:.1f} ms beside {len(writers)} hostile connections"
+            f"\n  p99 of a submission: {undisturbed:.1f} ms undisturbed, "
+            f"{attacked:.1f} ms beside {len(writers)} hostile connections"
         )
-    assert beside < max(10 * alone, 500)
+    assert attacked < max(10 * undisturbed, 500)
 
 
-async def _answers(port: int, request: bytes, *, eof: bool = False) -> list[int]:
-    """The statuses of all answers until the server closes, or says no more for a while."""
+async def _statuses(port: int, request: bytes, *, eof: bool = False) -> list[int]:
+    """Send the bytes; return the statuses of all answers until the server closes or is silent for a second."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(request)
     if eof:
         writer.write_eof()
-    got = b""
+    received = b""
     try:
         while part := await asyncio.wait_for(reader.read(65536), 1):
-            got += part
+            received += part
     except (TimeoutError, ConnectionError):
         pass
     writer.close()
-    return [int(part[:3]) for part in got.split(b"HTTP/1.1 ")[1:]]
+    return [int(answer[:3]) for answer in received.split(b"HTTP/1.1 ")[1:]]
 
 
 _BODY: Final = b'{"x":1}'
@@ -135,9 +138,10 @@ _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
         (b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 7\r\n", _BODY + _SMUGGLED),
     ],
 )
-async def test_what_two_parsers_could_read_differently_is_refused(port: int, headers: bytes, body: bytes) -> None:
-    """One 4xx, or none at all, and the connection ends: what follows on it is not taken for a request."""
-    statuses = await _answers(port, _HEAD + headers + b"\r\n" + body)
+async def test_ambiguous_request_gets_at_most_one_4xx_and_the_bytes_after_it_no_answer(
+    port: int, headers: bytes, body: bytes
+) -> None:
+    statuses = await _statuses(port, _HEAD + headers + b"\r\n" + body)
     assert len(statuses) <= 1, statuses
     assert all(400 <= status < 500 for status in statuses), statuses
 
@@ -150,71 +154,72 @@ async def test_what_two_parsers_could_read_differently_is_refused(port: int, hea
         (b"POST /v1/tasks\r\n", b"Content-Length: 7\r\n", _BODY, 505),
     ],
 )
-async def test_other_versions_of_http_are_refused(
+async def test_unsupported_http_version_is_refused(
     port: int, request_line: bytes, headers: bytes, body: bytes, status: int
 ) -> None:
-    """HTTP/1.0 has no chunks; 0.9 and 2 are not spoken in this form."""
+    """HTTP/1.0 does not define chunked bodies; the server does not speak HTTP/0.9 and HTTP/2."""
     head = request_line + _HEAD.partition(b"\r\n")[2]
-    assert await _answers(port, head + headers + b"\r\n" + body + _SMUGGLED) == [status]
+    assert await _statuses(port, head + headers + b"\r\n" + body + _SMUGGLED) == [status]
 
 
-async def test_a_request_without_a_host_is_refused(port: int) -> None:
-    """HTTP/1.1 requires it; HTTP/1.0 does not."""
-    assert await _answers(port, b"GET /healthz HTTP/1.1\r\n\r\n" + _SMUGGLED) == [400]
-    assert await _answers(port, b"GET /healthz HTTP/1.0\r\n\r\n") == [200]
+async def test_http_1_1_request_without_host_is_refused(port: int) -> None:
+    """HTTP/1.0 does not require the header."""
+    assert await _statuses(port, b"GET /healthz HTTP/1.1\r\n\r\n" + _SMUGGLED) == [400]
+    assert await _statuses(port, b"GET /healthz HTTP/1.0\r\n\r\n") == [200]
 
 
-async def test_what_was_whole_is_answered_whatever_follows(port: int) -> None:
-    """Rubbish behind it, or the end of what the client sends: its answer comes, since it may be accepted."""
-    body = json.dumps(TASK).encode()
-    task = _HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
-    assert await _answers(port, task + b"\0rubbish\r\n\r\n") == [202]
-    assert await _answers(port, task + task + b"\0rubbish\r\n\r\n") == [202, 202]
-    assert await _answers(port, task, eof=True) == [202]
-    assert await _answers(port, task + task, eof=True) == [202, 202]
-    assert await _answers(port, _HEAD + b"Content-Length: 100\r\n\r\n{", eof=True) == []
-    assert await _answers(port, _HEAD + _CHUNKED + b"\r\nzz\r\n") == [400]
+async def test_complete_request_is_answered_before_garbage_or_the_end_of_the_stream(port: int) -> None:
+    """The request may have been accepted, so the client must learn the result. An incomplete one is not accepted."""
+    task = _HEAD + b"Content-Length: %d\r\n\r\n" % len(_TASK) + _TASK
+    assert await _statuses(port, task + b"\0garbage\r\n\r\n") == [202]
+    assert await _statuses(port, task + task + b"\0garbage\r\n\r\n") == [202, 202]
+    assert await _statuses(port, task, eof=True) == [202]
+    assert await _statuses(port, task + task, eof=True) == [202, 202]
+    assert await _statuses(port, _HEAD + b"Content-Length: 100\r\n\r\n{", eof=True) == []
+    assert await _statuses(port, _HEAD + _CHUNKED + b"\r\nzz\r\n") == [400]
 
 
-async def test_another_protocol_is_not_spoken(port: int) -> None:
-    """An upgrade is ignored, as HTTP allows; nothing that follows is taken for a request."""
-    ask = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    assert await _answers(port, ask + _SMUGGLED) == [200]
+async def test_upgrade_is_ignored_and_the_bytes_after_it_get_no_answer(port: int) -> None:
+    upgrade = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    assert await _statuses(port, upgrade + _SMUGGLED) == [200]
 
 
-async def test_what_is_right_is_served(port: int) -> None:
-    """The same requests without the twist: two answers on one connection."""
+async def test_unambiguous_requests_on_one_connection_are_all_answered(port: int) -> None:
+    """This is the control of the tests above: here, the second request gets an answer."""
     body = b'{"type":"x"}'
     plain = _HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
     chunked = _HEAD + _CHUNKED + b"\r\nc\r\n" + body + b"\r\n0\r\n\r\n"
-    assert await _answers(port, plain + _SMUGGLED) == [400, 200]
-    assert await _answers(port, chunked + _SMUGGLED) == [400, 200]
+    assert await _statuses(port, plain + _SMUGGLED) == [400, 200]
+    assert await _statuses(port, chunked + _SMUGGLED) == [400, 200]
 
 
-async def test_what_does_not_come_in_time_is_cut_off(port: int) -> None:
-    """Whoever sends nothing, a head that does not end or a body that does not end; an idle client in between is not."""
-    openings = [b"", b"POST /v1/tasks HTTP/1.1\r\nX-A: a", _HEAD + b"Content-Length: 100\r\n\r\n{"]
-    limits = [HEAD_TIMEOUT, HEAD_TIMEOUT, BODY_TIMEOUT]
+async def test_incomplete_request_times_out_and_an_idle_connection_does_not(port: int) -> None:
+    """Clients that send nothing, an endless head or a slow body get 408 at the limit."""
+    attacks = [
+        (b"", HEAD_TIMEOUT),
+        (b"POST /v1/tasks HTTP/1.1\r\nX-A: a", HEAD_TIMEOUT),
+        (_HEAD + b"Content-Length: 100\r\n\r\n{", BODY_TIMEOUT),
+    ]
 
     async def attack(opening: bytes, limit: float) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(opening)
-        began, got = time.monotonic(), b""
-        while not reader.at_eof() and time.monotonic() - began < limit + 20:
+        start, received = time.monotonic(), b""
+        while not reader.at_eof() and time.monotonic() - start < limit + 20:
             if opening:
                 writer.write(b"a" if limit == HEAD_TIMEOUT else b" ")
             try:
-                got += await asyncio.wait_for(reader.read(1000), 2)
+                received += await asyncio.wait_for(reader.read(1000), 2)
             except TimeoutError:
                 continue
             except ConnectionError:
                 break
-        assert limit - 1 < time.monotonic() - began < limit + 15
-        return got
+        assert limit - 1 < time.monotonic() - start < limit + 15
+        return received
 
     idle, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(_SMUGGLED)
-    answers = await asyncio.gather(*[attack(*each) for each in zip(openings, limits, strict=True)])
+    answers = await asyncio.gather(*[attack(opening, limit) for opening, limit in attacks])
     assert [answer[9:12] for answer in answers] == [b"408", b"408", b"408"]
     writer.write(_SMUGGLED)
     assert (await idle.read(100)).startswith(b"HTTP/1.1 200")
@@ -223,10 +228,9 @@ async def test_what_does_not_come_in_time_is_cut_off(port: int) -> None:
 @pytest.mark.parametrize("method", ["POST", "GET"])
 @pytest.mark.parametrize("name", ["Authorization", "Content-Type", "Content-Length", "Idempotency-Key"])
 @pytest.mark.parametrize("change", [str, str.upper])
-def test_headers_that_decide_something_stand_once(
+def test_repeated_singleton_header_is_refused_even_with_an_equal_value(
     port: int, method: str, name: str, change: Callable[[str], str]
 ) -> None:
-    """Of two, even of two that are equal, neither is taken: 400 that names the header, and nothing is submitted."""
     headers = [
         ("Host", "x"),
         ("Authorization", "Bearer k"),
@@ -236,18 +240,17 @@ def test_headers_that_decide_something_stand_once(
     ]
     path = "/v1/tasks" if method == "POST" else "/v1/tasks/tsk_x"
     head = f"{method} {path} HTTP/1.1\r\n" + "".join(
-        f"{each}: {value}\r\n" for each, value in (*headers, (change(name), dict(headers)[name]))
+        f"{header}: {value}\r\n" for header, value in (*headers, (change(name), dict(headers)[name]))
     )
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
         connection.sendall(head.encode() + b"\r\n" + _TASK)
         answer = connection.recv(65536).decode()
     assert answer.startswith("HTTP/1.1 400 ")
-    # The parser has its own word for lengths, before anybody sees a request.
+    # httptools itself refuses a second Content-Length, with another text.
     assert name == "Content-Length" or f"the header {name} was sent more than once, send it once" in answer
 
 
-async def test_other_headers_may_repeat(port: int) -> None:
-    """As HTTP has them: a list in several lines."""
+async def test_other_headers_may_be_repeated(port: int) -> None:
     async with httpx.AsyncClient(headers={"Authorization": "Bearer k"}) as client:
         answer = await client.post(f"http://127.0.0.1:{port}/v1/tasks", json=TASK, headers=[("X-A", "1"), ("X-A", "2")])
     assert answer.status_code == 202

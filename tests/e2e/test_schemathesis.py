@@ -1,4 +1,4 @@
-"""schemathesis against our own OpenAPI document, over a socket."""
+"""schemathesis checks real processes against the OpenAPI document that they serve."""
 
 import os
 import subprocess
@@ -14,8 +14,8 @@ from tests.servers.process import free_ports
 _HOOKS = Path(__file__).with_name("schemathesis_hooks.py")
 
 
-def check(url: str, api_key: str, directory: Path, seconds: int) -> None:
-    """Run the `schemathesis` command with every check on. Raises AssertionError with its report."""
+def run_schemathesis(url: str, api_key: str, directory: Path, seconds: int) -> None:
+    """Run the `schemathesis` command with all checks. Raise AssertionError with its report if a check fails."""
     command = [
         str(Path(sys.executable).with_name("schemathesis")),
         "run",
@@ -32,18 +32,18 @@ def check(url: str, api_key: str, directory: Path, seconds: int) -> None:
     assert done.returncode == 0, done.stdout[-15000:] + done.stderr[-2000:]
 
 
-def test_on_files(tmp_path: Path) -> None:
-    """Every answer is in the document; what the document forbids is refused, what it allows is not."""
+def test_dev_answers_as_the_openapi_document_says(tmp_path: Path) -> None:
     (port,) = free_ports(1)
     with Ingest("dev", "--port", str(port), "--api-key", "k", "--webhook", WEBHOOK, directory=tmp_path) as dev:
         wait_ready(f"http://127.0.0.1:{port}")
-        check(f"http://127.0.0.1:{port}", "k", tmp_path, 110)
+        run_schemathesis(f"http://127.0.0.1:{port}", "k", tmp_path, 110)
         assert "Traceback" not in dev.text()
 
 
-def test_on_rabbitmq_and_aerospike(rabbitmq: RabbitServer, aerospike: AerospikeServer) -> None:
-    """The same with the servers of production behind."""
+def test_shim_on_rabbitmq_and_aerospike_answers_as_the_openapi_document_says(
+    rabbitmq: RabbitServer, aerospike: AerospikeServer
+) -> None:
     with World(rabbitmq, aerospike) as world:
         world.ingest("webhook", "add", CUSTOMER, WEBHOOK)
-        check(world.url, world.keys[CUSTOMER], world.directory, 110)
+        run_schemathesis(world.url, world.keys[CUSTOMER], world.directory, 110)
         assert world.defects() == []

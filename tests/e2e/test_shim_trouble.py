@@ -1,4 +1,4 @@
-"""The shim while what it needs is in trouble, and while it is told to stop: a real process, real servers."""
+"""A real shim process during outages of its real servers, and while it stops under load."""
 
 import asyncio
 import itertools
@@ -17,7 +17,7 @@ from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import free_ports, wait_until
 
 ANSWERS = 12.0
-"""Seconds within which everything is answered: the deadline of a request, and some for a busy machine."""
+"""Seconds within which every request is answered: its deadline, plus some seconds for a busy machine."""
 
 
 class Shim:
@@ -32,8 +32,8 @@ class Shim:
     def post(self, key: str) -> httpx.Response:
         return self.client.post("/v1/tasks", json=TASK | {"idempotency_key": key})
 
-    def recovers(self, key: str) -> None:
-        """Until it accepts again, by itself."""
+    def wait_for_recovery(self, key: str) -> None:
+        """Wait until the shim accepts a submission with this key and is ready."""
         wait_until(lambda: self.post(key).status_code in (200, 202), "the shim's recovery", 30)
         wait_ready(self.url)
 
@@ -41,9 +41,9 @@ class Shim:
 @pytest.fixture
 def shim(rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path) -> Iterator[Shim]:
     env = {"INGEST_BROKER_URL": rabbitmq_url, "INGEST_STORE_URL": aerospike.url, "INGEST_CONFIRM_TIMEOUT": "3"}
-    cust = f"trouble{os.urandom(4).hex()}"
-    assert run_ingest("customer", "add", cust, env=env, directory=tmp_path).returncode == 0
-    created = run_ingest("key", "create", cust, "--json", env=env, directory=tmp_path)
+    cust_id = f"trouble{os.urandom(4).hex()}"
+    assert run_ingest("customer", "add", cust_id, env=env, directory=tmp_path).returncode == 0
+    created = run_ingest("key", "create", cust_id, "--json", env=env, directory=tmp_path)
     (port,) = free_ports(1)
     with Ingest("serve", "--port", str(port), directory=tmp_path, env=env) as process:
         url = f"http://127.0.0.1:{port}"
@@ -54,8 +54,8 @@ def shim(rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path) -> Itera
         shim.client.close()
 
 
-def in_trouble(shim: Shim, key: str) -> None:
-    """A submission is 503 with Retry-After within its time; it is not ready, but alive, and reads need no server."""
+def assert_unavailable(shim: Shim, key: str) -> None:
+    """Assert that the shim answers a submission with 503 in time, and is not ready but alive."""
     start = time.monotonic()
     answer = shim.post(key)
     assert time.monotonic() - start < ANSWERS
@@ -68,31 +68,29 @@ def in_trouble(shim: Shim, key: str) -> None:
 
 
 def alarmed(rabbitmq: RabbitServer) -> bool:
-    """What the management API's statistics say."""
+    """Return whether the statistics of the management API show a memory alarm."""
     return any(node["mem_alarm"] for node in rabbitmq.api("GET", "nodes"))
 
 
-def test_a_store_that_hangs(shim: Shim, aerospike: AerospikeServer) -> None:
-    """Aerospike neither answers nor closes: 503 in time, never a hang; afterwards the same key is accepted once."""
+def test_hanging_store_is_answered_503_and_the_same_key_is_accepted_afterwards(
+    shim: Shim, aerospike: AerospikeServer
+) -> None:
     if not aerospike.controllable:
-        pytest.skip("this Aerospike cannot be paused")
+        pytest.skip("the Aerospike server given cannot be paused")
     aerospike.pause()
     try:
-        in_trouble(shim, "k")
-        in_trouble(shim, "k")
+        assert_unavailable(shim, "k")
+        assert_unavailable(shim, "k")
     finally:
         aerospike.resume()
-    shim.recovers("k")
+    shim.wait_for_recovery("k")
     assert shim.post("k").json()["idempotent"] is True
 
 
-def test_a_broker_that_hangs(shim: Shim, rabbitmq: RabbitServer) -> None:
-    """RabbitMQ neither confirms nor closes: 503, no 2xx without a confirm; replays of what was accepted go on.
-
-    The shim is not ready, at once: a load balancer need not wait for the heartbeat to be missed.
-    """
+def test_hanging_broker_is_answered_503_while_replays_are_answered_200(shim: Shim, rabbitmq: RabbitServer) -> None:
+    """The shim is unready before the broker misses a heartbeat, so that a load balancer reacts at once."""
     if not rabbitmq.controllable:
-        pytest.skip("this RabbitMQ cannot be paused")
+        pytest.skip("the RabbitMQ server given cannot be paused")
     rabbitmq.pause()
     try:
         answer = shim.post("k")
@@ -103,34 +101,35 @@ def test_a_broker_that_hangs(shim: Shim, rabbitmq: RabbitServer) -> None:
         assert (ready.status_code, ready.elapsed.total_seconds() < 3) == (503, True)
     finally:
         rabbitmq.resume()
-    shim.recovers("k")
+    shim.wait_for_recovery("k")
     assert shim.client.get("/readyz").status_code == 200
 
 
-def test_a_memory_alarm(shim: Shim, rabbitmq: RabbitServer) -> None:
-    """RabbitMQ blocks publishers: 503 at once, replays go on, and when the alarm is over so is the trouble."""
+def test_memory_alarm_is_answered_503_until_it_ends_while_replays_are_answered_200(
+    shim: Shim, rabbitmq: RabbitServer
+) -> None:
+    """During a memory alarm, RabbitMQ blocks connections that publish."""
     if not rabbitmq.controllable:
-        pytest.skip("this RabbitMQ's memory limit is not ours to set")
+        pytest.skip("the memory limit of the RabbitMQ server given cannot be set")
     rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
     try:
         wait_until(lambda: shim.post(f"k{time.monotonic_ns()}").status_code == 503, "the alarm", 20)
-        in_trouble(shim, "k")
+        assert_unavailable(shim, "k")
         assert shim.post("first").status_code == 200
-        wait_until(lambda: alarmed(rabbitmq), "the alarm in the statistics, which are seconds late", 30)
+        wait_until(lambda: alarmed(rabbitmq), "the alarm in the statistics, which lag by some seconds", 30)
     finally:
         rabbitmq.ctl("set_vm_memory_high_watermark", "0.6")  # as in deploy/rabbitmq/rabbitmq.conf
-    shim.recovers("k")
-    wait_until(lambda: not alarmed(rabbitmq), "the end of the alarm, for the tests that follow", 30)
+    shim.wait_for_recovery("k")
+    wait_until(lambda: not alarmed(rabbitmq), "the end of the alarm in the statistics", 30)
 
 
-async def test_sigterm_under_load_fails_nobody(shim: Shim, rabbitmq_url: str) -> None:
-    """Whatever was taken is answered 202, and nobody waits in vain: who was not taken is told so by the connection.
+async def test_sigterm_under_load_answers_every_published_submission(shim: Shim, rabbitmq_url: str) -> None:
+    """All answers are 202. A request on a connection that closes fails at once, and nothing of it is published.
 
-    A request may be written to a kept connection in the moment in which it is closed: that one was never taken, and a
-    client repeats it (RFC 9112, section 9.3.1); with its key that is safe. Exit code 0.
+    Clients repeat such a request (RFC 9112, section 9.3.1), which its idempotency key makes safe.
     """
     statuses: list[int] = []
-    ends: list[httpx.TransportError] = []
+    errors: list[httpx.TransportError] = []
     numbers = itertools.count()
     answered: set[str] = set()
 
@@ -141,7 +140,7 @@ async def test_sigterm_under_load_fails_nobody(shim: Shim, rabbitmq_url: str) ->
                 try:
                     answer = await http.post("/v1/tasks", json=TASK | {"idempotency_key": key})
                 except httpx.TransportError as error:
-                    ends.append(error)
+                    errors.append(error)
                     return
                 answered.add(key)
                 statuses.append(answer.status_code)
@@ -153,6 +152,6 @@ async def test_sigterm_under_load_fails_nobody(shim: Shim, rabbitmq_url: str) ->
     await asyncio.wait_for(asyncio.gather(*clients), 30)
     assert code == 0, shim.process.text()
     assert set(statuses) == {202}
-    assert not any(isinstance(error, httpx.TimeoutException) for error in ends)
+    assert not any(isinstance(error, httpx.TimeoutException) for error in errors)
     async with Depth(rabbitmq_url, "ingest.tasks") as depth:
-        assert await depth.now() == len(answered) + 1  # that of the fixture
+        assert await depth.now() == len(answered) + 1  # the fixture has submitted one task

@@ -1,4 +1,4 @@
-"""`ingest status` on a running system, and on one that is away."""
+"""`ingest status` while the system runs, and while its servers are unavailable."""
 
 import asyncio
 import json
@@ -14,10 +14,9 @@ from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import free_ports, wait_until
 
 
-async def test_a_running_system(
+async def test_status_shows_queues_processes_dead_letters_and_store(
     rabbitmq: RabbitServer, aerospike: AerospikeServer, rabbitmq_url: str, tmp_path: Path
 ) -> None:
-    """Queues with consumers, the worker's brake and readiness, the store, dead letters by reason."""
     (port,) = free_ports(1)
     env = {
         "INGEST_BROKER_URL": rabbitmq_url,
@@ -35,23 +34,22 @@ async def test_a_running_system(
         await asyncio.to_thread(wait_until, lambda: httpx.get(url, timeout=5).status_code == 200, url, 30)
         done = await asyncio.to_thread(run_ingest, "status", "--json", env=env, directory=tmp_path)
         assert done.returncode == 0, done.stderr + done.stdout
-        seen = json.loads(done.stdout)
-        queues = {each["name"]: each for each in seen["broker"]["queues"]}
+        status = json.loads(done.stdout)
+        queues = {queue["name"]: queue for queue in status["broker"]["queues"]}
         assert (queues["ingest.dead"]["ready"], queues["ingest.tasks"]["consumers"]) == (3, 1)
-        (process,) = seen["processes"]
+        (process,) = status["processes"]
         assert (process["ready"], process["brake"], process["stalled"]) == (True, False, False)
-        ((reason, count, oldest),) = [tuple(each.values()) for each in seen["dead"]]
+        ((reason, count, oldest),) = [tuple(group.values()) for group in status["dead"]]
         assert (reason, count) == ("quota_exhausted", 3)
         assert 90 <= oldest < 150
-        assert seen["store"]["round_trip"] < 3
+        assert status["store"]["round_trip"] < 3
         shown = await asyncio.to_thread(run_ingest, "status", "--once", env=env, directory=tmp_path)
         assert "quota_exhausted" in shown.stdout
         assert "no problems seen" in shown.stdout
         assert "guest:guest" not in shown.stdout + done.stdout
 
 
-def test_what_is_away_is_told(tmp_path: Path) -> None:
-    """Exit code 1, a sentence each, no password."""
+def test_status_reports_unavailable_servers_without_passwords_and_exits_with_1(tmp_path: Path) -> None:
     env = {
         "INGEST_BROKER_URL": "amqp://user:topsecret@127.0.0.1:1/",
         "INGEST_STORE_URL": "aerospike://127.0.0.1:1/test",
@@ -63,13 +61,12 @@ def test_what_is_away_is_told(tmp_path: Path) -> None:
     assert "topsecret" not in done.stdout + done.stderr
 
 
-def test_the_embedded_default(tmp_path: Path) -> None:
-    """Beside a running `ingest dev`, on its files."""
+def test_status_reads_the_files_of_a_running_dev_by_default(tmp_path: Path) -> None:
     with Ingest("dev", "--port", "0", directory=tmp_path) as dev:
         dev.wait_for("Ctrl-C stops it")
         done = run_ingest("status", "--json", env={}, directory=tmp_path)
         assert done.returncode == 0, done.stdout + done.stderr
-        seen = json.loads(done.stdout)
-        assert {each["ready"] for each in seen["broker"]["queues"]} == {0}
-        assert seen["dead"] == []
+        status = json.loads(done.stdout)
+        assert {queue["ready"] for queue in status["broker"]["queues"]} == {0}
+        assert status["dead"] == []
         assert dev.stop() == 0

@@ -1,4 +1,4 @@
-"""`--workers` and `--processes`: several processes of one command."""
+"""`--workers` and `--processes` start several processes of one command."""
 
 import os
 import signal
@@ -12,14 +12,14 @@ from tests.servers.process import free_ports, wait_until
 
 
 def children(parent: int) -> set[int]:
+    """Return the ids of the child processes."""
     return {int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()}
 
 
 @pytest.mark.parametrize("command", ["serve", "work"])
-def test_the_dead_are_replaced_and_all_stop_together(
+def test_killed_process_is_replaced_and_sigterm_stops_all(
     command: str, rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path
 ) -> None:
-    """A killed process is started again; SIGTERM ends them all, exit code 0."""
     (port,) = free_ports(1)
     env = {"INGEST_BROKER_URL": rabbitmq_url, "INGEST_STORE_URL": aerospike.url}
     options = ("--port", str(port), "--workers", "2") if command == "serve" else ("--processes", "2")
@@ -43,8 +43,7 @@ def test_the_dead_are_replaced_and_all_stop_together(
         assert "Traceback" not in running.text()
 
 
-def test_wrong_settings_stop_all(tmp_path: Path) -> None:
-    """They do not get better by starting again: one line, exit code 2."""
+def test_wrong_setting_exits_with_2_and_is_not_retried(tmp_path: Path) -> None:
     env = {"INGEST_BROKER_URL": "amqp://127.0.0.1:1/", "INGEST_STORE_URL": "mongodb://nowhere"}
     with Ingest("work", "--processes", "2", directory=tmp_path, env=env) as running:
         assert running.process.wait(30) == 2

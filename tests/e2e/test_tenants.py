@@ -1,4 +1,4 @@
-"""Two customers of one service, each after what is the other's: over HTTP by API key, over AMQP as a broker user."""
+"""Two customers of one service try to reach each other's data: over HTTP by API key, over AMQP as broker users."""
 
 import asyncio
 import json
@@ -19,13 +19,13 @@ from tests.fuzz.world import CUSTOMER, OTHER, World
 from tests.servers import AerospikeServer, RabbitServer
 
 HOOK = "https://hooks.acme.example/asg"
-ELSEWHERE = "https://hooks.nobody.example/asg"
-REPRESENT = {"Prefer": "return=representation"}
+UNREGISTERED_HOOK = "https://hooks.unregistered.example/asg"
+FULL_ANSWER = {"Prefer": "return=representation"}
 
 
 @pytest.fixture(scope="module")
 def world(rabbitmq: RabbitServer, aerospike: AerospikeServer) -> Iterator[World]:
-    """With a webhook that only `acme` has registered, and `other` strict: a mismatch of its own is 422."""
+    """Start a world in which only `acme` has a webhook, and `other` is strict: its own mismatches are answered 422."""
     with World(rabbitmq, aerospike) as world:
         world.ingest("webhook", "add", CUSTOMER, HOOK)
         world.ingest("customer", "set", CUSTOMER, "--quota", "1000")
@@ -51,49 +51,49 @@ def other(world: World) -> Iterator[httpx.Client]:
         yield client
 
 
-def _is_new(answer: httpx.Response) -> None:
-    """Nothing in it tells that anybody has used the key."""
+def _assert_new(answer: httpx.Response) -> None:
+    """Assert that the answer shows no earlier use of the key."""
     assert answer.status_code == 202, answer.text
     assert "idempotent" not in answer.json()
     assert not {"idempotent-replayed", "idempotency-payload-mismatch"} & set(answer.headers)
 
 
-def test_one_key_of_two_customers_is_two_keys(acme: httpx.Client, other: httpx.Client) -> None:
-    """Two ids; no replay, no mismatch for another body; each replays its own, and mismatches with its own only."""
+def test_same_key_of_two_customers_gives_two_tasks(acme: httpx.Client, other: httpx.Client) -> None:
+    """Replays and mismatches refer only to the customer's own task."""
     body = TASK | {"idempotency_key": "shared"}
     first, second = acme.post("/v1/tasks", json=body), other.post("/v1/tasks", json=body | {"type": "moderation"})
-    _is_new(first)
-    _is_new(second)
+    _assert_new(first)
+    _assert_new(second)
     assert first.json()["task_id"] != second.json()["task_id"]
     for client, own, kind in ((acme, first, body["type"]), (other, second, "moderation")):
-        again = client.post("/v1/tasks", json=body | {"type": kind})
-        assert (again.status_code, again.json()["task_id"]) == (200, own.json()["task_id"])
-        assert "Idempotency-Payload-Mismatch" not in again.headers
+        replay = client.post("/v1/tasks", json=body | {"type": kind})
+        assert (replay.status_code, replay.json()["task_id"]) == (200, own.json()["task_id"])
+        assert "Idempotency-Payload-Mismatch" not in replay.headers
     mismatch = acme.post("/v1/tasks", json=body | {"type": "sentiment"})
     assert mismatch.headers["Idempotency-Payload-Mismatch"] == "true"
     assert other.post("/v1/tasks", json=body | {"type": "sentiment"}).status_code == 422
 
 
-def test_keys_of_batches_and_of_their_items_are_apart(acme: httpx.Client, other: httpx.Client) -> None:
-    """A batch with the keys of another's batch, and items with the keys of another's tasks, are all new."""
+def test_same_batch_and_item_keys_of_two_customers_give_different_ids(acme: httpx.Client, other: httpx.Client) -> None:
+    """Within one customer, an item with the key of a task has the id of that task."""
     single = acme.post("/v1/tasks", json=TASK | {"idempotency_key": "item-0"}).json()["task_id"]
     body = {
         "idempotency_key": "batch",
         "tasks": [TASK | {"idempotency_key": "item-0"}, TASK | {"idempotency_key": "item-1"}, TASK],
     }
-    first = acme.post("/v1/tasks/batch", json=body, headers=REPRESENT)
-    second = other.post("/v1/tasks/batch", json=body | {"tasks": body["tasks"][::-1]}, headers=REPRESENT)
-    _is_new(first)
-    _is_new(second)
+    first = acme.post("/v1/tasks/batch", json=body, headers=FULL_ANSWER)
+    second = other.post("/v1/tasks/batch", json=body | {"tasks": body["tasks"][::-1]}, headers=FULL_ANSWER)
+    _assert_new(first)
+    _assert_new(second)
     assert first.json()["task_ids"][0] == single
     assert first.json()["batch_id"] != second.json()["batch_id"]
     assert not {single, *first.json()["task_ids"]} & set(second.json()["task_ids"])
 
 
-def test_what_is_anothers_looks_like_what_never_was(acme: httpx.Client, other: httpx.Client) -> None:
-    """GET of another's task, batch and items of a batch: status, headers and body of an id that nobody has."""
+def test_lookup_of_another_customers_id_is_answered_like_an_unknown_id(acme: httpx.Client, other: httpx.Client) -> None:
+    """Status, body and names of headers are equal for tasks, batches and items of batches."""
     task = acme.post("/v1/tasks", json=TASK).json()["task_id"]
-    batch = acme.post("/v1/tasks/batch", json={"tasks": [TASK, TASK | {"idempotency_key": "g"}]}, headers=REPRESENT)
+    batch = acme.post("/v1/tasks/batch", json={"tasks": [TASK, TASK | {"idempotency_key": "g"}]}, headers=FULL_ANSWER)
     batch_id, items = batch.json()["batch_id"], batch.json()["task_ids"]
     unknown = fresh_id(SubmissionKind.BATCH)
     paths = [
@@ -101,32 +101,33 @@ def test_what_is_anothers_looks_like_what_never_was(acme: httpx.Client, other: h
         (f"/v1/tasks/batch/{batch_id}", f"/v1/tasks/batch/{unknown}"),
         *[(f"/v1/tasks/{item}", f"/v1/tasks/{item_id(unknown, 0)}") for item in items],
     ]
-    for path, nowhere in paths:
+    for path, unknown_path in paths:
         assert acme.get(path).status_code == 200
-        seen, reference = other.get(path), other.get(nowhere)
-        assert (seen.status_code, seen.content) == (404, reference.content)
-        assert set(seen.headers) == set(reference.headers)
+        answer, reference = other.get(path), other.get(unknown_path)
+        assert (answer.status_code, reference.status_code) == (404, 404)
+        assert answer.content == reference.content
+        assert set(answer.headers) == set(reference.headers)
 
 
-@pytest.mark.parametrize("where", ["task", "batch", "item"])
-def test_a_webhook_of_another_is_no_webhook(acme: httpx.Client, other: httpx.Client, where: str) -> None:
-    """callback_url registered by the other customer only: 400, in the words for one that nobody has registered."""
+@pytest.mark.parametrize("place", ["task", "batch", "item"])
+def test_webhook_of_another_customer_is_rejected_like_an_unregistered_one(
+    acme: httpx.Client, other: httpx.Client, place: str
+) -> None:
 
     def post(client: httpx.Client, url: str) -> httpx.Response:
-        if where == "task":
+        if place == "task":
             return client.post("/v1/tasks", json=TASK | {"callback_url": url})
-        tasks = [TASK, TASK | {"callback_url": url}] if where == "item" else [TASK]
+        tasks = [TASK, TASK | {"callback_url": url}] if place == "item" else [TASK]
         return client.post(
-            "/v1/tasks/batch", json={"tasks": tasks} | ({"callback_url": url} if where == "batch" else {})
+            "/v1/tasks/batch", json={"tasks": tasks} | ({"callback_url": url} if place == "batch" else {})
         )
 
     assert post(acme, HOOK).status_code == 202
-    seen = post(other, HOOK)
-    assert (seen.status_code, seen.content) == (400, post(other, ELSEWHERE).content)
+    answer = post(other, HOOK)
+    assert (answer.status_code, answer.content) == (400, post(other, UNREGISTERED_HOOK).content)
 
 
-def test_fields_cannot_make_one_another(other: httpx.Client) -> None:
-    """cust_id and its like are unknown fields, in a task, a batch and an item."""
+def test_cust_id_in_a_body_is_rejected_as_an_unknown_field(other: httpx.Client) -> None:
     forged = TASK | {"cust_id": CUSTOMER}
     for path, body in (
         ("/v1/tasks", forged),
@@ -138,19 +139,20 @@ def test_fields_cannot_make_one_another(other: httpx.Client) -> None:
         assert answer.json()["error"].endswith("cust_id is not a known field")
 
 
-def test_the_quota_of_one_is_not_the_others(world: World, acme: httpx.Client, other: httpx.Client) -> None:
-    """One uses its own up, and tries with keys of the other: 403, and the other has not paid for any of it."""
+def test_exhausted_quota_of_one_customer_does_not_affect_another(
+    world: World, acme: httpx.Client, other: httpx.Client
+) -> None:
+    """`other` gets 403 even for a key that `acme` has used, and `acme` is charged for its own tasks only."""
     used = {name: world.ingest("customer", "show", name)["used_this_month"] for name in (CUSTOMER, OTHER)}
     world.ingest("customer", "set", OTHER, "--quota", str(used[OTHER] + 2))
-    body = TASK | {"idempotency_key": "paid by acme"}
-    time.sleep(FRESH + 0.5)  # until the shim has read the quota anew
+    body = TASK | {"idempotency_key": "charged to acme"}
+    time.sleep(FRESH + 0.5)  # until the quota in the cache of the shim expires
     try:
-        _is_new(acme.post("/v1/tasks", json=body))
-        answers = [other.post("/v1/tasks", json=TASK).status_code for _ in range(2)]
-        assert answers == [202, 202]
-        refused = [other.post("/v1/tasks", json=body), other.post("/v1/tasks/batch", json={"tasks": [body, TASK]})]
-        assert [(each.status_code, each.json()) for each in refused] == [(403, {"error": "quota exhausted"})] * 2
-        _is_new(acme.post("/v1/tasks", json=TASK))
+        _assert_new(acme.post("/v1/tasks", json=body))
+        assert [other.post("/v1/tasks", json=TASK).status_code for _ in range(2)] == [202, 202]
+        for answer in (other.post("/v1/tasks", json=body), other.post("/v1/tasks/batch", json={"tasks": [body, TASK]})):
+            assert (answer.status_code, answer.json()) == (403, {"error": "quota exhausted"})
+        _assert_new(acme.post("/v1/tasks", json=TASK))
         for name in (CUSTOMER, OTHER):
             assert world.ingest("customer", "show", name)["used_this_month"] == used[name] + 2
     finally:
@@ -158,7 +160,7 @@ def test_the_quota_of_one_is_not_the_others(world: World, acme: httpx.Client, ot
 
 
 class Producer:
-    """The connection of one customer's broker user; each attack has a channel of its own, for it may end it."""
+    """The connection of one customer's broker user. Every message gets a new channel, as the broker may close it."""
 
     def __init__(self, name: str, connection: aio_pika.abc.AbstractConnection) -> None:
         self.name = name
@@ -178,42 +180,42 @@ class Producer:
 
 @pytest.fixture
 async def producers(world: World) -> AsyncIterator[dict[str, Producer]]:
-    made = {name: Producer(name, await aio_pika.connect(url)) for name, url in world.producer_urls.items()}
-    yield made
-    for each in made.values():
-        await each.connection.close()
+    producers = {name: Producer(name, await aio_pika.connect(url)) for name, url in world.producer_urls.items()}
+    yield producers
+    for producer in producers.values():
+        await producer.connection.close()
 
 
 @pytest.fixture
 async def watch(world: World) -> AsyncIterator[Watch]:
-    """Everything that comes out from now on."""
+    """Count the events and dead letters of this test only."""
     watch = Watch(world.admin_url)
     await watch.start()
-    await asyncio.sleep(1)  # what earlier tests have left
-    for each in (watch.tasks, watch.outcomes, watch.dead):
-        each.clear()
+    await asyncio.sleep(1)  # until the messages of earlier tests have arrived
+    for counter in (watch.tasks, watch.outcomes, watch.dead):
+        counter.clear()
     yield watch
     await watch.close()
 
 
-async def test_one_key_over_amqp_is_two_keys_and_the_same_as_over_http(
+async def test_same_message_id_of_two_customers_gives_two_tasks_that_http_finds_by_key(
     acme: httpx.Client, other: httpx.Client, producers: dict[str, Producer], watch: Watch
 ) -> None:
-    """Two customers, one message_id: two tasks. Over HTTP each finds its own under that key, the other never."""
+    """Over HTTP, each customer gets only its own task: with the same key as a replay, and with GET by id."""
     for producer in producers.values():
         await producer.publish(TASK, message_id="both ways")
     await watch.until(2, 10)
     ids = [keyed_id(SubmissionKind.TASK, name, "both ways") for name in (CUSTOMER, OTHER)]
     assert dict(watch.tasks) == {ids[0]: 1, ids[1]: 1}
     for client, own, foreign in ((acme, ids[0], ids[1]), (other, ids[1], ids[0])):
-        again = client.post("/v1/tasks", json=TASK, headers={"Idempotency-Key": "both ways"})
-        assert (again.status_code, again.json()["task_id"]) == (200, own)
+        replay = client.post("/v1/tasks", json=TASK, headers={"Idempotency-Key": "both ways"})
+        assert (replay.status_code, replay.json()["task_id"]) == (200, own)
         assert client.get(f"/v1/tasks/{own}").status_code == 200
         assert client.get(f"/v1/tasks/{foreign}").status_code == 404
 
 
-async def test_another_may_not_be_published_for(producers: dict[str, Producer], watch: Watch) -> None:
-    """The broker refuses another's routing key, and a user_id that is not one's own, and ends the channel."""
+async def test_broker_refuses_to_publish_for_another_customer(producers: dict[str, Producer], watch: Watch) -> None:
+    """It refuses the routing key and the user_id of another user, and closes only the channel."""
     attacker = producers[CUSTOMER]
     for kind in ("task", "batch"):
         with pytest.raises(ChannelAccessRefused):
@@ -221,18 +223,20 @@ async def test_another_may_not_be_published_for(producers: dict[str, Producer], 
     for user in (OTHER, "ingest"):
         with pytest.raises(ChannelPreconditionFailed):
             await attacker.publish(TASK, user_id=user)
-    # The broker checks the routing key, not those in CC and BCC: they must lead nowhere else either.
+    # The broker does not check the routing keys in CC and BCC; they must not create tasks of the other customer.
     keys = [f"task.submitted.{OTHER}", f"batch.submitted.{OTHER}"]
     await attacker.publish(TASK, message_id="cc", headers={"CC": keys, "BCC": keys})
     await watch.until(2, 3)
     assert set(watch.tasks) <= {keyed_id(SubmissionKind.TASK, CUSTOMER, "cc")}
-    await attacker.publish(TASK, message_id="honest")  # its connection is as good as before
+    await attacker.publish(TASK, message_id="honest")  # the connection still works
     await watch.until_tasks(2, 10)
     assert keyed_id(SubmissionKind.TASK, CUSTOMER, "honest") in watch.tasks
 
 
-async def test_the_body_does_not_say_who_one_is(producers: dict[str, Producer], watch: Watch) -> None:
-    """cust_id in a body, another's webhook, and what only the shim may say: each in ingest.dead, nothing accepted."""
+async def test_forged_bodies_of_a_direct_producer_are_dead_lettered(
+    producers: dict[str, Producer], watch: Watch
+) -> None:
+    """The bodies contain a cust_id, another customer's webhook, or an admission that only the shim may send."""
     attacker = producers[OTHER]
     await attacker.publish(TASK | {"cust_id": CUSTOMER}, message_id="a1")
     await attacker.publish({"tasks": [TASK], "cust_id": CUSTOMER}, kind="batch", message_id="a2")
@@ -255,13 +259,14 @@ async def test_the_body_does_not_say_who_one_is(producers: dict[str, Producer], 
 
 
 @pytest.mark.parametrize(("exchange", "queue"), [("asg.events", "ingest.dead"), ("asg.submissions", "ingest.tasks")])
-async def test_nobody_listens_in(world: World, producers: dict[str, Producer], exchange: str, queue: str) -> None:
-    """Binding to an exchange, queues of one's own, and reading, emptying or removing a queue: all refused."""
+async def test_broker_refuses_everything_but_publishing_to_a_direct_producer(
+    world: World, producers: dict[str, Producer], exchange: str, queue: str
+) -> None:
+    """A producer cannot declare, bind, read, purge or delete a queue, nor declare, bind or delete an exchange."""
     admin = await aio_pika.connect(world.admin_url)
     async with admin:
-        await (await admin.channel()).declare_queue(
-            "asg.submissions", durable=False, auto_delete=True
-        )  # one may write it
+        # Producers have the write permission on this name, which binding a queue requires too.
+        await (await admin.channel()).declare_queue("asg.submissions", durable=False, auto_delete=True)
         attacker = producers[CUSTOMER].connection
         attacks: list[Callable[[Any], Awaitable[object]]] = [
             lambda channel: channel.declare_queue("", exclusive=True),
@@ -270,10 +275,10 @@ async def test_nobody_listens_in(world: World, producers: dict[str, Producer], e
             lambda channel: _bind(channel, queue, exchange),
             lambda channel: _bind(channel, "asg.submissions", exchange),
             lambda channel: _bind_exchange(channel, "asg.submissions", exchange),
-            lambda channel: _queue(channel, queue, "get"),
-            lambda channel: _queue(channel, queue, "consume", print),
-            lambda channel: _queue(channel, queue, "purge"),
-            lambda channel: _queue(channel, queue, "delete"),
+            lambda channel: _call_queue(channel, queue, "get"),
+            lambda channel: _call_queue(channel, queue, "consume", print),
+            lambda channel: _call_queue(channel, queue, "purge"),
+            lambda channel: _call_queue(channel, queue, "delete"),
             lambda channel: channel.exchange_delete(exchange),
         ]
         for attack in attacks:
@@ -282,8 +287,8 @@ async def test_nobody_listens_in(world: World, producers: dict[str, Producer], e
                     await attack(channel)
 
 
-async def _queue(channel: aio_pika.abc.AbstractChannel, queue: str, verb: str, *arguments: Any) -> None:
-    await getattr(await channel.get_queue(queue, ensure=False), verb)(*arguments)
+async def _call_queue(channel: aio_pika.abc.AbstractChannel, queue: str, method: str, *arguments: Any) -> None:
+    await getattr(await channel.get_queue(queue, ensure=False), method)(*arguments)
 
 
 async def _bind(channel: aio_pika.abc.AbstractChannel, queue: str, exchange: str) -> None:

@@ -1,4 +1,4 @@
-"""One submission is one trace, from the HTTP request to the event."""
+"""All spans of one submission, from the HTTP request to the event, belong to one trace."""
 
 import asyncio
 import json
@@ -25,35 +25,35 @@ TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
 INCOMING = f"00-{TRACE_ID}-b7ad6b7169203331-01"
 
 
-def traced_by(collector: Collector) -> dict[str, str]:
-    """As an operator would: the standard variables."""
+def tracing_env(collector: Collector) -> dict[str, str]:
+    """Return environment variables that turn on tracing and send the spans to the collector."""
     return {"INGEST_TRACING": "true", "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "200"}
 
 
-async def consumed(broker: EmbeddedBroker | RabbitBroker, count: int) -> list[Delivery]:
-    """What consensus gets."""
+async def consume_accepted(broker: EmbeddedBroker | RabbitBroker, count: int) -> list[Delivery]:
+    """Receive and ack this many task.accepted events or more."""
     consumer = await broker.consumer(topology.CONSENSUS_TASKS, 100)
-    got: list[Delivery] = []
+    deliveries: list[Delivery] = []
     async with asyncio.timeout(20):
-        while len(got) < count:
-            got += await consumer.receive()
-    await consumer.ack(got)
+        while len(deliveries) < count:
+            deliveries += await consumer.receive()
+    await consumer.ack(deliveries)
     await consumer.close()
-    return got
+    return deliveries
 
 
 def chain(spans: list[Span]) -> list[str]:
-    """Names from the root on, each the parent of the next; asserts that there is no branch."""
-    known = {span.span_id for span in spans}
-    (at,) = [span for span in spans if span.parent not in known]
-    names = [at.name]
-    while below := [span for span in spans if span.parent == at.span_id]:
-        (at,) = below
-        names.append(at.name)
+    """Return the names from the root to the leaf; fail if a span has two children."""
+    ids = {span.span_id for span in spans}
+    (current,) = [span for span in spans if span.parent not in ids]
+    names = [current.name]
+    while children := [span for span in spans if span.parent == current.span_id]:
+        (current,) = children
+        names.append(current.name)
     return names
 
 
-WHOLE = ["POST /v1/tasks", "send asg.submissions", "process ingest.tasks", "send asg.events"]
+FULL_CHAIN = ["POST /v1/tasks", "send asg.submissions", "process ingest.tasks", "send asg.events"]
 
 
 def submit(url: str, api_key: str, traceparent: str | None = None) -> None:
@@ -63,21 +63,21 @@ def submit(url: str, api_key: str, traceparent: str | None = None) -> None:
     assert httpx.post(f"{url}/v1/tasks", json=TASK, headers=headers, timeout=20).status_code == 202
 
 
-async def test_embedded_with_and_without_tracing(tmp_path: Path) -> None:
-    """The client's own trace goes on to the event; without tracing its context is passed on as it came."""
+async def test_dev_continues_the_trace_of_the_client_and_passes_it_on_without_tracing(tmp_path: Path) -> None:
+    """Without tracing, the event has the client's traceparent unchanged, and the collector receives no spans."""
     with Collector() as collector:
-        for env, expected in (({}, INCOMING), (traced_by(collector), None)):
+        for env, expected in (({}, INCOMING), (tracing_env(collector), None)):
             (port,) = free_ports(1)
             url = f"http://127.0.0.1:{port}"
             with Ingest("dev", "--port", str(port), "--api-key", "key", directory=tmp_path, env=env) as dev:
                 dev.wait_for("serving")
                 wait_ready(url)
                 submit(url, "key", INCOMING)
-                await asyncio.sleep(1)
+                dev.wait_for('"event": "accepted"')
                 assert dev.stop() == 0
                 log = dev.text()
             broker = await EmbeddedBroker.open(tmp_path / ".ingest/queue.db")
-            (delivery,) = await consumed(broker, 1)
+            (delivery,) = await consume_accepted(broker, 1)
             await broker.close()
             event = json.loads(delivery.body)
             assert event["tracestate"] == delivery.headers["tracestate"]
@@ -87,10 +87,10 @@ async def test_embedded_with_and_without_tracing(tmp_path: Path) -> None:
                 assert event["traceparent"] == delivery.headers["traceparent"] == expected
                 assert collector.spans == []
         spans = collector.trace(TRACE_ID)
-        assert chain(spans) == WHOLE
+        assert chain(spans) == FULL_CHAIN
         by_name = {span.name: span for span in spans}
         assert by_name["POST /v1/tasks"].parent == "b7ad6b7169203331"
-        # The event was made by the processing; its message was sent by the span below.
+        # The event refers to the span of the processing, and its message to the child span that sent it.
         assert event["traceparent"].split("-")[2] == by_name["process ingest.tasks"].span_id
         assert delivery.headers["traceparent"].split("-")[2] == by_name["send asg.events"].span_id
         assert {span.service for span in spans} == {"ingest-dev"}
@@ -100,7 +100,7 @@ async def test_embedded_with_and_without_tracing(tmp_path: Path) -> None:
 
 
 class Running(msgspec.Struct):
-    """`serve` and `work` with traces."""
+    """`serve` and `work` with tracing."""
 
     url: str
     api_key: str
@@ -116,9 +116,9 @@ async def running(rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path)
     cust_id = f"c-{uuid.uuid4().hex[:8]}"
     async with AsyncExitStack() as stack:
         collector = stack.enter_context(Collector())
-        env = {"INGEST_BROKER_URL": rabbitmq_url, "INGEST_STORE_URL": aerospike.url} | traced_by(collector)
+        env = {"INGEST_BROKER_URL": rabbitmq_url, "INGEST_STORE_URL": aerospike.url} | tracing_env(collector)
         assert run_ingest("customer", "add", cust_id, env=env, directory=tmp_path).returncode == 0
-        made = run_ingest("key", "create", cust_id, "--json", env=env, directory=tmp_path)
+        created = run_ingest("key", "create", cust_id, "--json", env=env, directory=tmp_path)
         serve = stack.enter_context(Ingest("serve", "--port", str(port), directory=tmp_path, env=env))
         work = stack.enter_context(Ingest("work", directory=tmp_path, env=env))
         serve.wait_for("serving")
@@ -126,15 +126,15 @@ async def running(rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path)
         await asyncio.to_thread(wait_ready, url)
         broker = RabbitBroker(rabbitmq_url)
         stack.push_async_callback(broker.close)
-        yield Running(url, json.loads(made.stdout)["api_key"], cust_id, broker, collector)
+        yield Running(url, json.loads(created.stdout)["api_key"], cust_id, broker, collector)
         assert [serve.stop(), work.stop()] == [0, 0], serve.text()[-2000:] + work.text()[-2000:]
 
 
-async def test_rabbitmq_from_http_and_from_a_direct_producer(running: Running) -> None:
-    """Both doors; batches are one trace too, and lists link to their members."""
+async def test_each_submission_over_http_or_amqp_is_one_trace(running: Running) -> None:
+    """All items of a batch are in its trace. The spans of a receive and an ack link to the submissions."""
     await asyncio.to_thread(submit, running.url, running.api_key)
-    (first,) = await consumed(running.broker, 1)
-    http = json.loads(first.body)["traceparent"].split("-")[1]
+    (delivery,) = await consume_accepted(running.broker, 1)
+    http_trace_id = json.loads(delivery.body)["traceparent"].split("-")[1]
     key = f"batch.submitted.{running.cust_id}"
     batch = Message(
         exchange=topology.SUBMISSIONS,
@@ -143,17 +143,18 @@ async def test_rabbitmq_from_http_and_from_a_direct_producer(running: Running) -
         message_id="m",
         headers={"traceparent": INCOMING},
     )
-    junk = msgspec.structs.replace(batch, message_id="n", headers={"traceparent": "junk"})
+    invalid = msgspec.structs.replace(batch, message_id="n", headers={"traceparent": "junk"})
     publisher = await running.broker.publisher()
-    assert set(await publisher.publish([batch, junk])) == {PublishOutcome.CONFIRMED}
-    traces = [json.loads(each.body)["traceparent"].split("-")[1] for each in await consumed(running.broker, 6)]
-    assert traces.count(TRACE_ID) == 3
-    assert len(set(traces)) == 2, "the one with junk has a trace of its own"
+    assert set(await publisher.publish([batch, invalid])) == {PublishOutcome.CONFIRMED}
+    deliveries = await consume_accepted(running.broker, 6)
+    trace_ids = [json.loads(delivery.body)["traceparent"].split("-")[1] for delivery in deliveries]
+    assert trace_ids.count(TRACE_ID) == 3
+    assert len(set(trace_ids)) == 2, "a batch with an invalid traceparent must get its own trace"
 
     wait_until(lambda: len(running.collector.trace(TRACE_ID)) >= 3, "spans", 10)
-    wait_until(lambda: len(running.collector.trace(http)) >= 4, "spans", 10)
-    assert chain(running.collector.trace(http)) == WHOLE
-    assert {span.service for span in running.collector.trace(http)} == {"ingest-serve", "ingest-work"}
+    wait_until(lambda: len(running.collector.trace(http_trace_id)) >= 4, "spans", 10)
+    assert chain(running.collector.trace(http_trace_id)) == FULL_CHAIN
+    assert {span.service for span in running.collector.trace(http_trace_id)} == {"ingest-serve", "ingest-work"}
     spans = running.collector.trace(TRACE_ID)
     (process,) = [span for span in spans if span.name == "process ingest.batches"]
     assert process.attributes["messaging.system"] == "rabbitmq"
@@ -161,8 +162,10 @@ async def test_rabbitmq_from_http_and_from_a_direct_producer(running: Running) -
     sent = [span for span in spans if span.name == "send asg.events"]
     assert [span.parent for span in sent] == [process.span_id] * 2
     assert {span.attributes.get("messaging.batch.message_count") for span in sent} == {3, None}
-    wait_until(lambda: any(span.name == "ack ingest.batches" for span in running.collector.spans), "settle", 10)
+    wait_until(
+        lambda: any(span.name == "ack ingest.batches" for span in running.collector.spans), "the span of the ack", 10
+    )
     for name in ("receive ingest.batches", "ack ingest.batches"):
-        lists = [span for span in running.collector.spans if span.name == name]
-        assert process.span_id in {link for span in lists for link in span.links}
-        assert all(span.trace_id != TRACE_ID for span in lists)
+        list_spans = [span for span in running.collector.spans if span.name == name]
+        assert process.span_id in {link for span in list_spans for link in span.links}
+        assert all(span.trace_id != TRACE_ID for span in list_spans)
