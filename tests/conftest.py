@@ -1,4 +1,4 @@
-"""Servers for the tests, started on first use, once a session."""
+"""Servers for the tests. Each one is started once per session, when the first test needs it."""
 
 from collections.abc import Iterator
 
@@ -7,34 +7,35 @@ from hypothesis import settings
 
 from tests.servers import AerospikeServer, RabbitServer, Unavailable
 
-# A busy machine is no failure; pytest's timeout ends what hangs.
+# A slow machine must not fail a test; pytest's timeout ends a test that hangs.
 settings.register_profile("tests", settings(), deadline=None)
 settings.load_profile("tests")
 
-_used: dict[str, str] = {}
+_origins: dict[str, str] = {}
+"""Server to what it ran on, or why it was unavailable."""
 
 
 def note_server(name: str, origin: str) -> None:
-    """To be said at the end: what a server was, or why it was not there."""
-    _used[name] = origin
+    """Record what a server ran on, or why it was unavailable. The summary prints it."""
+    _origins[name] = origin
 
 
 @pytest.fixture(scope="session")
 def rabbitmq() -> Iterator[RabbitServer]:
-    """A private RabbitMQ node."""
+    """A RabbitMQ node that all tests share."""
     try:
         server = RabbitServer()
     except Unavailable as error:
-        _used["RabbitMQ"] = f"SKIPPED: {error}"
+        note_server("RabbitMQ", f"SKIPPED: {error}")
         pytest.skip(f"RabbitMQ: {error}")
-    _used["RabbitMQ"] = server.origin
+    note_server("RabbitMQ", server.origin)
     yield server
     server.stop()
 
 
 @pytest.fixture
 def rabbitmq_url(rabbitmq: RabbitServer) -> Iterator[str]:
-    """A virtual host of its own."""
+    """The URL of a new virtual host, for one test."""
     url = rabbitmq.new_vhost()
     yield url
     rabbitmq.drop_vhost(url)
@@ -42,13 +43,13 @@ def rabbitmq_url(rabbitmq: RabbitServer) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def aerospike() -> Iterator[AerospikeServer]:
-    """A private Aerospike server."""
+    """An Aerospike server that all tests share."""
     try:
         server = AerospikeServer()
     except Unavailable as error:
-        _used["Aerospike"] = f"SKIPPED: {error}"
+        note_server("Aerospike", f"SKIPPED: {error}")
         pytest.skip(f"Aerospike: {error}")
-    _used["Aerospike"] = server.origin
+    note_server("Aerospike", server.origin)
     yield server
     server.stop()
 
@@ -59,6 +60,6 @@ def aerospike_url(aerospike: AerospikeServer) -> str:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say what the tests ran on."""
-    for name, origin in _used.items():
+    """Print what the tests ran on."""
+    for name, origin in _origins.items():
         terminalreporter.write_line(f"{name}: {origin}")

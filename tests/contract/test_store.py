@@ -1,4 +1,4 @@
-"""What every store must do: the sentences of `domain.ports`, one test each."""
+"""The promises of `domain.ports.Store`, tested on every store."""
 
 import asyncio
 import uuid
@@ -19,22 +19,21 @@ from ingest.telemetry.store import MeteredStore
 from tests.servers import AerospikeServer, until_ready
 
 
-@pytest.fixture(params=["sqlite", "aerospike", "sqlite, counted"])
+@pytest.fixture(params=["sqlite", "aerospike", "sqlite, metered"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    """Each store in turn."""
-    opened: Store
+    store: Store
     if request.param == "sqlite":
-        opened = await SqliteStore.open(tmp_path / "store.db")
-    elif "counted" in request.param:
-        opened = MeteredStore(await SqliteStore.open(tmp_path / "store.db"), PrometheusMeter())
+        store = await SqliteStore.open(tmp_path / "store.db")
+    elif "metered" in request.param:
+        store = MeteredStore(await SqliteStore.open(tmp_path / "store.db"), PrometheusMeter())
     else:
-        opened = await AerospikeStore.open(request.getfixturevalue("aerospike_url"))
-    yield opened
-    await opened.close()
+        store = await AerospikeStore.open(request.getfixturevalue("aerospike_url"))
+    yield store
+    await store.close()
 
 
 def new_entry(owner: str = "me", **changes: object) -> Entry:
-    fresh = Entry(
+    entry = Entry(
         id=f"tsk_{uuid.uuid4().hex}",
         cust_id="c",
         created_at=1_775_000_000_123,
@@ -44,11 +43,10 @@ def new_entry(owner: str = "me", **changes: object) -> Entry:
         lease=1_775_000_030_123,
         origin="m-1",
     )
-    return msgspec.structs.replace(fresh, **changes)
+    return msgspec.structs.replace(entry, **changes)
 
 
-async def test_claim_creates_and_returns_what_is_stored(store: Store) -> None:
-    """A first claim wins and reads back the same, with a generation."""
+async def test_claim_creates_entry_and_returns_it_with_its_generation(store: Store) -> None:
     entry = new_entry()
     (claimed,) = await store.claim([entry])
     assert claimed == msgspec.structs.replace(entry, generation=claimed.generation)
@@ -56,44 +54,40 @@ async def test_claim_creates_and_returns_what_is_stored(store: Store) -> None:
     assert await store.read([entry.id]) == [claimed]
 
 
-async def test_claim_of_an_existing_id_returns_the_other(store: Store) -> None:
-    """The loser sees the winner's owner, and nothing changes."""
+async def test_claim_of_existing_id_returns_the_stored_entry_unchanged(store: Store) -> None:
     entry = new_entry("first")
     (winner,) = await store.claim([entry])
-    (seen,) = await store.claim([msgspec.structs.replace(entry, owner="second", created_at=1)])
-    assert seen == winner
+    (returned,) = await store.claim([msgspec.structs.replace(entry, owner="second", created_at=1)])
+    assert returned == winner
 
 
-async def test_claims_of_one_call_may_repeat_an_id(store: Store) -> None:
-    """Of equal ids in one call one wins, and all positions show it."""
+async def test_one_of_equal_ids_in_a_claim_call_wins_and_is_returned_for_all_of_them(store: Store) -> None:
     entry = new_entry("a")
     other = new_entry("x")
     rival = msgspec.structs.replace(entry, owner="b")
-    one, two, three = await store.claim([entry, other, rival])
-    assert one == three
-    assert one.owner in ("a", "b")
-    assert two.owner == "x"
+    first, second, third = await store.claim([entry, other, rival])
+    assert first == third
+    assert first.owner in ("a", "b")
+    assert second.owner == "x"
 
 
-async def test_two_hundred_concurrent_claims_have_one_winner(store: Store) -> None:
-    """Atomic: one owner, seen by all."""
+async def test_all_of_200_concurrent_claims_return_the_same_winner(store: Store) -> None:
     entry = new_entry()
     rivals = [msgspec.structs.replace(entry, owner=f"o{i}") for i in range(200)]
-    seen = await asyncio.gather(*[store.claim([rival]) for rival in rivals])
-    assert len({found[0].owner for found in seen}) == 1
+    results = await asyncio.gather(*[store.claim([rival]) for rival in rivals])
+    assert len({claimed.owner for (claimed,) in results}) == 1
 
 
-async def test_a_batch_entry_keeps_its_ids(store: Store) -> None:
-    """task_count and a thousand own ids come back as they were."""
+async def test_batch_entry_keeps_task_count_and_keyed_item_ids(store: Store) -> None:
     entry = new_entry(task_count=1000, keyed_item_ids={i: f"tsk_{i}" for i in range(0, 1000, 3)})
     await store.claim([entry])
-    (found,) = await store.read([entry.id])
-    assert found is not None
-    assert (found.task_count, found.keyed_item_ids) == (1000, entry.keyed_item_ids)
+    (stored,) = await store.read([entry.id])
+    assert stored is not None
+    assert (stored.task_count, stored.keyed_item_ids) == (1000, entry.keyed_item_ids)
 
 
-async def test_long_lists_keep_their_order(store: Store) -> None:
-    """3,000 claims in one call, half of them taken already."""
+async def test_claim_returns_3000_entries_in_the_order_of_its_arguments(store: Store) -> None:
+    """Half of them were claimed before."""
     entries = [new_entry(f"o{i}") for i in range(3000)]
     await store.claim(entries[::2])
     claimed = await store.claim([msgspec.structs.replace(entry, owner="late") for entry in entries])
@@ -101,13 +95,13 @@ async def test_long_lists_keep_their_order(store: Store) -> None:
     assert [entry.owner for entry in claimed] == ["late" if i % 2 else f"o{i}" for i in range(3000)]
 
 
-async def test_unknown_ids_read_as_none(store: Store) -> None:
-    """None where there is nothing, in place."""
+async def test_read_returns_none_in_the_place_of_an_unknown_id(store: Store) -> None:
     entry = new_entry()
     await store.claim([entry])
-    missing, found = await store.read(["tsk_nothing", entry.id])
+    missing, stored = await store.read(["tsk_nothing", entry.id])
     assert missing is None
-    assert found is not None
+    assert stored is not None
+    assert stored.id == entry.id
 
 
 @pytest.mark.parametrize(
@@ -118,23 +112,23 @@ async def test_unknown_ids_read_as_none(store: Store) -> None:
         (Step.RELEASE, {"phase": Phase.CLAIMED, "lease": 0, "charged": 7}),
     ],
 )
-async def test_a_step_is_written_and_returned(store: Store, step: Step, expected: dict[str, object]) -> None:
-    """What a step returns is what is stored, one generation on."""
+async def test_apply_stores_the_step_and_returns_the_entry_with_a_new_generation(
+    store: Store, step: Step, expected: dict[str, object]
+) -> None:
     (claimed,) = await store.claim([new_entry()])
-    seen = claimed
+    changed = claimed
     if step is Step.TAKE_OVER:
-        seen = msgspec.structs.replace(claimed, owner="new", lease=99, origin="m-2")
+        changed = msgspec.structs.replace(claimed, owner="new", lease=99, origin="m-2")
     elif step is Step.RELEASE:
-        seen = msgspec.structs.replace(claimed, charged=7)
-    (after,) = await store.apply([Change(step, seen)])
+        changed = msgspec.structs.replace(claimed, charged=7)
+    (after,) = await store.apply([Change(step, changed)])
     assert after is not None
     assert {name: getattr(after, name) for name in expected} == expected
     assert after.generation != claimed.generation
     assert await store.read([claimed.id]) == [after]
 
 
-async def test_a_batch_is_taken_over_with_another_body(store: Store) -> None:
-    """What the body decides is stored anew; the rest stays."""
+async def test_take_over_replaces_the_fields_that_the_body_decides_and_keeps_the_others(store: Store) -> None:
     (dead,) = await store.claim([new_entry(task_count=3, keyed_item_ids={1: "tsk_1"}, charged=2)])
     changes = {"fingerprint": bytes(32), "task_count": 5, "keyed_item_ids": {0: "tsk_0", 4: "tsk_4"}, "owner": "new"}
     (after,) = await store.apply([Change(Step.TAKE_OVER, msgspec.structs.replace(dead, **changes))])
@@ -143,91 +137,88 @@ async def test_a_batch_is_taken_over_with_another_body(store: Store) -> None:
 
 
 @pytest.mark.parametrize("step", [Step.TAKE_OVER, Step.QUEUE, Step.RELEASE, Step.FORGET])
-async def test_a_step_on_another_generation_does_nothing(store: Store, step: Step) -> None:
-    """Whoever saw an older entry changes nothing and is told so."""
+async def test_apply_returns_none_and_changes_nothing_if_the_generation_has_changed(store: Store, step: Step) -> None:
     (old,) = await store.claim([new_entry()])
     (new,) = await store.apply([Change(Step.QUEUE, old)])
     assert await store.apply([Change(step, old)]) == [None]
     assert await store.read([old.id]) == [new]
 
 
-async def test_forget_deletes(store: Store) -> None:
-    """FORGET returns what it deleted; the id is free again."""
+async def test_forget_deletes_the_entry_and_returns_it(store: Store) -> None:
     (claimed,) = await store.claim([new_entry()])
     assert await store.apply([Change(Step.FORGET, claimed)]) == [claimed]
     assert await store.read([claimed.id]) == [None]
 
 
-def settled(entry: Entry | None) -> Entry:
-    """As it was, but accepted."""
+def as_accepted(entry: Entry | None) -> Entry:
+    """Return the entry as it is after `accept`, without its generation."""
     assert entry is not None
     return msgspec.structs.replace(entry, phase=Phase.ACCEPTED, lease=0, generation=0)
 
 
-async def test_accept_whatever_is_stored(store: Store) -> None:
-    """Claimed, queued meanwhile, taken over by another, of several retentions: accepted, twice as well as once."""
+async def test_accept_works_in_every_phase_and_a_second_accept_changes_nothing(store: Store) -> None:
+    """The entries are claimed, queued and taken over by another owner, with different retentions."""
     claimed = await store.claim([new_entry(retention=retention) for retention in (3600, 3600, 7200)])
     await store.apply([Change(Step.QUEUE, claimed[1])])
     (rival,) = await store.apply([Change(Step.TAKE_OVER, msgspec.structs.replace(claimed[2], owner="new"))])
     await store.accept(claimed)
-    once = await store.read([entry.id for entry in claimed])
-    assert [settled(entry) for entry in once] == [settled(entry) for entry in (claimed[0], claimed[1], rival)]
-    assert [entry.phase for entry in once if entry] == [Phase.ACCEPTED] * 3
+    accepted = await store.read([entry.id for entry in claimed])
+    assert [as_accepted(entry) for entry in accepted] == [
+        as_accepted(entry) for entry in (claimed[0], claimed[1], rival)
+    ]
+    assert [entry.phase for entry in accepted if entry] == [Phase.ACCEPTED] * 3
     await store.accept(claimed)
-    assert [settled(entry) for entry in await store.read([entry.id for entry in claimed])] == [
-        settled(entry) for entry in once
+    assert [as_accepted(entry) for entry in await store.read([entry.id for entry in claimed])] == [
+        as_accepted(entry) for entry in accepted
     ]
 
 
-async def test_accept_heals_a_lost_entry(store: Store) -> None:
-    """Lost after it was seen, or never seen: the whole entry is written, also beside one that is still there."""
-    gone, there = await store.claim([new_entry(), new_entry()])
-    await store.apply([Change(Step.FORGET, gone)])
-    unseen = new_entry(task_count=2, keyed_item_ids={1: "tsk_1"})
-    entries = [gone, there, unseen]
+async def test_accept_writes_whole_entries_that_the_store_has_lost_or_never_had(store: Store) -> None:
+    """An entry of the same call that is still stored is accepted, too."""
+    lost, stored = await store.claim([new_entry(), new_entry()])
+    await store.apply([Change(Step.FORGET, lost)])
+    never_stored = new_entry(task_count=2, keyed_item_ids={1: "tsk_1"})
+    entries = [lost, stored, never_stored]
     await store.accept(entries)
-    found = await store.read([entry.id for entry in entries])
-    assert [entry and entry.phase for entry in found] == [Phase.ACCEPTED] * 3
-    assert [settled(entry) for entry in found] == [settled(entry) for entry in entries]
+    accepted = await store.read([entry.id for entry in entries])
+    assert [entry and entry.phase for entry in accepted] == [Phase.ACCEPTED] * 3
+    assert [as_accepted(entry) for entry in accepted] == [as_accepted(entry) for entry in entries]
 
 
-async def test_an_unseen_entry_replaces_what_is_stored(store: Store) -> None:
-    """Generation 0 says that the caller knows better: every field is the caller's."""
+async def test_accept_of_an_entry_with_generation_0_replaces_every_stored_field(store: Store) -> None:
     (old,) = await store.claim([new_entry()])
-    better = msgspec.structs.replace(old, fingerprint=bytes(32), owner="", generation=0)
-    await store.accept([better])
-    assert [settled(entry) for entry in await store.read([old.id])] == [settled(better)]
+    replacement = msgspec.structs.replace(old, fingerprint=bytes(32), owner="", generation=0)
+    await store.accept([replacement])
+    assert [as_accepted(entry) for entry in await store.read([old.id])] == [as_accepted(replacement)]
 
 
-async def test_only_one_of_many_takes_over(store: Store) -> None:
-    """The generation check lets one rival through."""
+async def test_only_one_of_50_concurrent_take_overs_succeeds(store: Store) -> None:
     (dead,) = await store.claim([new_entry()])
     rivals = [Change(Step.TAKE_OVER, msgspec.structs.replace(dead, owner=f"o{i}")) for i in range(50)]
     results = await asyncio.gather(*[store.apply([rival]) for rival in rivals])
     assert sum(result != [None] for result in results) == 1
 
 
-async def test_an_entry_ends_after_its_retention(store: Store) -> None:
-    """Once expired it reads as absent and can be claimed anew."""
+async def test_entry_is_absent_after_its_retention_and_can_be_claimed_again(store: Store) -> None:
     entry = new_entry(retention=1)
     await store.claim([entry])
     async with asyncio.timeout(10):
         while (await store.read([entry.id]))[0] is not None:
             await asyncio.sleep(0.1)
-    (again,) = await store.claim([msgspec.structs.replace(entry, owner="later")])
-    assert again.owner == "later"
+    (claimed,) = await store.claim([msgspec.structs.replace(entry, owner="later")])
+    assert claimed.owner == "later"
 
 
-async def test_charges_never_exceed_the_limit(store: Store) -> None:
-    """Of 60 concurrent charges of 3 under a limit of 100, 33 are granted; used says 99."""
+async def test_concurrent_charges_never_exceed_the_limit(store: Store) -> None:
+    """Of 60 concurrent charges of 3 under a limit of 100, 33 are granted."""
     charge = Charge(uuid.uuid4().hex, "2026-11", 3, 100)
     results = await asyncio.gather(*[store.charge([charge]) for _ in range(60)])
     assert sum(result == [True] for result in results) == 33
     assert await store.used(charge.cust_id, "2026-11") == 99
 
 
-async def test_charges_are_per_customer_and_month(store: Store) -> None:
-    """Each result stands for its own charge; a first charge above the limit is refused too."""
+async def test_charges_are_counted_per_customer_and_month(store: Store) -> None:
+    """The first charge of a month is refused, too, if it is above the limit."""
     mine, other = uuid.uuid4().hex, uuid.uuid4().hex
     charges = [Charge(mine, "2026-11", 2, 2), Charge(other, "2026-11", 5, 4), Charge(mine, "2026-12", 1, 2)]
     assert await store.charge(charges) == [True, False, True]
@@ -235,8 +226,7 @@ async def test_charges_are_per_customer_and_month(store: Store) -> None:
     assert (await store.used(mine, "2026-11"), await store.used(other, "2026-11")) == (2, 0)
 
 
-async def test_refund_takes_back_and_stops_at_zero(store: Store) -> None:
-    """A refund makes room again and never makes credit."""
+async def test_refund_makes_new_charges_possible_and_never_goes_below_zero(store: Store) -> None:
     charge = Charge(uuid.uuid4().hex, "2026-11", 2, 2)
     await store.charge([charge])
     await store.refund([charge])
@@ -245,8 +235,8 @@ async def test_refund_takes_back_and_stops_at_zero(store: Store) -> None:
     assert await store.charge([charge]) == [True]
 
 
-async def test_customers_are_saved_whole(store: Store) -> None:
-    """A later save replaces all of it, an unlimited quota included."""
+async def test_saving_a_customer_replaces_every_field(store: Store) -> None:
+    """The second customer has no quota, which means that it is unlimited."""
     name = f"c-{uuid.uuid4().hex[:8]}"
     first = Customer(cust_id=name, monthly_quota=5, strict=True, webhooks=frozenset({"https://a.example/ü"}))
     await store.save_customer(first)
@@ -255,11 +245,10 @@ async def test_customers_are_saved_whole(store: Store) -> None:
     await store.save_customer(second)
     assert await store.customer(name) == second
     assert second in await store.customers()
-    assert await store.customer("nobody") is None
+    assert await store.customer("unknown") is None
 
 
-async def test_a_key_leads_to_its_customer_until_revoked(store: Store) -> None:
-    """Lookup is by hash; a revoked or unknown key leads nowhere."""
+async def test_customer_is_found_by_key_hash_until_the_key_is_revoked(store: Store) -> None:
     customer = Customer(cust_id=f"c-{uuid.uuid4().hex[:8]}")
     hashed = hash_api_key(new_api_key())
     key = ApiKey(key_id=key_id_of(hashed), cust_id=customer.cust_id, key_hash=hashed, created_at=5)
@@ -273,28 +262,29 @@ async def test_a_key_leads_to_its_customer_until_revoked(store: Store) -> None:
     assert not await store.revoke_key("key_000000000000")
 
 
-async def test_ready_and_empty_lists(store: Store) -> None:
-    """A working store is ready; empty lists are fine everywhere."""
+async def test_open_store_is_ready(store: Store) -> None:
     await store.ready()
+
+
+async def test_empty_lists_are_valid_arguments(store: Store) -> None:
     assert await store.claim([]) == []
     assert await store.read([]) == []
     assert await store.apply([]) == []
     assert await store.charge([]) == []
+    await store.accept([])
     await store.refund([])
 
 
-async def test_a_closed_store_says_so(store: Store) -> None:
-    """Calls after close raise StoreUnavailable; closing twice is fine."""
+async def test_closed_store_raises_store_unavailable_and_can_be_closed_again(store: Store) -> None:
     await store.close()
     await store.close()
     with pytest.raises(StoreUnavailable):
         await store.claim([new_entry()])
 
 
-async def test_an_aerospike_that_is_away_at_the_start(aerospike: AerospikeServer) -> None:
-    """Opening works; calls raise StoreUnavailable until it is there, and then go through."""
+async def test_store_opens_while_aerospike_is_down_and_works_once_it_is_up(aerospike: AerospikeServer) -> None:
     if not aerospike.controllable:
-        pytest.skip("the Aerospike server given is not ours to stop")
+        pytest.skip("these tests may not stop the given Aerospike server")
     aerospike.kill()
     try:
         store = await AerospikeStore.open(aerospike.url, call_timeout=1.0)

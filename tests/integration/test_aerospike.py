@@ -1,4 +1,4 @@
-"""What only a real Aerospike can do to us: it stalls, it dies and comes back empty."""
+"""How the store behaves if a real Aerospike server stalls, is killed, or restarts without its data."""
 
 import asyncio
 import random
@@ -19,35 +19,38 @@ MONTH = "2026-11"
 
 
 @pytest.fixture
-async def stalling() -> AsyncIterator[AerospikeServer]:
-    """A server of our own, to be paused."""
+async def private_server() -> AsyncIterator[AerospikeServer]:
+    """A server that only one test uses, so that it can be paused and killed."""
     try:
         server = await asyncio.to_thread(AerospikeServer)
     except Unavailable as error:
         pytest.skip(f"Aerospike: {error}")
     if not server.controllable:
-        pytest.skip("the Aerospike server given is not ours to disturb")
+        pytest.skip("these tests may not pause or kill the given Aerospike server")
     yield server
     await asyncio.to_thread(server.stop)
 
 
-async def test_accept_through_a_stall_and_a_loss(stalling: AerospikeServer) -> None:
-    """While it stalls StoreUnavailable in time, never a silent success; what a restart has lost is written anew."""
-    store = await AerospikeStore.open(stalling.url, call_timeout=1.0)
+async def test_accept_fails_while_server_stalls_and_writes_again_what_a_restart_has_lost(
+    private_server: AerospikeServer,
+) -> None:
+    """StoreUnavailable is raised within 5 s; `accept` never returns without an effect."""
+    store = await AerospikeStore.open(private_server.url, call_timeout=1.0)
     try:
         entries = await store.claim([new_entry() for _ in range(50)])
-        stalling.pause()
+        ids = [entry.id for entry in entries]
+        private_server.pause()
         start = time.monotonic()
         with pytest.raises(StoreUnavailable):
             await store.accept(entries)
         assert time.monotonic() - start < 5
-        stalling.resume()
+        private_server.resume()
         await store.accept(entries)
-        assert {entry.phase for entry in await store.read([e.id for e in entries]) if entry} == {Phase.ACCEPTED}
-        await asyncio.to_thread(stalling.kill)
+        assert [entry and entry.phase for entry in await store.read(ids)] == [Phase.ACCEPTED] * 50
+        await asyncio.to_thread(private_server.kill)
         with pytest.raises(StoreUnavailable):
             await store.accept(entries)
-        await asyncio.to_thread(stalling.start)
+        await asyncio.to_thread(private_server.start)
         async with asyncio.timeout(30):
             while True:
                 try:
@@ -55,23 +58,27 @@ async def test_accept_through_a_stall_and_a_loss(stalling: AerospikeServer) -> N
                     break
                 except StoreUnavailable:
                     await asyncio.sleep(0.2)
-        found = await store.read([entry.id for entry in entries])
-        assert [entry and (entry.id, entry.fingerprint) for entry in found] == [(e.id, e.fingerprint) for e in entries]
+        stored = await store.read(ids)
+        assert [entry and entry.id for entry in stored] == ids
+        assert [entry and entry.fingerprint for entry in stored] == [entry.fingerprint for entry in entries]
     finally:
         await store.close()
 
 
-async def test_no_silent_success_while_the_client_has_given_its_nodes_up(stalling: AerospikeServer) -> None:
-    """A server that hangs for seconds leaves the client without nodes: whatever is asked then is StoreUnavailable.
+async def test_every_call_raises_store_unavailable_if_the_client_has_removed_its_node(
+    private_server: AerospikeServer,
+) -> None:
+    """If the server hangs for some seconds, the client removes the node from its cluster.
 
-    The client neither raises nor marks the records then. Calls would pass as done: claims as won, quotas as charged.
+    After that, the client neither raises an error nor marks the records, so calls could seem to be successful: claims
+    would seem to be won, and quotas to be charged.
     """
-    store = await AerospikeStore.open(stalling.url, call_timeout=1.0)
-    charge = Charge("c", "2026-11", 1, 1000)
+    store = await AerospikeStore.open(private_server.url, call_timeout=1.0)
+    charge = Charge("c", MONTH, 1, 1000)
     try:
         (entry,) = await store.claim([new_entry()])
         assert await store.charge([charge]) == [True]
-        stalling.pause()
+        private_server.pause()
         calls: list[Callable[[], Awaitable[object]]] = [
             lambda: store.claim([new_entry()]),
             lambda: store.charge([charge]),
@@ -79,7 +86,7 @@ async def test_no_silent_success_while_the_client_has_given_its_nodes_up(stallin
             lambda: store.apply([Change(Step.FORGET, entry)]),
             lambda: store.accept([entry]),
             lambda: store.read([entry.id]),
-            lambda: store.used("c", "2026-11"),
+            lambda: store.used("c", MONTH),
             lambda: store.customer("c"),
             lambda: store.save_customer(Customer(cust_id="c")),
             lambda: store.revoke_key("key_1"),
@@ -87,7 +94,7 @@ async def test_no_silent_success_while_the_client_has_given_its_nodes_up(stallin
         ]
         async with asyncio.timeout(60):
             took = 1.0
-            while took > 0.2:  # until the client has none left: then it fails at once
+            while took > 0.2:  # a client that has removed its last node fails at once
                 start = time.monotonic()
                 with pytest.raises(StoreUnavailable):
                     await store.ready()
@@ -95,14 +102,14 @@ async def test_no_silent_success_while_the_client_has_given_its_nodes_up(stallin
         for call in calls:
             with pytest.raises(StoreUnavailable):
                 await call()
-        stalling.resume()
+        private_server.resume()
         await until_ready(store)
     finally:
         await store.close()
 
 
-async def settled(store: AerospikeStore, cust_id: str, used: int) -> None:
-    """The counter comes to what is expected, and stays there while late writes could still come."""
+async def assert_used_becomes(store: AerospikeStore, cust_id: str, used: int) -> None:
+    """Wait until the counter has the expected value; check that delayed writes do not change it within a second."""
     async with asyncio.timeout(30):
         while await store.used(cust_id, MONTH) != used:
             await asyncio.sleep(0.05)
@@ -110,46 +117,48 @@ async def settled(store: AerospikeStore, cust_id: str, used: int) -> None:
     assert await store.used(cust_id, MONTH) == used
 
 
-async def test_a_charge_in_doubt_does_not_count(stalling: AerospikeServer) -> None:
-    """A server that stalls works off later what was given up in the meantime. Nobody was told that it was granted, so
-    nothing of it stays; a charge that was never tried before works all the same."""
-    store = await AerospikeStore.open(stalling.url, call_timeout=0.5)
-    old, new = uuid.uuid4().hex, uuid.uuid4().hex
+async def test_charge_that_timed_out_is_taken_back(private_server: AerospikeServer) -> None:
+    """A server that stalled processes the charge after the caller got an error, so the store must take it back.
+
+    This holds for a counter that exists and for a new one. Later charges are granted.
+    """
+    store = await AerospikeStore.open(private_server.url, call_timeout=0.5)
+    charged_before, new = uuid.uuid4().hex, uuid.uuid4().hex
     try:
-        assert await store.charge([Charge(old, MONTH, 5, 100)]) == [True]
-        stalling.pause()
-        for cust_id in (old, new):
+        assert await store.charge([Charge(charged_before, MONTH, 5, 100)]) == [True]
+        private_server.pause()
+        for cust_id in (charged_before, new):
             with pytest.raises(StoreUnavailable):
                 await store.charge([Charge(cust_id, MONTH, 7, 100)])
-        stalling.resume()
+        private_server.resume()
         await until_ready(store)
-        await settled(store, old, 5)
-        await settled(store, new, 0)
-        assert await store.charge([Charge(old, MONTH, 95, 100), Charge(new, MONTH, 1, 100)]) == [True, True]
+        await assert_used_becomes(store, charged_before, 5)
+        await assert_used_becomes(store, new, 0)
+        charges = [Charge(charged_before, MONTH, 95, 100), Charge(new, MONTH, 1, 100)]
+        assert await store.charge(charges) == [True, True]
     finally:
         await store.close()
 
 
-async def test_a_refund_in_doubt_counts_once(stalling: AerospikeServer) -> None:
-    """It is made once the server answers, however often it had to be tried."""
-    store = await AerospikeStore.open(stalling.url, call_timeout=0.5)
+async def test_refund_during_a_stall_is_made_exactly_once(private_server: AerospikeServer) -> None:
+    """The store tries it repeatedly until the server answers."""
+    store = await AerospikeStore.open(private_server.url, call_timeout=0.5)
     charge = Charge(uuid.uuid4().hex, MONTH, 3, 100)
     try:
         for _ in range(5):
             assert await store.charge([charge]) == [True]
-        stalling.pause()
+        private_server.pause()
         await store.refund([charge, charge])
         await asyncio.sleep(1.5)
-        stalling.resume()
+        private_server.resume()
         await until_ready(store)
-        await settled(store, charge.cust_id, 9)
+        await assert_used_becomes(store, charge.cust_id, 9)
     finally:
         await store.close()
 
 
-async def test_what_is_granted_through_stalls_is_what_is_used(stalling: AerospikeServer) -> None:
-    """The law of it: whatever the server does, the counter comes to what was granted and not refunded."""
-    store = await AerospikeStore.open(stalling.url, call_timeout=0.3)
+async def test_used_equals_granted_minus_refunded_charges_after_several_stalls(private_server: AerospikeServer) -> None:
+    store = await AerospikeStore.open(private_server.url, call_timeout=0.3)
     charge = Charge(uuid.uuid4().hex, MONTH, 1, 1_000_000)
     kept = failed = 0
     stop = False
@@ -170,16 +179,16 @@ async def test_what_is_granted_through_stalls_is_what_is_used(stalling: Aerospik
 
     try:
         clients = [asyncio.create_task(client()) for _ in range(8)]
-        for seconds in (0.5, 5.0, 0.5):  # shorter and longer than charges are tried for
+        for seconds in (0.5, 5.0, 0.5):  # the store tries a charge for longer than 0.5 s and for less than 5 s
             await asyncio.sleep(random.uniform(0.2, 0.4))
-            stalling.pause()
+            private_server.pause()
             await asyncio.sleep(seconds)
-            stalling.resume()
+            private_server.resume()
             await until_ready(store)
         stop = True
         await asyncio.gather(*clients)
         assert failed
         assert kept
-        await settled(store, charge.cust_id, kept)
+        await assert_used_becomes(store, charge.cust_id, kept)
     finally:
         await store.close()

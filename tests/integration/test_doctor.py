@@ -1,4 +1,4 @@
-"""`ingest doctor` on servers that are well and badly configured."""
+"""`ingest doctor` on servers that are configured well and badly."""
 
 import asyncio
 import json
@@ -26,15 +26,22 @@ ERROR, WARNING, OK = Severity.ERROR, Severity.WARNING, Severity.OK
 PRODUCER = {"configure": "^$", "write": "^asg[.]submissions$", "read": "^$"}
 
 
-def said(found: list[Finding], severity: Severity, text: str) -> bool:
-    """Whether there is such a finding, with something to do about it unless all is well."""
-    return any(each.severity is severity and text in each.what and bool(each.do) != (severity is OK) for each in found)
+def reports(findings: list[Finding], severity: Severity, text: str) -> bool:
+    """Return whether there is such a finding. Unless it is OK, it must also say what to do."""
+    return any(
+        finding.severity is severity and text in finding.what and bool(finding.do) != (severity is OK)
+        for finding in findings
+    )
+
+
+def errors(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if finding.severity is ERROR]
 
 
 @pytest.fixture
 def badly_configured() -> Iterator[AerospikeServer]:
     if os.environ.get("INGEST_TEST_AEROSPIKE_URL"):
-        pytest.skip("the Aerospike given is not ours to configure")
+        pytest.skip("these tests may not configure the given Aerospike server")
     try:
         server = AerospikeServer(
             "512M",
@@ -48,7 +55,7 @@ def badly_configured() -> Iterator[AerospikeServer]:
     server.stop()
 
 
-async def nodes(url: str) -> list[Node]:
+async def read_nodes(url: str) -> list[Node]:
     view = AerospikeView.open(url, 3.0)
     try:
         return await view.nodes()
@@ -56,58 +63,59 @@ async def nodes(url: str) -> list[Node]:
         await view.close()
 
 
-async def test_a_badly_configured_aerospike(badly_configured: AerospikeServer, tmp_path: Path) -> None:
-    """Each mistake is found, exit code 1; the command shows the same."""
-    found = aerospike_checks.findings(await nodes(badly_configured.url), "test")
-    assert said(
-        found, ERROR, "nsup-period is 0: records with a time to live, as every record of the ledger has, are refused"
+async def test_every_mistake_in_the_aerospike_configuration_is_reported(
+    badly_configured: AerospikeServer, tmp_path: Path
+) -> None:
+    """The command prints the findings and exits with code 1."""
+    findings = aerospike_checks.findings(await read_nodes(badly_configured.url), "test")
+    assert reports(
+        findings, ERROR, "nsup-period is 0: records with a time to live, as every record of the ledger has, are refused"
     )
-    assert said(found, WARNING, "storage-engine.evict-used-pct 50")
-    assert said(found, WARNING, "replication-factor is 1")
-    assert said(found, WARNING, "only in memory")
-    assert said(found, WARNING, "set ledger has stop-writes-count 1000")
-    assert said(found, OK, "clocks agree")
+    assert reports(findings, WARNING, "storage-engine.evict-used-pct 50")
+    assert reports(findings, WARNING, "replication-factor is 1")
+    assert reports(findings, WARNING, "only in memory")
+    assert reports(findings, WARNING, "set ledger has stop-writes-count 1000")
+    assert reports(findings, OK, "clocks agree")
     env = {"INGEST_STORE_URL": badly_configured.url}
-    done = await asyncio.to_thread(run_ingest, "doctor", env=env, directory=tmp_path)
-    assert done.returncode == 1, done.stderr
-    assert "nsup-period is 0" in done.stdout
-    assert "a write with a time to live is refused" in done.stdout
+    process = await asyncio.to_thread(run_ingest, "doctor", env=env, directory=tmp_path)
+    assert process.returncode == 1, process.stderr
+    assert "nsup-period is 0" in process.stdout
+    assert "a write with a time to live is refused" in process.stdout
 
 
-async def test_one_node_that_is_well(aerospike: AerospikeServer) -> None:
-    """No error, also where the server finds fault with the machine and says so first in its statistics."""
-    (node,) = await nodes(aerospike.url)
+async def test_correctly_configured_aerospike_node_has_no_errors(aerospike: AerospikeServer) -> None:
+    """The statistics are read correctly even if the server puts warnings about the machine before them."""
+    (node,) = await read_nodes(aerospike.url)
     assert node.statistics["cluster_size"] == "1"
-    assert [each for each in aerospike_checks.findings([node], "test") if each.severity is ERROR] == []
+    assert errors(aerospike_checks.findings([node], "test")) == []
 
 
-async def test_an_enterprise_node_without_commit_to_device(aerospike: AerospikeServer) -> None:
-    """It could have it; the Community Edition refuses to start with it."""
-    (node,) = await nodes(aerospike.url)
+async def test_enterprise_node_without_commit_to_device_is_a_warning(aerospike: AerospikeServer) -> None:
+    """Only the Enterprise Edition has this option; the Community Edition does not start with it."""
+    (node,) = await read_nodes(aerospike.url)
     namespace = node.namespace | {"storage-engine": "device"}
     changed = msgspec.structs.replace(node, edition="Enterprise", namespace=namespace)
-    assert said(aerospike_checks.findings([changed], "test"), WARNING, "commit-to-device is false")
+    assert reports(aerospike_checks.findings([changed], "test"), WARNING, "commit-to-device is false")
 
 
-async def test_a_namespace_that_is_not_there(aerospike: AerospikeServer) -> None:
-    """The ones that are there are named."""
+async def test_finding_for_a_missing_namespace_names_the_existing_ones(aerospike: AerospikeServer) -> None:
     url = aerospike.url.replace("/test", "/production")
-    found = aerospike_checks.findings(await nodes(url), "production")
-    assert said(found, ERROR, "has no namespace production; it has test")
+    findings = aerospike_checks.findings(await read_nodes(url), "production")
+    assert reports(findings, ERROR, "has no namespace production; it has test")
 
 
-async def test_clocks(aerospike: AerospikeServer) -> None:
-    """This machine an hour ahead of the cluster, and 4 seconds."""
-    seen = await nodes(aerospike.url)
-    clock = seen[0].clock
+async def test_severity_depends_on_how_far_the_clocks_are_apart(aerospike: AerospikeServer) -> None:
+    """This machine is ahead of the cluster by an hour, by 4 s, and by 1.5 s."""
+    nodes = await read_nodes(aerospike.url)
+    clock = nodes[0].clock
     assert clock is not None
-    assert said(aerospike_checks.findings(seen, "test", lambda: clock + 3600.0), ERROR, "clocks are 3598.5 s apart")
-    assert said(aerospike_checks.findings(seen, "test", lambda: clock + 4.0), WARNING, "clocks are 2.5 s apart")
-    assert said(aerospike_checks.findings(seen, "test", lambda: clock + 1.5), OK, "clocks agree")
+    assert reports(aerospike_checks.findings(nodes, "test", lambda: clock + 3600.0), ERROR, "clocks are 3598.5 s apart")
+    assert reports(aerospike_checks.findings(nodes, "test", lambda: clock + 4.0), WARNING, "clocks are 2.5 s apart")
+    assert reports(aerospike_checks.findings(nodes, "test", lambda: clock + 1.5), OK, "clocks agree")
 
 
 @pytest.mark.parametrize(
-    ("changes", "severity", "says"),
+    ("changes", "severity", "text"),
     [
         ({"stop_writes": "true"}, ERROR, "refuses writes"),
         ({"evicted_objects": "12345"}, ERROR, "evicted before they expire (12,345 so far)"),
@@ -126,19 +134,18 @@ async def test_clocks(aerospike: AerospikeServer) -> None:
         ({"storage-engine": "device", "replication-factor": "2"}, OK, "that no other node has"),
     ],
 )
-async def test_states_of_a_cluster(
-    aerospike: AerospikeServer, changes: dict[str, str], severity: Severity, says: str
+async def test_state_of_the_cluster_is_reported_with_its_severity(
+    aerospike: AerospikeServer, changes: dict[str, str], severity: Severity, text: str
 ) -> None:
-    """A real node's answer, with what cannot be brought about here."""
-    (node,) = await nodes(aerospike.url)
+    """The answer of a real node is changed to states that this node cannot be brought into."""
+    (node,) = await read_nodes(aerospike.url)
     changed = msgspec.structs.replace(node, namespace=node.namespace | changes)
-    assert said(aerospike_checks.findings([changed], "test"), severity, says)
+    assert reports(aerospike_checks.findings([changed], "test"), severity, text)
 
 
-async def test_two_halves_of_a_cluster(aerospike: AerospikeServer) -> None:
-    """Two nodes answer, and each sees itself alone."""
-    (node,) = await nodes(aerospike.url)
-    assert said(aerospike_checks.findings([node, node], "test"), ERROR, "the cluster is split")
+async def test_two_nodes_that_do_not_see_each_other_are_a_split_cluster(aerospike: AerospikeServer) -> None:
+    (node,) = await read_nodes(aerospike.url)
+    assert reports(aerospike_checks.findings([node, node], "test"), ERROR, "the cluster is split")
 
 
 @pytest.fixture
@@ -150,26 +157,28 @@ def vhost_of(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-async def check(url: str, management: Management | None) -> list[Finding]:
+async def check_rabbitmq(url: str, management: Management | None) -> list[Finding]:
     return await rabbitmq_findings(RabbitBroker(url), management, frozenset({"guest"}), 600)
 
 
-async def test_a_broker_as_it_should_be(rabbitmq_url: str, management: Management) -> None:
-    """Right after `topology apply`: no error; that it is one node and the user is guest are warnings."""
+async def test_broker_has_no_errors_after_topology_apply(rabbitmq_url: str, management: Management) -> None:
+    """The warnings are about the test server: it is a single node, and the user is guest."""
     broker = RabbitBroker(rabbitmq_url)
     await broker.declare()
     management.apply_policies()
-    found = await check(rabbitmq_url, management)
-    assert [each for each in found if each.severity is ERROR] == []
-    assert {each.what.split(":")[0] for each in found if each.severity is WARNING} == {
+    findings = await check_rabbitmq(rabbitmq_url, management)
+    assert errors(findings) == []
+    assert {finding.what.split(":")[0] for finding in findings if finding.severity is WARNING} == {
         "only one RabbitMQ node",
         "the service's user is guest, whose password is public",
     }
-    assert said(found, OK, "exchanges, queue types and bindings match the topology")
+    assert reports(findings, OK, "exchanges, queue types and bindings match the topology")
 
 
-async def test_a_badly_configured_broker(rabbitmq: RabbitServer, rabbitmq_url: str, management: Management) -> None:
-    """A queue of another type, one missing, a binding missing, no policies, one that drops messages."""
+async def test_every_mistake_in_the_broker_topology_is_reported(
+    rabbitmq: RabbitServer, rabbitmq_url: str, management: Management
+) -> None:
+    """A queue has another type, a queue and a binding are missing, and the only policy drops messages."""
     vhost = vhost_of(rabbitmq_url)
     await RabbitBroker(rabbitmq_url).declare()
     for queue in (topology.INGEST_TASKS, topology.INGEST_DEAD):
@@ -178,18 +187,18 @@ async def test_a_badly_configured_broker(rabbitmq: RabbitServer, rabbitmq_url: s
     rabbitmq.api("DELETE", f"bindings/{vhost}/e/asg.submissions/q/ingest.batches/batch.submitted.*")
     drops = {"pattern": "batches", "apply-to": "queues", "definition": {"message-ttl": 1000, "max-length": 10}}
     rabbitmq.api("PUT", f"policies/{vhost}/drops", drops)
-    found = await check(rabbitmq_url, management)
-    assert said(found, ERROR, "queue ingest.tasks is of type classic, it must be quorum")
-    assert said(found, ERROR, "queue ingest.batches is not bound to asg.submissions")
-    assert said(found, ERROR, "queue ingest.dead is missing")
-    assert said(found, ERROR, "ingest.tasks: policy dead-letter-strategy is None, it must be at-least-once")
-    assert said(found, ERROR, "ingest.batches has message-ttl 1000")
-    assert said(found, ERROR, "ingest.batches has a maximum length and drops its oldest")
-    assert said(found, WARNING, "ingest.tasks: delivery-limit is not set")
+    findings = await check_rabbitmq(rabbitmq_url, management)
+    assert reports(findings, ERROR, "queue ingest.tasks is of type classic, it must be quorum")
+    assert reports(findings, ERROR, "queue ingest.batches is not bound to asg.submissions")
+    assert reports(findings, ERROR, "queue ingest.dead is missing")
+    assert reports(findings, ERROR, "ingest.tasks: policy dead-letter-strategy is None, it must be at-least-once")
+    assert reports(findings, ERROR, "ingest.batches has message-ttl 1000")
+    assert reports(findings, ERROR, "ingest.batches has a maximum length and drops its oldest")
+    assert reports(findings, WARNING, "ingest.tasks: delivery-limit is not set")
 
 
 @pytest.mark.parametrize(
-    ("queue", "effective", "major", "severity", "says"),
+    ("queue", "effective", "major", "severity", "text"),
     [
         (topology.INGEST_DEAD, {}, 4, ERROR, "delivery-limit is 20: a dead letter that is read so often is dropped"),
         (
@@ -205,122 +214,147 @@ async def test_a_badly_configured_broker(rabbitmq: RabbitServer, rabbitmq_url: s
         (topology.WEBHOOK_DISPATCH, {"max-length": 9}, 3, ERROR, "drops its oldest"),
     ],
 )
-def test_what_other_versions_and_policies_make_of_a_queue(
-    queue: str, effective: dict[str, Any], major: int, severity: Severity, says: str
+def test_effective_policy_that_makes_rabbitmq_drop_messages_is_reported(
+    queue: str, effective: dict[str, Any], major: int, severity: Severity, text: str
 ) -> None:
-    """What cannot be set on the RabbitMQ that is here."""
-    assert said(list(effective_findings(queue, effective, major, 600)), severity, says)
+    """The test server has one version only, so the policies and the version are arguments here."""
+    assert reports(list(effective_findings(queue, effective, major, 600)), severity, text)
 
 
-def test_what_is_no_danger_on_rabbitmq_3() -> None:
-    """No limit is its default: nothing is dropped."""
-    for queue in (topology.INGEST_DEAD, topology.CONSENSUS_TASKS):
-        assert [each for each in effective_findings(queue, {}, 3, 600) if each.severity is not OK] == []
+@pytest.mark.parametrize("queue", [topology.INGEST_DEAD, topology.CONSENSUS_TASKS])
+def test_queue_without_delivery_limit_has_only_ok_findings_on_rabbitmq_3(queue: str) -> None:
+    """RabbitMQ 3 has no limit by default, so it drops nothing."""
+    assert [finding for finding in effective_findings(queue, {}, 3, 600) if finding.severity is not OK] == []
 
 
-async def test_a_consumers_own_limit(rabbitmq: RabbitServer, rabbitmq_url: str, management: Management) -> None:
-    """Events may have another one where a dead-letter exchange takes what exceeds it; alone it drops them."""
+async def test_delivery_limit_of_an_event_queue_is_an_error_unless_it_has_a_dead_letter_exchange(
+    rabbitmq: RabbitServer, rabbitmq_url: str, management: Management
+) -> None:
+    """Without a dead-letter exchange, RabbitMQ drops the events that exceed the limit."""
     await RabbitBroker(rabbitmq_url).declare()
     management.apply_policies()
     assert management.differences() == []
-    own: list[tuple[dict[str, str], bool]] = [({}, True), ({"dead-letter-exchange": "webhook.poisoned"}, False)]
-    for more, finds in own:
-        definition = {"delivery-limit": 5, **more}
+    cases: list[tuple[dict[str, str], bool]] = [({}, True), ({"dead-letter-exchange": "webhook.poisoned"}, False)]
+    for dead_lettering, is_error in cases:
+        definition = {"delivery-limit": 5, **dead_lettering}
         policy = {"pattern": "^webhook", "apply-to": "queues", "priority": 5, "definition": definition}
         rabbitmq.api("PUT", f"policies/{vhost_of(rabbitmq_url)}/own", policy)
-        assert bool(management.differences()) is finds
-        found = await check(rabbitmq_url, management)
-        assert said(found, ERROR, "webhook.dispatch: delivery-limit is 5: an event that its consumer returns") is finds
-        assert said(found, OK, "webhook.dispatch: the policies are correct") is not finds
+        assert bool(management.differences()) is is_error
+        findings = await check_rabbitmq(rabbitmq_url, management)
+        error = "webhook.dispatch: delivery-limit is 5: an event that its consumer returns"
+        assert reports(findings, ERROR, error) is is_error
+        assert reports(findings, OK, "webhook.dispatch: the policies are correct") is not is_error
 
 
-async def test_users_that_may_too_much(rabbitmq: RabbitServer, rabbitmq_url: str, management: Management) -> None:
-    """A producer without topic permissions, one that reads queues; one that is as it should be is not named."""
+async def test_users_with_too_many_permissions_are_reported(
+    rabbitmq: RabbitServer, rabbitmq_url: str, management: Management
+) -> None:
+    """The user whose permissions are correct is not mentioned."""
     vhost = vhost_of(rabbitmq_url)
     await RabbitBroker(rabbitmq_url).declare()
-    rights: dict[str, dict[str, str]] = {
-        "wide": PRODUCER,
-        "curious": PRODUCER | {"read": ".*"},
-        "loose": PRODUCER,
-        "fine": PRODUCER,
+    permissions_by_user: dict[str, dict[str, str]] = {
+        "no-topics": PRODUCER,
+        "reader": PRODUCER | {"read": ".*"},
+        "loose-topics": PRODUCER,
+        "correct": PRODUCER,
     }
-    for name, permissions in rights.items():
+    for name, permissions in permissions_by_user.items():
         rabbitmq.api("PUT", f"users/{vhost}-{name}", {"password": "pw", "tags": ""})
         rabbitmq.api("PUT", f"permissions/{vhost}/{vhost}-{name}", permissions)
-    for name, pattern in (("fine", r"^(task|batch)\.submitted\.{username}$"), ("loose", "submitted")):
+    for name, pattern in (("correct", r"^(task|batch)\.submitted\.{username}$"), ("loose-topics", "submitted")):
         topic = {"exchange": topology.SUBMISSIONS, "write": pattern, "read": "^$"}
         rabbitmq.api("PUT", f"topic-permissions/{vhost}/{vhost}-{name}", topic)
     try:
-        found = await check(rabbitmq_url, management)
-        assert said(found, ERROR, "-wide may submit for any customer")
-        assert said(found, ERROR, "-loose may submit for any customer")
-        assert said(found, ERROR, "-curious may read asg.submissions, asg.events, asg.dead, ingest.tasks")
-        assert not any("-fine" in each.what for each in found)
+        findings = await check_rabbitmq(rabbitmq_url, management)
+        assert reports(findings, ERROR, "-no-topics may submit for any customer")
+        assert reports(findings, ERROR, "-loose-topics may submit for any customer")
+        assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, ingest.tasks")
+        assert not any("-correct" in finding.what for finding in findings)
     finally:
-        for name in rights:
+        for name in permissions_by_user:
             rabbitmq.api("DELETE", f"users/{vhost}-{name}")
 
 
-async def test_an_alarm(rabbitmq: RabbitServer, rabbitmq_url: str, management: Management) -> None:
-    """Memory: publishers are blocked, and the doctor says so."""
+async def test_memory_alarm_is_an_error_until_it_ends(
+    rabbitmq: RabbitServer, rabbitmq_url: str, management: Management
+) -> None:
     if not rabbitmq.controllable:
-        pytest.skip("the RabbitMQ given is not ours to disturb")
+        pytest.skip("these tests may not disturb the given RabbitMQ")
     await asyncio.to_thread(rabbitmq.ctl, "eval", "vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
     try:
         async with asyncio.timeout(20):
-            while not said(await check(rabbitmq_url, management), ERROR, "out of memory"):
+            while not reports(await check_rabbitmq(rabbitmq_url, management), ERROR, "out of memory"):
                 await asyncio.sleep(0.5)
     finally:
         await asyncio.to_thread(rabbitmq.ctl, "eval", "vm_memory_monitor:set_vm_memory_high_watermark(0.6).")
         async with asyncio.timeout(20):
-            while said(await check(rabbitmq_url, management), ERROR, "out of memory"):
+            while reports(await check_rabbitmq(rabbitmq_url, management), ERROR, "out of memory"):
                 await asyncio.sleep(0.5)
 
 
-async def test_what_cannot_be_seen_is_said(rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
-    """No management URL; a wrong password of its; a user without the tag `administrator`; nobody there."""
+async def test_missing_management_url_is_a_warning(rabbitmq_url: str) -> None:
     await RabbitBroker(rabbitmq_url).declare()
-    assert said(await check(rabbitmq_url, None), WARNING, "INGEST_MANAGEMENT_URL is not set")
-    wrong = Management(rabbitmq.management_url.replace("//", "//guest:topsecret@"), vhost_of(rabbitmq_url))
-    found = await check(rabbitmq_url, wrong)
-    assert said(found, WARNING, "not checked")
-    assert "topsecret" not in str(found)
-    name = f"{vhost_of(rabbitmq_url)}-m"
+    assert reports(await check_rabbitmq(rabbitmq_url, None), WARNING, "INGEST_MANAGEMENT_URL is not set")
+
+
+async def test_wrong_management_password_is_a_warning_that_hides_it(rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
+    await RabbitBroker(rabbitmq_url).declare()
+    url = rabbitmq.management_url.replace("//", "//guest:topsecret@")
+    findings = await check_rabbitmq(rabbitmq_url, Management(url, vhost_of(rabbitmq_url)))
+    assert reports(findings, WARNING, "not checked")
+    assert "topsecret" not in str(findings)
+
+
+async def test_checks_that_need_an_administrator_are_left_out_for_a_monitoring_user(
+    rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    await RabbitBroker(rabbitmq_url).declare()
+    vhost = vhost_of(rabbitmq_url)
+    name = f"{vhost}-m"
     rabbitmq.api("PUT", f"users/{name}", {"password": "pw", "tags": "monitoring"})
     try:
-        rabbitmq.api("PUT", f"permissions/{vhost_of(rabbitmq_url)}/{name}", PRODUCER)
-        monitor = Management(rabbitmq.management_url.replace("//", f"//{name}:pw@"), vhost_of(rabbitmq_url))
-        found = await check(rabbitmq_url, monitor)
-        assert said(found, OK, "not checked, because that needs the tag `administrator`")
-        assert said(found, OK, "no memory or disk alarm")
+        rabbitmq.api("PUT", f"permissions/{vhost}/{name}", PRODUCER)
+        management = Management(rabbitmq.management_url.replace("//", f"//{name}:pw@"), vhost)
+        findings = await check_rabbitmq(rabbitmq_url, management)
+        assert reports(findings, OK, "not checked, because that needs the tag `administrator`")
+        assert reports(findings, OK, "no memory or disk alarm")
     finally:
         rabbitmq.api("DELETE", f"users/{name}")
-    (one,) = await check("amqp://guest:topsecret@127.0.0.1:1/", None)
-    assert one.severity is ERROR
-    assert "topsecret" not in one.what
 
 
-def doctor(directory: Path, *arguments: str, **env: str) -> tuple[int, list[dict[str, Any]], str]:
-    done: subprocess.CompletedProcess[str] = run_ingest("doctor", "--json", *arguments, env=env, directory=directory)
-    return done.returncode, json.loads(done.stdout), done.stdout
+async def test_unreachable_broker_is_a_single_error_that_hides_the_password() -> None:
+    (finding,) = await check_rabbitmq("amqp://guest:topsecret@127.0.0.1:1/", None)
+    assert finding.severity is ERROR
+    assert "topsecret" not in finding.what
 
 
-def test_the_embedded_default(tmp_path: Path) -> None:
-    """Fine before the first start, exit code 0 also with --strict; a damaged file and a typing error are found."""
-    assert doctor(tmp_path, "--strict")[0] == 0
+def run_doctor(directory: Path, *arguments: str, **env: str) -> tuple[int, list[dict[str, Any]], str]:
+    """Run the command; return its exit code, its findings, and the text that it printed."""
+    process: subprocess.CompletedProcess[str] = run_ingest("doctor", "--json", *arguments, env=env, directory=directory)
+    return process.returncode, json.loads(process.stdout), process.stdout
+
+
+def test_embedded_default_passes_strict_before_the_first_start(tmp_path: Path) -> None:
+    assert run_doctor(tmp_path, "--strict")[0] == 0
+
+
+def test_damaged_queue_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / ".ingest").mkdir()
     (tmp_path / ".ingest" / "queue.db").write_bytes(b"not a database" * 100)
-    code, found, _ = doctor(tmp_path, INGEST_BROKER_ULR="x")
+    code, findings, _ = run_doctor(tmp_path)
     assert code == 1
-    assert any("queue.db is damaged" in each["what"] for each in found)
-    assert any("INGEST_BROKER_ULR is not a setting" in each["what"] for each in found)
-    (tmp_path / ".ingest" / "queue.db").unlink()
-    assert doctor(tmp_path, INGEST_BROKER_ULR="x")[0] == 0
-    assert doctor(tmp_path, "--strict", INGEST_BROKER_ULR="x")[0] == 1
+    assert any("queue.db is damaged" in finding["what"] for finding in findings)
+
+
+def test_misspelt_setting_is_a_warning_that_fails_only_with_strict(tmp_path: Path) -> None:
+    code, findings, _ = run_doctor(tmp_path, INGEST_BROKER_ULR="x")
+    assert code == 0
+    assert any("INGEST_BROKER_ULR is not a setting" in finding["what"] for finding in findings)
+    assert run_doctor(tmp_path, "--strict", INGEST_BROKER_ULR="x")[0] == 1
 
 
 @pytest.mark.parametrize(
-    ("env", "says"),
+    ("env", "text"),
     [
         ({"INGEST_PORT": "70000"}, "INGEST_PORT"),
         ({"INGEST_STORE_URL": "redis://h/0"}, "store"),
@@ -328,9 +362,8 @@ def test_the_embedded_default(tmp_path: Path) -> None:
         ({"INGEST_BROKER_URL": "amqp://user:topsecret@203.0.113.1:1/"}, "without TLS"),
     ],
 )
-def test_wrong_settings_are_findings(tmp_path: Path, env: dict[str, str], says: str) -> None:
-    """Not a crash, and without the password."""
-    code, found, text = doctor(tmp_path, **env)
+def test_invalid_setting_is_a_finding_that_hides_the_password(tmp_path: Path, env: dict[str, str], text: str) -> None:
+    code, findings, output = run_doctor(tmp_path, **env)
     assert code == 1
-    assert any(says in each["what"] + each["area"] for each in found)
-    assert "topsecret" not in text
+    assert any(text in finding["what"] + finding["area"] for finding in findings)
+    assert "topsecret" not in output

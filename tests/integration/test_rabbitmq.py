@@ -1,4 +1,4 @@
-"""What only a real RabbitMQ can do to us: nacks, closes, alarms, crashes, permissions."""
+"""Behaviour that only a real RabbitMQ shows: nacks, closed connections, alarms, crashes, permissions."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -16,28 +16,37 @@ from tests.servers import RabbitServer
 
 @pytest.fixture
 async def broker(rabbitmq_url: str) -> AsyncIterator[RabbitBroker]:
-    opened = RabbitBroker(rabbitmq_url, confirm_timeout=2.0)
-    await opened.declare()
-    yield opened
-    await opened.close()
+    broker = RabbitBroker(rabbitmq_url, confirm_timeout=2.0)
+    await broker.declare()
+    yield broker
+    await broker.close()
 
 
 def message(number: int = 0, key: str = "task.submitted.c") -> Message:
     return Message(exchange=topology.SUBMISSIONS, routing_key=key, body=b"%d" % number, message_id=f"m{number}")
 
 
+def vhost_of(url: str) -> str:
+    return url.rpartition("/")[2]
+
+
+def skip_unless_controllable(rabbitmq: RabbitServer) -> None:
+    if not rabbitmq.controllable:
+        pytest.skip("these tests may not disturb the given RabbitMQ")
+
+
 async def until_confirmed(broker: RabbitBroker) -> None:
-    """Publish until it goes again."""
+    """Publish until a message is confirmed. Raises TimeoutError after 40 s."""
     publisher = await broker.publisher()
     async with asyncio.timeout(40):
         while await publisher.publish([message(999)]) != [PublishOutcome.CONFIRMED]:
             await asyncio.sleep(0.1)
 
 
-async def test_a_full_queue_nacks(broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
-    """Beyond max-length with reject-publish the outcome is NACKED, and nothing is dropped."""
+async def test_publish_to_full_queue_is_nacked(broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
+    """The queue has a max-length and overflow reject-publish."""
     policy = {"pattern": "ingest.tasks", "definition": {"max-length": 5, "overflow": "reject-publish"}}
-    rabbitmq.api("PUT", f"policies/{rabbitmq_url.rpartition('/')[2]}/full", policy | {"apply-to": "queues"})
+    rabbitmq.api("PUT", f"policies/{vhost_of(rabbitmq_url)}/full", policy | {"apply-to": "queues"})
     publisher = await broker.publisher()
     outcomes: list[PublishOutcome] = []
     async with asyncio.timeout(20):
@@ -46,8 +55,8 @@ async def test_a_full_queue_nacks(broker: RabbitBroker, rabbitmq: RabbitServer, 
     assert set(outcomes) == {PublishOutcome.CONFIRMED, PublishOutcome.NACKED}
 
 
-async def test_a_closed_channel_is_opened_again(broker: RabbitBroker) -> None:
-    """A publish to an exchange that does not exist closes the channel: UNKNOWN, then all is well again."""
+async def test_channel_closed_by_a_publish_to_a_missing_exchange_is_opened_again(broker: RabbitBroker) -> None:
+    """The outcome is UNKNOWN; later publishes are confirmed."""
     publisher = await broker.publisher()
     lost = Message(exchange="no.such.exchange", routing_key="x", body=b"", message_id="m")
     assert await publisher.publish([message(1), lost]) in (
@@ -59,22 +68,23 @@ async def test_a_closed_channel_is_opened_again(broker: RabbitBroker) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_closed_connections_come_back(broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
-    """An operator closes them all: the consumer consumes again, old deliveries are dead, new ones can be acked."""
+async def test_publisher_and_consumer_reconnect_after_an_operator_closed_their_connections(
+    broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    """Deliveries of the old connection are not alive and are redelivered; those of the new one can be acked."""
     publisher = await broker.publisher()
     consumer = await broker.consumer(topology.INGEST_TASKS, 10)
     await publisher.publish([message(1)])
     (old,) = await asyncio.wait_for(consumer.receive(), 10)
-    vhost = rabbitmq_url.rpartition("/")[2]
     async with asyncio.timeout(30):
         while consumer.alive(old):
-            for each in rabbitmq.api("GET", f"vhosts/{vhost}/connections"):
-                rabbitmq.close_connection(each["name"])
+            for connection in rabbitmq.api("GET", f"vhosts/{vhost_of(rabbitmq_url)}/connections"):
+                rabbitmq.close_connection(connection["name"])
             await asyncio.sleep(0.2)
     await consumer.ack([old])
-    (again,) = await asyncio.wait_for(consumer.receive(), 20)
-    assert (again.body, again.redelivered) == (b"1", True)
-    await consumer.ack([again])
+    (redelivery,) = await asyncio.wait_for(consumer.receive(), 20)
+    assert (redelivery.body, redelivery.redelivered) == (b"1", True)
+    await consumer.ack([redelivery])
     await until_confirmed(broker)
     states = {state.name: state for state in broker.connections()}
     assert states.keys() >= {"publish", "consume ingest.tasks"}
@@ -82,14 +92,16 @@ async def test_closed_connections_come_back(broker: RabbitBroker, rabbitmq: Rabb
     assert states["consume ingest.tasks"].reconnects >= 1
 
 
-async def test_publishes_are_spread(broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
-    """Of two calls at once each has a connection; while one is lost, all go out on the other, which is ready enough."""
+async def test_concurrent_publishes_use_two_connections_and_one_is_enough(
+    broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    """While the first connection is lost, the publisher is ready and publishes over the second one."""
     publisher = await broker.publisher(connections=2)
-    vhost = rabbitmq_url.rpartition("/")[2]
+    vhost = vhost_of(rabbitmq_url)
     async with asyncio.timeout(30):
         while len(used := await publishing_connections(rabbitmq, vhost)) < 2:
-            both = await asyncio.gather(*[publisher.publish([message(n) for n in range(50)]) for _ in range(2)])
-            assert both == [[PublishOutcome.CONFIRMED] * 50] * 2
+            results = await asyncio.gather(*[publisher.publish([message(n) for n in range(50)]) for _ in range(2)])
+            assert results == [[PublishOutcome.CONFIRMED] * 50] * 2
     (first,) = [name for name, purpose in used.items() if purpose.endswith(" publish")]
     rabbitmq.close_connection(first)
     outcomes = set()
@@ -97,22 +109,31 @@ async def test_publishes_are_spread(broker: RabbitBroker, rabbitmq: RabbitServer
         while (state := broker.connections()[0]).reconnects == 0 or not state.connected:
             outcomes.update(await publisher.publish([message(1)]))
             await publisher.ready()
-    assert outcomes <= {PublishOutcome.CONFIRMED, PublishOutcome.UNKNOWN}, "what is not sent waits for nobody"
+    assert outcomes <= {PublishOutcome.CONFIRMED, PublishOutcome.UNKNOWN}, (
+        "a publish was UNSENT although the second connection was available"
+    )
 
 
 async def publishing_connections(rabbitmq: RabbitServer, vhost: str) -> dict[str, str]:
-    """Connections of the virtual host that have published: RabbitMQ's name of each, and the client's."""
+    """Return the connections of the virtual host that have published: RabbitMQ's name to the client's name."""
     await asyncio.sleep(0.2)
     channels = await asyncio.to_thread(rabbitmq.api, "GET", f"vhosts/{vhost}/channels")
-    used = {c["connection_details"]["name"] for c in channels if c.get("message_stats", {}).get("publish")}
+    used = {
+        channel["connection_details"]["name"] for channel in channels if channel.get("message_stats", {}).get("publish")
+    }
     connections = await asyncio.to_thread(rabbitmq.api, "GET", f"vhosts/{vhost}/connections")
-    return {c["name"]: c["client_properties"]["connection_name"] for c in connections if c["name"] in used}
+    return {
+        connection["name"]: connection["client_properties"]["connection_name"]
+        for connection in connections
+        if connection["name"] in used
+    }
 
 
-async def test_a_memory_alarm_blocks(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
-    """Blocked: nothing is sent and nothing hangs; the alarm over, it goes on. Consumers never notice."""
-    if not rabbitmq.controllable:
-        pytest.skip("the RabbitMQ given is not ours to disturb")
+async def test_publishes_are_unsent_during_a_memory_alarm_and_confirmed_after_it(
+    broker: RabbitBroker, rabbitmq: RabbitServer
+) -> None:
+    """Publishes do not hang, the connection is kept, and the blocked time is counted."""
+    skip_unless_controllable(rabbitmq)
     publisher = await broker.publisher()
     await rabbitmq_eval(rabbitmq, "vm_memory_monitor:set_vm_memory_high_watermark(0.00001).")
     try:
@@ -131,14 +152,15 @@ async def test_a_memory_alarm_blocks(broker: RabbitBroker, rabbitmq: RabbitServe
             await asyncio.sleep(0.1)
     (after,) = broker.connections()
     await asyncio.sleep(0.1)
-    assert broker.connections() == [after], "blocked for no longer than that"
+    assert broker.connections() == [after], "blocked_seconds grows after the alarm"
     assert (after.name, after.connected, after.reconnects) == ("publish", True, 0)
 
 
-async def test_a_paused_broker_makes_unknown_in_time(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
-    """No answer: UNKNOWN after the timeout, not a hang; and not ready. All on one connection, which lives on."""
-    if not rabbitmq.controllable:
-        pytest.skip("the RabbitMQ given is not ours to disturb")
+async def test_publish_is_unknown_after_its_timeout_while_the_broker_is_paused(
+    broker: RabbitBroker, rabbitmq: RabbitServer
+) -> None:
+    """The publisher is not ready then. It keeps its connection, which works again after the pause."""
+    skip_unless_controllable(rabbitmq)
     publisher = await broker.publisher()
     rabbitmq.pause()
     try:
@@ -153,10 +175,9 @@ async def test_a_paused_broker_makes_unknown_in_time(broker: RabbitBroker, rabbi
     assert [state.reconnects for state in broker.connections()] == [0]
 
 
-async def test_a_killed_broker_loses_nothing_confirmed(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
-    """SIGKILL and a restart: publisher and consumer come back by themselves, and what was confirmed is there."""
-    if not rabbitmq.controllable:
-        pytest.skip("the RabbitMQ given is not ours to disturb")
+async def test_confirmed_messages_survive_a_kill_of_the_broker(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:
+    """The publisher reconnects by itself after the restart."""
+    skip_unless_controllable(rabbitmq)
     publisher = await broker.publisher()
     assert set(await publisher.publish([message(i) for i in range(100)])) == {PublishOutcome.CONFIRMED}
     await asyncio.to_thread(rabbitmq.kill)
@@ -164,41 +185,43 @@ async def test_a_killed_broker_loses_nothing_confirmed(broker: RabbitBroker, rab
     await asyncio.to_thread(rabbitmq.start)
     await until_confirmed(broker)
     consumer = await broker.consumer(topology.INGEST_TASKS, 500)
-    got: set[bytes] = set()
+    confirmed = {b"%d" % number for number in [*range(100), 999]}
+    received: set[bytes] = set()
     async with asyncio.timeout(30):
-        while len(got) < 101:
-            some = await consumer.receive()
-            got |= {each.body for each in some}
-            await consumer.ack(some)
+        while not confirmed <= received:
+            deliveries = await consumer.receive()
+            received |= {delivery.body for delivery in deliveries}
+            await consumer.ack(deliveries)
 
 
-async def test_a_deleted_queue_is_consumed_again_once_it_is_back(
+async def test_consumer_does_not_create_a_deleted_queue_and_consumes_it_once_it_exists_again(
     broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str
 ) -> None:
-    """The broker cancels the consumer; it is not re-created behind the operator's back."""
     consumer = await broker.consumer(topology.INGEST_TASKS, 10)
-    rabbitmq.api("DELETE", f"queues/{rabbitmq_url.rpartition('/')[2]}/{topology.INGEST_TASKS}")
+    rabbitmq.api("DELETE", f"queues/{vhost_of(rabbitmq_url)}/{topology.INGEST_TASKS}")
     await asyncio.sleep(0.5)
     publisher = await broker.publisher()
     assert await publisher.publish([message(1)]) == [PublishOutcome.UNROUTABLE]
     await broker.declare()
     assert await publisher.publish([message(2)]) == [PublishOutcome.CONFIRMED]
-    (got,) = await asyncio.wait_for(consumer.receive(), 20)
-    assert got.body == b"2"
+    (delivery,) = await asyncio.wait_for(consumer.receive(), 20)
+    assert delivery.body == b"2"
 
 
-async def test_a_queue_of_another_kind_is_told(rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
-    """What exists differs: said, not hidden."""
-    vhost = rabbitmq_url.rpartition("/")[2]
-    rabbitmq.api("PUT", f"queues/{vhost}/{topology.INGEST_TASKS}", {"durable": True, "arguments": {}})
+async def test_declare_raises_configuration_error_if_a_queue_has_other_arguments(
+    rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    rabbitmq.api("PUT", f"queues/{vhost_of(rabbitmq_url)}/{topology.INGEST_TASKS}", {"durable": True, "arguments": {}})
     broker = RabbitBroker(rabbitmq_url)
     with pytest.raises(ConfigurationError, match=r"ingest\.tasks exists on RabbitMQ with other arguments"):
         await broker.declare()
 
 
-async def test_tenants_are_held_by_the_broker(rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
-    """With the permissions of deploy/README.md a producer publishes under its own name only."""
-    vhost = rabbitmq_url.rpartition("/")[2]
+async def test_broker_lets_a_direct_producer_publish_for_its_own_customer_only(
+    rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    """The user has permissions and topic permissions as operators must set them."""
+    vhost = vhost_of(rabbitmq_url)
     rabbitmq.api("PUT", "users/acme", {"password": "pw", "tags": ""})
     permissions = {"configure": "^$", "write": "^asg[.]submissions$", "read": "^$"}
     rabbitmq.api("PUT", f"permissions/{vhost}/acme", permissions)
@@ -211,26 +234,27 @@ async def test_tenants_are_held_by_the_broker(rabbitmq: RabbitServer, rabbitmq_u
     assert await publisher.publish([message(1, "task.submitted.acme")]) == [PublishOutcome.CONFIRMED]
     assert await publisher.publish([message(1, "task.submitted.other")]) == [PublishOutcome.UNKNOWN]
     consumer = await service.consumer(topology.INGEST_TASKS, 10)
-    (got,) = await asyncio.wait_for(consumer.receive(), 10)
-    assert got.user_id == "acme"
+    (delivery,) = await asyncio.wait_for(consumer.receive(), 10)
+    assert (delivery.user_id, delivery.routing_key) == ("acme", "task.submitted.acme")
     await producer.close()
     await service.close()
 
 
 @pytest.mark.parametrize("url", ["amqp://guest:wrong@{}/", "amqp://guest:guest@127.0.0.1:1/"])
-async def test_what_cannot_connect_says_so_without_the_password(rabbitmq_url: str, url: str) -> None:
-    """Wrong password, nobody there: BrokerUnavailable, no publish, no hang."""
+async def test_publisher_that_cannot_connect_is_not_ready_and_its_error_hides_the_password(
+    rabbitmq_url: str, url: str
+) -> None:
+    """The password is wrong, or the port is closed."""
     broker = RabbitBroker(url.format(rabbitmq_url.split("@")[1].partition("/")[0]))
     publisher = await asyncio.wait_for(broker.publisher(), 15)
-    with pytest.raises(BrokerUnavailable) as caught:
+    with pytest.raises(BrokerUnavailable) as error:
         await publisher.ready()
-    assert "wrong" not in str(caught.value)
+    assert "wrong" not in str(error.value)
     assert await publisher.publish([message(1)]) == [PublishOutcome.UNSENT]
     await broker.close()
 
 
-async def test_further_hosts_are_tried(rabbitmq_url: str) -> None:
-    """The first host is down, the second takes it."""
+async def test_second_host_of_the_url_is_used_if_the_first_is_down(rabbitmq_url: str) -> None:
     broker = RabbitBroker(rabbitmq_url.replace("@", "@127.0.0.1:1,"))
     await broker.declare()
     await until_confirmed(broker)
@@ -238,15 +262,15 @@ async def test_further_hosts_are_tried(rabbitmq_url: str) -> None:
 
 
 async def rabbitmq_eval(server: RabbitServer, expression: str) -> None:
-    """Run Erlang on the node."""
+    """Evaluate an Erlang expression on the node."""
     await asyncio.to_thread(server.ctl, "eval", expression)
 
 
-async def test_a_full_queue_that_is_full_no_more(
+async def test_publishes_are_confirmed_again_after_a_full_queue_has_lost_its_limit(
     broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str
 ) -> None:
-    """RabbitMQ 3.10 goes on to nack on a channel whose queue has lost its limit: another channel is opened."""
-    vhost = rabbitmq_url.rpartition("/")[2]
+    """On the channel that was open before, RabbitMQ 3.10 nacks also after that, so the publisher opens another one."""
+    vhost = vhost_of(rabbitmq_url)
     policy = {"pattern": "ingest.tasks", "definition": {"max-length": 5, "overflow": "reject-publish"}}
     rabbitmq.api("PUT", f"policies/{vhost}/full", policy | {"apply-to": "queues"})
     publisher = await broker.publisher()
@@ -259,14 +283,14 @@ async def test_a_full_queue_that_is_full_no_more(
             await asyncio.sleep(0.5)
 
 
-async def test_messages_have_a_greatest_size(rabbitmq_url: str) -> None:
-    """With deploy/'s configuration the broker refuses what is above 16 MiB, and closes the producer's channel."""
+async def test_message_above_16_mib_closes_the_channel(rabbitmq_url: str) -> None:
+    """The configuration in deploy/ sets this limit."""
     connection = await aio_pika.connect(rabbitmq_url)
     async with connection:
         channel = await connection.channel()
         exchange = await channel.declare_exchange("large", aio_pika.ExchangeType.TOPIC)
         largest = 16 * 1024 * 1024
         await asyncio.wait_for(exchange.publish(aio_pika.Message(bytes(largest)), "x", mandatory=False), 20)
-        message = aio_pika.Message(bytes(largest + 1))
+        too_large = aio_pika.Message(bytes(largest + 1))
         with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed, match="larger than configured max size"):
-            await asyncio.wait_for(exchange.publish(message, "x", mandatory=False), 20)
+            await asyncio.wait_for(exchange.publish(too_large, "x", mandatory=False), 20)

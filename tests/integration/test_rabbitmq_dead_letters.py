@@ -1,4 +1,4 @@
-"""Looking at dead letters must not make RabbitMQ drop them."""
+"""Reading dead letters must not make RabbitMQ drop them."""
 
 import pytest
 
@@ -12,7 +12,7 @@ from tests.servers import RabbitServer
 
 
 @pytest.mark.parametrize(
-    ("major", "asked", "limit", "says"),
+    ("major", "policies_known", "limit", "problem"),
     [
         (3, False, None, None),
         (3, True, None, None),
@@ -22,17 +22,19 @@ from tests.servers import RabbitServer
         (4, False, None, "INGEST_MANAGEMENT_URL"),
     ],
 )
-def test_when_looking_is_dangerous(major: int, asked: bool, limit: int | None, says: str | None) -> None:
-    """RabbitMQ 3 has no limit by default, 4 has 20; a policy decides; where it cannot be asked, 4 is not safe."""
-    why = reading_hazard(major, asked, limit)
-    assert (why is None) == (says is None)
-    assert says is None or says in (why or "")
+def test_reading_hazard_depends_on_version_and_delivery_limit(
+    major: int, policies_known: bool, limit: int | None, problem: str | None
+) -> None:
+    """RabbitMQ 3 has no limit by default, RabbitMQ 4 has 20; a policy overrides this, so it must be known for 4."""
+    hazard = reading_hazard(major, policies_known, limit)
+    assert (hazard is None) == (problem is None)
+    assert problem is None or problem in (hazard or "")
 
 
-async def test_a_policy_with_a_low_limit_is_told_before_anything_is_touched(
+async def test_dead_letters_are_not_read_while_a_policy_sets_a_low_delivery_limit(
     rabbitmq: RabbitServer, rabbitmq_url: str
 ) -> None:
-    """No look, no count; with the topology's own policies it goes on. Operator policies count."""
+    """This also holds for operator policies. With the policies of the topology alone, the dead letters are read."""
     vhost = rabbitmq_url.rpartition("/")[2]
     management = Management(rabbitmq.management_url.replace("//", "//guest:guest@"), vhost)
     broker = RabbitBroker(rabbitmq_url)
@@ -49,13 +51,12 @@ async def test_a_policy_with_a_low_limit_is_told_before_anything_is_touched(
         await queue.close()
         rabbitmq.api("DELETE", f"{kind}/{vhost}/low")
     queue = RabbitDeadLetters(RabbitBroker(rabbitmq_url), management)
-    found = [each async for some in queue.browse() for each in some]
+    browsed = [delivery async for deliveries in queue.browse() for delivery in deliveries]
     await queue.close()
-    assert [(each.message_id, each.deliveries) for each in found] == [("d1", 0)]
+    assert [(delivery.message_id, delivery.deliveries) for delivery in browsed] == [("d1", 0)]
 
 
-async def test_a_missing_queue_is_told(rabbitmq_url: str) -> None:
-    """It says which command makes it."""
+async def test_error_for_a_missing_queue_names_the_command_that_creates_it(rabbitmq_url: str) -> None:
     queue = RabbitDeadLetters(RabbitBroker(rabbitmq_url), None)
     with pytest.raises(ConfigurationError, match="ingest topology apply"):
         await queue.count()

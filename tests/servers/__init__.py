@@ -1,4 +1,4 @@
-"""Private servers for tests and benchmarks: on free ports, in temporary directories, stopped when done."""
+"""Private servers for tests and benchmarks: on free ports, in temporary directories."""
 
 from tests.servers.aerospike import AerospikeServer, until_ready
 from tests.servers.process import Unavailable

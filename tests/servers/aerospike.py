@@ -1,4 +1,4 @@
-"""A private Aerospike server: a URL given, else Docker, else `asd` on PATH."""
+"""An Aerospike server: INGEST_TEST_AEROSPIKE_URL if it is set, else Docker, else `asd` on PATH."""
 
 import asyncio
 import os
@@ -73,14 +73,16 @@ def configure(
     namespace: str = "",
     access: str = "",
 ) -> None:
-    """Lay out a directory for a node: `state` and `aerospike.conf`, with a namespace `test`.
+    """Create the files of a node: the directory `state`, and `aerospike.conf` with a namespace `test`.
 
     Args:
-        directory: of the node.
-        ports: for service, fabric, heartbeat and admin.
-        nsup: nsup-period in seconds; 0 refuses records with a time to live.
-        engine: where it stores, memory or device.
-        storage, namespace, access: lines of its configuration, for storage, namespace and service.
+        directory: the node's directory.
+        ports: the ports for service, fabric, heartbeat and admin.
+        nsup: nsup-period in seconds; with 0, the node refuses records with a time to live.
+        engine: the storage engine, `memory` or `device`.
+        storage: configuration lines for the storage engine.
+        namespace: configuration lines for the namespace.
+        access: configuration lines for the network service.
     """
     (directory / "state/smd").mkdir(parents=True)
     (directory / "state/lua").mkdir()
@@ -101,17 +103,20 @@ def configure(
 
 
 def launch(process: PrivateServer) -> None:
-    """Start `asd` on what `configure` has laid out; returns before it answers."""
+    """Start `asd` with the files that `configure` created; return before it answers."""
     process.launch(["asd", "--config-file", str(process.directory / "aerospike.conf"), "--foreground"])
 
 
 class AerospikeServer(Server):
-    """One node with a namespace `test` in memory: what it holds is gone when it is killed. Raises Unavailable.
+    """One node with a namespace `test` in memory, so a node that is killed loses its data. Raises Unavailable.
+
+    The arguments have an effect only if `asd` is started here.
 
     Args:
-        size: of its data.
-        nsup: nsup-period in seconds; 0 refuses records with a time to live.
-        storage, namespace: further lines of its configuration, for a private one.
+        size: the most data that the namespace holds.
+        nsup: nsup-period in seconds; with 0, the node refuses records with a time to live.
+        storage: further configuration lines for the storage engine.
+        namespace: further configuration lines for the namespace.
     """
 
     def __init__(self, size: str = "1G", *, nsup: int = 10, storage: str = "", namespace: str = "") -> None:
@@ -130,10 +135,10 @@ class AerospikeServer(Server):
             configure(process.directory, ports, nsup=nsup, engine="memory", storage=storage, namespace=namespace)
             self.start()
         else:
-            raise Unavailable("no Docker engine answers and no asd is on PATH")
+            raise Unavailable("Docker does not answer, and asd is not on PATH")
 
     def start(self) -> None:
-        """Start it, again after `kill`."""
+        """Start `asd`, also after `kill`."""
         assert self._process is not None
         launch(self._process)
         wait_until(self._writes, "asd")
@@ -157,7 +162,7 @@ class AerospikeServer(Server):
 
 
 async def until_ready(store: Store, seconds: float = 30.0) -> None:
-    """Wait until a store works again. Raises TimeoutError."""
+    """Wait until a store is ready. Raises TimeoutError."""
     async with asyncio.timeout(seconds):
         while True:
             try:

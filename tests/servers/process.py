@@ -1,4 +1,4 @@
-"""What the private servers share: free ports, a process of its own session, and a sure end."""
+"""Shared parts of the servers: free ports, and processes in their own session that end with the tests."""
 
 import atexit
 import ctypes
@@ -14,26 +14,26 @@ from pathlib import Path
 from typing import Any
 
 START = 60.0
-"""Seconds a server may take to start."""
+"""Seconds that a server may take to start."""
 
 
 class Unavailable(Exception):
-    """The server cannot be had here; the message says why."""
+    """The server cannot be started on this machine; the message says why."""
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback interface that are free now."""
+    """Return ports of the loopback interface that are free now."""
     sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
+    for listener in sockets:
+        listener.bind(("127.0.0.1", 0))
+    ports = [listener.getsockname()[1] for listener in sockets]
+    for listener in sockets:
+        listener.close()
     return ports
 
 
 def docker_answers() -> bool:
-    """Whether a Docker engine is there."""
+    """Return whether a Docker engine answers."""
     if shutil.which("docker") is None:
         return False
     try:
@@ -42,23 +42,23 @@ def docker_answers() -> bool:
         return False
 
 
-def wait_until(ready: Callable[[], object], what: str, seconds: float = START) -> None:
-    """Poll until `ready` neither raises nor returns False."""
+def wait_until(ready: Callable[[], object], name: str, seconds: float = START) -> None:
+    """Poll until `ready` neither raises nor returns False. Raises TimeoutError with the name of the server."""
     deadline = time.monotonic() + seconds
     while True:
         try:
             if ready() is not False:
                 return
             why = "not ready"
-        except Exception as error:  # noqa: BLE001 - whatever a server that starts may do
+        except Exception as error:  # noqa: BLE001 - a server that starts may cause any error
             why = str(error)
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{what} did not start within {seconds} s: {why}")
+            raise TimeoutError(f"{name} did not start within {seconds} s: {why}")
         time.sleep(0.05)
 
 
 class PrivateServer:
-    """A server process in a directory of its own. Its children share its session and end with it."""
+    """A server process in its own temporary directory. Its children share its session and end with it."""
 
     def __init__(self, name: str) -> None:
         self.directory = Path(tempfile.mkdtemp(prefix=f"ingest-{name}-"))
@@ -85,12 +85,12 @@ class PrivateServer:
 
     @property
     def group(self) -> int:
-        """The process group of server and children; 0 where it does not run."""
+        """The process group of the server and its children; 0 if the server does not run."""
         return self._process.pid if self._process is not None else 0
 
     @property
     def ended(self) -> bool:
-        """Whether it has ended by itself."""
+        """Whether the process has ended without `kill` or `stop`."""
         return self._process is not None and self._process.poll() is not None
 
     def signal(self, number: signal.Signals) -> None:
@@ -102,29 +102,31 @@ class PrivateServer:
                 return
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """End the server without warning, with SIGKILL."""
         self.signal(signal.SIGKILL)
         if self._process is not None:
             self._process.wait(timeout=10)
             self._process = None
 
     def stop(self) -> None:
-        """Kill it and remove its directory; twice is fine."""
+        """Kill the process and remove its directory. A second call has no effect."""
         self.kill()
         shutil.rmtree(self.directory, ignore_errors=True)
         atexit.unregister(self.stop)
 
 
 def port_mapper(port: int) -> PrivateServer:
-    """epmd, by which Erlang nodes find one another. The one that RabbitMQ starts where it finds none is a daemon, and
-    outlives it."""
+    """Start epmd, with which Erlang nodes find each other.
+
+    Otherwise RabbitMQ starts epmd as a daemon, which would still run after the tests.
+    """
     mapper = PrivateServer("epmd")
     mapper.launch(["epmd", "-port", str(port), "-address", "127.0.0.1"])
     return mapper
 
 
 class Server:
-    """What serves: a URL given, a container, or a private process, which alone can be killed and paused."""
+    """A server at a given URL, in a container, or in a private process. Only the last can be killed and paused."""
 
     def __init__(self) -> None:
         self._container: Any = None
@@ -132,21 +134,21 @@ class Server:
 
     @property
     def controllable(self) -> bool:
-        """Whether it can be killed and paused."""
+        """Whether the server can be killed and paused."""
         return self._process is not None
 
     @property
     def pid(self) -> int | None:
-        """None where it is not ours."""
+        """The process id; None if the server does not run in a private process."""
         return self._process.pid if self._process is not None else None
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """End the server without warning, with SIGKILL."""
         assert self._process is not None
         self._process.kill()
 
     def pause(self) -> None:
-        """It neither answers nor closes its connections."""
+        """Stop the process, so that it neither answers nor closes its connections."""
         assert self._process is not None
         self._process.signal(signal.SIGSTOP)
 
@@ -155,7 +157,7 @@ class Server:
         self._process.signal(signal.SIGCONT)
 
     def stop(self) -> None:
-        """Stop what was started here."""
+        """Stop the process or the container that was started here."""
         if self._process is not None:
             self._process.stop()
         if self._container is not None:

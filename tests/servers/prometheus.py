@@ -1,4 +1,4 @@
-"""A private Prometheus: `prometheus` on PATH."""
+"""A private Prometheus server: `prometheus` on PATH."""
 
 import shutil
 from collections.abc import Mapping
@@ -15,14 +15,14 @@ class PrometheusServer(Server):
     """Runs a configuration with other targets. Raises Unavailable.
 
     Args:
-        config: a prometheus.yml; its rules are loaded from where it lies.
-        targets: addresses by job, in place of those of the file.
+        config: a prometheus.yml; its rule files are loaded from its directory.
+        targets: job to addresses; they replace the targets of the file.
     """
 
     def __init__(self, config: Path, targets: Mapping[str, list[str]]) -> None:
         super().__init__()
         if not shutil.which("prometheus"):
-            raise Unavailable("no prometheus is on PATH (Debian's package has it)")
+            raise Unavailable("prometheus is not on PATH (install Debian's package `prometheus`)")
         self._process = process = PrivateServer("prometheus")
         (port,) = free_ports(1)
         self.url, self.origin = f"http://127.0.0.1:{port}", "prometheus on PATH"
@@ -45,11 +45,11 @@ class PrometheusServer(Server):
         wait_until(lambda: httpx.get(f"{self.url}/-/ready").status_code == 200, "prometheus", 30)
 
     def api(self, path: str, **parameters: str) -> Any:
-        """The `data` that the HTTP API answers. Raises httpx.HTTPStatusError."""
+        """Return the `data` of an answer of the HTTP API. Raises httpx.HTTPStatusError."""
         response = httpx.get(f"{self.url}/api/v1/{path}", params=parameters, timeout=30)
         response.raise_for_status()
         return response.json()["data"]
 
     def query(self, promql: str) -> list[Any]:
-        """The series of an instant query."""
+        """Return the series of an instant query."""
         return list(self.api("query", query=promql)["result"])

@@ -1,4 +1,4 @@
-"""A private RabbitMQ node: a URL given, else Docker, else `rabbitmq-server` on PATH, run as the current user."""
+"""A RabbitMQ node: INGEST_TEST_RABBITMQ_URL if it is set, else Docker, else `rabbitmq-server` on PATH."""
 
 import os
 import shutil
@@ -29,12 +29,14 @@ _SBIN = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
 class RabbitServer(Server):
     """One node with the management plugin. Raises Unavailable.
 
-    `url` is its default virtual host; `new_vhost` makes one that nobody else uses. `metrics` is the address
-    (host:port) of its Prometheus plugin, where it has one.
+    `url` is its default virtual host; `new_vhost` creates one that no other test uses. `metrics` is the address
+    (host:port) of its Prometheus plugin, or None if the address is unknown.
+
+    With any argument, the node is always a private process.
 
     Args:
-        more: lines of configuration besides; such a node is always a private process.
-        plugins: likewise.
+        more: additional configuration lines.
+        plugins: additional plugins.
     """
 
     def __init__(self, more: str = "", plugins: Sequence[str] = ()) -> None:
@@ -51,11 +53,11 @@ class RabbitServer(Server):
             self._prepare(more, plugins)
             self.start()
         else:
-            docker = "" if special else "no Docker engine answers and "
-            raise Unavailable(f"{docker}no rabbitmq-server is on PATH")
+            docker = "" if special else "Docker does not answer, and "
+            raise Unavailable(f"{docker}rabbitmq-server is not on PATH")
 
     def start(self) -> None:
-        """Start it, again after `kill`, with the data it has."""
+        """Start the node, also after `kill`. It keeps its data."""
         assert self._process is not None
         self._process.launch([_program()], self._env)
         wait_until(self._answers, "rabbitmq-server")
@@ -66,7 +68,7 @@ class RabbitServer(Server):
             self._mapper.stop()
 
     def new_vhost(self) -> str:
-        """The URL of a new, empty virtual host."""
+        """Create an empty virtual host; return its URL."""
         name = f"t{uuid.uuid4().hex[:12]}"
         self.api("PUT", f"vhosts/{name}")
         self.api("PUT", f"permissions/{name}/{self._user[0]}", {"configure": ".*", "write": ".*", "read": ".*"})
@@ -76,7 +78,7 @@ class RabbitServer(Server):
         self.api("DELETE", f"vhosts/{urlsplit(url).path[1:]}")
 
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl against it."""
+        """Run rabbitmqctl on the node; return its output."""
         command = [str(Path(_program()).with_name("rabbitmqctl")), *arguments]
         done = subprocess.run(
             command, env={**os.environ, **self._env}, capture_output=True, text=True, timeout=60, check=True
@@ -84,13 +86,13 @@ class RabbitServer(Server):
         return done.stdout
 
     def api(self, method: str, path: str, body: object = None) -> Any:
-        """Call the management API."""
+        """Call the management API; return the decoded answer. Raises httpx.HTTPStatusError."""
         response = httpx.request(method, f"{self.management_url}/api/{path}", json=body, auth=self._user, timeout=30)
         response.raise_for_status()
         return response.json() if response.content else None
 
     def close_connection(self, name: str) -> None:
-        """Close a client's connection, by RabbitMQ's name of it."""
+        """Close a client's connection. RabbitMQ made its name."""
         self.api("DELETE", f"connections/{quote(name, safe='')}")
 
     @property
@@ -105,7 +107,7 @@ class RabbitServer(Server):
         self.url, self.origin = f"amqp://guest:guest@127.0.0.1:{amqp}", "rabbitmq-server on PATH"
         self.management_url = f"http://127.0.0.1:{management}"
         self.metrics = f"127.0.0.1:{metrics}"
-        # deploy/ is what the tests run on, the room on a test machine's disk aside.
+        # The tests use the configuration of deploy/, but require less free disk space.
         deployed = (_DEPLOYED / "rabbitmq.conf").read_text().replace("2GB", "50MB")
         (home / "rabbitmq.conf").write_text(
             f"{deployed}\nlisteners.tcp.1 = 127.0.0.1:{amqp}\n"
@@ -147,6 +149,6 @@ class RabbitServer(Server):
 
 
 def _program() -> str:
-    # Debian's /usr/sbin/rabbitmq-server switches users; the script behind it does not.
-    behind = sorted(Path("/").glob(_SBIN))
-    return str(behind[-1] if behind else shutil.which("rabbitmq-server"))
+    # Debian's /usr/sbin/rabbitmq-server switches users; the script that it calls does not.
+    scripts = sorted(Path("/").glob(_SBIN))
+    return str(scripts[-1] if scripts else shutil.which("rabbitmq-server"))

@@ -1,9 +1,9 @@
-"""What the tests want to know of the embedded broker."""
+"""Inspection of the embedded broker's queues."""
 
 from ingest.broker.embedded.broker import EmbeddedBroker
 
 
 async def depth(broker: EmbeddedBroker, queue: str) -> int:
-    """The number of messages in a queue, including delivered ones."""
+    """Return the number of messages in a queue, including unacknowledged ones."""
     ready, unacked = (await broker.dead_letters().depths())[queue]
     return ready + unacked

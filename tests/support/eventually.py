@@ -1,4 +1,4 @@
-"""Waiting in tests for something that another task brings about."""
+"""Waiting for a condition that another task makes true."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Fakes of the ports, for what real servers cannot be made to do on demand."""
+"""Fakes of the ports, for behaviour that real servers do not show on demand."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,7 @@ from ingest.domain.messages import Delivery, Message, PublishOutcome
 
 
 class ScriptedPublisher:
-    """Answers every publish with `outcome`; remembers what was published."""
+    """Answers every publish with `outcome` and records the messages."""
 
     def __init__(self, outcome: PublishOutcome = PublishOutcome.CONFIRMED) -> None:
         self.outcome = outcome
@@ -22,11 +22,11 @@ class ScriptedPublisher:
             raise BrokerUnavailable("scripted")
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """There is nothing to close."""
 
 
 class AckingConsumer:
-    """Delivers nothing; remembers what was acknowledged."""
+    """Delivers nothing and records what is acknowledged."""
 
     def __init__(self) -> None:
         self.acked: list[Delivery] = []
@@ -48,20 +48,20 @@ class AckingConsumer:
         raise AssertionError("not expected")
 
     async def pause(self) -> None:
-        """Nothing to give back."""
+        """There is nothing to return."""
 
     async def resume(self) -> None:
-        """Nothing to consume."""
+        """There is nothing to consume."""
 
     async def stop(self) -> None:
-        """Nothing to stop."""
+        """There is nothing to stop."""
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """There is nothing to close."""
 
 
 class Clock:
-    """Unix time in seconds, moved by hand."""
+    """Unix time in seconds, which a test sets."""
 
     def __init__(self, now: float = 1_775_000_000.0) -> None:
         self.now = now

@@ -1,4 +1,4 @@
-"""deploy/metrics.md, made from the definitions: `python -m tests.support.metrics_table > deploy/metrics.md`."""
+"""Generates deploy/metrics.md from the definitions: `python -m tests.support.metrics_table > deploy/metrics.md`."""
 
 from ingest.domain.metrics import METRICS
 
@@ -13,7 +13,7 @@ Served at `/metrics` on `INGEST_METRICS_PORT`, with the standard `process_*` met
 
 
 def markdown() -> str:
-    """The whole page."""
+    """Return the whole page."""
     rows = [
         f"| `{metric.name}` | {metric.type} | {', '.join(f'`{label}`' for label in metric.labels)} | {metric.help} |"
         for metric in METRICS

@@ -1,4 +1,4 @@
-"""The table in deploy/settings.md, made from the settings: `python -m tests.support.settings_table`."""
+"""Generates the table in deploy/settings.md from the settings: `python -m tests.support.settings_table`."""
 
 from ingest import settings
 

@@ -1,4 +1,4 @@
-"""A shim that runs on SQLite and the embedded queue, over a real socket."""
+"""A shim on SQLite and the embedded broker that listens on a real socket."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ HOOK = "https://a.example/hook"
 
 
 class ShimHarness:
-    """A running shim; `client` speaks to it as the customer `c`."""
+    """A running shim. `client` sends requests to it as the customer `c`."""
 
     def __init__(
         self, store: SqliteStore, broker: EmbeddedBroker, publisher: Publisher, memory: BodyMemoryBudget | None = None
@@ -53,7 +53,7 @@ class ShimHarness:
         return httpx.AsyncClient(base_url=f"http://127.0.0.1:{self.port}", headers=headers, timeout=30)
 
     async def raw(self, request: bytes) -> bytes:
-        """Bytes in, bytes out, until the server closes."""
+        """Send bytes; return what the server sends until it closes the connection. Raises TimeoutError after 10 s."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(request)
         try:

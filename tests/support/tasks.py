@@ -1,4 +1,4 @@
-"""The body of a valid task, for tests that need any task."""
+"""A valid task body for tests."""
 
 from typing import Any, Final
 

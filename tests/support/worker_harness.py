@@ -1,4 +1,4 @@
-"""The parts of a worker under test: a processor with a scripted publisher, or a whole worker that runs."""
+"""Parts of a worker for tests: a processor with a scripted publisher, and a whole running worker."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from tests.support.tasks import TASK
 
 
 class ProcessorHarness:
-    """A `DeliveryProcessor` on a real ledger; its publisher and consumer record what they are given."""
+    """A `DeliveryProcessor` on a real ledger; its publisher and consumer record the calls."""
 
     def __init__(self, store: SqliteStore, *, clock: Callable[[], float] = time.time, meter: Meter = NO_METER) -> None:
         self.admission = Admission(store, clock=clock)
@@ -40,7 +40,7 @@ class ProcessorHarness:
 
 
 class WorkerHarness:
-    """A worker on the embedded broker. It runs from entering the context to leaving it."""
+    """A worker on the embedded broker. It runs while the context is open."""
 
     def __init__(
         self,
