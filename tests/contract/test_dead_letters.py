@@ -90,7 +90,9 @@ def harness(request: pytest.FixtureRequest, tmp_path: Path) -> DeadLetterHarness
     return DeadLetterHarness(url, tmp_path / "queue.db")
 
 
-def refused(number: int, reason: Reason = Reason.QUOTA_EXHAUSTED, cust_id: str = "acme", now: str = "") -> Message:
+def rejected_message(
+    number: int, reason: Reason = Reason.QUOTA_EXHAUSTED, cust_id: str = "acme", now: str = ""
+) -> Message:
     """Return a dead letter with the message_id `d<number>`, of a direct submission with the message_id `m<number>`."""
     delivery = make_delivery(
         body=b'{"n":%d}' % number, message_id=f"m{number}", routing_key=f"task.submitted.{cust_id}", user_id=None
@@ -102,14 +104,14 @@ def refused(number: int, reason: Reason = Reason.QUOTA_EXHAUSTED, cust_id: str =
 
 
 async def test_browsing_30_times_loses_nothing_and_keeps_the_order(harness: DeadLetterHarness) -> None:
-    await harness.publish([refused(i) for i in range(100)])
+    await harness.publish([rejected_message(i) for i in range(100)])
     for _ in range(30):
         assert await harness.message_ids() == [f"d{i}" for i in range(100)]
 
 
 async def test_browsing_that_ends_early_loses_nothing(harness: DeadLetterHarness) -> None:
     """An interrupted command closes the queue after it has read a part of it."""
-    await harness.publish([refused(i) for i in range(100)])
+    await harness.publish([rejected_message(i) for i in range(100)])
     for _ in range(10):
         queue = await harness.open_dead_letters()
         async for _deliveries in queue.browse():
@@ -120,21 +122,21 @@ async def test_browsing_that_ends_early_loses_nothing(harness: DeadLetterHarness
 
 async def test_browse_leaves_out_messages_that_arrive_after_its_start(harness: DeadLetterHarness) -> None:
     """Otherwise a redrive would never end if each redriven submission is rejected again."""
-    await harness.publish([refused(i) for i in range(10)])
+    await harness.publish([rejected_message(i) for i in range(10)])
     queue = await harness.open_dead_letters(writable=True)
     broker = await harness.open_broker_beside(queue)
     publisher = await broker.publisher()
     browsed: list[Delivery] = []
     async for deliveries in queue.browse():
         browsed += deliveries
-        assert await publisher.publish([refused(100 + len(browsed))]) == [PublishOutcome.CONFIRMED]
+        assert await publisher.publish([rejected_message(100 + len(browsed))]) == [PublishOutcome.CONFIRMED]
     assert [delivery.message_id for delivery in browsed] == [f"d{i}" for i in range(10)]
     await queue.close()
     await broker.close()
 
 
 async def test_removed_dead_letters_are_gone_and_all_others_are_kept(harness: DeadLetterHarness) -> None:
-    await harness.publish([refused(i) for i in range(50)])
+    await harness.publish([rejected_message(i) for i in range(50)])
     queue = await harness.open_dead_letters(writable=True)
     async for deliveries in queue.browse():
         await queue.remove([delivery for delivery in deliveries if int((delivery.message_id or "")[1:]) % 2])
@@ -147,10 +149,10 @@ async def test_select_combines_ids_reasons_customer_and_age(harness: DeadLetterH
     hour_ago = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 3600))
     await harness.publish(
         [
-            refused(1, now=hour_ago),
-            refused(2, Reason.INVALID, now=hour_ago),
-            refused(3, cust_id="other", now=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
-            refused(4),
+            rejected_message(1, now=hour_ago),
+            rejected_message(2, Reason.INVALID, now=hour_ago),
+            rejected_message(3, cust_id="other", now=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())),
+            rejected_message(4),
         ]
     )
 
@@ -174,7 +176,7 @@ async def test_select_combines_ids_reasons_customer_and_age(harness: DeadLetterH
 
 async def test_redrive_submits_original_message_and_keeps_what_may_not_be_redriven(harness: DeadLetterHarness) -> None:
     """A dry run reports the same and changes nothing."""
-    await harness.publish([refused(1), refused(2, Reason.USER_MISMATCH)])
+    await harness.publish([rejected_message(1), rejected_message(2, Reason.USER_MISMATCH)])
     for dry_run in (True, False):
         queue = await harness.open_dead_letters(writable=True)
         broker = await harness.open_broker_beside(queue)
@@ -199,7 +201,7 @@ async def test_redrive_submits_original_message_and_keeps_what_may_not_be_redriv
 async def test_redrive_stops_and_removes_nothing_if_a_publish_is_not_confirmed(
     harness: DeadLetterHarness, outcome: PublishOutcome
 ) -> None:
-    await harness.publish([refused(i) for i in range(500)])
+    await harness.publish([rejected_message(i) for i in range(500)])
     queue = await harness.open_dead_letters(writable=True)
     publisher = ScriptedPublisher(outcome)
     publisher.ready = ScriptedPublisher().ready  # type: ignore[method-assign]
@@ -212,7 +214,7 @@ async def test_redrive_stops_and_removes_nothing_if_a_publish_is_not_confirmed(
 
 
 async def test_redrive_of_30_at_50_per_second_takes_half_a_second(harness: DeadLetterHarness) -> None:
-    await harness.publish([refused(i) for i in range(30)])
+    await harness.publish([rejected_message(i) for i in range(30)])
     queue = await harness.open_dead_letters(writable=True)
     start = time.monotonic()
     report = await redrive(queue, ScriptedPublisher(), ALL, harness.trusted_users, rate=50)
@@ -224,7 +226,7 @@ async def test_redrive_of_30_at_50_per_second_takes_half_a_second(harness: DeadL
 
 async def test_gathered_dead_letters_can_be_removed(harness: DeadLetterHarness) -> None:
     """A purge removes exactly what it has shown."""
-    await harness.publish([refused(i, Reason.INVALID if i % 2 else Reason.QUOTA_EXHAUSTED) for i in range(20)])
+    await harness.publish([rejected_message(i, Reason.INVALID if i % 2 else Reason.QUOTA_EXHAUSTED) for i in range(20)])
     queue = await harness.open_dead_letters(writable=True)
     selection = Selection(reasons=frozenset({"invalid"}))
     groups, deliveries = await gather(queue, selection, harness.trusted_users, lambda _: None)
@@ -237,7 +239,7 @@ async def test_gathered_dead_letters_can_be_removed(harness: DeadLetterHarness) 
 @pytest.mark.parametrize("harness", ["rabbitmq"], indirect=True)
 async def test_remove_raises_broker_unavailable_if_the_connection_was_lost(harness: DeadLetterHarness) -> None:
     """Only RabbitMQ has connections."""
-    await harness.publish([refused(1)])
+    await harness.publish([rejected_message(1)])
     queue = await harness.open_dead_letters()
     browsed = [delivery async for deliveries in queue.browse() for delivery in deliveries]
     assert isinstance(queue, RabbitDeadLetters)

@@ -21,7 +21,7 @@ from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.operations.dead_letters import Selection, redrive
 from ingest.worker.classify import CUSTOMER_CACHE
-from tests.contract.test_dead_letters import refused
+from tests.contract.test_dead_letters import rejected_message
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest
 from tests.servers import RabbitServer
@@ -221,7 +221,7 @@ async def test_embedded_dead_letters_can_be_read_while_dev_runs_and_changed_afte
     operator = Operator(tmp_path, {"INGEST_DATA_DIR": str(tmp_path / "d")})
     broker = await EmbeddedBroker.open(tmp_path / "d" / "queue.db")
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    await (await broker.publisher()).publish([refused(i, now=now) for i in range(3)])
+    await (await broker.publisher()).publish([rejected_message(i, now=now) for i in range(3)])
     await broker.close()
     with Ingest("dev", "--port", "0", directory=tmp_path, env=operator.env) as dev:
         dev.wait_for("Ctrl-C stops it")

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
-from tests.contract.test_dead_letters import refused
+from tests.contract.test_dead_letters import rejected_message
 from tests.e2e.processes import Ingest, run_ingest
 from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import free_ports, wait_until
@@ -27,7 +27,7 @@ async def test_status_shows_queues_processes_dead_letters_and_store(
     broker = RabbitBroker(rabbitmq_url)
     await broker.declare()
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 90))
-    await (await broker.publisher()).publish([refused(i, now=now) for i in range(3)])
+    await (await broker.publisher()).publish([rejected_message(i, now=now) for i in range(3)])
     await broker.close()
     with Ingest("work", directory=tmp_path, env=env):
         url = f"http://127.0.0.1:{port}/readyz"

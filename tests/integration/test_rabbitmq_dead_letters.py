@@ -7,7 +7,7 @@ from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters, reading_hazar
 from ingest.broker.rabbitmq.management import Management
 from ingest.domain import topology
 from ingest.domain.errors import ConfigurationError
-from tests.contract.test_dead_letters import refused
+from tests.contract.test_dead_letters import rejected_message
 from tests.servers import RabbitServer
 
 
@@ -39,7 +39,7 @@ async def test_dead_letters_are_not_read_while_a_policy_sets_a_low_delivery_limi
     management = Management(rabbitmq.management_url.replace("//", "//guest:guest@"), vhost)
     broker = RabbitBroker(rabbitmq_url)
     await broker.declare()
-    await (await broker.publisher()).publish([refused(1)])
+    await (await broker.publisher()).publish([rejected_message(1)])
     await broker.close()
     body = {"pattern": ".*", "definition": {"delivery-limit": 3}, "apply-to": "queues", "priority": 9}
     for kind in ("policies", "operator-policies"):
