@@ -1,4 +1,4 @@
-"""Whom the service publishes as, and so whom the worker trusts."""
+"""The AMQP user of the service, whose messages the worker trusts."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from ingest.domain.errors import ConfigurationError
 
 
 @pytest.mark.parametrize(
-    ("url", "given", "user"),
+    ("url", "certificate_user", "user"),
     [
         ("amqp://ingest:pw@host", None, "ingest"),
         ("amqp://host", None, "guest"),
@@ -17,13 +17,14 @@ from ingest.domain.errors import ConfigurationError
         ("amqps://host?auth=EXTERNAL", "ingest", "ingest"),
     ],
 )
-def test_the_user(url: str, given: str | None, user: str) -> None:
-    """The URL's, or the one that the client certificate stands for."""
-    assert RabbitBroker(url, certificate_user=given).user == user
+def test_user_is_the_one_in_the_url_or_that_of_the_client_certificate(
+    url: str, certificate_user: str | None, user: str
+) -> None:
+    assert RabbitBroker(url, certificate_user=certificate_user).user == user
 
 
 @pytest.mark.parametrize(
-    ("url", "given", "says"),
+    ("url", "broker_user", "message"),
     [
         ("amqps://host?auth=external", None, "set INGEST_BROKER_USER"),
         ("amqps://host?auth=external", "", "set INGEST_BROKER_USER"),
@@ -31,8 +32,10 @@ def test_the_user(url: str, given: str | None, user: str) -> None:
         ("amqps://ingest:pw@host", "other", r"add \?auth=external"),
     ],
 )
-async def test_what_does_not_go_together(url: str, given: str | None, says: str) -> None:
-    """Told at the start: without its user's name the worker would take what the shim has admitted for forged."""
-    loaded = settings.load(broker_url=url, broker_user=given)
-    with pytest.raises(ConfigurationError, match=says):
-        await broker_backend(loaded).open("test")
+async def test_service_does_not_start_if_url_and_broker_user_do_not_match(
+    url: str, broker_user: str | None, message: str
+) -> None:
+    """Without the name of its own user, the worker would treat the shim's messages as forged."""
+    backend = broker_backend(settings.load(broker_url=url, broker_user=broker_user))
+    with pytest.raises(ConfigurationError, match=message):
+        await backend.open("test")

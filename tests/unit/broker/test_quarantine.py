@@ -1,9 +1,9 @@
-"""What came back again and again is handed out in such an order that it takes no neighbours with it."""
+"""Deliveries that came back repeatedly are handed out so that a poison message does not affect its neighbours."""
 
 import asyncio
 from collections.abc import KeysView, Sequence
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.broker.rabbitmq.consumer import DeliveryToken
@@ -11,218 +11,238 @@ from ingest.broker.rabbitmq.quarantine import PATIENCE, QUIET, SUSPECT, PoisonQu
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import DELIVERY_LIMIT
 from tests.support.deliveries import delivery
+from tests.support.eventually import eventually
+from tests.unit.broker.virtual_time_loop import in_virtual_time
 
 PREFETCH = 50
 
 
-class FrameSink:
-    """A channel that consumes, and whoever works on what it hands out."""
+class FakeConsumer:
+    """A consuming channel with a quarantine. The tests finish the deliveries that it hands out."""
 
     def __init__(self, prefetch: int = PREFETCH, *, single_delivery: bool = False) -> None:
         self._unacked: dict[int, None] = {}
-        self.out: list[Delivery] = []
+        self.in_progress: list[Delivery] = []
+        """Deliveries that were handed out and are not finished."""
         self.handed_out: list[Delivery] = []
-        self.opened: list[int] = []
-        self.suspects = PoisonQuarantine(self, prefetch, self._hand_out, single_delivery=single_delivery)
-        self._tags = 0
+        """All deliveries that were handed out."""
+        self.raised_by: list[int] = []
+        """By how much the prefetch was raised, for each raise."""
+        self.quarantine = PoisonQuarantine(self, prefetch, self._hand_out, single_delivery=single_delivery)
+        self._last_tag = 0
 
     @property
     def unacked(self) -> KeysView[int]:
         return self._unacked.keys()
 
+    @property
+    def counts(self) -> list[int]:
+        """The delivery counts of the deliveries in progress."""
+        return [delivery.deliveries for delivery in self.in_progress]
+
     async def consume(self, prefetch: int) -> None:
-        self.opened.append(prefetch)
+        self.raised_by.append(prefetch)
 
     def finish(self) -> None:
-        raise AssertionError("given up")
+        raise AssertionError("the quarantine gave the channel up")
 
-    def come(self, *counts: int) -> list[Delivery]:
-        """Deliveries come that have come back so often before."""
-        come = [self._delivery(count) for count in counts]
-        for each in come:
-            self._unacked[each.token[1]] = None
-            if not self.suspects.withhold(each):
-                self._hand_out([each])
-        return come
+    def deliver(self, *counts: int) -> list[Delivery]:
+        """Receive one delivery per delivery count."""
+        deliveries = [self._delivery(count) for count in counts]
+        for arrival in deliveries:
+            self._unacked[arrival.token.tag] = None
+            if not self.quarantine.withhold(arrival):
+                self._hand_out([arrival])
+        return deliveries
 
-    def settle(self, deliveries: Sequence[Delivery]) -> None:
-        for each in list(deliveries):
-            del self._unacked[each.token[1]]
-            self.out.remove(each)
-        self.suspects.deliveries_finished()
+    def ack(self, deliveries: Sequence[Delivery]) -> None:
+        for acked in list(deliveries):
+            del self._unacked[acked.token.tag]
+            self.in_progress.remove(acked)
+        self.quarantine.deliveries_finished()
 
-    async def work(self) -> list[list[int]]:
-        """Settle all that is handed out, as it is; the delivery counts of what was out together."""
-        together = []
+    async def ack_all(self) -> list[list[int]]:
+        """Ack deliveries until there are none; return the delivery counts of those that were in progress together."""
+        groups = []
         while self._unacked:
-            while not self.out:
-                await asyncio.sleep(QUIET / 10)
-            together.append([each.deliveries for each in self.out])
-            self.settle(self.out)
+            await eventually(lambda: self.in_progress)
+            groups.append(self.counts)
+            self.ack(self.in_progress)
             await asyncio.sleep(0)
-        return together
+        return groups
 
     def _hand_out(self, deliveries: Sequence[Delivery]) -> None:
-        self.out += deliveries
+        self.in_progress += deliveries
         self.handed_out += deliveries
 
     def _delivery(self, count: int) -> Delivery:
-        self._tags += 1
-        return delivery(redelivered=count > 0, deliveries=count, token=DeliveryToken(self, self._tags))
+        self._last_tag += 1
+        return delivery(redelivered=count > 0, deliveries=count, token=DeliveryToken(self, self._last_tag))
 
 
-async def until(lane: FrameSink, out: int) -> None:
-    async with asyncio.timeout(10):
-        while len(lane.out) != out:
-            await asyncio.sleep(QUIET / 10)
+@in_virtual_time
+async def test_deliveries_are_handed_out_at_once_if_there_is_no_suspect() -> None:
+    consumer = FakeConsumer()
+    deliveries = consumer.deliver(0, 1, 0)
+    assert consumer.in_progress == deliveries
+    assert not consumer.quarantine.holds_deliveries
 
 
-async def test_the_unsuspicious_are_handed_out_as_they_come() -> None:
-    """No suspect, no waiting."""
-    lane = FrameSink()
-    come = lane.come(0, 1, 0)
-    assert lane.out == come
-    assert not lane.suspects.holds_deliveries
+@in_virtual_time
+async def test_round_hands_out_harmless_deliveries_together_and_then_one_suspect_at_a_time() -> None:
+    """The order of arrival does not matter. Suspects with fewer deliveries are first."""
+    consumer = FakeConsumer()
+    consumer.deliver(0, 5, 1, 2, 0, 3)
+    assert consumer.counts == [0]
+    assert await consumer.ack_all() == [[0], [1, 0], [2], [3], [5]]
+    assert not consumer.quarantine.holds_deliveries
+    (harmless,) = consumer.deliver(1)
+    assert consumer.in_progress == [harmless]
 
 
-async def test_one_round() -> None:
-    """All that has come with a suspect is settled before it, whatever the order: together, then least first."""
-    lane = FrameSink()
-    lane.come(0, 5, 1, 2, 0, 3)
-    assert [each.deliveries for each in lane.out] == [0]
-    assert await lane.work() == [[0], [1, 0], [2], [3], [5]]
-    assert not lane.suspects.holds_deliveries
-    assert lane.come(1)[0] in lane.out
+@in_virtual_time
+async def test_round_starts_when_nothing_has_arrived_for_a_while() -> None:
+    """Deliveries that were returned together do not arrive together."""
+    consumer = FakeConsumer()
+    consumer.deliver(5)
+    await asyncio.sleep(QUIET * 0.9)
+    consumer.deliver(2, 0)
+    await asyncio.sleep(QUIET * 0.9)
+    assert consumer.in_progress == []
+    await asyncio.sleep(QUIET * 0.2)
+    assert consumer.counts == [0]
+    assert await consumer.ack_all() == [[0], [2], [5]]
 
 
-async def test_what_comes_meanwhile_waits_for_the_next_round() -> None:
-    """A suspect is alone when its turn is: nothing that comes is handed out beside it, nor before it is settled."""
-    lane = FrameSink()
-    (first,) = lane.come(7)
-    await until(lane, 1)
-    lane.come(0, 9, 1)
+@in_virtual_time
+async def test_deliveries_that_arrive_during_a_round_wait_for_the_next_one() -> None:
+    consumer = FakeConsumer()
+    (suspect,) = consumer.deliver(7)
+    await eventually(lambda: consumer.in_progress)
+    consumer.deliver(0, 9, 1)
     await asyncio.sleep(2 * QUIET)
-    assert lane.out == [first]
-    assert await lane.work() == [[7], [0, 1], [9]]
+    assert consumer.in_progress == [suspect]
+    assert await consumer.ack_all() == [[7], [0, 1], [9]]
 
 
-async def test_full_is_all_that_can_come() -> None:
-    """Where it holds all that it may, nobody waits for more."""
-    lane = FrameSink(prefetch=2)
-    lane.come(2, 0)
+@in_virtual_time
+async def test_round_starts_at_once_if_the_prefetch_is_used_up() -> None:
+    consumer = FakeConsumer(prefetch=2)
+    consumer.deliver(2, 0)
     await asyncio.sleep(QUIET / 3)
-    assert [each.deliveries for each in lane.out] == [0]
+    assert consumer.counts == [0]
 
 
-async def test_a_trickle_does_not_put_it_off() -> None:
-    """Where something comes all the time, a round begins all the same, before all that it may hold has come."""
-    lane = FrameSink()
-    lane.come(2)
+@in_virtual_time
+async def test_round_starts_under_steady_traffic() -> None:
+    """It starts before the prefetch is used up, although the queue is never quiet."""
+    consumer = FakeConsumer()
+    consumer.deliver(2)
     async with asyncio.timeout(PATIENCE + QUIET):
-        while not lane.out:
-            lane.come(0)
+        while not consumer.in_progress:
+            consumer.deliver(0)
             await asyncio.sleep(QUIET / 2)
-    assert len(lane.unacked) < PREFETCH
+    assert len(consumer.unacked) < PREFETCH
 
 
-async def test_what_takes_too_long_keeps_nobody_waiting() -> None:
-    """One that waits for somebody else's lease delays the others for PATIENCE, once; out of patience is not settled."""
-    lane = FrameSink()
-    lane.come(2, 3, 3, 3)
-    await until(lane, 1)
-    (slow,) = lane.out
+@in_virtual_time
+async def test_slow_delivery_delays_the_others_once() -> None:
+    """A delivery that waits for another's lease delays the next one by PATIENCE. It stays in progress."""
+    consumer = FakeConsumer()
+    consumer.deliver(2, 3, 3, 3)
+    await eventually(lambda: consumer.in_progress)
+    (slow,) = consumer.in_progress
     await asyncio.sleep(PATIENCE + QUIET)
-    assert [each.deliveries for each in lane.out] == [2, 3]
+    assert consumer.counts == [2, 3]
     for _ in range(3):
-        await until(lane, 2)
-        lane.settle(lane.out[1:])
+        assert len(consumer.in_progress) == 2
+        consumer.ack(consumer.in_progress[1:])
         await asyncio.sleep(QUIET / 3)
-    assert lane.out == [slow]
-    assert not lane.suspects.holds_deliveries
+    assert consumer.in_progress == [slow]
+    assert not consumer.quarantine.holds_deliveries
 
 
-async def test_narrow_until_something_unsuspicious_is_settled() -> None:
-    """Then it takes the rest of its prefetch, by another consumer; a suspect that is settled is no reason."""
-    lane = FrameSink(single_delivery=True)
-    lane.come(4)
-    await lane.work()
-    assert lane.opened == []
-    lane.come(1)
+@in_virtual_time
+async def test_single_delivery_mode_ends_when_a_harmless_delivery_is_finished() -> None:
+    """Another consumer then takes the rest of the prefetch. A suspect that is finished does not end the mode."""
+    consumer = FakeConsumer(single_delivery=True)
+    consumer.deliver(4)
+    await consumer.ack_all()
+    assert consumer.raised_by == []
+    consumer.deliver(1)
     await asyncio.sleep(QUIET / 3)
-    assert lane.opened == []
-    await lane.work()
+    assert consumer.raised_by == []
+    await consumer.ack_all()
     await asyncio.sleep(QUIET / 3)
-    assert lane.opened == [PREFETCH - 1]
+    assert consumer.raised_by == [PREFETCH - 1]
 
 
-async def test_stopped_it_hands_out_what_is_here() -> None:
-    """Nothing more comes, so nobody waits for it; what is here would be counted if it were given back."""
-    lane = FrameSink()
-    lane.come(3, 2)
-    await lane.suspects.stop()
-    assert lane.suspects.holds_deliveries
+@in_virtual_time
+async def test_stopped_quarantine_hands_out_what_it_withholds_without_waiting_for_arrivals() -> None:
+    """If the deliveries were returned, the returns would count towards the delivery limit."""
+    consumer = FakeConsumer()
+    consumer.deliver(3, 2)
+    await consumer.quarantine.stop()
+    assert consumer.quarantine.holds_deliveries
     await asyncio.sleep(QUIET / 3)
-    assert [each.deliveries for each in lane.out] == [2]
-    assert await lane.work() == [[2], [3]]
+    assert consumer.counts == [2]
+    assert await consumer.ack_all() == [[2], [3]]
 
 
-async def test_stopped_it_waits_for_nothing_that_is_not_settled() -> None:
-    """As in an outage: the rest comes again elsewhere, and whoever stops is not held up suspect by suspect."""
-    lane = FrameSink()
-    lane.come(*[2] * 10)
-    await lane.suspects.stop()
-    await until(lane, 1)
+@in_virtual_time
+async def test_stopped_quarantine_forgets_the_other_suspects_if_one_is_not_finished() -> None:
+    """This happens in an outage: the broker redelivers the suspects, and the stop must not wait for each of them."""
+    consumer = FakeConsumer()
+    consumer.deliver(*[2] * 10)
+    await consumer.quarantine.stop()
+    await eventually(lambda: consumer.in_progress)
     await asyncio.sleep(PATIENCE + QUIET)
-    assert not lane.suspects.holds_deliveries
-    assert len(lane.out) == 1
+    assert not consumer.quarantine.holds_deliveries
+    assert len(consumer.in_progress) == 1
 
 
-async def test_closed_it_hands_out_nothing() -> None:
-    """What is withheld comes again with another connection."""
-    lane = FrameSink()
-    lane.come(3, 2)
-    lane.suspects.close()
-    assert not lane.suspects.holds_deliveries
+@in_virtual_time
+async def test_closed_quarantine_hands_out_nothing() -> None:
+    """The broker redelivers on another connection."""
+    consumer = FakeConsumer()
+    consumer.deliver(3, 2)
+    consumer.quarantine.close()
+    assert not consumer.quarantine.holds_deliveries
     await asyncio.sleep(2 * QUIET)
-    assert lane.out == []
+    assert consumer.in_progress == []
 
 
-counts = st.lists(st.integers(0, 6), max_size=6)
-
-
-@settings(max_examples=25, deadline=None)
-@given(arrivals=st.lists(counts, min_size=1, max_size=5))
-def test_each_is_handed_out_once_and_suspects_alone(arrivals: list[list[int]]) -> None:
-    """Whatever comes whenever: all of it is handed out once, and a suspect never beside anything else."""
-
-    async def run() -> None:
-        lane = FrameSink()
-        come: list[Delivery] = []
-        for some in arrivals:
-            come += lane.come(*some)
+@given(arrivals=st.lists(st.lists(st.integers(0, 6), max_size=6), min_size=1, max_size=5))
+@in_virtual_time
+async def test_every_delivery_is_handed_out_once_and_every_suspect_alone(arrivals: list[list[int]]) -> None:
+    consumer = FakeConsumer()
+    deliveries: list[Delivery] = []
+    for counts in arrivals:
+        deliveries += consumer.deliver(*counts)
+        await asyncio.sleep(0)
+        while consumer.in_progress:
+            assert len(consumer.in_progress) == 1 or max(consumer.counts) < SUSPECT
+            consumer.ack(consumer.in_progress[: len(deliveries) % 3 + 1])
             await asyncio.sleep(0)
-            while lane.out:
-                assert len(lane.out) == 1 or not any(each.deliveries >= SUSPECT for each in lane.out)
-                lane.settle(lane.out[: len(come) % 3 + 1])
-                await asyncio.sleep(0)
-        for together in await lane.work():
-            assert len(together) == 1 or max(together) < SUSPECT
-        assert sorted(each.token[1] for each in lane.handed_out) == [each.token[1] for each in come]
-        assert not lane.suspects.holds_deliveries
-
-    asyncio.run(run())
+    for group in await consumer.ack_all():
+        assert len(group) == 1 or max(group) < SUSPECT
+    assert sorted(delivery.token.tag for delivery in consumer.handed_out) == [
+        delivery.token.tag for delivery in deliveries
+    ]
+    assert not consumer.quarantine.holds_deliveries
 
 
-async def test_the_culprit_takes_few_with_it() -> None:
-    """One kills whatever holds it, until it is alone: what came back as often is settled within a few deaths."""
-    counts, deaths = [SUSPECT] * 50, 0
+@in_virtual_time
+async def test_neighbours_of_a_poison_message_are_finished_before_the_delivery_limit() -> None:
+    """It crashes every worker that holds it, and each crash returns all deliveries that were not finished."""
+    counts, crashes = [SUSPECT] * 50, 0
     while len(counts) > 1:
-        lane = FrameSink(prefetch=len(counts))
-        poison, *others = lane.come(*counts)
-        while poison not in lane.out:
-            lane.settle(lane.out)
+        consumer = FakeConsumer(prefetch=len(counts))
+        poison, *others = consumer.deliver(*counts)
+        while poison not in consumer.in_progress:
+            consumer.ack(consumer.in_progress)
             await asyncio.sleep(0)
-        lane.suspects.close()
-        deaths += 1
-        counts = [each.deliveries + 1 for each in (poison, *others) if each.token[1] in lane.unacked]
-    assert SUSPECT + deaths < DELIVERY_LIMIT
+        consumer.quarantine.close()
+        crashes += 1
+        counts = [delivery.deliveries + 1 for delivery in (poison, *others) if delivery.token.tag in consumer.unacked]
+    assert SUSPECT + crashes < DELIVERY_LIMIT

@@ -1,4 +1,4 @@
-"""A link makes its connection again, whatever ended the last one."""
+"""`ReconnectingChannel` on a fake connection."""
 
 import asyncio
 from typing import Any, cast
@@ -8,45 +8,50 @@ import pytest
 from ingest.broker.rabbitmq.amqp.connection import Connection
 from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
 from ingest.domain.errors import BrokerUnavailable
+from tests.unit.broker.virtual_time_loop import in_virtual_time
 
 
-class Quiet:
-    """A wire that connects at once."""
+class FakeConnection:
+    """A connection that connects at once."""
 
     blocked_seconds = 0.0
     closed = False
 
     async def connect(self) -> None:
-        """Nothing to do."""
+        """There is nothing to connect to."""
 
     async def close(self) -> None:
-        """Nothing to do."""
+        """There is nothing to close."""
 
 
-class Scripted(ReconnectingChannel):
-    """Its first set-ups fail as told; the next holds."""
+class FailingChannel(ReconnectingChannel):
+    """A channel whose set-up raises the given errors, one per try, and then succeeds."""
 
-    def __init__(self, failures: list[BaseException]) -> None:
-        super().__init__(lambda: cast("Connection", Quiet()), "test")
-        self._failures = failures
-        self.up = asyncio.Event()
+    def __init__(self, *errors: BaseException) -> None:
+        super().__init__(lambda: cast("Connection", FakeConnection()), "test")
+        self._errors = list(errors)
+        self.opened = asyncio.Event()
 
     async def _open(self, _: Connection) -> asyncio.Future[Any]:
-        if self._failures:
-            raise self._failures.pop(0)
-        self.up.set()
+        if self._errors:
+            raise self._errors.pop(0)
+        self.opened.set()
         return asyncio.get_running_loop().create_future()
 
     def _lost(self) -> None:
-        """Nothing to clean up."""
+        """There is nothing to clean up."""
 
 
 @pytest.mark.parametrize(
-    "failure", [BrokerUnavailable("away"), asyncio.CancelledError(), RuntimeError("defect"), OSError("reset")]
+    "error", [BrokerUnavailable("unavailable"), asyncio.CancelledError(), RuntimeError("defect"), OSError("reset")]
 )
-async def test_it_connects_again(failure: BaseException) -> None:
-    """Also where aiormq cancels whoever waits on a connection that breaks: the link is not what was cancelled."""
-    link = Scripted([failure])
-    await link.start()
-    await asyncio.wait_for(link.up.wait(), 5)
-    await asyncio.wait_for(link.close(), 5)
+@in_virtual_time
+async def test_channel_connects_again_after_any_error_during_setup(error: BaseException) -> None:
+    """aiormq raises CancelledError if a connection breaks; the channel is not cancelled by it."""
+    channel = FailingChannel(error)
+    await channel.start()
+    assert not channel.state().connected
+    await asyncio.wait_for(channel.opened.wait(), 5)
+    assert (channel.state().connected, channel.state().reconnects) == (True, 1)
+    await asyncio.wait_for(channel.close(), 5)
+    assert not channel.state().connected

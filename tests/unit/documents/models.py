@@ -1,4 +1,4 @@
-"""JSON Schemas (2020-12) of the models in the code, to compare the published documents with."""
+"""JSON Schemas (2020-12) of the models in the code. The tests compare the published documents with them."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ class _WithoutFieldTitles(GenerateJsonSchema):
 
 
 def components(*models: Any) -> dict[str, Any]:
-    """The schemas of models and of everything that they refer to, by name, as in `components.schemas`."""
+    """Return the schemas of models and of everything that they refer to, by name, as in `components.schemas`."""
     adapters: list[tuple[str, Any, TypeAdapter[Any]]] = [
         (model.__name__, "validation", TypeAdapter(model)) for model in models
     ]
@@ -24,6 +24,6 @@ def components(*models: Any) -> dict[str, Any]:
 
 
 def standalone(model: Any) -> dict[str, Any]:
-    """The schema of one model, complete in itself."""
+    """Return the schema of one model, without references to other documents."""
     schema = TypeAdapter(model).json_schema(schema_generator=_WithoutFieldTitles)
     return {"$schema": _WithoutFieldTitles.schema_dialect, **schema}

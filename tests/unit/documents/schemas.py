@@ -1,4 +1,4 @@
-"""JSON Schema (2020-12), by the library that others use."""
+"""Validation of values by JSON Schemas (2020-12) of a document."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from jsonschema import Draft202012Validator
 
 
 def problems(document: dict[str, Any], schema: dict[str, Any], value: object) -> list[str]:
-    """What is wrong with a value; `schema` may refer to the document's components."""
+    """Return what is wrong with a value; `schema` may refer to the components of the document."""
     validator = Draft202012Validator({**schema, "components": document["components"]})
     return [f"{error.json_path}: {error.message}" for error in validator.iter_errors(value)]
 
 
 def resolved(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """The node itself, or what it refers to."""
+    """Return the node, or the one that it refers to."""
     while "$ref" in node:
         target: Any = document
         for part in node["$ref"].removeprefix("#/").split("/"):

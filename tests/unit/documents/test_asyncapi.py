@@ -1,4 +1,4 @@
-"""The AsyncAPI document: valid, and made from the topology."""
+"""The AsyncAPI document: it is valid, and its channels are those of the topology."""
 
 import json
 from pathlib import Path
@@ -16,13 +16,13 @@ MESSAGES: dict[str, Any] = DOCUMENT["components"]["messages"]
 OFFICIAL = json.loads((Path(__file__).parent / "official" / "asyncapi-3.0.0.json").read_text())
 
 
-def test_valid_by_the_official_schema() -> None:
-    """The AsyncAPI Initiative's JSON Schema of 3.0.0, bindings included, has nothing to say."""
+def test_document_is_valid_by_the_official_schema() -> None:
+    """The schema of AsyncAPI 3.0.0 includes the bindings."""
     assert [error.message for error in Draft7Validator(OFFICIAL).iter_errors(DOCUMENT)] == []
 
 
-def test_the_official_schema_would_notice() -> None:
-    """A wrong binding and a wrong action are found, so the test above can fail."""
+def test_official_schema_rejects_a_wrong_binding_and_a_wrong_action() -> None:
+    """So the test above can fail."""
     broken = json.loads(json.dumps(DOCUMENT))
     broken["channels"]["tasksAccepted"]["bindings"]["amqp"]["exchange"]["type"] = "quorum"
     broken["operations"]["send.tasksAccepted"]["action"] = "publish"
@@ -30,54 +30,50 @@ def test_the_official_schema_would_notice() -> None:
 
 
 @pytest.mark.parametrize("name", MESSAGES)
-def test_examples_are_valid(name: str) -> None:
-    """Payloads and headers, by the message's own schemas."""
+def test_examples_of_a_message_are_valid_by_its_schemas(name: str) -> None:
+    """Only `poisoned` and `largeDeadLetter` have no examples."""
     message = MESSAGES[name]
-    for shown in message.get("examples", []):
-        assert problems(DOCUMENT, message["payload"], shown["payload"]) == []
+    for example in message.get("examples", []):
+        assert problems(DOCUMENT, message["payload"], example["payload"]) == []
         if "headers" in message:
-            assert problems(DOCUMENT, message["headers"], shown.get("headers", {})) == []
+            assert problems(DOCUMENT, message["headers"], example.get("headers", {})) == []
     assert message.get("examples") or name in ("poisoned", "largeDeadLetter")
 
 
-def test_every_exchange_and_every_queue_for_others_is_there() -> None:
-    """All of the topology but the workers' own two queues, with its exact names."""
+def test_document_has_every_exchange_and_every_queue_except_the_two_of_the_workers() -> None:
     bindings = [channel["bindings"]["amqp"] for channel in DOCUMENT["channels"].values()]
-    exchanges = {each["exchange"]["name"] for each in bindings if each["is"] == "routingKey"}
-    queues = {each["queue"]["name"] for each in bindings if each["is"] == "queue"}
+    exchanges = {binding["exchange"]["name"] for binding in bindings if binding["is"] == "routingKey"}
+    queues = {binding["queue"]["name"] for binding in bindings if binding["is"] == "queue"}
     assert exchanges == set(topology.EXCHANGES)
     assert queues == {queue.name for queue in topology.QUEUES} - {topology.INGEST_TASKS, topology.INGEST_BATCHES}
 
 
 @pytest.mark.parametrize(
-    ("queue", "arriving"),
+    ("queue", "messages"),
     [
         (topology.CONSENSUS_TASKS, {"taskAccepted"}),
         (topology.WEBHOOK_DISPATCH, {"taskAccepted", "batchAccepted"}),
         (topology.INGEST_DEAD, {"deadLetter", "largeDeadLetter", "poisoned"}),
     ],
 )
-def test_what_arrives_in_a_queue(queue: str, arriving: set[str]) -> None:
-    """Worked out from the bindings."""
-    assert set(DOCUMENT["channels"][queue]["messages"]) == arriving
+def test_queue_channel_lists_its_messages(queue: str, messages: set[str]) -> None:
+    assert set(DOCUMENT["channels"][queue]["messages"]) == messages
 
 
-def test_all_references_resolve() -> None:
-    """Each $ref points at something in the document."""
+def test_every_reference_resolves() -> None:
 
     def walk(node: object) -> None:
         if isinstance(node, dict) and "$ref" in node:
             resolved(DOCUMENT, node)
         elif isinstance(node, dict | list):
-            for each in node.values() if isinstance(node, dict) else node:
-                walk(each)
+            for child in node.values() if isinstance(node, dict) else node:
+                walk(child)
 
     walk(DOCUMENT)
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_standalone_schemas(name: str) -> None:
-    """Each is a JSON Schema (2020-12) that is complete in itself."""
+def test_standalone_schema_is_valid_and_does_not_refer_to_the_document(name: str) -> None:
     schema = event_schema(name)
     Draft202012Validator.check_schema(schema)
     assert "#/components" not in json.dumps(schema)

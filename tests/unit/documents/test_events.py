@@ -1,4 +1,4 @@
-"""Real events and dead letters are what their published schemas say, all of it and nothing else."""
+"""Real events and dead letters fit their published schemas, and have no fields that the schemas do not name."""
 
 from typing import Any
 
@@ -23,7 +23,6 @@ from tests.unit.documents.schemas import problems
 HOOK = "https://a.example/hook"
 TIME = "2026-04-09T12:00:00Z"
 text = st.text(max_size=20)
-blank = "\ufeff \t"
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(lambda word: f"w{word}")
 cust_ids = st.from_regex(r"\A[A-Za-z0-9_-]{1,64}\Z")
 keys = st.none() | st.text(st.characters(codec="ascii", exclude_categories=["C"]), min_size=1, max_size=255)
@@ -34,7 +33,7 @@ bodies = st.fixed_dictionaries(
         "label_spec": st.fixed_dictionaries(
             {
                 "question": words,
-                "options": st.lists(words, min_size=2, max_size=4).filter(lambda each: len({*each}) > 1),
+                "options": st.lists(words, min_size=2, max_size=4).filter(lambda options: len({*options}) > 1),
             },
             optional={"hint": st.recursive(text | st.none() | st.integers(-9, 9), st.lists, max_leaves=5)},
         ),
@@ -48,7 +47,7 @@ bodies = st.fixed_dictionaries(
 
 
 def check(name: str, message: Message) -> dict[str, Any]:
-    """The message's body; asserts that it fits its schema and has no field that the schema does not name."""
+    """Return the body; assert that it fits its schema and has no field that the schema does not name."""
     schema = event_schema(name)
     body: dict[str, Any] = msgspec.json.decode(message.body)
     assert [error.message for error in Draft202012Validator(schema).iter_errors(body)] == []
@@ -65,8 +64,10 @@ def submitted(body: dict[str, Any], cust_id: str, key: str | None) -> Submission
 
 
 @given(bodies, cust_ids, keys, st.none() | st.integers(0, 999))
-def test_task_accepted(body: dict[str, Any], cust_id: str, key: str | None, index: int | None) -> None:
-    """Law: whatever task is accepted, alone or in a batch, its event fits."""
+def test_task_accepted_event_fits_its_schema(
+    body: dict[str, Any], cust_id: str, key: str | None, index: int | None
+) -> None:
+    """The task is accepted alone, or as item `index` of a batch."""
     task = submitted(body, cust_id, key).tasks[0]
     batch = None if index is None else (batch_submission({"tasks": [body]}, cust_id, {HOOK}, key).id, index)
     event = check("task.accepted", events.task_accepted(task, cust_id, TIME, batch))
@@ -75,20 +76,23 @@ def test_task_accepted(body: dict[str, Any], cust_id: str, key: str | None, inde
 
 
 @given(st.lists(bodies, min_size=1, max_size=5), cust_ids, keys, st.booleans())
-def test_batch_accepted(tasks: list[dict[str, Any]], cust_id: str, key: str | None, some: bool) -> None:
-    """Law: as for tasks."""
+def test_batch_accepted_event_fits_its_schema(
+    tasks: list[dict[str, Any]], cust_id: str, key: str | None, has_replay: bool
+) -> None:
     batch = batch_submission({"tasks": tasks, "callback_url": HOOK}, cust_id, {HOOK}, key)
-    replayed = [batch.tasks[0].task_id] if some else []
+    replayed = [batch.tasks[0].task_id] if has_replay else []
     event = check("batch.accepted", events.batch_accepted(batch, TIME, replayed))
     assert event["data"]["task_ids"] == [task.task_id for task in batch.tasks]
 
 
 @given(bodies, cust_ids, st.text(max_size=255), st.booleans(), st.booleans())
-def test_submission_duplicate(body: dict[str, Any], cust_id: str, message_id: str, batch: bool, mismatch: bool) -> None:
-    """Law: of a task or of a batch."""
-    made = batch_submission({"tasks": [body]}, cust_id, {HOOK}) if batch else submitted(body, cust_id, None)
-    event = check("submission.duplicate", events.duplicate(made.id, cust_id, message_id, TIME, mismatch=mismatch))
-    assert ("batch_id" in event["data"], "task_id" in event["data"]) == (batch, not batch)
+def test_submission_duplicate_event_fits_its_schema(
+    body: dict[str, Any], cust_id: str, message_id: str, is_batch: bool, mismatch: bool
+) -> None:
+    submission = batch_submission({"tasks": [body]}, cust_id, {HOOK}) if is_batch else submitted(body, cust_id, None)
+    message = events.duplicate(submission.id, cust_id, message_id, TIME, mismatch=mismatch)
+    event = check("submission.duplicate", message)
+    assert ("batch_id" in event["data"], "task_id" in event["data"]) == (is_batch, not is_batch)
 
 
 @given(
@@ -98,10 +102,9 @@ def test_submission_duplicate(body: dict[str, Any], cust_id: str, message_id: st
     st.just("") | cust_ids,
     st.lists(st.builds(FieldError, text, text), max_size=3),
 )
-def test_submission_rejected_and_dead_letter(
+def test_dead_letter_and_submission_rejected_event_fit_their_schemas(
     body: bytes, message_id: str | None, reason: Reason, cust_id: str, errors: list[FieldError]
 ) -> None:
-    """Law: whatever was refused, with or without a body in UTF-8, a message_id, a customer."""
     rejection = Rejection(
         delivery(body=body, message_id=message_id, content_type=None, user_id=None),
         InvalidSubmission(reason, "why", tuple(errors)),
@@ -115,16 +118,16 @@ def test_submission_rejected_and_dead_letter(
 
 
 @pytest.mark.parametrize("errors", [1, 100])
-def test_large_dead_letter(errors: int) -> None:
-    """Where the envelope is a header: headers and envelope fit, and each of the two forms is not the other."""
-    faults = tuple([FieldError("f" * 500, "g" * 500)] * errors)
-    error = InvalidSubmission(Reason.MALFORMED, "why", faults)
+def test_large_dead_letter_has_its_envelope_in_a_header_and_fits_only_its_own_schema(errors: int) -> None:
+    """The envelope leaves out errors that are too large for a header."""
+    field_errors = tuple([FieldError("f" * 500, "g" * 500)] * errors)
+    error = InvalidSubmission(Reason.MALFORMED, "why", field_errors)
     large = dead_letter(delivery(body=b"\0" * 4 * 1024 * 1024, message_id="m"), error, TIME)
     small = dead_letter(delivery(body=b"\0", message_id="m"), error, TIME)
     document = asyncapi_document()
     kinds = {name: document["components"]["messages"][name] for name in ("deadLetter", "largeDeadLetter")}
     fits = {
-        name: [not problems(document, kind["headers"], each.headers) for each in (small, large)]
+        name: [not problems(document, kind["headers"], letter.headers) for letter in (small, large)]
         for name, kind in kinds.items()
     }
     assert fits == {"deadLetter": [True, False], "largeDeadLetter": [False, True]}
@@ -136,8 +139,8 @@ def test_large_dead_letter(errors: int) -> None:
     assert large.content_type == kinds["largeDeadLetter"]["contentType"]
 
 
-def test_two_refusals_under_one_message_id_are_two_events() -> None:
-    """They are not repeats of each other: who drops events by id must see both."""
+def test_rejections_of_different_bodies_with_one_message_id_have_different_ids() -> None:
+    """A reader that drops events with known ids gets both. A redelivered message is rejected with the same ids."""
     error = InvalidSubmission(Reason.INVALID, "why")
     ids = {
         plan_rejection(Rejection(delivery(body=body, message_id="m"), error, "acme")).messages[1].message_id
@@ -149,13 +152,12 @@ def test_two_refusals_under_one_message_id_are_two_events() -> None:
     assert again[0].message_id == dead_letter(delivery(body=b"{}", message_id="m"), error, TIME).message_id
 
 
-def test_types_are_the_constants() -> None:
-    """The models name the event types that `events` sends."""
+def test_models_name_the_event_types_that_the_service_sends() -> None:
     models = {
         events.TASK_ACCEPTED: event_data.TaskAccepted,
         events.BATCH_ACCEPTED: event_data.BatchAccepted,
         events.DUPLICATE: event_data.SubmissionDuplicate,
         events.REJECTED: event_data.SubmissionRejected,
     }
-    for type_, model in models.items():
-        assert type_ in str(model.__annotations__["type"])
+    for event_type, model in models.items():
+        assert event_type in str(model.__annotations__["type"])

@@ -1,4 +1,4 @@
-"""The published documents say what the code does: schemas, limits, errors, codes, names, version."""
+"""The published documents, compared with the code: schemas, limits, errors, reasons, names and version."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""The OpenAPI document: valid, exact, and the one that the service lives by."""
+"""The OpenAPI document: it is valid, and its patterns accept what the validation accepts."""
 
 import json
 import re
@@ -21,7 +21,7 @@ PATTERNED = {"data_url": validation.HttpsUrl, "key": validation.IdempotencyKey, 
 
 
 def media_types() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every body in the document, with where it is."""
+    """Every body in the document, with its place."""
     for path, methods in DOCUMENT["paths"].items():
         for operation in methods.values():
             if "requestBody" in operation:
@@ -31,34 +31,31 @@ def media_types() -> Iterator[tuple[str, dict[str, Any]]]:
                     yield f"{path} {status}", media_type
 
 
-def test_valid_by_the_public_validator() -> None:
-    """openapi-spec-validator has nothing to say; `openapi` is 3.1."""
+def test_document_is_valid_openapi_3_1() -> None:
     assert [error.message for error in OpenAPIV31SpecValidator(DOCUMENT).iter_errors()] == []
     assert DOCUMENT["openapi"].startswith("3.1.")
 
 
 def test_every_example_is_valid() -> None:
-    """Of bodies, headers and parameters, by the schemas beside them; every JSON body has one, but for documents."""
-    for where, media_type in media_types():
+    """Every header, every parameter and every JSON body has an example, except the bodies that are documents."""
+    for place, media_type in media_types():
         if media_type["schema"] not in ({"type": "object"}, {"type": "string"}):
-            assert media_type["examples"], where
-        for shown in media_type.get("examples", {}).values():
-            assert problems(DOCUMENT, media_type["schema"], shown["value"]) == [], where
+            assert media_type["examples"], place
+        for published in media_type.get("examples", {}).values():
+            assert problems(DOCUMENT, media_type["schema"], published["value"]) == [], place
     components = DOCUMENT["components"]
-    for each in [*components["headers"].values(), *components["parameters"].values()]:
-        assert problems(DOCUMENT, each["schema"], each["example"]) == []
+    for component in [*components["headers"].values(), *components["parameters"].values()]:
+        assert problems(DOCUMENT, component["schema"], component["example"]) == []
 
 
-def test_request_examples_are_the_contracts() -> None:
-    """The bodies of its curl lines."""
+def test_request_examples_include_the_bodies_of_the_curl_commands_in_the_contract() -> None:
     for path, line in (("/v1/tasks", TASK_CURL), ("/v1/tasks/batch", BATCH_CURL)):
         body = json.loads(line[line.index("-d '") + 4 : line.rindex("'")])
-        shown = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
-        assert body in [each["value"] for each in shown.values()]
+        examples = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        assert body in [published["value"] for published in examples.values()]
 
 
-def test_every_operation_says_all_a_client_needs() -> None:
-    """An id of its own, a tag, a summary; each answer carries X-Request-Id; errors have the error's schema."""
+def test_every_operation_has_a_unique_id_a_tag_and_a_summary_and_answers_with_x_request_id() -> None:
     operations = [operation for methods in DOCUMENT["paths"].values() for operation in methods.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
     for operation in operations:
@@ -68,6 +65,11 @@ def test_every_operation_says_all_a_client_needs() -> None:
             assert "X-Request-Id" in resolved(DOCUMENT, response)["headers"]
 
 
+def test_every_error_response_has_the_error_schema() -> None:
+    for status, response in DOCUMENT["components"]["responses"].items():
+        assert response["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}, status
+
+
 @pytest.mark.parametrize("name", PATTERNED)
 @given(text=st.text() | st.from_regex(r"\Ahttps?://[^/\s]{0,20}(/.*)?\Z", fullmatch=True))
 @example(text="https://a.example\n")
@@ -75,11 +77,8 @@ def test_every_operation_says_all_a_client_needs() -> None:
 @example(text="\ufeff")
 @example(text="\x1f\x85\u2029")
 @example(text="https://[::1]:443?q#f")
-def test_patterns_mean_the_same_to_other_engines(name: str, text: str) -> None:
-    """Law: what Python's `re` takes by the published pattern, the validation (in Rust) takes, and nothing else.
-
-    `$` alone differs: Python's also matches before a newline at the end, ECMAScript's does not.
-    """
+def test_published_pattern_accepts_in_python_what_the_validation_in_rust_accepts(name: str, text: str) -> None:
+    """Python's `$` also matches before a final newline; that of ECMAScript and Rust does not, so it becomes `\\Z`."""
     adapter: TypeAdapter[str] = TypeAdapter(PATTERNED[name])
     schema = adapter.json_schema()
     pattern = re.sub(r"\$$", r"\\Z", schema["pattern"])

@@ -1,4 +1,4 @@
-"""Requests as they are counted."""
+"""Metrics of HTTP requests."""
 
 import asyncio
 from typing import Any
@@ -24,13 +24,12 @@ from tests.unit.telemetry.test_metrics import samples
         ("/", "other"),
     ],
 )
-def test_routes_are_those_of_the_api(path: str, route: str) -> None:
-    """Whatever is asked for, there are only so many series."""
+def test_route_label_has_a_limited_number_of_values(path: str, route: str) -> None:
     assert route_of(path) == route
 
 
-async def test_each_request_counts_once_with_its_status() -> None:
-    """Also one whose client went away and one that failed; methods are bounded; in flight goes back to 0."""
+async def test_every_request_is_counted_once_with_its_status() -> None:
+    """A request without an answer counts as 499, and an unknown method as `other`."""
 
     async def app(scope: Scope, receive: Any, send: Any) -> None:
         assert metered.in_flight > 0
@@ -49,12 +48,12 @@ async def test_each_request_counts_once_with_its_status() -> None:
     requests = [request("POST", "/v1/tasks"), request("POST", "/v1/tasks"), request("BREW", "/pot")]
     await asyncio.gather(*requests, request("GET", "/v1/tasks/x"), return_exceptions=True)
     await asyncio.sleep(0)
-    found = samples(meter.registry)
+    values = samples(meter.registry)
     counted = {
         ",".join(value for _, value in sorted(labels)): value
-        for (name, labels), value in found.items()
+        for (name, labels), value in values.items()
         if name == "ingest_http_requests_total"
     }
     assert counted == {"POST,/v1/tasks,202": 2, "other,other,499": 1, "GET,/v1/tasks/{id},499": 1}
-    assert found["ingest_http_request_duration_seconds_count", frozenset({("route", "/v1/tasks")})] == 2
+    assert values["ingest_http_request_duration_seconds_count", frozenset({("route", "/v1/tasks")})] == 2
     assert metered.in_flight == 0

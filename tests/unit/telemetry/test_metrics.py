@@ -1,4 +1,4 @@
-"""The definitions, and the meter that puts them into Prometheus' format."""
+"""The definitions of metrics, and the meter that exports them to Prometheus."""
 
 import re
 from collections.abc import Iterable
@@ -19,25 +19,30 @@ ROOT = Path(__file__).parents[3]
 
 
 def samples(registry: CollectorRegistry) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """The values of all series, by metric name and labels."""
     families = text_string_to_metric_families(generate_latest(registry).decode())
-    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in families
+        for sample in family.samples
+    }
 
 
-def test_the_table_is_what_the_code_defines() -> None:
-    """Mend it with `python -m tests.support.metrics_table > deploy/metrics.md`."""
-    assert (ROOT / "deploy/metrics.md").read_text() == markdown()
+def test_metrics_table_for_operators_equals_the_definitions() -> None:
+    assert (ROOT / "deploy/metrics.md").read_text() == markdown(), (
+        "update it with `python -m tests.support.metrics_table > deploy/metrics.md`"
+    )
 
 
-def test_the_page_for_operators_names_metrics_that_exist() -> None:
-    """In the scrape it shows and in its queries."""
-    known = {metric.name for metric in METRICS}
-    shown = re.findall(r"\bingest_[a-z_]+", (ROOT / "deploy/monitoring.md").read_text())
-    assert len(shown) > 20
-    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in shown} <= known
+def test_monitoring_page_names_only_metrics_that_exist() -> None:
+    names = {metric.name for metric in METRICS}
+    published = re.findall(r"\bingest_[a-z_]+", (ROOT / "deploy/monitoring.md").read_text())
+    assert len(published) > 20
+    assert {re.sub(r"_(bucket|sum|count)$", "", name) for name in published} <= names
 
 
-def test_names_follow_the_conventions() -> None:
-    """A prefix, base units, `_total` for counters only, no label that could grow without end."""
+def test_metric_names_and_labels_follow_the_conventions() -> None:
+    """Names have the prefix and base units, only counters end with `_total`, and no label has unlimited values."""
     assert len({metric.name for metric in METRICS}) == len(METRICS)
     for metric in METRICS:
         assert re.fullmatch(r"ingest_[a-z_]+", metric.name)
@@ -50,8 +55,9 @@ def test_names_follow_the_conventions() -> None:
 
 
 @given(st.lists(st.floats(0, 100), max_size=50), st.lists(st.floats(0, 100), max_size=50))
-def test_many_at_once_are_as_one_by_one(first: Iterable[float], second: Iterable[float]) -> None:
-    """The bulk observation counts exactly as the library's own does."""
+def test_observing_many_values_at_once_equals_observing_each_value(
+    first: Iterable[float], second: Iterable[float]
+) -> None:
     meter = PrometheusMeter()
     registry = CollectorRegistry()
     metric = metrics.ADMISSION_DURATION
@@ -60,28 +66,28 @@ def test_many_at_once_are_as_one_by_one(first: Iterable[float], second: Iterable
         meter.observe(metric, values)
         for value in values:
             oracle.observe(value)
-    ours, theirs = samples(meter.registry), samples(registry)
-    assert ours.keys() >= theirs.keys()
-    for key, value in theirs.items():
-        assert ours[key] == pytest.approx(value)
+    values_of_meter, values_of_oracle = samples(meter.registry), samples(registry)
+    assert values_of_meter.keys() >= values_of_oracle.keys()
+    for series, value in values_of_oracle.items():
+        assert values_of_meter[series] == pytest.approx(value)
 
 
-def test_processes_add_up_and_the_next_goes_on_where_one_died(tmp_path: Path) -> None:
-    """Counters of all processes are one sum; a process that takes a dead one's place adds to what that had counted."""
+def test_counters_are_summed_over_processes_and_survive_a_restart(tmp_path: Path) -> None:
+    """The second process 0 replaces the first one. Gauges are separate for each process."""
     queue = frozenset({("queue", "q")})
     for process, count in (("0", 1), ("1", 10), ("0", 100)):
         meter = PrometheusMeter(process, tmp_path)
         meter.add(metrics.DELIVERIES, count, "q")
         meter.observe(metrics.PUBLISH_DURATION, [0.002] * count)
         meter.set(metrics.DELIVERIES_IN_FLIGHT, count, "q")
-    PrometheusMeter()  # back to memory
-    found = samples(shared_registry(tmp_path))
-    assert found["ingest_deliveries_total", queue] == 111
-    assert found["ingest_publish_duration_seconds_count", frozenset()] == 111
+    PrometheusMeter()  # so that later tests use memory, not files
+    values = samples(shared_registry(tmp_path))
+    assert values["ingest_deliveries_total", queue] == 111
+    assert values["ingest_publish_duration_seconds_count", frozenset()] == 111
     in_flight = {
         dict(labels)["process"]: value
-        for (name, labels), value in found.items()
+        for (name, labels), value in values.items()
         if name.endswith("deliveries_in_flight")
     }
     assert in_flight == {"0": 100, "1": 10}
-    assert len(list(tmp_path.iterdir())) == 6  # one a kind and process, whatever has died
+    assert len(list(tmp_path.iterdir())) == 6  # 3 metric types, 2 process numbers

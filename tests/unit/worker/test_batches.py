@@ -90,14 +90,14 @@ async def phases(store: SqliteStore, submission: Submission) -> dict[str, Phase 
 async def test_batch_publishes_one_event_per_task_and_leaves_one_entry_per_key(
     harness: ProcessorHarness, store: UnreliableStore
 ) -> None:
-    """Two items with one key are one task; items without keys leave no entries; the batch's event is last."""
+    """Two items with one key are one task; items without keys do not leave entries; the batch's event is last."""
     submission = batch(None, "x", None, "x")
     assert await harness.attempt(direct(None, "x", None, "x")) == events_of(submission)
-    first, x, third = (task.task_id for task in submission.tasks[:3])
+    first, keyed, third = (task.task_id for task in submission.tasks[:3])
     assert await phases(store, submission) == {
         submission.id: Phase.ACCEPTED,
         first: None,
-        x: Phase.ACCEPTED,
+        keyed: Phase.ACCEPTED,
         third: None,
     }
     assert await store.used("c", MONTH) == 3

@@ -1,4 +1,4 @@
-"""Rejections of the delivery classifier: their messages, and what they keep in memory."""
+"""The delivery classifier: which deliveries it rejects, and that a rejection does not keep their bodies in memory."""
 
 import gc
 import sys
@@ -31,7 +31,7 @@ from tests.support.deliveries import delivery, direct_delivery
 async def test_body_of_rejected_delivery_is_freed_without_the_garbage_collector(
     tmp_path: Path, content: bytes, properties: dict[str, str | None], message: str
 ) -> None:
-    """The error of a rejection holds no reference to the deliveries of its micro-batch."""
+    """The error of a rejection does not refer to the deliveries of its micro-batch."""
     store = await SqliteStore.open(tmp_path / "store.db")
     await store.save_customer(Customer(cust_id="c"))
     classifier = DeliveryClassifier(store, frozenset({"shim"}))

@@ -53,7 +53,7 @@ SUBMISSIONS, TASKS, AGES = "ingest_submissions_total", "ingest_accepted_tasks_to
 
 
 def test_every_rejection_reason_has_a_series_before_the_first_rejection(harness: OutcomesHarness) -> None:
-    """Without it, the first rejection would have no rate and would trigger no alert."""
+    """Without the series, the first rejection would not have a rate and would not trigger an alert."""
     counted = samples(harness.meter.registry)
     for reason in Reason:
         labels = {"door": "amqp", "kind": "task", "outcome": "rejected", "reason": str(reason)}
@@ -67,7 +67,7 @@ async def test_direct_submissions_are_counted_by_outcome_and_reason(harness: Out
         direct_delivery("2"),
         direct_delivery("", {}),
         direct_delivery("3", {}),
-        direct_delivery("4", cust_id="nobody"),
+        direct_delivery("4", cust_id="unknown"),
     )
     await harness.attempt(direct_delivery("1"), direct_delivery("2", other), direct_delivery("s", cust_id="strict"))
     await harness.attempt(direct_delivery("s", other, cust_id="strict"), direct_delivery("5"))
