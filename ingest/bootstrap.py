@@ -113,7 +113,7 @@ async def _run_until_signal(main: Callable[[asyncio.Event], Awaitable[None]], de
     stopping.cancel()
     done, _ = await asyncio.wait([running], timeout=deadline)
     if not done:
-        consequence = "unacknowledged messages will be redelivered"
+        consequence = "requests in progress get no answer; unacknowledged messages will be redelivered"
         _log.error("shutdown_deadline_exceeded", seconds=deadline, consequence=consequence)
         running.cancel()
         await asyncio.wait([running], timeout=5)
@@ -177,7 +177,7 @@ async def _declare(broker: Broker) -> None:
             await broker.declare()
         except BrokerUnavailable as error:
             pause = backoff.next()
-            _log.warning("topology_declaration_failed", error=str(error), retry_in=pause)
+            _log.warning("topology_declaration_failed", error=str(error), retry_in_seconds=pause)
             await asyncio.sleep(pause)
         else:
             return

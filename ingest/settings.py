@@ -45,7 +45,12 @@ class Settings(BaseSettings):
     confirm_timeout: float = Field(5.0, gt=0, le=60, description="timeout of a publisher confirm, seconds")
     store_timeout: float = Field(3.0, gt=0, le=60, description="timeout of a store call, seconds")
     lease: float = Field(30.0, ge=15, le=600, description="duration of a claim's lease, seconds")
-    request_deadline: float = Field(10.0, gt=0, le=60, description="time to answer an HTTP request, seconds")
+    request_deadline: float = Field(
+        10.0,
+        gt=0,
+        le=60,
+        description="time for admission and publish of an HTTP submission, after its body was read, seconds",
+    )
     outage_hold: float = Field(
         600.0,
         gt=0,

@@ -65,7 +65,11 @@ class BrokerBackend(Protocol):
         ...
 
     async def findings(self, outage_hold: float) -> list[Finding]:
-        """Return the broker's findings for `ingest doctor`; `outage_hold` is in seconds."""
+        """Return the broker's findings for `ingest doctor`. An outage is a finding and raises no error.
+
+        `outage_hold` is INGEST_OUTAGE_HOLD in seconds, which is compared with RabbitMQ's consumer_timeout. Raises
+        ConfigurationError.
+        """
         ...
 
 
@@ -209,8 +213,15 @@ async def _no_publisher() -> Publisher:
 def _ssl_context(settings: Settings) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=settings.broker_cafile)
-        if settings.broker_certfile:
-            context.load_cert_chain(settings.broker_certfile, settings.broker_keyfile)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"INGEST_BROKER_CAFILE, _CERTFILE or _KEYFILE cannot be used: {error}") from error
+        raise ConfigurationError(f"INGEST_BROKER_CAFILE={settings.broker_cafile} cannot be used: {error}") from error
+    if settings.broker_certfile:
+        try:
+            context.load_cert_chain(settings.broker_certfile, settings.broker_keyfile)
+        except (OSError, ssl.SSLError) as error:
+            # The error does not say which of the two files it is about.
+            raise ConfigurationError(
+                f"INGEST_BROKER_CERTFILE={settings.broker_certfile} or INGEST_BROKER_KEYFILE="
+                f"{settings.broker_keyfile or ''} cannot be used: {error}"
+            ) from error
     return context

@@ -49,7 +49,9 @@ def customer_add(
 ) -> None:
     """Add a customer. Example: ingest customer add acme --quota 100000 --retention 30d"""
     if not is_cust_id(cust):
-        raise ConfigurationError(f"{cust!r} is not a customer id: it needs 1 to 64 letters, digits, _ or -")
+        raise ConfigurationError(
+            f"{cust!r} is not a customer id: a customer id has 1 to 64 characters: letters, digits, _ and -"
+        )
 
     async def add(store: Store) -> Customer:
         if await store.customer(cust) is not None:

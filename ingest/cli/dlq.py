@@ -241,7 +241,7 @@ def _selection(
     )
     if all_ is False and selection == Selection():
         raise ConfigurationError(
-            "name the dead letters: an ID, --reason, --customer, --older-than, --newer-than, or --all"
+            "select dead letters with an ID, --reason, --customer, --older-than, --newer-than, or --all"
         )
     if all_ and selection != Selection():
         raise ConfigurationError("--all cannot be combined with other selections")

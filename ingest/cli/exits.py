@@ -15,7 +15,11 @@ USAGE: Final = 2
 
 
 def exit_code(job: Callable[[], int | None]) -> int:
-    """Run the job and return its exit code; print an IngestError as one line on standard error."""
+    """Run the job and return its exit code (0 for None).
+
+    An IngestError is printed as one line on standard error; the code is USAGE for a ConfigurationError, otherwise
+    UNAVAILABLE.
+    """
     try:
         return job() or 0
     except IngestError as error:

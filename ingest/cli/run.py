@@ -147,7 +147,7 @@ def _metrics_endpoint(current: settings.Settings) -> MetricsEndpoint | None:
         return None
     options = ("INGEST_METRICS_PORT", "INGEST_METRICS_HOST")
     listener = _listen(current.metrics_host, current.metrics_port, options)
-    _log.info("metrics_started", port=listener.getsockname()[1])
+    _log.info("metrics_listening", host=current.metrics_host, port=listener.getsockname()[1])
     return MetricsEndpoint(listener=listener)
 
 

@@ -58,7 +58,7 @@ def task_accepted(task: Task, cust_id: str, created_at: str, batch: tuple[str, i
 def batch_accepted(submission: Submission, created_at: str, replayed: Sequence[str]) -> Message:
     """Return the acceptance event of a batch, published after all its tasks' events.
 
-    `replayed` are the ids of tasks that were accepted before.
+    `created_at` is RFC 3339 text; `replayed` are the ids of tasks that were accepted before.
     """
     with_callback = any(task.has_callback for task in submission.tasks)
     data = {
@@ -74,7 +74,10 @@ def batch_accepted(submission: Submission, created_at: str, replayed: Sequence[s
 
 
 def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str, *, mismatch: bool) -> Message:
-    """Return the event of a direct submission that repeats an accepted one; `created_at` is the original's."""
+    """Return the event of a direct submission that repeats an accepted one.
+
+    `created_at` is when the original was accepted, as RFC 3339 text.
+    """
     kind = "batch_id" if submission_id.startswith("bat_") else "task_id"
     data: dict[str, Any] = {kind: submission_id, "cust_id": cust_id, "created_at": created_at, "message_id": message_id}
     data["payload_mismatch"] = mismatch
@@ -85,7 +88,8 @@ def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str
 def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission, digest: str) -> Message:
     """Return the event of a direct submission that was rejected; the submission itself is in `ingest.dead`.
 
-    `digest` covers the whole submission: one message_id, or none, may come with several wrong bodies.
+    `now` is RFC 3339 text. `digest` covers the whole submission: one message_id, or none, may come with several wrong
+    bodies.
     """
     data = {
         "cust_id": cust_id,
@@ -98,7 +102,10 @@ def rejected(cust_id: str, message_id: str, now: str, error: InvalidSubmission, 
 
 
 def traced(event: Message, trace: Trace) -> Message:
-    """Add a trace context to an event: as CloudEvents' distributed tracing extension, and in the message's headers."""
+    """Return a copy of the event with a trace context.
+
+    It is CloudEvents' distributed tracing extension in the body, and also in the message's headers.
+    """
     body = b"{" + trace.json_members() + event.body[1:]
     return msgspec.structs.replace(event, body=body, headers=event.headers | trace.headers())
 

@@ -25,7 +25,8 @@ class SubmissionKind(StrEnum):
 
 _PREFIX: dict[SubmissionKind, str] = {SubmissionKind.TASK: "tsk_", SubmissionKind.BATCH: "bat_"}
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
-# Two characters at a time cost half as much as one. The last two are the 10 bits of an item's index.
+# Encoding two characters at a time costs half as much as one at a time. The last pair is the 10 bits of an item's
+# index.
 _PAIRS = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
 _INDEXES = {pair: index for index, pair in enumerate(_PAIRS)}
 MAX_ITEMS = len(_PAIRS)

@@ -4,7 +4,10 @@ import msgspec
 
 
 class QueueState(msgspec.Struct, frozen=True, kw_only=True):
-    """A queue. Rates are in messages per second; `oldest` is the age of its first message in seconds."""
+    """What `ingest status` shows about a queue.
+
+    Rates are in messages per second; `oldest` is the age of its first message in seconds.
+    """
 
     name: str
     ready: int
@@ -16,7 +19,7 @@ class QueueState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BrokerState(msgspec.Struct, frozen=True, kw_only=True):
-    """The broker. `problems` are sentences: unavailable, alarms, missing queues."""
+    """What `ingest status` shows about the broker. `problems` are sentences: unavailable, alarms, missing queues."""
 
     name: str
     version: str = ""
@@ -25,7 +28,7 @@ class BrokerState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StoreState(msgspec.Struct, frozen=True, kw_only=True):
-    """The store.
+    """What `ingest status` shows about the store. `problems` are sentences.
 
     `round_trip` is in seconds; `used` describes the fullest node or the file; `entries` counts records.
     """
@@ -39,11 +42,10 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
-    """A process that serves metrics.
+    """What `ingest status` shows about a process that serves metrics.
 
-    `idle` is seconds since it last settled a delivery; `accepted` is tasks per second.
-
-    `breaker_open` is named `brake` in JSON.
+    `idle` is seconds since it last settled a delivery; `accepted` is tasks per second. `breaker_open` is named `brake`
+    in JSON.
     """
 
     url: str
@@ -57,7 +59,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DeadReason(msgspec.Struct, frozen=True, kw_only=True):
-    """Dead letters of one reason; `oldest` is an age in seconds."""
+    """What `ingest status` shows about the dead letters of one reason; `oldest` is an age in seconds."""
 
     reason: str
     count: int

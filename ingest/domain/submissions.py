@@ -56,7 +56,9 @@ def decode_json(body: bytes) -> Any:
         data = _decode(body)
         repeated = repeated_name(body, data)
     except RecursionError:
-        raise InvalidSubmission(Reason.MALFORMED, "body is nested too deeply") from None
+        raise InvalidSubmission(
+            Reason.MALFORMED, "body has too many nested arrays or objects: nest it less deeply"
+        ) from None
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         raise InvalidSubmission(Reason.MALFORMED, _malformed(body, error)) from None
     if repeated is not None:

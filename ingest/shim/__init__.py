@@ -6,7 +6,7 @@
 - ``pipeline``   one micro-batch: one admission, one publish, one ledger write.
 - ``auth``       turns an API key into its customer, with a short cache.
 - ``lookups``    GET by id, health, documents.
-- ``problems``   every error that an HTTP client can get.
+- ``problems``   answers that are not 2xx; 404 is in `lookups` and `app`, and 408, 431 and 505 are in `http`.
 - ``http``       limits, framing, bodies, and the server.
 - ``documents``  OpenAPI and AsyncAPI.
 """

@@ -49,7 +49,7 @@ class Shim:
         store: ledger, quotas and customers.
         publisher: publishes to the ingest queues.
         admission: uses the same store.
-        deadline: time limit for one submission, in seconds.
+        deadline: time for admission and publish of a submission, after its body was read, in seconds.
         meter: counts each submission's outcome.
         memory: the memory for bodies of requests in progress.
     """

@@ -85,11 +85,11 @@ class Lookups:
         )
 
     async def healthz(self, _: Request) -> Response:
-        """The process is alive."""
+        """Answer 200: the process can answer requests. Dependencies are not checked."""
         return _json({"status": "ok"})
 
     async def readyz(self, _: Request) -> Response:
-        """The broker and the store can take a submission."""
+        """Answer 200, or 503 if the broker or the store cannot take a submission."""
         broker, store = await asyncio.gather(_state(self._publisher.ready), _state(self._store.ready))
         if broker == store == "ok":
             return _json({"status": "ok", "broker": broker, "store": store})
@@ -111,7 +111,10 @@ class Lookups:
         return customer.cust_id, request.path_params["id"]
 
     async def _read(self, ids: Sequence[str]) -> list[Entry | None]:
-        """Raises Problem."""
+        """Read ledger entries, in order; None for an id that is not stored.
+
+        Raises Problem: 503 if the store is unavailable.
+        """
         try:
             return await self._store.read(ids)
         except StoreUnavailable:

@@ -66,7 +66,7 @@ class SubmissionPipeline:
         except StoreUnavailable as error:
             # The broker has the submissions, which is what a 2xx promises. The worker settles entries that stay
             # claimed.
-            _log.warning("record_queued_failed", error=str(error), requests=len(confirmed))
+            _log.warning("queued_not_recorded", error=str(error), requests=len(confirmed))
 
 
 def _message(decision: Decision) -> Message:

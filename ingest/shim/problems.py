@@ -1,4 +1,4 @@
-"""Every error that an HTTP client can get.
+"""Answers that are not 2xx, except 404 (`app`, `lookups`) and what HTTP itself forbids, such as 408, 431, 505 (`http`).
 
 The body is `{"error": sentence}`, plus `errors` if several fields are wrong.
 """

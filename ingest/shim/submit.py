@@ -43,7 +43,8 @@ class Submitter:
     Args:
         admission: claims and charges.
         publisher: publishes to the ingest queues.
-        deadline: time limit for one pass through the pipeline, in seconds. A contended request makes a few passes.
+        deadline: time limit for one pass through the pipeline, in seconds. A contended request makes further passes
+            for up to 2 s, so it can take 2 s longer.
     """
 
     def __init__(self, admission: Admission, publisher: Publisher, deadline: float) -> None:
@@ -102,7 +103,7 @@ class Submitter:
 
 
 def _parse(kind: SubmissionKind, body: bytes, key_header: bytes | None, customer: Customer) -> Submission:
-    """Raises InvalidSubmission."""
+    """Return the submission in a body. Raises InvalidSubmission."""
     data = decode_json(body)
     key = None
     if key_header is not None:

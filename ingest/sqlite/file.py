@@ -67,12 +67,12 @@ class SqliteFile:
         try:
             pending = asyncio.get_running_loop().run_in_executor(self._thread, guarded)
         except RuntimeError as error:  # the thread has ended
-            raise self._error(f"SQLite file {self._path} is closed") from error
+            raise self._error(f"SQLite file {self._path} is closed: the process is stopping") from error
         return await pending
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
-            raise self._error(f"SQLite file {self._path} is closed")
+            raise self._error(f"SQLite file {self._path} is closed: the process is stopping")
         return self._connection
 
     def _connect(self) -> None:
@@ -94,23 +94,28 @@ class SqliteFile:
         db = sqlite3.connect(uri, uri=True, timeout=BUSY, isolation_level=None)
         self._connection = db
         version = db.execute("PRAGMA user_version").fetchone()[0]
+        self._refuse_newer(version)
         if version != len(self._migrations):
             raise ConfigurationError(
-                f"{self._path} has schema {version}, this program reads {len(self._migrations)}: start `ingest dev` of "
-                "this version once, which migrates older files"
+                f"{self._path} has schema {version}, this program reads {len(self._migrations)}: start `ingest dev` "
+                "once, which migrates the file"
             )
 
     def _migrate(self, db: sqlite3.Connection) -> None:
         version = db.execute("PRAGMA user_version").fetchone()[0]
-        newest = len(self._migrations)
-        if version > newest:
-            raise ConfigurationError(
-                f"{self._path} has schema {version}, this program knows up to {newest}: upgrade it, or use another file"
-            )
+        self._refuse_newer(version)
         for statements in self._migrations[version:]:
             for statement in statements:
                 db.execute(statement)
-        db.execute(f"PRAGMA user_version = {newest}")
+        db.execute(f"PRAGMA user_version = {len(self._migrations)}")
+
+    def _refuse_newer(self, version: int) -> None:
+        newest = len(self._migrations)
+        if version > newest:
+            raise ConfigurationError(
+                f"{self._path} has schema {version}, this program knows up to {newest}: upgrade this program, or use "
+                "another file"
+            )
 
     def _disconnect(self) -> None:
         if self._connection is not None:

@@ -92,7 +92,7 @@ class CircuitBreaker:
             self._record(attempt)
 
     def stop(self) -> None:
-        """End every wait, because the worker is stopping."""
+        """Note that the worker is stopping: waits end, and attempts that wait for an open circuit raise Stopping."""
         self._stopped = True
         self._notify()
 

@@ -116,7 +116,8 @@ def _address(queue: str, routing_key: str) -> tuple[SubmissionKind, str]:
     cust_id = routing_key.removeprefix(prefix)
     if not routing_key.startswith(prefix) or not is_cust_id(cust_id):
         raise InvalidSubmission(
-            Reason.BAD_ROUTING_KEY, f"the routing key must be {prefix}<cust_id>, with 1 to 64 letters, digits, _ or -"
+            Reason.BAD_ROUTING_KEY,
+            f"the routing key must be {prefix}<cust_id>; a cust_id has 1 to 64 characters: letters, digits, _ and -",
         )
     return kind, cust_id
 

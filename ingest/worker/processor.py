@@ -192,7 +192,8 @@ class DeliveryProcessor:
         try:
             await self._admission.accepted([entry for plan in plans for entry in plan.entries])
         except StoreUnavailable as error:
-            _log.warning("settle_failed", error=str(error), submissions=len(plans))
+            unsettled = sum(1 for plan in plans if plan.entries)
+            _log.warning("settle_failed", error=str(error), submissions=unsettled)
             return list(plans)
         _log.debug("accepted", ids=[plan.entries[0].id for plan in plans if plan.entries])
         return []

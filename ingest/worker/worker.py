@@ -154,7 +154,8 @@ class QueueConsumerLoop:
     async def _process(self, deliveries: Sequence[Delivery]) -> None:
         """Attempt the deliveries until all are finished or lost, or the worker stops."""
         unfinished = await self._attempt_under_breaker(deliveries)
-        # Retries do not count as in progress: contended deliveries are few, and in an outage the breaker decides.
+        # Retries do not count as in progress: contended deliveries are few, and in an outage the breaker
+        # limits the attempts.
         self._in_progress -= 1
         self._start()
         if not unfinished:

@@ -201,8 +201,8 @@ async def test_dead_letters_redriven_twice_after_a_missing_ack_are_accepted_once
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("redrive",), "name the dead letters"),
-        (("purge", "--yes"), "name the dead letters"),
+        (("redrive",), "select dead letters"),
+        (("purge", "--yes"), "select dead letters"),
         (("redrive", "--all", "--reason", "invalid"), "cannot be combined"),
         (("redrive", "--all", "--rate", "fast"), "--rate must be"),
         (("list", "--older-than", "7"), "--older-than must be a time"),

@@ -104,14 +104,14 @@ def read_after(db: sqlite3.Connection, queue: str, last: int, limit: int) -> lis
 
 
 def depths(db: sqlite3.Connection) -> dict[str, tuple[int, int]]:
-    """Queue to (ready, delivered and not acknowledged)."""
+    """Return, by queue, the number of messages that are ready, and that are delivered but not acknowledged."""
     empty = {queue.name: (0, 0) for queue in topology.QUEUES}
     sql = "SELECT queue, count(*) - sum(delivered), sum(delivered) FROM message GROUP BY queue"
     return empty | {queue: (ready, unacked) for queue, ready, unacked in db.execute(sql).fetchall()}
 
 
 def delete(db: sqlite3.Connection, ids: Sequence[int]) -> None:
-    """Delete messages."""
+    """Delete the messages with these row ids; ids that do not exist are ignored."""
     db.executemany("DELETE FROM message WHERE id = ?", [(id_,) for id_ in ids])
 
 

@@ -164,7 +164,7 @@ def parse_urls(url: str) -> list[URL]:
     """Return one URL per host. Raises ConfigurationError, whose message never contains the password."""
     parsed = parse_multi_host_url(url, "INGEST_BROKER_URL", _EXAMPLE)
     if parsed.scheme not in ("amqp", "amqps"):
-        raise ConfigurationError(f"INGEST_BROKER_URL must look like {_EXAMPLE}")
+        raise ConfigurationError(f"INGEST_BROKER_URL must begin with amqp:// or amqps://, for example {_EXAMPLE}")
     hosts = parsed.hosts()
     user, password = hosts[0]["username"], hosts[0]["password"]
     userinfo = "" if user is None else f"{user}@" if password is None else f"{user}:{password}@"

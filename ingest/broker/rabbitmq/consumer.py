@@ -176,7 +176,8 @@ class _ConsumeChannel:
     async def consume(self, prefetch: int) -> None:
         """Add a consumer. QoS comes first, or the whole queue is delivered at once. Raises BrokerUnavailable."""
         self._consumers += 1
-        # Numbered so that tags sort: when the channel ends, the queue takes messages back consumer by consumer.
+        # Zero-padded, so that tags sort in the order of creation: when the channel ends, the queue takes messages back
+        # consumer by consumer in the order of the tags, which is roughly the order in which they were delivered.
         consumer_tag = f"ingest.{self._queue}.{self._consumers:05d}"
         self._consumer_tags.append(consumer_tag)
         try:

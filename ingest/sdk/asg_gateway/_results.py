@@ -34,8 +34,8 @@ class TaskResult(_Readable):
         task_id: the id, which is the same for every call with the same key.
         status: `pending`.
         created_at: when it was first accepted, RFC 3339.
-        idempotent: it was accepted before this call.
-        payload_mismatch: the original body differs from this one; the original counts.
+        idempotent: whether it was accepted before this call.
+        payload_mismatch: whether the original body differs from this one; the original stays in force.
         expires_at: the key is remembered at least until then; None for a look-up.
         request_id: names the request in the gateway's log.
     """
@@ -63,8 +63,8 @@ class BatchResult(_Readable):
         status: `accepted`.
         task_ids: the ids of the tasks, in order.
         created_at: when it was first accepted, RFC 3339; None unless it was looked up.
-        idempotent: all of it was accepted before this call.
-        payload_mismatch: the original body differs from this one; the original counts.
+        idempotent: whether all of it was accepted before this call.
+        payload_mismatch: whether the original body differs from this one; the original stays in force.
         expires_at: the key is remembered at least until then; None for a look-up.
         request_id: names the request in the gateway's log.
         parts: the results of the single requests, if the batch was too large for one.

@@ -10,6 +10,8 @@ MAX_TASKS = 1_000
 MAX_BYTES = 8 * 1024 * 1024
 ENVELOPE = 16 * 1024
 """Bytes reserved for the part of a request that is not tasks."""
+MAX_TASK_BYTES = MAX_BYTES - ENVELOPE - 1
+"""The largest encoded task in bytes; one byte is for the comma after it."""
 _MAX_KEY = 255
 
 TaskType = Literal["image_classification", "text_classification", "sentiment", "moderation"]
@@ -63,8 +65,10 @@ def split(tasks: Iterable[bytes]) -> list[list[bytes]]:
     size = 0
     for index, task in enumerate(tasks):
         length = len(task) + 1
-        if length > MAX_BYTES - ENVELOPE:
-            raise ValueError(f"tasks[{index}] must be smaller: it is {len(task):,} bytes, a request takes 8 MiB")
+        if len(task) > MAX_TASK_BYTES:
+            raise ValueError(
+                f"tasks[{index}] is too large: {len(task):,} bytes; at most {MAX_TASK_BYTES:,} are allowed"
+            )
         if len(parts[-1]) == MAX_TASKS or size + length > MAX_BYTES - ENVELOPE:
             parts.append([])
             size = 0
@@ -76,4 +80,4 @@ def split(tasks: Iterable[bytes]) -> list[list[bytes]]:
 def _as_dict(value: object) -> object:
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} is not a JSON type")
+    raise TypeError(f"a task contains a value of type {type(value).__name__}, which JSON cannot represent")

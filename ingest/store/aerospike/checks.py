@@ -106,7 +106,7 @@ def _eviction(node: Node) -> Iterator[Finding]:
             "set them to 0: then writes are refused (503), and no key is forgotten",
         )
     else:
-        yield ok(AREA, "no records are evicted")
+        yield ok(AREA, "eviction is off")
 
 
 def _writes(node: Node) -> Iterator[Finding]:
@@ -161,7 +161,7 @@ def _durability(node: Node) -> Iterator[Finding]:
             "set commit-to-device true, or replication-factor 2 or more",
         )
     else:
-        yield ok(AREA, "a write is on disk when it returns")
+        yield ok(AREA, "every write is on disk before it is acknowledged")
 
 
 def _copies(node: Node) -> Iterator[Finding]:

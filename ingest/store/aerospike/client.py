@@ -147,7 +147,7 @@ class AerospikeClient:
                 elif record.result == result_codes.NOT_FOUND:
                     records.append(None)
                 else:
-                    raise self.unavailable(record.result, "read failed")
+                    raise self.unavailable(record.result, "reading a record failed")
         return records
 
     def _check(self, answer: Any, count: int) -> None:

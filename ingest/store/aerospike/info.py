@@ -13,7 +13,10 @@ _EPOCH: Final = 1_262_304_000
 
 
 class Node(msgspec.Struct, frozen=True):
-    """One node. `namespace` has the statistics and configuration of our namespace; it is empty if the node has none."""
+    """One node.
+
+    `namespace` has the statistics and configuration of our namespace; empty if the node does not have this namespace.
+    """
 
     name: str
     build: str
@@ -31,7 +34,7 @@ class Node(msgspec.Struct, frozen=True):
 
     @property
     def clock(self) -> int | None:
-        """Its Unix time in seconds."""
+        """The node's Unix time in seconds; None if it is unknown."""
         return _EPOCH + int(self.namespace["current_time"]) if "current_time" in self.namespace else None
 
     def number(self, name: str) -> float | None:

@@ -160,8 +160,12 @@ class AerospikeQuotas:
             oldest = _now() - _RECEIPT_AGE // 2
             kept = [doubt for doubt in unresolved if doubt[1].number > oldest]
             if len(kept) < len(unresolved):
-                # Customers may stay charged too much.
-                _log.error("quota_doubts_expired", changes=len(unresolved) - len(kept))
+                # Their receipts may be gone, without which a refund could take effect twice.
+                _log.error(
+                    "quota_doubts_expired",
+                    changes=len(unresolved) - len(kept),
+                    consequence="customers may remain overcharged",
+                )
             self._doubts += kept
             if kept:
                 await asyncio.sleep(backoff.next())

@@ -96,7 +96,7 @@ class AerospikeStore(AerospikeLedger):
         )
         await self._client.write([record])
         if record.result not in (result_codes.OK, result_codes.NOT_FOUND):
-            raise self._client.unavailable(record.result, "revoke failed")
+            raise self._client.unavailable(record.result, "revoking the API key failed")
         return bool(record.result == result_codes.OK)
 
     # Store

@@ -103,7 +103,7 @@ def test_error_of_first_part_has_the_key_of_the_whole_batch() -> None:
 def test_nothing_is_sent_if_one_task_exceeds_the_request_size() -> None:
     """Otherwise the parts before it would be accepted, and the rest could never be."""
     gateway = Gateway()
-    with pytest.raises(ValueError, match=r"tasks\[1\] must be smaller"):
+    with pytest.raises(ValueError, match=r"tasks\[1\] is too large"):
         gateway.client().submit_batch([{}, {"pad": "x" * _tasks.MAX_BYTES}])
     assert gateway.requests == []
 

@@ -79,7 +79,7 @@ def test_values_that_json_cannot_represent_are_refused() -> None:
     client = gateway.client()
     with pytest.raises(ValueError, match="JSON compliant"):
         submit(client, label_spec={"question": "q", "options": [], "weight": float("nan")})
-    with pytest.raises(TypeError, match="set is not a JSON type"):
+    with pytest.raises(TypeError, match="a value of type set, which JSON cannot represent"):
         client.submit_batch([{"label_spec": {"options": {"a", "b"}}}])
     assert gateway.requests == []
 

@@ -76,7 +76,10 @@ class Connection:
             raise
 
     async def channel(self, *, confirms: bool) -> AbstractChannel:
-        """Open a channel; add its sink with `sinks[channel.number]`. Raises BrokerUnavailable."""
+        """Open a channel. Raises BrokerUnavailable.
+
+        The caller must then register the channel's sink: `sinks[channel.number] = sink`.
+        """
         try:
             return await self._connection.channel(publisher_confirms=confirms, timeout=CONNECT_TIMEOUT)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
@@ -113,7 +116,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close the connection within a time limit. A second call has no effect."""
-        # In a task, because it may exceed its own limit and may raise an error that was meant for another caller.
+        # aiormq's close() runs in a task, because it may exceed its timeout or raise an error meant for another caller.
         closing = asyncio.ensure_future(self._connection.close(timeout=CLOSE_TIMEOUT))
         try:
             await asyncio.wait([closing], timeout=CLOSE_TIMEOUT + 1)

@@ -86,19 +86,28 @@ class ReconnectingChannel:
                     backoff.reset()
                     pause = backoff.next()
                 self._last_problem = "connection lost" if end.cancelled() else f"connection lost: {end.exception()}"
-                _log.warning("broker_connection_lost", purpose=self._purpose, broker=str(connection))
+                _log.warning(
+                    "broker_connection_lost", purpose=self._purpose, broker=str(connection), retry_in_seconds=pause
+                )
             except BrokerUnavailable as error:
                 self._last_problem = str(error)
-                _log.warning("broker_unavailable", purpose=self._purpose, error=str(error), retry_in=pause)
+                _log.warning("broker_unavailable", purpose=self._purpose, error=str(error), retry_in_seconds=pause)
             except asyncio.CancelledError:
                 # aiormq cancels every caller that waits on a connection that breaks; only our own cancellation counts.
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
                 self._last_problem = "connection lost while it was set up"
-                _log.warning("broker_connection_lost_during_setup", purpose=self._purpose, broker=str(connection))
+                _log.warning(
+                    "broker_connection_lost_during_setup",
+                    purpose=self._purpose,
+                    broker=str(connection),
+                    retry_in_seconds=pause,
+                )
             except Exception as error:  # noqa: BLE001 - without this task there would be no further connection
                 self._last_problem = f"{type(error).__name__}: {error}"
-                _log.exception("broker_connection_failed", purpose=self._purpose, broker=str(connection))
+                _log.exception(
+                    "broker_connection_failed", purpose=self._purpose, broker=str(connection), retry_in_seconds=pause
+                )
             finally:
                 self._connection = None
                 self._blocked_seconds += connection.blocked_seconds

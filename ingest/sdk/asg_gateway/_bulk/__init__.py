@@ -7,7 +7,7 @@
 - ``checks``    finds errors in a task without the gateway.
 - ``items``     gives tasks keys that are the same in every run, and forms chunks.
 - ``engine``    sends chunks to the gateway; a refused task does not affect its neighbours.
-- ``many``      `submit_many`, the same for programs.
+- ``many``      `submit_many`: bulk submission from Python code.
 - ``journal``   records finished chunks beside the file.
 - ``report``    writes refused lines, and the ids of accepted tasks.
 - ``progress``  shows a bar, or prints lines.

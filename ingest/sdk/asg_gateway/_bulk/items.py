@@ -72,7 +72,8 @@ def chunks(rows: Iterable[Row], namespace: str, size: int = MAX_TASKS) -> Iterat
         for row in rows:
             item, length = (None, 0) if row.task is None or row.faults else keyed(row, namespace, ordinals)
             if length > MAX_BYTES - ENVELOPE:
-                row.faults = [("", f"the task must be smaller: it is {length:,} bytes, a request takes 8 MiB")]
+                allowed = MAX_BYTES - ENVELOPE
+                row.faults = [("", f"the task is too large: {length:,} bytes; at most {allowed:,} are allowed")]
                 item, length = None, 0
             # An invalid row takes a place, too: when it is corrected, only this chunk changes.
             if count == size or length > free:

@@ -1,4 +1,4 @@
-"""`submit_many`: submits any number of tasks from a program."""
+"""`submit_many`: submits any number of tasks from Python code."""
 
 import json
 import uuid
@@ -10,7 +10,7 @@ from asg_gateway._async_client import AsyncASGGatewayClient
 from asg_gateway._bulk.engine import run
 from asg_gateway._bulk.items import Chunk, Item
 from asg_gateway._results import BatchResult
-from asg_gateway._tasks import ENVELOPE, MAX_BYTES, MAX_TASKS, encode
+from asg_gateway._tasks import ENVELOPE, MAX_BYTES, MAX_TASK_BYTES, MAX_TASKS, encode
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,10 @@ def _chunks(tasks: Iterable[Mapping[str, Any]], key: str) -> Iterator[Chunk]:
     chunk, free = Chunk(), MAX_BYTES - ENVELOPE
     for index, task in enumerate(tasks):
         content = encode(task)
-        if len(content) + 1 > MAX_BYTES - ENVELOPE:
-            raise ValueError(f"tasks[{index}] must be smaller: it is {len(content):,} bytes, a request takes 8 MiB")
+        if len(content) > MAX_TASK_BYTES:
+            raise ValueError(
+                f"tasks[{index}] is too large: {len(content):,} bytes; at most {MAX_TASK_BYTES:,} are allowed"
+            )
         if len(chunk.items) == MAX_TASKS or len(content) + 1 > free:
             yield chunk
             chunk, free = Chunk(), MAX_BYTES - ENVELOPE

@@ -113,9 +113,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _between(least: int, most: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        value = int(text)
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
         if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"must be {least} to {most}")
+            raise argparse.ArgumentTypeError(f"must be a number from {least} to {most}")
         return value
 
     return number

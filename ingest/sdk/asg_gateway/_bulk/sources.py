@@ -36,7 +36,8 @@ def jsonl(file: BinaryIO) -> Iterator[Row]:
     while line := file.readline(MAX_BYTES + 1):
         number += 1
         if len(line) > MAX_BYTES:
-            yield Row(number, None, [("", "the line must be smaller: a request takes 8 MiB")], _shown(line))
+            fault = f"the line is too large: at most {MAX_BYTES:,} bytes are allowed"
+            yield Row(number, None, [("", fault)], _shown(line))
             while line and not line.endswith(b"\n"):
                 line = file.readline(MAX_BYTES)
             continue

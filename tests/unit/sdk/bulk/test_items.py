@@ -74,7 +74,7 @@ def test_key_depends_on_namespace() -> None:
 def test_task_that_exceeds_the_request_size_is_invalid_and_others_are_kept() -> None:
     (chunk,) = chunks_of([task("a"), task("x" * MAX_BYTES), task("b")])
     assert [item.number for item in chunk.items] == [1, 3]
-    assert "a request takes 8 MiB" in chunk.invalid[0].faults[0][1]
+    assert "the task is too large" in chunk.invalid[0].faults[0][1]
 
 
 def test_original_task_is_without_its_generated_key() -> None:

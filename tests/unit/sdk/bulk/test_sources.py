@@ -42,7 +42,7 @@ def test_jsonl_skips_byte_order_mark_and_blank_lines() -> None:
         (b"[" * 100_000, "the line is not JSON"),
         (b"1" * 5_000, "the line is not JSON"),
         (json.dumps(task("a", label_spec={"question": "\ud800", "options": ["a", "b"]})).encode(), "not Unicode"),
-        (b" " * MAX_BYTES + b"{}", "the line must be smaller"),
+        (b" " * MAX_BYTES + b"{}", "the line is too large"),
     ],
 )
 def test_invalid_line_has_a_fault_and_the_next_line_is_read(line: bytes, sentence: str) -> None:
