@@ -188,7 +188,7 @@ async def ack_timeout(world: World) -> str:
         await off_loop(world.cluster.close_connections)
     timeouts = sum(node.log_text().count(text) for node in world.cluster.nodes) - before
     require(timeouts, "RabbitMQ's log has no delivery acknowledgement timeout")
-    return f"RabbitMQ closed channels for it {timeouts} times"
+    return f"RabbitMQ closed channels because of its ack timeout {timeouts} times"
 
 
 async def _kill_and_restart(world: World, nodes: list[Node], seconds: float) -> None:
