@@ -1,8 +1,8 @@
 """Admission: claim the idempotency key, then charge the quota. The shim and the worker share this module.
 
 A claim is created first; existing entries are read only if the claim fails. A claim is a lease: if its owner crashes, a
-retry is delayed by the rest of the lease and nothing is lost, because ids are computed and every later step is
-idempotent.
+retry is delayed by the rest of the lease. Nothing is lost, because ids are computed and every later step can be
+repeated; only the charge may then count twice.
 
 The order makes it safe: claim, charge, publish, confirm, then `queued` (shim) or `accepted` (worker). A crash between
 two steps can charge twice what was in flight, but never publishes what was not charged.

@@ -53,7 +53,7 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print it.")) -> None:
-    """Options of all commands."""
+    """Options of `ingest` itself."""
 
 
 def main() -> None:

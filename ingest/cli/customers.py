@@ -125,7 +125,7 @@ def key_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None
 
     async def revoke(store: Store) -> None:
         if not await store.revoke_key(key_id):
-            raise ConfigurationError(f"there is no key {key_id}: `ingest customer show CUST` lists them")
+            raise ConfigurationError(f"there is no key {key_id}: `ingest customer show CUST` lists a customer's keys")
 
     _with_store(revoke)
     typer.echo(f"revoked {key_id}")

@@ -74,9 +74,9 @@ def batch_accepted(submission: Submission, created_at: str, replayed: Sequence[s
 
 
 def duplicate(submission_id: str, cust_id: str, message_id: str, created_at: str, *, mismatch: bool) -> Message:
-    """Return the event of a direct submission that repeats an accepted one.
+    """Return the event of a direct submission that repeats a durable one.
 
-    `created_at` is when the original was accepted, as RFC 3339 text.
+    `created_at` is the original's, as RFC 3339 text.
     """
     kind = "batch_id" if submission_id.startswith("bat_") else "task_id"
     data: dict[str, Any] = {kind: submission_id, "cust_id": cust_id, "created_at": created_at, "message_id": message_id}

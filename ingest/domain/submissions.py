@@ -57,7 +57,7 @@ def decode_json(body: bytes) -> Any:
         repeated = repeated_name(body, data)
     except RecursionError:
         raise InvalidSubmission(
-            Reason.MALFORMED, "body has too many nested arrays or objects: nest it less deeply"
+            Reason.MALFORMED, "body is nested too deeply: use fewer levels of arrays and objects"
         ) from None
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         raise InvalidSubmission(Reason.MALFORMED, _malformed(body, error)) from None

@@ -39,7 +39,7 @@ class Scraper:
             ready = await client.get(f"{url}/readyz")
             samples = _samples(answer.text)
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            return [], [f"{url} serves no metrics: {error or type(error).__name__}"]
+            return [], [f"{url} serves no metrics: {str(error) or type(error).__name__}"]
         problems = [] if ready.status_code == 200 else [f"{url}: {_error(ready)}"]
         return self._states(url, samples), problems
 

@@ -76,9 +76,7 @@ class DeliveryClassifier:
             )
         message = admitted.from_body(delivery.body)
         if message.submission.cust_id != cust_id:
-            raise InvalidSubmission(
-                Reason.FORGED_ADMISSION, "the body belongs to another customer than the routing key"
-            )
+            raise InvalidSubmission(Reason.FORGED_ADMISSION, "the body and the routing key name different customers")
         return message
 
     async def _request(self, delivery: Delivery, kind: SubmissionKind, cust_id: str) -> Request:

@@ -96,10 +96,10 @@ async def wait_for_depth(operator: Operator, queue: str, count: int) -> None:
             await asyncio.sleep(0.1)
 
 
-async def test_dead_letters_are_redriven_exactly_once_although_a_redrive_crashes(
+async def test_dead_letters_are_redriven_exactly_once_even_if_a_redrive_crashes(
     operator: Operator, tmp_path: Path
 ) -> None:
-    """The operator lists, shows, exports, redrives twice, and purges."""
+    """The operator lists, shows, exports, redrives (one redrive is killed), and purges."""
     invalid = submission(900, body=b'{"type": "moderation", "password": "asg_live_topsecret"}')
     await publish(operator, [submission(i) for i in range(TASKS)] + [invalid])
     dead = TASKS - QUOTA + 1

@@ -269,7 +269,7 @@ async def rabbitmq_eval(server: RabbitServer, expression: str) -> None:
 async def test_publishes_are_confirmed_again_after_a_full_queue_has_lost_its_limit(
     broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str
 ) -> None:
-    """On the channel that was open before, RabbitMQ 3.10 nacks also after that, so the publisher opens another one."""
+    """RabbitMQ 3.10 keeps nacking on a channel that was open before the limit was removed, so another one is opened."""
     vhost = vhost_of(rabbitmq_url)
     policy = {"pattern": "ingest.tasks", "definition": {"max-length": 5, "overflow": "reject-publish"}}
     rabbitmq.api("PUT", f"policies/{vhost}/full", policy | {"apply-to": "queues"})

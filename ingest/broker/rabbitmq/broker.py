@@ -93,7 +93,7 @@ class RabbitBroker:
                 return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, ssl_context=self._ssl_context)
             except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
                 last_error = error
-        raise BrokerUnavailable(f"cannot connect to {self}: {last_error or 'no answer'}")
+        raise BrokerUnavailable(f"cannot connect to {self}: {str(last_error or '') or 'no answer'}")
 
     async def inspect(self, queues: Iterable[str] = ()) -> BrokerInfo:
         """Return version, negotiated heartbeat, and the depth of queues. Raises BrokerUnavailable."""

@@ -187,7 +187,7 @@ class _ConsumeChannel:
             )
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
             raise BrokerUnavailable(
-                f"cannot consume {self._queue} from {self._connection}: {error or 'no answer'}"
+                f"cannot consume {self._queue} from {self._connection}: {str(error) or 'no answer'}"
             ) from error
 
     async def cancel(self) -> None:
@@ -240,7 +240,7 @@ class _ConsumeChannel:
                 type=get("type"),
                 headers=headers,
                 redelivered=redelivered,
-                # In a first delivery these headers are the producer's, which may have forged them.
+                # On a first delivery these headers come from the producer, who may have forged them.
                 deliveries=attempts(headers) if headers and redelivered else 0,
                 token=DeliveryToken(self, tag),
                 timestamp=get("timestamp"),

@@ -89,7 +89,7 @@ class PoisonQuarantine:
             if not suspect:
                 return False
             if self._current_prefetch > 1:
-                _log.warning("quarantine_started", queue=delivery.queue, deliveries=delivery.deliveries)
+                _log.warning("quarantine_started", queue=delivery.queue, earlier_attempts=delivery.deliveries)
             self._isolating = asyncio.create_task(self._isolate())
         self._withheld.append(delivery)
         self._change.set()

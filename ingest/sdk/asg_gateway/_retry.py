@@ -30,7 +30,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         if not self.timeout > 0 or not self.deadline > 0:
-            raise ValueError("timeout and deadline must be seconds above 0")
+            raise ValueError("timeout and deadline must be greater than 0 seconds")
         if self.max_retries < 0:
             raise ValueError("max_retries must be 0 or more")
 

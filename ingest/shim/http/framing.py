@@ -39,10 +39,10 @@ def check_framing(version: str, headers: Sequence[tuple[bytes, bytes]], *, upgra
             if names.count(name) > 1:
                 raise RefusedRequest(400, f"the header {name.decode()} was sent more than once, send it once")
     if version == "1.1" and b"host" not in by_name:
-        raise RefusedRequest(400, "the header host is required")
+        raise RefusedRequest(400, "the header Host is required")
     coding = by_name.get(b"transfer-encoding")
     if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
         raise RefusedRequest(400, "transfer-encoding may only be chunked, and only in HTTP/1.1")
     if upgrade and (coding is not None or by_name.get(b"content-length", b"0").strip(b" 0")):
         # The parser would take the body for data of the other protocol.
-        raise RefusedRequest(400, "a request with a body cannot ask for another protocol, remove the header upgrade")
+        raise RefusedRequest(400, "a request with a body cannot ask for another protocol, remove the header Upgrade")

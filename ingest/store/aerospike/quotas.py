@@ -99,10 +99,11 @@ class AerospikeQuotas:
                     elif record.result != result_codes.KEY_BUSY:
                         raise self._client.unavailable(record.result, "charge failed")
                 if not undecided:
-                    # A charge that was refused after a doubt may still be applied late, when the counter has decreased.
+                    # The first try of a charge may have been in doubt and a later one refused. The first could take
+                    # effect if the counter decreases, so it is voided.
                     self._resolve_later(slot, [(self._void, tried[index]) for index in doubted if not granted[index]])
                     return granted
-            raise StoreUnavailable("a quota record is too busy, or does not answer")
+            raise StoreUnavailable("a quota record is too busy, or the store did not answer")
         except BaseException:
             # Some charges were applied, or may be. None may count, because the caller does not learn of them.
             self._resolve_later(slot, [(self._void, change) for change in tried.values()])
@@ -160,7 +161,7 @@ class AerospikeQuotas:
             oldest = _now() - _RECEIPT_AGE // 2
             kept = [doubt for doubt in unresolved if doubt[1].number > oldest]
             if len(kept) < len(unresolved):
-                # Their receipts may be gone, without which a refund could take effect twice.
+                # Their receipts may be gone, and without a receipt a refund could take effect twice.
                 _log.error(
                     "quota_doubts_expired",
                     changes=len(unresolved) - len(kept),

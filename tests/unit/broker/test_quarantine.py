@@ -191,7 +191,7 @@ async def test_stopped_quarantine_hands_out_what_it_withholds_without_waiting_fo
 
 @in_virtual_time
 async def test_stopped_quarantine_forgets_the_other_suspects_if_one_is_not_finished() -> None:
-    """This happens in an outage: the broker redelivers the suspects, and the stop must not wait for each of them."""
+    """In an outage no suspect is finished. The stop waits for one; the broker redelivers the others."""
     consumer = FakeConsumer()
     consumer.deliver(*[2] * 10)
     await consumer.quarantine.stop()

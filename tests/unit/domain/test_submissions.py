@@ -84,7 +84,7 @@ def test_body_must_be_an_object(data: object) -> None:
         (b"{", "body is not JSON"),
         (b"\xff", "body is not UTF-8"),
         (b"NaN", "body is not JSON"),
-        (b"[" * 100_000, "body has too many nested arrays or objects: nest it less deeply"),
+        (b"[" * 100_000, "body is nested too deeply: use fewer levels"),
         (b'{"a": "\\ud800"}', "body is not JSON"),
     ],
 )

@@ -18,7 +18,7 @@ from tests.support.deliveries import delivery, direct_delivery
     [
         (b"{", {}, "body is not JSON"),
         (b"\xff", {}, "body is not UTF-8"),
-        (b"[" * 3000, {}, "body has too many nested arrays or objects: nest it less deeply"),
+        (b"[" * 3000, {}, "body is nested too deeply: use fewer levels"),
         (b'{"type": 1}', {}, "type must be one of"),
         (b"{}", {"message_id": None}, "property message_id"),
         (b"{}", {"message_id": "\0"}, "message_id must be"),

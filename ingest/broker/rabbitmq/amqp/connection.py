@@ -70,7 +70,7 @@ class Connection:
         # aiormq raises StopAsyncIteration if the other side closes during the handshake.
         except (aiormq.exceptions.AMQPError, OSError, EOFError, TimeoutError, StopAsyncIteration) as error:
             self.abort()
-            raise BrokerUnavailable(f"cannot connect to {self}: {error or 'no answer'}") from error
+            raise BrokerUnavailable(f"cannot connect to {self}: {str(error) or 'no answer'}") from error
         except BaseException:
             self.abort()
             raise

@@ -75,8 +75,10 @@ def _parsed(number: int, line: bytes) -> Row:
         task = json.loads(line.decode(), parse_constant=_no_constant)
     except UnicodeDecodeError as error:
         return Row(number, None, [("", f"the line is not UTF-8 (byte {error.start})")], _shown(line))
-    except (ValueError, RecursionError) as error:
-        return Row(number, None, [("", f"the line is not JSON: {error or 'nested too deeply'}")], _shown(line))
+    except RecursionError:
+        return Row(number, None, [("", "the line is not JSON: nested too deeply")], _shown(line))
+    except ValueError as error:
+        return Row(number, None, [("", f"the line is not JSON: {error}")], _shown(line))
     if row_faults := faults(task) or _unsendable(task):
         return Row(number, task if isinstance(task, dict) else None, row_faults, _shown(line))
     return Row(number, task)

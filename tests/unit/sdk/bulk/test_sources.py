@@ -39,7 +39,7 @@ def test_jsonl_skips_byte_order_mark_and_blank_lines() -> None:
         (b"[]", "the line must be a JSON object"),
         (b'{"a": NaN}', "the line is not JSON"),
         (b"\xff", "the line is not UTF-8"),
-        (b"[" * 100_000, "the line is not JSON"),
+        (b"[" * 100_000, "the line is not JSON: nested too deeply"),
         (b"1" * 5_000, "the line is not JSON"),
         (json.dumps(task("a", label_spec={"question": "\ud800", "options": ["a", "b"]})).encode(), "not Unicode"),
         (b" " * MAX_BYTES + b"{}", "the line is too large"),
@@ -52,7 +52,7 @@ def test_invalid_line_has_a_fault_and_the_next_line_is_read(line: bytes, sentenc
 
 
 @given(st.binary(max_size=200))
-def test_every_row_of_any_bytes_has_a_task_or_a_fault(data: bytes) -> None:
+def test_every_row_read_from_arbitrary_bytes_has_a_task_or_a_fault(data: bytes) -> None:
     """Property: blank lines have no row, so there are at most as many rows as lines."""
     rows = lines(data)
     assert all(row.faults or row.task for row in rows)
