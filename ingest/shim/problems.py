@@ -96,6 +96,4 @@ def repeated_header(name: str) -> Problem:
 
 def invalid(error: InvalidSubmission) -> Problem:
     """413 for a submission that is too large, 400 for every other invalid one."""
-    if error.reason is Reason.TOO_LARGE:
-        return too_large()
-    return Problem(400, error.message, (), error.errors, error.reason)
+    return Problem(413 if error.reason is Reason.TOO_LARGE else 400, error.message, (), error.errors, error.reason)

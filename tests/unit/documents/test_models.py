@@ -9,7 +9,7 @@ from ingest import __version__
 from ingest.domain import event_data, topology
 from ingest.domain.dead_letters import ENVELOPE_HEADER, LARGEST, REASON_HEADER, TIME_HEADER
 from ingest.domain.errors import Reason
-from ingest.domain.submissions import MAX_BODY
+from ingest.domain.submissions import MAX_BODY, MAX_TASK
 from ingest.domain.validation import MAX_BATCH, TASK_TYPES, BatchBody, TaskBody
 from ingest.shim import SCHEMAS, asyncapi_document, event_schema, openapi_document, problems
 from ingest.shim.problems import Problem
@@ -81,9 +81,10 @@ def test_documents_name_the_limits_of_the_code() -> None:
     text = OPENAPI["info"]["description"]
     assert f"{MAX_BODY} bytes" in text
     assert f"{MAX_BATCH:,} at once" in text
-    assert f"{MAX_BODY} bytes" in OPENAPI["components"]["responses"]["413"]["description"]
     messages = ASYNCAPI["components"]["messages"]
-    assert f"{MAX_BODY} bytes" in messages["taskSubmission"]["description"]
+    for limit in (MAX_BODY, MAX_TASK):
+        assert f"{limit} bytes" in OPENAPI["components"]["responses"]["413"]["description"]
+        assert f"{limit} bytes" in messages["taskSubmission"]["description"]
     assert f"{LARGEST} bytes" in messages["largeDeadLetter"]["summary"]
 
 

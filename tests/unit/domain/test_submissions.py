@@ -1,6 +1,7 @@
 """Validation of submissions: which are valid, and how errors are worded."""
 
 import contextlib
+import time
 from typing import Any
 
 import msgspec
@@ -8,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.domain.errors import InvalidSubmission
-from ingest.domain.submissions import batch_submission, decode_json, task_submission
+from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.submissions import MAX_BODY, MAX_TASK, batch_submission, decode_json, task_submission
 
 VALID: dict[str, Any] = {
     "type": "moderation",
@@ -161,3 +162,43 @@ def test_validation_of_any_json_raises_only_invalid_submission(data: object) -> 
     for make in (task_submission, batch_submission):
         with contextlib.suppress(InvalidSubmission):
             make(data, "c", HOOKS)
+
+
+def numbers(count: int) -> dict[str, Any]:
+    """A task with `count` numbers, each of which has 4 bytes in a body and 18 in canonical JSON."""
+    return {
+        "type": "sentiment",
+        "data_url": "https://a.example/x",
+        "label_spec": {"question": "q?", "options": ["a", "b"], "x": [1e15] * count},
+    }
+
+
+def test_task_is_too_large_if_its_canonical_json_is() -> None:
+    """Its body may be much smaller: `1e15` becomes `1000000000000000.0`."""
+    task_submission(numbers(MAX_TASK // 20), "c", frozenset())
+    with pytest.raises(InvalidSubmission, match=r"the task has .* bytes as canonical JSON") as error:
+        task_submission(numbers(MAX_TASK // 18), "c", frozenset())
+    assert error.value.reason is Reason.TOO_LARGE
+
+
+def test_batch_is_too_large_if_one_of_its_tasks_or_all_together_are() -> None:
+    with pytest.raises(InvalidSubmission, match=r"tasks\[1\] has .* bytes as canonical JSON") as error:
+        batch_submission({"tasks": [numbers(1), numbers(MAX_TASK // 18)]}, "c", frozenset())
+    assert error.value.reason is Reason.TOO_LARGE
+    large = numbers(MAX_TASK // 20)
+    with pytest.raises(InvalidSubmission, match=r"the tasks have .* bytes as canonical JSON"):
+        batch_submission({"tasks": [large] * (MAX_BODY // MAX_TASK + 4)}, "c", frozenset())
+
+
+def test_number_out_of_range_is_refused() -> None:
+    """Infinity has no JSON."""
+    with pytest.raises(InvalidSubmission, match="1e400 is out of range"):
+        decode_json(b'{"x":1e400}')
+
+
+def test_subnormal_numbers_are_decoded_quickly() -> None:
+    """They took 5 µs each. The limit is generous, because machines are slow at times."""
+    body = b"[" + b",".join([b"5e-324"] * 100_000) + b"]"
+    began = time.process_time()
+    assert decode_json(body)[0] == 5e-324
+    assert time.process_time() - began < 0.25
