@@ -13,7 +13,9 @@ from pamqp.body import ContentBody
 from pamqp.header import ContentHeader
 
 from ingest.broker.rabbitmq.amqp import codec
+from ingest.domain.errors import InvalidSubmission
 from ingest.domain.messages import Message
+from ingest.domain.validation import validate_key
 
 short = st.text(max_size=60).filter(lambda text: "\0" not in text)
 headers: st.SearchStrategy[dict[str, Any]] = st.dictionaries(
@@ -166,6 +168,14 @@ def test_message_ids_that_are_not_utf8_stay_different_and_become_printable(raw_i
     assert first != second
     assert first.isprintable()
     assert second.isprintable()
+
+
+def test_message_id_that_is_not_utf8_is_invalid_and_differs_from_its_escape() -> None:
+    """Otherwise two submissions of one producer could be taken for one."""
+    read = read_message_id(b"order-\xff")
+    assert read != read_message_id(b"order-\\xff") == "order-\\xff"
+    with pytest.raises(InvalidSubmission, match="message_id must be 1 to 255 printable characters"):
+        validate_key(read, "message_id")
 
 
 def test_property_reader_caches_at_most_8_mb() -> None:

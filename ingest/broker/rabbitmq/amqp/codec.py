@@ -193,8 +193,7 @@ class PropertyReader:
             if width == 0:
                 end = position + 1 + data[position]
                 raw = data[position + 1 : end]
-                # Producers may send any bytes. Bytes that are not UTF-8 become printable escapes.
-                properties[name] = raw.decode("utf-8", "backslashreplace")
+                properties[name] = _decoded(raw)
                 position = end
             elif width < 0:
                 end = position + 4 + method_id.unpack_from(data, position)[0]
@@ -234,4 +233,16 @@ class PropertyReader:
 
 
 def _text(data: bytes, position: int) -> str:
-    return data[position + 1 : position + 1 + data[position]].decode("utf-8", "backslashreplace")
+    return _decoded(data[position + 1 : position + 1 + data[position]])
+
+
+def _decoded(raw: bytes) -> str:
+    """Decode a short string. Producers may send any bytes.
+
+    Bytes that are not UTF-8 become printable escapes, and U+FFFD is appended: no idempotency key may contain it, so
+    such a message_id is rejected, and it never equals one that contains the same escapes as text.
+    """
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("utf-8", "backslashreplace") + "\N{REPLACEMENT CHARACTER}"
