@@ -66,7 +66,8 @@ class Shim:
     ) -> None:
         self._meter = meter
         metrics.init_series(meter, EntryPoint.HTTP)
-        self._auth = Auth(store)
+        # Half of the deadline, so that a look-up and what follows it stay within one and a half.
+        self._auth = Auth(store, deadline=deadline / 2)
         self._memory = memory or BodyMemoryBudget()
         self._submitter = Submitter(admission, publisher, deadline)
         self._other_routes = Starlette(

@@ -36,11 +36,15 @@ class Auth:
 
     Args:
         registry: keys and customers.
+        deadline: the longest wait for a look-up, in seconds. While the store hangs, look-ups queue in its client.
         clock: monotonic seconds.
     """
 
-    def __init__(self, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, registry: Registry, *, deadline: float = 5.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._registry = registry
+        self._deadline = deadline
         self._clock = clock
         self._cache: dict[bytes, _CacheEntry] = {}
         self._lookups: dict[bytes, asyncio.Task[Customer | None]] = {}
@@ -75,8 +79,9 @@ class Auth:
             self._lookups[key_hash] = task
             task.add_done_callback(lambda _: self._lookups.pop(key_hash, None))
         try:
-            return await asyncio.shield(task)
-        except StoreUnavailable:
+            async with asyncio.timeout(self._deadline):
+                return await asyncio.shield(task)
+        except (StoreUnavailable, TimeoutError):
             if cached is not None and cached.customer is not None and self._clock() - cached.looked_up < STALE:
                 return cached.customer
             raise problems.store_unavailable() from None
