@@ -1,6 +1,7 @@
 """`ingest customer`, `ingest key`, `ingest webhook`: customers, their API keys and webhooks."""
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -191,10 +192,19 @@ def _changed(before: Customer, quota: str | None, retention: str | None, strict:
     if quota is not None:
         changes["monthly_quota"] = None if quota == "unlimited" else _number(quota)
     if retention is not None:
-        changes["retention"] = seconds(retention, "--retention")
+        changes["retention"] = _retention(retention)
     if strict is not None:
         changes["strict"] = strict
     return msgspec.structs.replace(before, **changes)
+
+
+def _retention(text: str) -> int:
+    """Parse a retention. An entry must outlive the lease of its claim, or a retry would be charged again."""
+    retention = seconds(text, "--retention")
+    least = math.ceil(2 * settings.load().lease)
+    if retention < least:
+        raise ConfigurationError(f"--retention must be at least {least}s, twice INGEST_LEASE; it is {text!r}")
+    return retention
 
 
 def _number(text: str) -> int:

@@ -42,6 +42,7 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
         (("customer", "show", "unknown"), "there is no customer unknown"),
         (("customer", "add", "x", "--quota", "many"), "--quota must be"),
         (("customer", "add", "x", "--retention", "7"), "--retention must be"),
+        (("customer", "add", "x", "--retention", "59s"), "--retention must be at least 60s, twice INGEST_LEASE"),
         (("webhook", "add", "x", "http://a.example"), "must be an https URL"),
         (("key", "revoke", "key_0"), "there is no key"),
         (("serve",), "needs RabbitMQ"),
