@@ -4,6 +4,7 @@ Only keyed items of a batch have entries of their own; the batch's entry covers 
 """
 
 from enum import StrEnum
+from typing import Final
 
 import msgspec
 
@@ -26,12 +27,13 @@ class Phase(StrEnum):
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A ledger entry.
 
-    `created_at` and `lease` (the end of the lease) are Unix times in milliseconds; a `lease` of 0 means that no attempt
-    holds the entry. `retention` is the time to live in seconds, renewed with every change. `generation` is the store's
-    version of the entry (0: not stored yet). `charged` is the number of tasks that earlier attempts, none of them
-    durable, have charged. `origin` tells a redelivery from another submission: it is the AMQP message_id of a direct
-    submission, the batch's id for an item, otherwise empty. A batch has `task_count`, and `keyed_item_ids` maps the
-    index of each keyed item to its id (stored under the name `own_ids`).
+    `created_at` is in Unix milliseconds. `lease` is how long the claim lasts after the last change of the entry, in
+    milliseconds by the store's clock; 0 means that no attempt holds the entry. `retention` is the time to live in
+    seconds, renewed with every change. `generation` is the store's version of the entry (0: not stored yet, 1: just
+    created). `charged` is the number of tasks that earlier attempts, none of them durable, have charged. `origin` tells
+    a redelivery from another submission: it is the AMQP message_id of a direct submission, the batch's id for an item,
+    otherwise empty. A batch has `task_count`, and `keyed_item_ids` maps the index of each keyed item to its id (stored
+    under the name `own_ids`).
     """
 
     id: str
@@ -73,8 +75,8 @@ class Step(StrEnum):
     """A kind of change. It takes effect only if the stored generation is still `entry.generation`."""
 
     TAKE_OVER = "take_over"
-    """Claim an entry whose lease has ended: write `owner`, `lease`, `origin`, and what the body decides (`fingerprint`,
-    `task_count`, `keyed_item_ids`)."""
+    """Claim an entry that has not changed for `Change.idle`: write `owner`, `lease`, `origin`, and what the body
+    decides (`fingerprint`, `task_count`, `keyed_item_ids`)."""
     QUEUE = "queue"
     """Set phase queued and end the lease."""
     RELEASE = "release"
@@ -84,14 +86,26 @@ class Step(StrEnum):
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):
-    """A change of one entry. `entry` is the entry as it was last read, with the new values."""
+    """A change of one entry. `entry` is the entry as it was last read, with the new values.
+
+    A TAKE_OVER takes effect only if the entry has not changed for `idle` milliseconds. The store's clock decides, so
+    that a wrong clock of one host cannot end the lease of another.
+    """
 
     step: Step
     entry: Entry
+    idle: int = 0
+
+
+UNLIMITED: Final = 2**62
 
 
 class Charge(msgspec.Struct, frozen=True):
-    """A charge of `count` tasks for a customer in a month (`YYYY-MM`, UTC), granted if used + count <= `limit`."""
+    """A charge of `count` tasks for a customer in a month (`YYYY-MM`, UTC), granted if used + count <= `limit`.
+
+    Without a quota the limit is UNLIMITED. Such tasks are counted too, so that a quota that is set later in the month
+    includes them.
+    """
 
     cust_id: str
     month: str
@@ -126,7 +140,7 @@ def submission_entry(
         created_at: Unix time in milliseconds.
         retention: the customer's, in seconds.
         owner: the attempt that claims it.
-        lease: the end of the claim, Unix time in milliseconds.
+        lease: how long the claim lasts, in milliseconds.
         origin: see `Entry`.
     """
     is_batch = submission.kind is SubmissionKind.BATCH

@@ -18,7 +18,7 @@ class Ledger(Protocol):
     """Entries by id. A change of one entry is atomic. Ids may repeat within one call."""
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Create each entry unless its id exists; return what is stored now, with its generation.
+        """Create each entry unless its id exists; return what is stored now, with its generation (1 if it is new).
 
         The caller has the claim if the returned `owner` is its own. This also holds after a write that timed out or was
         retried, so an owner must be unique per attempt. Of equal ids in one call exactly one wins.
@@ -33,10 +33,20 @@ class Ledger(Protocol):
         ...
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
-        """Apply each change; return the entry as stored after it, or None if its generation had changed.
+        """Apply each change; return the entry as stored after it, or None if it took no effect.
+
+        A change takes no effect if the generation of the entry has changed, or if a TAKE_OVER is too early.
 
         FORGET returns the deleted entry. If a change is retried after a write in doubt that had succeeded, the entry is
         returned if the adapter can recognise this, otherwise None. Raises StoreUnavailable.
+        """
+        ...
+
+    async def in_doubt(self, idle: int) -> list[Entry]:
+        """Return claims that earlier attempts have charged and that have not changed for `idle` milliseconds.
+
+        The submission may have been published, but no worker has accepted it. `idle` must be longer than a lease.
+        Raises StoreUnavailable.
         """
         ...
 
@@ -144,6 +154,13 @@ class Consumer(Protocol):
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         """Acknowledge deliveries. Those of a lost connection are ignored, because the broker delivers them again."""
+        ...
+
+    async def allow_extra(self, count: int) -> None:
+        """Allow `count` unacknowledged deliveries in addition to the prefetch, until the connection is lost.
+
+        A smaller count than before has no effect. Raises BrokerUnavailable.
+        """
         ...
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:

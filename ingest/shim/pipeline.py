@@ -40,7 +40,10 @@ class SubmissionPipeline:
         admitted = [index for index, decision in enumerate(decisions) if decision.verdict is Verdict.ADMITTED]
         if not admitted:
             return decisions
-        outcomes = await self._publisher.publish([_message(decisions[index]) for index in admitted])
+        if all(self._admission.holds(decisions[index]) for index in admitted):
+            outcomes = await self._publisher.publish([_message(decisions[index]) for index in admitted])
+        else:
+            outcomes = [PublishOutcome.UNSENT] * len(admitted)
         confirmed: list[Decision] = []
         not_taken: list[Decision] = []
         in_doubt: list[Decision] = []

@@ -31,6 +31,10 @@ _MIGRATIONS: Final = (
              key_hash BLOB NOT NULL UNIQUE, created_at INTEGER NOT NULL, revoked INTEGER NOT NULL)""",
         "CREATE INDEX api_key_customer ON api_key (cust_id)",
     ),
+    (
+        """CREATE INDEX ledger_in_doubt ON ledger (expires)
+             WHERE json_extract(entry, '$.phase') = 'claimed' AND json_extract(entry, '$.charged') > 0""",
+    ),
 )
 
 _encode = msgspec.json.encode
@@ -78,6 +82,10 @@ class SqliteStore:
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         now = self._now()
         return await self._file.change(lambda db: [_apply(db, c, now) for c in changes]) if changes else []
+
+    async def in_doubt(self, idle: int) -> list[Entry]:
+        now = self._now()
+        return await self._file.read(lambda db: _in_doubt(db, idle, now))
 
     async def accept(self, entries: Sequence[Entry]) -> None:
         now = self._now()
@@ -174,13 +182,25 @@ def _claim(db: sqlite3.Connection, entries: Sequence[Entry], now: int) -> list[E
 
 
 def _apply(db: sqlite3.Connection, change: Change, now: int) -> Entry | None:
-    stored = _stored(db, change.entry.id, now)
+    row = db.execute(
+        "SELECT entry, expires FROM ledger WHERE id = ? AND expires > ?", (change.entry.id, now)
+    ).fetchone()
+    stored = _entry(row[0]) if row else None
     if stored is None or stored.generation != change.entry.generation:
+        return None
+    if change.step is Step.TAKE_OVER and now - (row[1] - stored.retention * 1000) < change.idle:
         return None
     if change.step is Step.FORGET:
         db.execute("DELETE FROM ledger WHERE id = ?", (change.entry.id,))
         return stored
     return _write(db, after(change, stored.generation + 1), now)
+
+
+def _in_doubt(db: sqlite3.Connection, idle: int, now: int) -> list[Entry]:
+    sql = """SELECT entry, expires FROM ledger WHERE expires > ?
+             AND json_extract(entry, '$.phase') = 'claimed' AND json_extract(entry, '$.charged') > 0"""
+    entries = [(_entry(text), expires) for text, expires in db.execute(sql, (now,))]
+    return [entry for entry, expires in entries if now - (expires - entry.retention * 1000) >= idle]
 
 
 def _accept(db: sqlite3.Connection, entries: Sequence[Entry], now: int) -> None:

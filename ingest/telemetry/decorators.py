@@ -50,6 +50,9 @@ class ConsumerDecorator:
     def alive(self, delivery: Delivery) -> bool:
         return self._consumer.alive(delivery)
 
+    async def allow_extra(self, count: int) -> None:
+        await self._consumer.allow_extra(count)
+
     async def pause(self) -> None:
         await self._consumer.pause()
 

@@ -28,7 +28,8 @@ class MeteredStore:
     def __init__(self, store: Store, meter: Meter) -> None:
         self._store = store
         self._meter = meter
-        for operation in ("claim", "read", "charge", "refund", "settle", "registry", "ready", *_OPERATIONS.values()):
+        operations = ("claim", "read", "charge", "refund", "in_doubt", "settle", "registry", "ready")
+        for operation in (*operations, *_OPERATIONS.values()):
             meter.add(metrics.STORE_ERRORS, 0, operation)
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -45,6 +46,9 @@ class MeteredStore:
         if operation == "queue":
             self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(changes),), operation)
         return await self._timed(operation, self._store.apply(changes))
+
+    async def in_doubt(self, idle: int) -> list[Entry]:
+        return await self._timed("in_doubt", self._store.in_doubt(idle))
 
     async def accept(self, entries: Sequence[Entry]) -> None:
         if not entries:

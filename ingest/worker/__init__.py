@@ -8,6 +8,7 @@
 - ``outcomes``    what a finished micro-batch adds to the metrics.
 - ``breaker``     stops attempts while a dependency is unavailable.
 - ``outage``      returns deliveries to their queues in long outages.
+- ``refunds``     refunds charges of submissions that never became tasks.
 """
 
 from ingest.worker.worker import Worker

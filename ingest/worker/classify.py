@@ -86,7 +86,7 @@ class DeliveryClassifier:
         if not message_id:
             raise InvalidSubmission(Reason.MISSING_MESSAGE_ID, "property message_id is required: it makes a retry safe")
         _check_content(delivery)
-        customer = await self._customer(cust_id)
+        customer = await self.customer(cust_id)
         if customer is None:
             raise InvalidSubmission(Reason.UNKNOWN_CUSTOMER, f"customer {cust_id} does not exist")
         key = validate_key(message_id, "message_id")
@@ -94,7 +94,8 @@ class DeliveryClassifier:
         submission = make(decode_json(delivery.body), cust_id, customer.webhooks, key)
         return Request(submission, customer, origin=message_id)
 
-    async def _customer(self, cust_id: str) -> Customer | None:
+    async def customer(self, cust_id: str) -> Customer | None:
+        """Return a customer from the cache or the registry; None if it does not exist. Raises StoreUnavailable."""
         now = self._clock()
         cached = self._customers.get(cust_id)
         if cached is not None and cached[0] > now:

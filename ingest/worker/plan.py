@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 import msgspec
+import structlog
 
 from ingest.admission import Decision
 from ingest.domain import events
@@ -13,12 +14,14 @@ from ingest.domain.dead_letters import dead_letter, digest
 from ingest.domain.errors import Reason
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import Entry, Phase, item_entries, submission_entry
-from ingest.domain.messages import CLOUDEVENTS, Delivery, Message
+from ingest.domain.messages import CLOUDEVENTS, JSON, Delivery, Message
 from ingest.domain.metrics import Outcome
 from ingest.domain.submissions import Submission
+from ingest.domain.topology import SUBMISSIONS
 from ingest.domain.trace import Trace, trace_of
 from ingest.worker.rejections import Rejection
 
+_log = structlog.get_logger(__name__)
 _rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
 
 
@@ -79,6 +82,22 @@ def ids_to_read(submission: Submission) -> list[str]:
     return [submission.id, *dict.fromkeys(task.task_id for task in submission.tasks if task.keyed)]
 
 
+def is_uncharged(admitted: Admitted, entries: Iterable[Entry | None]) -> bool:
+    """Return whether a charge of a submission that the shim admitted was taken back: it must be admitted again.
+
+    The shim was in doubt whether the broker had taken it, and the doubt lasted too long.
+    """
+    submission = admitted.submission
+    return any(
+        entry is not None
+        and not entry.is_durable
+        and not entry.lease
+        and entry.charged < entry.tasks
+        and (entry.id == submission.id or entry.origin == submission.id)
+        for entry in entries
+    )
+
+
 def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entry | None]) -> OutboundPlan | None:
     """Publish the missing events of a submission that the shim admitted; None if the submission is accepted already.
 
@@ -95,12 +114,11 @@ def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entr
     if stored_entry is not None:
         if stored_entry.phase is Phase.ACCEPTED:
             return None
-        # The ledger must describe what is published. If a retry with another body has claimed the key since, the
-        # entry is written again with this body.
-        if stored_entry.fingerprint == own_entry.fingerprint:
-            own_entry = stored_entry
-        else:
-            own_entry = msgspec.structs.replace(own_entry, created_at=stored_entry.created_at)
+        if stored_entry.fingerprint != own_entry.fingerprint:
+            # Another body has taken the key over: this one was never answered 2xx, and its doubt has lasted too long.
+            _log.warning("superseded_submission_dropped", cust_id=submission.cust_id, id=submission.id)
+            return None
+        own_entry = stored_entry
     if submission.kind is SubmissionKind.TASK:
         return OutboundPlan(delivery, _events(submission, own_entry.created_at, frozenset(), ())[0], None, (own_entry,))
     accepted = {entry.id for entry in stored.values() if entry.phase is Phase.ACCEPTED}
@@ -120,6 +138,20 @@ def add_trace(plan: OutboundPlan) -> None:
         plan.messages = [_traced(message, trace) for message in plan.messages]
         if plan.final_message is not None:
             plan.final_message = _traced(plan.final_message, trace)
+
+
+def copy_of(delivery: Delivery) -> Message:
+    """Return a message that submits a delivery again."""
+    trace = trace_of(delivery.headers)
+    return Message(
+        exchange=SUBMISSIONS,
+        routing_key=delivery.routing_key,
+        body=delivery.body,
+        message_id=delivery.message_id or "",
+        content_type=delivery.content_type or JSON,
+        type=delivery.type or "",
+        headers=trace.headers() if trace else {},
+    )
 
 
 def _traced(message: Message, trace: Trace) -> Message:

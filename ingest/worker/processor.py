@@ -14,16 +14,19 @@ import structlog
 from ingest.admission import Admission, Decision, Request, Verdict
 from ingest.domain import metrics
 from ingest.domain.admitted import Admitted
+from ingest.domain.customers import Customer
 from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable
 from ingest.domain.messages import Delivery, Message, PublishOutcome
-from ingest.domain.metrics import NO_METER, Meter
+from ingest.domain.metrics import NO_METER, Meter, Outcome
 from ingest.domain.ports import Consumer, Ledger, Publisher
 from ingest.worker.classify import DeliveryClassifier
-from ingest.worker.outcomes import CONTENDED, UNAVAILABLE, init_worker_series, record_finished
+from ingest.worker.outcomes import CONTENDED, REFUSED, UNAVAILABLE, init_worker_series, record_finished
 from ingest.worker.plan import (
     OutboundPlan,
     add_trace,
+    copy_of,
     ids_to_read,
+    is_uncharged,
     plan_admitted,
     plan_direct,
     plan_duplicate,
@@ -37,14 +40,34 @@ _log = structlog.get_logger(__name__)
 class Unfinished(msgspec.Struct):
     """The deliveries that an attempt could not finish.
 
-    `contended`: another attempt is working on the same submission. `unavailable`: a dependency did not answer.
+    `contended`: another attempt is working on the same submission, or its rejection cannot be published. `refused`: the
+    broker refuses one of its events, because a queue is full or not bound; other submissions are not affected.
+    `unavailable`: a dependency did not answer.
     """
 
     contended: list[Delivery] = msgspec.field(default_factory=list)
+    refused: list[Delivery] = msgspec.field(default_factory=list)
     unavailable: list[Delivery] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.contended or self.unavailable)
+        return bool(self.contended or self.refused or self.unavailable)
+
+    @property
+    def deliveries(self) -> list[Delivery]:
+        """All of them."""
+        return [*self.contended, *self.refused, *self.unavailable]
+
+
+class _Failed(msgspec.Struct):
+    """Plans that were not published or settled completely; `refused` and `unavailable` as in `Unfinished`."""
+
+    refused: list[OutboundPlan] = msgspec.field(default_factory=list)
+    unavailable: list[OutboundPlan] = msgspec.field(default_factory=list)
+
+    @property
+    def plans(self) -> list[OutboundPlan]:
+        """All of them."""
+        return [*self.refused, *self.unavailable]
 
 
 class _Plans(msgspec.Struct):
@@ -91,32 +114,48 @@ class DeliveryProcessor:
         try:
             await self._plan(attempt, deliveries)
             failed = await self._publish(attempt.plans)
-            failed += await self._settle([plan for plan in attempt.plans if plan not in failed])
+            published = [plan for plan in attempt.plans if plan not in failed.plans]
+            failed.unavailable += await self._settle(published)
             # There is no refund, because the broker may have taken the messages.
-            await self._admission.release([plan.decision for plan in failed if plan.decision is not None], refund=False)
+            await self._admission.release(
+                [plan.decision for plan in failed.plans if plan.decision is not None], refund=False
+            )
         except StoreUnavailable as error:
             _log.warning("attempt_failed", error=str(error), submissions=len(deliveries))
             self._meter.add(metrics.WAITING_SUBMISSIONS, len(deliveries), UNAVAILABLE)
             return Unfinished(unavailable=list(deliveries))
         finally:
             self._in_progress -= attempt.in_progress
-        unfinished = {id(delivery) for delivery in (*attempt.contended, *[plan.delivery for plan in failed])}
+        unfinished = {id(delivery) for delivery in (*attempt.contended, *[plan.delivery for plan in failed.plans])}
         if self._meter.on:
             finished = [plan for plan in attempt.plans if id(plan.delivery) not in unfinished]
-            self._record(len(deliveries), attempt, finished)
+            self._record(len(deliveries), attempt, finished, failed)
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
-        # A settle without an answer may have succeeded. The mark keeps the next attempt from taking the submission for
-        # a duplicate of itself.
-        return Unfinished(
-            attempt.contended, [msgspec.structs.replace(plan.delivery, redelivered=True) for plan in failed]
-        )
+        # A rejection that cannot be published only waits: its submission must not be published again in our name.
+        rejected = [plan.delivery for plan in failed.refused if plan.outcome is Outcome.REJECTED]
+        refused = [plan for plan in failed.refused if plan.outcome is not Outcome.REJECTED]
+        return Unfinished([*attempt.contended, *rejected], _redelivered(refused), _redelivered(failed.unavailable))
 
-    def _record(self, deliveries: int, attempt: _Plans, finished: list[OutboundPlan]) -> None:
+    async def move_to_end(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> list[Delivery]:
+        """Publish deliveries again, at the end of their queue, and ack those; return the ones that were not confirmed.
+
+        Only for deliveries that were classified: they are published in the service's own name.
+        """
+        outcomes = await self._publisher.publish([copy_of(delivery) for delivery in deliveries])
+        confirmed = [outcome is PublishOutcome.CONFIRMED for outcome in outcomes]
+        await consumer.ack([delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if moved])
+        return [delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if not moved]
+
+    def _record(self, deliveries: int, attempt: _Plans, finished: list[OutboundPlan], failed: _Failed) -> None:
         planned, contended = len(attempt.plans), len(attempt.contended)
         record_finished(self._meter, finished)
         if repeated := deliveries - planned - contended:
             self._meter.add(metrics.REPEATED_DELIVERIES, repeated)
-        for cause, waiting in ((CONTENDED, contended), (UNAVAILABLE, planned - len(finished))):
+        for cause, waiting in (
+            (CONTENDED, contended),
+            (REFUSED, len(failed.refused)),
+            (UNAVAILABLE, len(failed.unavailable)),
+        ):
             if waiting:
                 self._meter.add(metrics.WAITING_SUBMISSIONS, waiting, cause)
 
@@ -147,9 +186,28 @@ class DeliveryProcessor:
             reads.append((delivery, admitted, len(wanted), len(wanted) + len(ids)))
             wanted += ids
         entries = await self._ledger.read(wanted)
+        uncharged = []
         for delivery, admitted, start, stop in reads:
-            plan = plan_admitted(delivery, admitted, entries[start:stop])
-            if plan is not None:
+            if is_uncharged(admitted, entries[start:stop]):
+                uncharged.append((delivery, admitted))
+            elif plan := plan_admitted(delivery, admitted, entries[start:stop]):
+                attempt.plans.append(plan)
+        if uncharged:
+            await self._plan_uncharged(attempt, uncharged)
+
+    async def _plan_uncharged(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
+        """Admit submissions again whose charge was taken back, and plan them."""
+        requests = []
+        for delivery, admitted in arrived:
+            customer = await self._classifier.customer(admitted.submission.cust_id)
+            if customer is None:  # was deleted since; its submission stays accepted
+                customer = Customer(cust_id=admitted.submission.cust_id, retention=admitted.retention)
+            requests.append((delivery, Request(admitted.submission, customer)))
+        decisions = await self._admission.admit([request for _, request in requests])
+        for (delivery, _), decision in zip(requests, decisions, strict=True):
+            if decision.verdict is Verdict.CONTENDED:
+                attempt.contended.append(delivery)
+            elif decision.verdict is not Verdict.REPLAY and (plan := _plan_decision(delivery, decision)):
                 attempt.plans.append(plan)
 
     async def _plan_direct(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Request]]) -> None:
@@ -161,42 +219,51 @@ class DeliveryProcessor:
             elif (plan := _plan_decision(delivery, decision)) is not None:
                 attempt.plans.append(plan)
 
-    async def _publish(self, plans: Sequence[OutboundPlan]) -> list[OutboundPlan]:
+    async def _publish(self, plans: Sequence[OutboundPlan]) -> _Failed:
         """Publish all messages of the plans; return the plans that were not confirmed completely."""
-        failed = await self._publish_messages([(plan, plan.messages) for plan in plans])
-        final = [
-            (plan, [plan.final_message]) for plan in plans if plan.final_message is not None and plan not in failed
-        ]
-        return failed + await self._publish_messages(final)
+        failed = _Failed()
+        await self._publish_messages([(plan, plan.messages) for plan in plans], failed)
+        confirmed = [plan for plan in plans if plan not in failed.plans] if failed.plans else plans
+        final = [(plan, [plan.final_message]) for plan in confirmed if plan.final_message is not None]
+        await self._publish_messages(final, failed)
+        return failed
 
-    async def _publish_messages(self, parts: Sequence[tuple[OutboundPlan, list[Message]]]) -> list[OutboundPlan]:
+    async def _publish_messages(self, parts: Sequence[tuple[OutboundPlan, list[Message]]], failed: _Failed) -> None:
         messages = [message for _, part in parts for message in part]
         if not messages:
-            return []
+            return
         outcomes = await self._publisher.publish(messages)
         counts = Counter(outcomes)
         if counts[PublishOutcome.CONFIRMED] == len(outcomes):
-            return []
+            return
         _log.warning("publish_unconfirmed", outcomes={str(outcome): count for outcome, count in counts.items()})
-        failed = []
         position = 0
         for plan, part in parts:
-            part_outcomes = outcomes[position : position + len(part)]
+            part_outcomes = set(outcomes[position : position + len(part)])
             position += len(part)
-            if any(outcome is not PublishOutcome.CONFIRMED for outcome in part_outcomes):
-                failed.append(plan)
-        return failed
+            if part_outcomes & {PublishOutcome.UNKNOWN, PublishOutcome.UNSENT}:
+                failed.unavailable.append(plan)
+            elif part_outcomes & {PublishOutcome.NACKED, PublishOutcome.UNROUTABLE}:
+                failed.refused.append(plan)
 
     async def _settle(self, plans: Sequence[OutboundPlan]) -> list[OutboundPlan]:
         """Settle the entries of the plans; return the plans for which that failed."""
         try:
-            await self._admission.accepted([entry for plan in plans for entry in plan.entries])
+            # Items first: once a batch is accepted, a redelivery of it is only acked.
+            if items := [entry for plan in plans for entry in plan.entries[1:]]:
+                await self._admission.accepted(items)
+            await self._admission.accepted([plan.entries[0] for plan in plans if plan.entries])
         except StoreUnavailable as error:
             unsettled = sum(1 for plan in plans if plan.entries)
             _log.warning("settle_failed", error=str(error), submissions=unsettled)
             return list(plans)
         _log.debug("accepted", ids=[plan.entries[0].id for plan in plans if plan.entries])
         return []
+
+
+def _redelivered(plans: Sequence[OutboundPlan]) -> list[Delivery]:
+    """Mark deliveries whose settle may have succeeded, so that the next attempt takes none for its own duplicate."""
+    return [msgspec.structs.replace(plan.delivery, redelivered=True) for plan in plans]
 
 
 def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:
@@ -208,7 +275,7 @@ def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | Non
     if decision.verdict is Verdict.QUOTA_EXHAUSTED:
         message = f"customer {cust_id} has used up its quota of {request.customer.monthly_quota} tasks for this month"
         return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.QUOTA_EXHAUSTED, message), cust_id))
-    if delivery.redelivered and decision.entry.origin == request.origin:
+    if delivery.redelivered and decision.entry.origin == request.origin and not decision.mismatch:
         return None  # this same message was accepted, and only its ack was lost
     if decision.mismatch:
         _log.warning("payload_mismatch", cust_id=cust_id, id=decision.entry.id)

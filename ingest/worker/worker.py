@@ -1,12 +1,14 @@
 """Consumes the ingest queues and keeps micro-batches of deliveries in progress until it is stopped."""
 
 import asyncio
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Final
 
 import structlog
 
 from ingest.admission import Admission
+from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
@@ -16,9 +18,16 @@ from ingest.worker.breaker import PAUSES, BreakerState, CircuitBreaker, Stopping
 from ingest.worker.classify import DeliveryClassifier
 from ingest.worker.outage import return_deliveries_in_long_outages
 from ingest.worker.processor import DeliveryProcessor, Unfinished
+from ingest.worker.refunds import INTERVAL, refund_doubts_regularly
 
 _CONTENDED_PAUSES: Final = (0.05, 1.0)
 """First and longest pause before another attempt at contended submissions, in seconds."""
+_REFUSED_PAUSES: Final = (0.5, 30.0)
+"""First and longest pause before another attempt at submissions whose events the broker refuses, in seconds."""
+_REFUSED_HOLD: Final = 1200.0
+"""Seconds for which such submissions are held; well below RabbitMQ's `consumer_timeout` of 30 minutes."""
+_MAX_REFUSED: Final = 10_000
+"""The most of them that are held in addition to the prefetch."""
 _DEFECT_PAUSE: Final = 0.2
 """Seconds before a delivery that triggers a defect in the worker is requeued."""
 OUTAGE_HOLD: Final = 600.0
@@ -42,6 +51,7 @@ class Worker:
         prefetch: for each queue to consume, the most deliveries that may be unacknowledged.
         meter: records metrics.
         outage_hold: seconds for which deliveries are held through an outage; well below RabbitMQ's `consumer_timeout`.
+        refund_interval: seconds between two searches for charges of submissions that never became tasks.
         circuit_breaker: for tests; by default one with the pauses `breaker.PAUSES`.
     """
 
@@ -55,6 +65,7 @@ class Worker:
         prefetch: Mapping[str, int],
         meter: Meter = NO_METER,
         outage_hold: float = OUTAGE_HOLD,
+        refund_interval: float = INTERVAL,
         circuit_breaker: CircuitBreaker | None = None,
     ) -> None:
         self._store = store
@@ -64,6 +75,7 @@ class Worker:
         self._prefetch = prefetch
         self._meter = meter
         self._outage_hold = outage_hold
+        self._refund_interval = refund_interval
         self._breaker = circuit_breaker or CircuitBreaker()
         self._stopping = asyncio.Event()
 
@@ -91,6 +103,7 @@ class Worker:
                 group.create_task(
                     return_deliveries_in_long_outages(self._breaker, consumers, ready_checks, self._outage_hold)
                 )
+                group.create_task(refund_doubts_regularly(self._admission, self._stopping, self._refund_interval))
                 for loop in loops:
                     group.create_task(loop.run())
             _log.info("worker_stopped")
@@ -127,6 +140,7 @@ class QueueConsumerLoop:
         self._max_batch = max_batch
         self._waiting: list[Delivery] = []
         self._in_progress = 0
+        self._refused = 0
         self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
@@ -158,15 +172,46 @@ class QueueConsumerLoop:
         # limits the attempts.
         self._in_progress -= 1
         self._start()
-        if not unfinished:
-            return
+        if unfinished:
+            await self._retry(unfinished)
+
+    async def _retry(self, unfinished: Unfinished) -> None:
         contended, unavailable = Backoff(*_CONTENDED_PAUSES), Backoff(*PAUSES)
         while unfinished:
+            if unfinished.refused:
+                self._group.create_task(self._retry_refused(unfinished.refused))
+                unfinished.refused = []
+                continue
             pause = (unavailable if unfinished.unavailable else contended).next()
             # With an open circuit the breaker decides when the next attempt is made.
             if not self._breaker.state.is_open and await wait_for_event(self._stopping, pause):
                 return  # the broker delivers them again
-            unfinished = await self._attempt_under_breaker([*unfinished.contended, *unfinished.unavailable])
+            unfinished = await self._attempt_under_breaker(unfinished.deliveries)
+
+    async def _retry_refused(self, deliveries: list[Delivery]) -> None:
+        """Retry deliveries whose events the broker refuses, with a backoff of their own.
+
+        They take no part of the prefetch, up to a limit, so that other submissions are not delayed. Before they have
+        been held too long for RabbitMQ, they move to the end of their queue, which also resets their delivery count.
+        """
+        backoff = Backoff(*_REFUSED_PAUSES)
+        loop = asyncio.get_running_loop()
+        move_at = loop.time() + _REFUSED_HOLD
+        self._refused += len(deliveries)
+        try:
+            with contextlib.suppress(BrokerUnavailable):
+                await self.consumer.allow_extra(min(self._refused, _MAX_REFUSED))
+            while deliveries:
+                if await wait_for_event(self._stopping, backoff.next()):
+                    return  # the broker delivers them again
+                before = len(deliveries)
+                deliveries = (await self._attempt_under_breaker(deliveries)).deliveries
+                if deliveries and loop.time() >= move_at:
+                    alive = list(filter(self.consumer.alive, deliveries))
+                    deliveries = await self._processor.move_to_end(self.consumer, alive)
+                self._refused -= before - len(deliveries)
+        finally:
+            self._refused -= len(deliveries)
 
     async def _attempt_under_breaker(self, deliveries: Sequence[Delivery]) -> Unfinished:
         """Wait for the breaker, then make one attempt at the deliveries that can still be acknowledged."""
@@ -176,7 +221,7 @@ class QueueConsumerLoop:
                 if not alive:
                     return Unfinished()
                 unfinished = await self._attempt(alive)
-                finished_some = len(unfinished.contended) + len(unfinished.unavailable) < len(alive)
+                finished_some = len(unfinished.deliveries) < len(alive)
                 attempt.made_progress = finished_some or not unfinished.unavailable
                 return unfinished
         except Stopping:
@@ -199,5 +244,6 @@ class QueueConsumerLoop:
         for delivery in deliveries:
             single = await self._attempt([delivery])
             unfinished.contended += single.contended
+            unfinished.refused += single.refused
             unfinished.unavailable += single.unavailable
         return unfinished

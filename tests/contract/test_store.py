@@ -1,6 +1,7 @@
 """The promises of `domain.ports.Store`, tested on every store."""
 
 import asyncio
+import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -134,6 +135,37 @@ async def test_take_over_replaces_the_fields_that_the_body_decides_and_keeps_the
     (after,) = await store.apply([Change(Step.TAKE_OVER, msgspec.structs.replace(dead, **changes))])
     assert after == msgspec.structs.replace(dead, **changes, generation=after.generation if after else 0)
     assert await store.read([dead.id]) == [after]
+
+
+async def test_take_over_has_no_effect_until_the_entry_was_idle_long_enough(store: Store) -> None:
+    """The store's clock decides. A change that has no effect does not count as one."""
+    (claimed,) = await store.claim([new_entry()])
+    began = time.monotonic()
+    rival = Change(Step.TAKE_OVER, msgspec.structs.replace(claimed, owner="rival"), idle=400)
+    async with asyncio.timeout(10):
+        while await store.apply([rival]) == [None]:
+            assert await store.read([claimed.id]) == [claimed]
+            await asyncio.sleep(0.05)
+    assert time.monotonic() - began >= 0.35
+    (stored,) = await store.read([claimed.id])
+    assert stored is not None
+    assert stored.owner == "rival"
+
+
+async def test_in_doubt_returns_idle_entries_that_were_released_with_a_charge(store: Store) -> None:
+    """Not those that are claimed, accepted, released without a charge, or that changed a moment ago."""
+    entries = await store.claim([new_entry() for _ in range(4)])
+    charged = [msgspec.structs.replace(entry, charged=3) for entry in entries]
+    released, _, _ = await store.apply(
+        [Change(Step.RELEASE, charged[0]), Change(Step.RELEASE, entries[1]), Change(Step.RELEASE, charged[2])]
+    )
+    await store.accept([entries[2]])
+    ids = {entry.id for entry in entries}
+    async with asyncio.timeout(20):
+        while not (doubts := [entry for entry in await store.in_doubt(200) if entry.id in ids]):
+            await asyncio.sleep(0.1)
+    assert doubts == [released]
+    assert not [entry for entry in await store.in_doubt(3_600_000) if entry.id in ids]
 
 
 @pytest.mark.parametrize("step", [Step.TAKE_OVER, Step.QUEUE, Step.RELEASE, Step.FORGET])

@@ -44,6 +44,9 @@ class AckingConsumer:
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         self.acked += deliveries
 
+    async def allow_extra(self, count: int) -> None:
+        """There is no prefetch."""
+
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         raise AssertionError("not expected")
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.admission import Admission, Decision, Request, Verdict
+from ingest.admission import DOUBT, Admission, Decision, Request, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Entry, Phase
@@ -21,7 +21,7 @@ from tests.support.fakes import Clock
 
 SPEC = {"question": "q?", "options": ["a", "b"]}
 CUSTOMER = Customer(cust_id="c", monthly_quota=10)
-MONTH = "2026-03"
+MONTHS = ("2026-03", "2026-04")
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class AdmissionHarness:
     def __init__(self, store: SqliteStore, clock: Clock) -> None:
         self.store = store
         self.clock = clock
-        self.admission = Admission(store, lease=30, clock=clock)
+        self.admission = Admission(store, lease=30, clock=clock, monotonic=clock)
 
     async def admit(self, *requests: Request) -> list[Decision]:
         return await self.admission.admit(requests)
@@ -52,7 +52,7 @@ class AdmissionHarness:
         return (await self.admission.admit([request]))[0]
 
     async def used(self) -> int:
-        return await self.store.used("c", MONTH)
+        return sum([await self.store.used("c", month) for month in MONTHS])
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def test_attempt_suspended_beyond_its_lease_does_not_charge(harness: Admis
 
     store = await SuspendedAfterClaim.open(tmp_path / "s.db", clock=harness.clock)
     with pytest.raises(StoreUnavailable):
-        await Admission(store, lease=30, clock=harness.clock).admit([task("k")])
+        await Admission(store, lease=30, clock=harness.clock, monotonic=harness.clock).admit([task("k")])
     await store.close()
     assert await harness.used() == 1
     assert (await harness.admit_one(task("k"))).verdict is Verdict.CONTENDED
@@ -128,6 +128,62 @@ async def test_release_without_refund_keeps_charge_for_retry(harness: AdmissionH
     await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
     assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
     assert await harness.used() == 1
+
+
+async def test_other_body_waits_until_the_doubt_about_the_first_one_ends(harness: AdmissionHarness) -> None:
+    """The first body may have been published. The same body is admitted at once, because a copy is harmless."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
+    other = task("k", data_url="https://a.example/other")
+    assert (await harness.admit_one(other)).verdict is Verdict.CONTENDED
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
+    harness.clock.now += DOUBT - 1
+    assert (await harness.admit_one(other)).verdict is Verdict.CONTENDED
+    harness.clock.now += 1
+    assert (await harness.admit_one(other)).verdict is Verdict.ADMITTED
+
+
+async def test_other_body_is_admitted_at_once_if_nothing_was_published(harness: AdmissionHarness) -> None:
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=True)
+    other = await harness.admit_one(task("k", data_url="https://a.example/other"))
+    assert (other.verdict, await harness.used()) == (Verdict.ADMITTED, 1)
+
+
+async def test_charge_in_doubt_is_refunded_once_and_charged_again_with_the_next_attempt(
+    harness: AdmissionHarness,
+) -> None:
+    """A batch of two unkeyed items and a keyed one has two entries."""
+    await harness.admission.release([await harness.admit_one(batch(None, "x", None, key="b"))], refund=False)
+    harness.clock.now += DOUBT / 2 - 1
+    assert await harness.admission.refund_doubts() == 0
+    harness.clock.now += 1
+    assert (await harness.admission.refund_doubts(), await harness.used()) == (2, 0)
+    assert (await harness.admission.refund_doubts(), await harness.used()) == (0, 0)
+    retry = await harness.admit_one(batch(None, "x", None, key="b"))
+    assert (retry.verdict, await harness.used()) == (Verdict.ADMITTED, 3)
+
+
+async def test_lease_does_not_depend_on_the_clock_of_the_process(harness: AdmissionHarness) -> None:
+    """A process whose clock is an hour ahead neither takes a live claim over nor charges for it."""
+    ahead = Admission(harness.store, lease=30, clock=lambda: harness.clock() + 3600, monotonic=harness.clock)
+    await harness.admit_one(task("k"))
+    (decision,) = await ahead.admit([task("k")])
+    assert (decision.verdict, await harness.used()) == (Verdict.CONTENDED, 1)
+
+
+async def test_decision_is_not_held_after_its_lease(harness: AdmissionHarness) -> None:
+    decision = await harness.admit_one(task("k"))
+    assert harness.admission.holds(decision)
+    harness.clock.now += 30
+    assert not harness.admission.holds(decision)
+
+
+async def test_tasks_without_a_quota_are_counted(harness: AdmissionHarness) -> None:
+    """A quota that is set later in the month includes them."""
+    await harness.admit_one(batch(None, None, customer=Customer(cust_id="c")))
+    assert await harness.used() == 2
+    assert (await harness.admit_one(task(customer=Customer(cust_id="c", monthly_quota=2)))).verdict is (
+        Verdict.QUOTA_EXHAUSTED
+    )
 
 
 async def test_exhausted_quota_leaves_no_claim_and_still_allows_replays(harness: AdmissionHarness) -> None:
@@ -183,6 +239,7 @@ async def test_retry_of_unconfirmed_batch_is_charged_only_for_uncharged_tasks(
 ) -> None:
     """This also holds if the retry has a different body. The stored entry is then the retry's."""
     await harness.admission.release([await harness.admit_one(batch(*first, key="b"))], refund=False)
+    harness.clock.now += DOUBT
     retry = await harness.admit_one(batch(*second, key="b"))
     assert (retry.verdict, await harness.used()) == (Verdict.ADMITTED, charged)
     (stored,) = await harness.store.read([retry.entry.id])

@@ -1,5 +1,6 @@
 """Admission while the store fails: nothing is charged twice, and no claim delays a retry until its lease ends."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import pytest
 from ingest.admission import Admission, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Entry
+from ingest.domain.ledger import Change, Entry, Phase
 from ingest.store.sqlite import SqliteStore
 from tests.support.fakes import Clock
-from tests.unit.test_admission import MONTH, task
+from tests.unit.test_admission import MONTHS, task
 
 
 class ChargeFails(SqliteStore):
@@ -50,11 +51,11 @@ async def test_granted_charges_are_refunded_if_rest_of_admission_fails(store: Ap
     store.unavailable = True
     with pytest.raises(StoreUnavailable):
         await admission.admit([task("k"), over_quota])
-    assert await store.used("c", MONTH) == 0
+    assert await store.used("c", MONTHS[0]) == 0
     store.unavailable = False
     verdicts = [decision.verdict for decision in await admission.admit([task("k"), over_quota])]
     assert verdicts == [Verdict.ADMITTED, Verdict.QUOTA_EXHAUSTED]
-    assert await store.used("c", MONTH) == 1
+    assert await store.used("c", MONTHS[0]) == 1
 
 
 async def test_failed_release_is_retried_before_next_admission(store: ApplyFails) -> None:
@@ -67,7 +68,7 @@ async def test_failed_release_is_retried_before_next_admission(store: ApplyFails
         await admission.admit([task("k")])
     store.unavailable = False
     (retry,) = await admission.admit([task("k")])
-    assert (retry.verdict, await store.used("c", MONTH)) == (Verdict.ADMITTED, 1)
+    assert (retry.verdict, await store.used("c", MONTHS[0])) == (Verdict.ADMITTED, 1)
 
 
 async def test_claims_are_released_if_charge_fails(tmp_path: Path) -> None:
@@ -78,3 +79,16 @@ async def test_claims_are_released_if_charge_fails(tmp_path: Path) -> None:
     assert (await Admission(working).admit([task("k")]))[0].verdict is Verdict.ADMITTED
     await failing.close()
     await working.close()
+
+
+async def test_queued_is_recorded_when_the_store_is_available_again(store: ApplyFails) -> None:
+    """No further call is needed."""
+    admission = Admission(store, lease=30)
+    (decision,) = await admission.admit([task("k")])
+    store.unavailable = True
+    with pytest.raises(StoreUnavailable):
+        await admission.queued([decision])
+    store.unavailable = False
+    async with asyncio.timeout(10):
+        while [entry and entry.phase for entry in await store.read([decision.entry.id])] != [Phase.QUEUED]:
+            await asyncio.sleep(0.05)

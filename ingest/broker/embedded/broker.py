@@ -120,6 +120,7 @@ class EmbeddedConsumer:
         self._wakeups = wakeups
         self._queue = queue
         self._prefetch = prefetch
+        self._extra = 0
         self._unacked: set[int] = set()
         self._paused = False
         self._stopping = False
@@ -128,7 +129,7 @@ class EmbeddedConsumer:
         wakeup = self._wakeups[self._queue]
         while not self._stopping:
             wakeup.clear()
-            limit = self._prefetch - len(self._unacked)
+            limit = self._prefetch + self._extra - len(self._unacked)
             rows = await self._take(limit) if limit and not self._paused else []
             if rows:
                 if len(rows) == limit:
@@ -152,6 +153,10 @@ class EmbeddedConsumer:
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         ids = self._release(deliveries)
         await self._file.change(lambda db: schema.delete(db, ids))
+        self._wakeups[self._queue].set()
+
+    async def allow_extra(self, count: int) -> None:
+        self._extra = max(self._extra, count)
         self._wakeups[self._queue].set()
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:

@@ -38,6 +38,7 @@ class RabbitConsumer(ReconnectingChannel):
         super().__init__(new_connection, f"consume {queue}")
         self._queue = queue
         self._prefetch = prefetch
+        self._extra = 0
         self._isolate = isolate
         self._stopping = False
         self._channel: _ConsumeChannel | None = None
@@ -94,6 +95,13 @@ class RabbitConsumer(ReconnectingChannel):
         self._stopping = True
         self._arrived.set()
 
+    async def allow_extra(self, count: int) -> None:
+        if count > self._extra:
+            # In steps, because each one is a further consumer of the channel.
+            more = max(count - self._extra, self._prefetch)
+            self._extra += more
+            await self.raise_prefetch(more)
+
     async def raise_prefetch(self, more: int) -> None:
         """Allow `more` further unacknowledged deliveries until the connection is lost. Raises BrokerUnavailable."""
         if self._channel is None:
@@ -123,6 +131,7 @@ class RabbitConsumer(ReconnectingChannel):
 
     def _lost(self) -> None:
         self._channel = None
+        self._extra = 0
         if self._quarantine is not None:
             self._quarantine.close()
             self._quarantine = None

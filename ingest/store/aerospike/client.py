@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, unquote
 import aerospike
 import msgspec
 from aerospike import exception as aerospike_errors
+from aerospike import predicates
 from aerospike_helpers.batch import records as batch
 
 from ingest.domain.errors import ConfigurationError, StoreUnavailable
@@ -23,6 +24,7 @@ _CHUNK: Final = 1000
 _THREADS: Final = 4
 _CONNECT_PAUSE: Final = 1.0
 """Seconds after a failed connection during which calls fail at once."""
+_MAX_INDEXED: Final = 2**62
 _DEFAULT_PORT: Final = 3000
 _EXAMPLE: Final = "aerospike://user:password@host:3000,host2:3000/namespace"
 _OPTIONS: Final = frozenset({"tls", "tls_name", "cafile", "certfile", "keyfile"})
@@ -150,6 +152,14 @@ class AerospikeClient:
                     raise self.unavailable(record.result, "reading a record failed")
         return records
 
+    async def query(self, set_name: str, bin_name: str, filter_: Any) -> list[tuple[int, dict[str, Any]]]:
+        """Return (generation, bins) of the records of a set whose bin is above 0 and that pass a filter expression.
+
+        The secondary index on the bin is created if it does not exist. Raises StoreUnavailable.
+        """
+        await self.call(partial(_create_index, self.namespace, set_name, bin_name))
+        return await self.call(partial(_query, self.namespace, set_name, bin_name, filter_))
+
     def _check(self, answer: Any, count: int) -> None:
         """Raise StoreUnavailable if the whole call failed.
 
@@ -192,6 +202,19 @@ def _batch_operate(
 
 def _batch_read(keys: list[tuple[str, str, str]], client: Any) -> Any:
     return client.batch_read(keys)
+
+
+def _create_index(namespace: str, set_name: str, bin_name: str, client: Any) -> None:
+    with contextlib.suppress(aerospike_errors.IndexFoundError):
+        client.index_single_value_create(
+            namespace, set_name, bin_name, aerospike.INDEX_NUMERIC, f"{set_name}_{bin_name}"
+        )
+
+
+def _query(namespace: str, set_name: str, bin_name: str, filter_: Any, client: Any) -> list[tuple[int, dict[str, Any]]]:
+    query = client.query(namespace, set_name)
+    query.where(predicates.between(bin_name, 1, _MAX_INDEXED))
+    return [(meta["gen"], bins) for _, meta, bins in query.results({"expressions": filter_})]
 
 
 def _config(address: Address, timeout: float) -> dict[str, Any]:

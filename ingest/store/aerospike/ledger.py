@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import aerospike
 import msgspec
+from aerospike_helpers import expressions
 from aerospike_helpers.batch import records as batch
 
 from ingest.domain.errors import StoreUnavailable
@@ -23,7 +24,9 @@ _ROUNDS: Final = 5
 _CREATE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE}
 _REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
 _UPDATE: Final = {"exists": aerospike.POLICY_EXISTS_UPDATE}
-_SAME_GENERATION: Final = {"gen": aerospike.POLICY_GEN_EQ}
+_SAME_GENERATION: Final[dict[str, Any]] = {"gen": aerospike.POLICY_GEN_EQ}
+_UNCHANGED: Final = frozenset({result_codes.GENERATION, result_codes.NOT_FOUND, result_codes.FILTERED_OUT})
+"""Results of a change that certainly had no effect: another generation, no entry, or not idle long enough."""
 
 
 class AerospikeLedger:
@@ -82,7 +85,7 @@ class AerospikeLedger:
                 forgotten = change.step is Step.FORGET
                 generation = change.entry.generation if forgotten else record.record[1]["gen"]
                 results[index] = after(change, generation)
-            elif record.result not in (result_codes.GENERATION, result_codes.NOT_FOUND):
+            elif record.result not in _UNCHANGED:
                 doubtful.append(index)
         if doubtful:
             existing_entries = await self.read([changes[index].entry.id for index in doubtful])
@@ -109,9 +112,17 @@ class AerospikeLedger:
         key = self._key(entry.id)
         if change.step is Step.FORGET:
             return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
-        return batch.Write(
-            key, write_step(change), meta={"gen": entry.generation}, policy=_change_policy(entry.retention)
-        )
+        policy = _change_policy(entry.retention, change.idle)
+        return batch.Write(key, write_step(change), meta={"gen": entry.generation}, policy=policy)
+
+    async def in_doubt(self, idle: int) -> list[Entry]:
+        # Only entries that were released with a charge have the bin `charged`, so the index has few of them.
+        filter_ = expressions.And(
+            expressions.GE(expressions.SinceUpdateTime(), idle),
+            expressions.Eq(expressions.StrBin("phase"), Phase.CLAIMED.value),
+        ).compile()
+        records = await self._client.query("ledger", "charged", filter_)
+        return [read_entry(bins["id"], generation, bins) for generation, bins in records]
 
     async def accept(self, entries: Sequence[Entry]) -> None:
         # An entry that was read is probably still there: two bins instead of all, the same for every entry.
@@ -157,5 +168,9 @@ def _create_policy(retention: int) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=4096)
-def _change_policy(retention: int) -> dict[str, Any]:
-    return {**_SAME_GENERATION, "ttl": retention}
+def _change_policy(retention: int, idle: int) -> dict[str, Any]:
+    policy = {**_SAME_GENERATION, "ttl": retention}
+    if idle:
+        # The server computes this from the time at which it last wrote the record.
+        policy["expressions"] = expressions.GE(expressions.SinceUpdateTime(), idle).compile()
+    return policy

@@ -47,7 +47,8 @@ def write_step(change: Change) -> list[dict[str, Any]]:
         return ops
     if change.step is Step.QUEUE:
         return _QUEUED
-    return [_write("lease", 0), _write("charged", entry.charged)]
+    # The server stores only a hash of the key, and `in_doubt` needs the id.
+    return [_write("lease", 0), _write("charged", entry.charged), _write("id", entry.id)]
 
 
 def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:

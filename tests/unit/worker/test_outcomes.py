@@ -113,7 +113,7 @@ async def test_failed_attempt_counts_as_waiting_and_the_outcome_counts_later(har
     harness.publisher.outcome = PublishOutcome.NACKED
     await harness.attempt(direct_delivery("1"), direct_delivery("2", {}))
     assert harness.counted(SUBMISSIONS) == harness.counted(TASKS) == {}
-    assert harness.counted("ingest_waiting_submissions_total") == {"unavailable": 2}
+    assert harness.counted("ingest_waiting_submissions_total") == {"refused": 2}
     harness.publisher.outcome = PublishOutcome.CONFIRMED
     await harness.attempt(direct_delivery("1", redelivered=True), direct_delivery("2", {}, redelivered=True))
     assert harness.counted(SUBMISSIONS) == {"amqp,task,accepted": 1, "amqp,task,rejected,invalid": 1}

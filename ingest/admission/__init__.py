@@ -1,0 +1,23 @@
+"""Admission: claim the idempotency key, then charge the quota. The shim and the worker share this package.
+
+A claim is created first; existing entries are read only if the claim fails. A claim is a lease: if its owner crashes, a
+retry is delayed by the rest of the lease. Nothing is lost, because ids are computed and every later step can be
+repeated; only the charge may then count twice.
+
+The order makes it safe: claim, charge, publish, confirm, then `queued` (shim) or `accepted` (worker). A crash between
+two steps can charge twice what was in flight, but never publishes what was not charged.
+
+A claim whose lease has ended without `queued`, `accepted` or a deletion is *in doubt*: its owner may have published the
+submission. Another attempt with the same body takes it over, because a second copy is harmless. An attempt with another
+body waits until the doubt is resolved: until a worker has accepted the first body, or for `DOUBT`.
+
+- ``decision``   what admission is asked, and what it answers.
+- ``admission``  `Admission`: admit, then record the outcome.
+- ``attempt``    one admission of a list of requests.
+- ``pending``    changes that the store has not taken yet.
+"""
+
+from ingest.admission.admission import DEFAULT_LEASE, DOUBT, Admission
+from ingest.admission.decision import Decision, Request, Verdict
+
+__all__ = ["DEFAULT_LEASE", "DOUBT", "Admission", "Decision", "Request", "Verdict"]

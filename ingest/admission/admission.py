@@ -1,0 +1,142 @@
+"""Admits requests, and records what became of them."""
+
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from ingest.admission.attempt import AdmissionStore, Attempt, give_back, month_of
+from ingest.admission.decision import Decision, Request
+from ingest.admission.pending import PendingChanges
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import UNLIMITED, Change, Charge, Entry, Step
+
+DEFAULT_LEASE: Final = 30.0
+DOUBT: Final = 3600.0
+"""Seconds for which a claim in doubt keeps its key from other bodies."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Admission:
+    """Admits lists of requests against one store.
+
+    Args:
+        store: ledger and quotas.
+        lease: how long a claim lasts, in seconds. Callers finish or give up well before.
+        doubt: how long a claim in doubt keeps its key from other bodies, in seconds. After half of it, `refund_doubts`
+            takes its charge back.
+        clock: Unix time in seconds; it dates submissions and chooses the month of a charge.
+        monotonic: monotonic time in seconds; it measures how long a claim has been held.
+    """
+
+    def __init__(
+        self,
+        store: AdmissionStore,
+        *,
+        lease: float = DEFAULT_LEASE,
+        doubt: float = DOUBT,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._lease = lease
+        self._doubt = doubt
+        self._clock = clock
+        self._monotonic = monotonic
+        self._pending = PendingChanges(store)
+
+    async def admit(self, requests: Sequence[Request]) -> list[Decision]:
+        """Decide on every request, in order.
+
+        Raises:
+            StoreUnavailable: nothing is decided. What was charged is refunded, and claims made so far are given back,
+                at the latest when the store is available again.
+        """
+        await self._pending.flush()
+        attempt = Attempt(
+            self._store, requests, clock=self._clock, monotonic=self._monotonic, lease=self._lease, doubt=self._doubt
+        )
+        try:
+            return await attempt.run()
+        except StoreUnavailable:
+            with contextlib.suppress(StoreUnavailable):
+                await self._store.refund(attempt.granted)
+            with contextlib.suppress(StoreUnavailable):
+                await self._pending.apply([give_back(entry) for entry in attempt.owned_entries()])
+            raise
+
+    async def refund_doubts(self) -> int:
+        """Refund submissions that were charged and released in doubt and never became tasks; return how many.
+
+        Their entries stay, without a charge. If the message arrives after all, the worker admits it again, with a
+        charge. Raises StoreUnavailable.
+        """
+        entries = await self._store.in_doubt(int(self._doubt * 500))
+        if not entries:
+            return 0
+        changes = [Change(Step.RELEASE, msgspec.structs.replace(entry, charged=0)) for entry in entries]
+        # Before the refund: if the process crashes in between, a customer is charged too much, never too little.
+        released = await self._store.apply(changes)
+        refunds = [
+            Charge(entry.cust_id, month_of(entry.created_at), entry.charged, UNLIMITED)
+            for entry, after in zip(entries, released, strict=True)
+            if after is not None
+        ]
+        await self._store.refund(refunds)
+        _log.warning("doubts_refunded", submissions=len(refunds), tasks=sum(refund.count for refund in refunds))
+        return len(refunds)
+
+    def holds(self, decision: Decision) -> bool:
+        """Return whether the claims of an ADMITTED decision are still held. If not, it must not be published.
+
+        A process that was suspended for longer than a lease has lost its claims: another attempt may have taken them
+        over and been charged for them.
+        """
+        return self._monotonic() < decision.held_until
+
+    async def queued(self, decisions: Sequence[Decision]) -> None:
+        """Record that the broker confirmed these submissions. Entries that are accepted already stay accepted.
+
+        Raises:
+            StoreUnavailable: some entries may still be claimed. The record is made when the store is available again.
+        """
+        await self._pending.apply([Change(Step.QUEUE, entry) for decision in decisions for entry in decision.owned])
+
+    async def accepted(self, entries: Sequence[Entry]) -> None:
+        """Settle: record that all events of these entries are confirmed. Raises StoreUnavailable."""
+        await self._store.accept(entries)
+
+    async def release(self, decisions: Sequence[Decision], *, refund: bool) -> None:
+        """Release the claims of failed publishes, so that a retry can continue at once.
+
+        A release that fails is logged and retried; no error is raised.
+
+        Args:
+            decisions: ADMITTED ones.
+            refund: also take the charge back. Only if the publish certainly had no effect; otherwise the entry
+                remembers its charge, and a retry is free.
+        """
+        if not decisions:
+            return
+        if refund:
+            try:
+                # Before the release: a crash in between leaves entries that say "not charged", which is then true.
+                await self._store.refund([decision.charge for decision in decisions if decision.charge])
+            except StoreUnavailable as error:
+                _log.warning("refund_failed", error=str(error), submissions=len(decisions))
+                refund = False
+        changes = []
+        for entry in [entry for decision in decisions for entry in decision.owned]:
+            if refund:
+                changes.append(give_back(entry))
+            else:
+                charged = msgspec.structs.replace(entry, charged=max(entry.charged, entry.tasks))
+                changes.append(Change(Step.RELEASE, charged))
+        try:
+            await self._pending.apply(changes)
+        except StoreUnavailable as error:
+            _log.warning("claim_release_failed", error=str(error), claims=len(changes))

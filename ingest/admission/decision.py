@@ -1,0 +1,59 @@
+"""What admission is asked, and what it answers."""
+
+from enum import StrEnum
+
+import msgspec
+
+from ingest.domain.customers import Customer
+from ingest.domain.ledger import Charge, Entry
+from ingest.domain.submissions import Submission
+from ingest.domain.trace import Trace
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """A submission to admit.
+
+    `origin` is the AMQP message_id of a direct submission, otherwise empty. `trace` is the client's trace context.
+    """
+
+    submission: Submission
+    customer: Customer
+    origin: str = ""
+    trace: Trace | None = None
+
+
+class Verdict(StrEnum):
+    """The result of an admission, or of the publish that follows it."""
+
+    ADMITTED = "admitted"
+    """Claimed and charged. The caller publishes it, then calls `queued` or `accepted`, or `release` if that fails."""
+    REPLAY = "replay"
+    """The key was used before; `Decision.entry` is the original."""
+    CONTENDED = "contended"
+    """Another attempt holds a live claim on the key, or on the key of an item."""
+    QUOTA_EXHAUSTED = "quota_exhausted"
+    UNCONFIRMED = "unconfirmed"
+    """Admitted, but the broker did not confirm the publish; the claim was released. Only the shim uses it."""
+
+
+class Decision(msgspec.Struct, frozen=True, gc=False):
+    """The verdict on one request.
+
+    `entry` is the submission's ledger entry: its own, the original's (REPLAY), or the other attempt's (CONTENDED).
+    `owned` are the entries that this admission claimed, `entry` first. `charge` is what was charged now, in tasks.
+    `replayed` are the ids of the batch's tasks that were accepted before. `held_until` is the monotonic time until
+    which the claims are certainly held.
+    """
+
+    verdict: Verdict
+    request: Request
+    entry: Entry
+    owned: tuple[Entry, ...] = ()
+    charge: Charge | None = None
+    replayed: tuple[str, ...] = ()
+    held_until: float = 0.0
+
+    @property
+    def mismatch(self) -> bool:
+        """Whether this is a replay whose body differs from the original."""
+        return self.verdict is Verdict.REPLAY and self.entry.fingerprint != self.request.submission.fingerprint

@@ -1,0 +1,95 @@
+"""Submissions that another attempt has left in doubt, and repeats of a key with another body."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ingest.admission import DOUBT, Request
+from ingest.domain.admitted import Admitted
+from ingest.domain.customers import Customer
+from ingest.domain.messages import Delivery, PublishOutcome
+from ingest.domain.submissions import task_submission
+from ingest.store.sqlite import SqliteStore
+from tests.support.deliveries import admitted_delivery, direct_delivery
+from tests.support.fakes import Clock
+from tests.support.tasks import TASK
+from tests.support.worker_harness import ProcessorHarness
+
+CUSTOMER = Customer(cust_id="c", monthly_quota=100)
+OTHER: dict[str, Any] = TASK | {"data_url": "https://a.example/other"}
+MONTHS = ("2026-03", "2026-04")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteStore]:
+    store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
+    await store.save_customer(CUSTOMER)
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+def harness(store: SqliteStore, clock: Clock) -> ProcessorHarness:
+    return ProcessorHarness(store, clock=clock)
+
+
+async def used(store: SqliteStore) -> int:
+    return sum([await store.used("c", month) for month in MONTHS])
+
+
+async def leave_in_doubt(harness: ProcessorHarness, body: dict[str, Any]) -> Delivery:
+    """Admit a task as the shim does, without an answer to its publish; return its message, which arrives late."""
+    submission = task_submission(body, "c", frozenset(), "k")
+    decisions = await harness.admission.admit([Request(submission, CUSTOMER)])
+    await harness.admission.release(decisions, refund=False)
+    return admitted_delivery(Admitted(submission, decisions[0].entry.created_at, CUSTOMER.retention))
+
+
+async def test_redelivery_with_another_body_is_reported_as_a_mismatch(harness: ProcessorHarness) -> None:
+    """A lost connection makes it a redelivery. It must not be taken for the message that was accepted."""
+    await harness.attempt(direct_delivery("k"))
+    (event,) = await harness.attempt(direct_delivery("k", OTHER, redelivered=True))
+    assert ":duplicate:" in event
+    assert json.loads(harness.publisher.sent[0].body)["data"]["payload_mismatch"] is True
+
+
+async def test_message_that_arrives_after_its_refund_is_charged_again(
+    harness: ProcessorHarness, store: SqliteStore, clock: Clock
+) -> None:
+    message = await leave_in_doubt(harness, TASK)
+    clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    assert await used(store) == 0
+    (event,) = await harness.attempt(message)
+    assert event.endswith(":accepted")
+    assert await used(store) == 1
+
+
+async def test_message_that_arrives_after_another_body_took_over_is_dropped(
+    harness: ProcessorHarness, clock: Clock
+) -> None:
+    """Its client was answered 503, and the other client 202."""
+    late = await leave_in_doubt(harness, TASK)
+    clock.now += DOUBT
+    message = await leave_in_doubt(harness, OTHER)
+    assert await harness.attempt(late) == []
+    assert late in harness.consumer.acked
+    (event,) = await harness.attempt(message)
+    assert event.endswith(":accepted")
+    assert json.loads(harness.publisher.sent[0].body)["data"]["data_url"] == OTHER["data_url"]
+
+
+@pytest.mark.parametrize("outcome", [PublishOutcome.NACKED, PublishOutcome.UNROUTABLE])
+async def test_refused_event_is_not_an_outage(harness: ProcessorHarness, outcome: PublishOutcome) -> None:
+    harness.publisher.outcome = outcome
+    await harness.attempt(direct_delivery("k"))
+    assert harness.unavailable == []
+    assert harness.consumer.acked == []
