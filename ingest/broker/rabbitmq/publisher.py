@@ -17,7 +17,9 @@ from ingest.domain.messages import Message, PublishOutcome
 _BUFFER: Final = 1024 * 1024
 """Bytes to write before waiting for the socket to take them."""
 _NACKED_FOR: Final = 15.0
-"""Seconds of nacks after which the channel is replaced, see `versions`."""
+"""Seconds of nacks without a single ack after which the channel is replaced, see `versions`."""
+_NACKED_IN_ALL: Final = 600.0
+"""The same for nacks among acks: another queue may confirm while one is full."""
 _ANSWER: Final = 1.5
 """Seconds in which RabbitMQ must answer a probe. A broker that hangs is noticed long before its heartbeat fails."""
 
@@ -131,7 +133,9 @@ class _ConfirmChannel:
         self._pending: dict[int, tuple[_PublishCall, int]] = {}
         self._next = 1
         self._lowest = 1
-        self._first_nack = self._last_nack = 0.0
+        self._first_nack: float | None = None
+        self._nacked_since: float | None = None
+        self._last_nack = 0.0
         self._returns = ContentAssembler(self._returned)
         self.header = self._returns.header
         self.body = self._returns.body
@@ -181,7 +185,10 @@ class _ConfirmChannel:
 
     def nacked_too_long(self) -> bool:
         """Return whether the channel has been nacking for too long. It is checked after every publish."""
-        return self._last_nack - self._first_nack >= _NACKED_FOR
+        if self._first_nack is None:
+            return False
+        without_ack = self._nacked_since is not None and self._last_nack - self._nacked_since >= _NACKED_FOR
+        return without_ack or self._last_nack - self._first_nack >= _NACKED_IN_ALL
 
     def fail(self) -> None:
         """Give every unconfirmed message the outcome of a lost channel; no more answers will arrive."""
@@ -191,12 +198,12 @@ class _ConfirmChannel:
 
     def method(self, method: int, data: bytes, start: int) -> bool:
         if method == codec.ACK:
+            self._nacked_since = None
             self._answer(*codec.read_confirm(data, start), PublishOutcome.CONFIRMED)
         elif method == codec.NACK:
-            now = time.monotonic()
-            if now - self._last_nack > _NACKED_FOR:
-                self._first_nack = now
-            self._last_nack = now
+            self._last_nack = now = time.monotonic()
+            self._nacked_since = self._nacked_since or now
+            self._first_nack = self._first_nack or now
             self._answer(*codec.read_confirm(data, start), PublishOutcome.NACKED)
         elif method == codec.RETURN:
             self._returns.begin(codec.RETURN)
