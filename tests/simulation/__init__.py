@@ -1,0 +1,1 @@
+"""Deterministic simulation: the service's own code on an event loop with virtual time and seeded chance."""

@@ -1,0 +1,153 @@
+"""The machines of a simulation: processes that crash, pause and lose their connections, and the faults between them."""
+
+import asyncio
+import random
+from collections.abc import Callable, Coroutine
+from enum import Enum, auto
+from typing import Any, Final
+
+from tests.simulation.loop import SimulatedLoop
+
+EPOCH: Final = 1_790_000_000.0
+"""Unix time at the beginning of a schedule, in seconds."""
+_FASTEST: Final = 0.0005
+_SLOWEST: Final = 0.02
+"""The time that a message takes on the network, in seconds."""
+
+
+class Server(Enum):
+    """What a process talks to."""
+
+    STORE = auto()
+    BROKER = auto()
+
+
+class Fate(Enum):
+    """What happens to one call."""
+
+    ANSWERED = auto()
+    REFUSED = auto()
+    """Refused at once, without effect."""
+    LOST = auto()
+    """No answer, without effect."""
+    UNANSWERED = auto()
+    """No answer, but it takes effect."""
+    LATE = auto()
+    """No answer; it takes effect after the caller has given up."""
+
+
+class Network:
+    """Time, chance, and the faults that are active now."""
+
+    def __init__(self, loop: SimulatedLoop, seed: int) -> None:
+        self.loop = loop
+        self.rng = random.Random(seed)
+        self.outages: dict[Server, float] = {}
+        """Until when a server answers no call at all."""
+        self.doubts: dict[Server, float] = {}
+        """Until when calls have random fates."""
+        self.trace: list[str] | None = None
+        """What took effect, if it is wanted."""
+
+    def note(self, text: str) -> None:
+        """Add a line to the trace."""
+        if self.trace is not None:
+            self.trace.append(f"{self.loop.time():8.3f} {text}")
+
+    def delay(self) -> float:
+        """How long one message travels, in seconds."""
+        return self.rng.uniform(_FASTEST, _SLOWEST)
+
+    def fate(self, process: "Process", server: Server) -> Fate:
+        """Draw the fate of a call that starts now."""
+        now = self.loop.time()
+        if now < max(self.outages.get(server, 0.0), process.outages.get(server, 0.0)):
+            return self.rng.choice((Fate.REFUSED, Fate.LOST))
+        if now < max(self.doubts.get(server, 0.0), process.doubts.get(server, 0.0)) and self.rng.random() < 0.6:
+            return self.rng.choice((Fate.REFUSED, Fate.LOST, Fate.UNANSWERED, Fate.LATE))
+        return Fate.ANSWERED
+
+    def later(self, seconds: float, effect: Callable[[], Any]) -> None:
+        """Let something happen at a server, whatever becomes of the caller."""
+        self.loop.call_later(seconds, effect)
+
+
+class Process:
+    """A process of the service: it can crash at any await, pause, and have a wrong clock.
+
+    Args:
+        name: for messages.
+        network: time and faults.
+        main: runs the process; it is called again after each restart.
+        skew: how far its wall clock is ahead, in seconds.
+    """
+
+    def __init__(
+        self, name: str, network: Network, main: Callable[["Process"], Coroutine[Any, Any, None]], skew: float = 0.0
+    ) -> None:
+        self.name = name
+        self.network = network
+        self.skew = skew
+        self.outages: dict[Server, float] = {}
+        self.doubts: dict[Server, float] = {}
+        self.alive = False
+        self.life = 0
+        """Counts the starts. Whatever belongs to an earlier life has ended with it."""
+        self.crashes = 0
+        self.failures: list[BaseException] = []
+        """What `main` raised: the process ended although nothing had crashed it."""
+        self._main = main
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._resumes_at = 0.0
+        self._on_crash: list[Callable[[], None]] = []
+
+    def clock(self) -> float:
+        """The process's wall clock, in Unix seconds."""
+        return EPOCH + self.network.loop.time() + self.skew
+
+    def start(self) -> None:
+        self.alive = True
+        self.life += 1
+        self._on_crash = []
+        self.run(self._guard())
+
+    async def _guard(self) -> None:
+        try:
+            await self._main(self)
+        except Exception as error:  # noqa: BLE001 - the checker reports it
+            self.failures.append(error)
+
+    def run(self, job: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        """Run a job in this process: a crash ends it."""
+        task = self.network.loop.create_task(job)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    def on_crash(self, callback: Callable[[], None]) -> None:
+        """Call back if the process crashes: its connections break."""
+        self._on_crash.append(callback)
+
+    def crash(self, down: float) -> None:
+        """End every task where it waits; start again after `down` seconds."""
+        if not self.alive:
+            return
+        self.alive = False
+        self.crashes += 1
+        self._resumes_at = 0.0
+        for callback in self._on_crash:
+            callback()
+        for task in list(self._tasks):
+            task.cancel()
+        self.network.loop.call_later(down, self.start)
+
+    def pause(self, seconds: float) -> None:
+        """Stop the process as SIGSTOP does: what it waits for arrives when it continues."""
+        self._resumes_at = max(self._resumes_at, self.network.loop.time() + seconds)
+
+    async def runs(self, life: int) -> None:
+        """Wait while the process is paused. Raises CancelledError if the life of the caller has ended."""
+        while self.alive and life == self.life and (pause := self._resumes_at - self.network.loop.time()) > 0:
+            await asyncio.sleep(pause)
+        if not self.alive or life != self.life:
+            raise asyncio.CancelledError
