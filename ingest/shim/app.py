@@ -122,7 +122,7 @@ class Shim:
         if scope["method"] != "POST":
             raise method_not_allowed(scope["method"])
         customer = await self._auth.customer(headers.get(b"authorization"))
-        reservation = Reservation(self._memory)
+        reservation = Reservation(self._memory, customer.cust_id)
         try:
             body = await read_json_body(headers, receive, reservation)
             return await self._submitter.submit(kind, body, headers, customer)

@@ -1,4 +1,8 @@
-"""Forms micro-batches from what waits. There is no timer: under light traffic an item runs alone, at once."""
+"""Forms micro-batches from what waits. There is no timer: under light traffic an item runs alone, at once.
+
+Items wait per customer, and micro-batches take one item of each customer in turn. If the queue is full, the customer
+with the most waiting items loses one. So a customer with many connections delays only itself.
+"""
 
 import asyncio
 import contextvars
@@ -11,7 +15,7 @@ R = TypeVar("R")
 
 
 class QueueFull(Exception):
-    """`max_queue` items wait already."""
+    """`max_queue` items wait already, and no customer has more of them."""
 
 
 class MicroBatcher(Generic[T, R]):
@@ -22,6 +26,7 @@ class MicroBatcher(Generic[T, R]):
         max_batch: most items in a micro-batch.
         max_concurrency: most micro-batches that run at once.
         max_queue: most items that wait.
+        customer_of: returns the customer of an item.
         deadline: how long a caller waits for its result, in seconds.
         min_batch: while one micro-batch runs, another one starts once this many items wait. Large ones cost less per
             item.
@@ -36,15 +41,16 @@ class MicroBatcher(Generic[T, R]):
         max_queue: int,
         deadline: float,
         min_batch: int = 1,
+        customer_of: Callable[[T], str] = lambda _: "",
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_concurrency = max_concurrency
-        self._max_queue = max_queue
+        self._customer_of = customer_of
         self._min_batch = min_batch
         self._running = 0
         self._deadline = _Deadline(deadline)
-        self._waiting: deque[tuple[T, asyncio.Future[R]]] = deque()
+        self._waiting: _FairQueue[tuple[T, asyncio.Future[R]]] = _FairQueue(max_queue)
         self._tasks: set[asyncio.Task[None]] = set()
         self._context = contextvars.copy_context()
 
@@ -52,13 +58,13 @@ class MicroBatcher(Generic[T, R]):
         """Return the item's result. If the caller gives up or is cancelled, the item still runs.
 
         Raises:
-            QueueFull: too many items wait.
+            QueueFull: too many items wait. It may also be raised later, if the item gives way to another customer's.
             TimeoutError: there was no result within the deadline.
         """
-        if len(self._waiting) >= self._max_queue:
-            raise QueueFull
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append((item, future))
+        displaced = self._waiting.put(self._customer_of(item), (item, future))
+        if displaced is not None and not displaced[1].done():
+            displaced[1].set_exception(QueueFull())
         self._deadline.watch(future)
         if not self._running or (self._running < self._max_concurrency and len(self._waiting) >= self._min_batch):
             self._start()
@@ -80,7 +86,7 @@ class MicroBatcher(Generic[T, R]):
     async def _work(self) -> None:
         try:
             while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(self._max_batch, len(self._waiting)))]
+                batch = self._waiting.take(self._max_batch)
                 try:
                     results = await self._run([item for item, _ in batch])
                 except BaseException as error:
@@ -95,6 +101,51 @@ class MicroBatcher(Generic[T, R]):
                         future.set_result(result)
         finally:
             self._running -= 1
+
+
+class _FairQueue(Generic[T]):
+    """A bounded queue that serves customers in turn."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._size = 0
+        self._queues: dict[str, deque[T]] = {}
+        """Only customers with waiting items, the one to serve next first."""
+
+    def __len__(self) -> int:
+        return self._size
+
+    def put(self, customer: str, item: T) -> T | None:
+        """Add an item; return the item that had to leave for it, if the queue was full.
+
+        Raises:
+            QueueFull: the queue is full, and no customer has more items in it than this one.
+        """
+        displaced = None
+        if self._size >= self._limit:
+            longest = max(self._queues.values(), key=len)
+            if len(longest) <= len(self._queues.get(customer, ())) + 1:
+                raise QueueFull
+            displaced = longest.pop()
+            self._size -= 1
+        self._queues.setdefault(customer, deque()).append(item)
+        self._size += 1
+        return displaced
+
+    def take(self, count: int) -> list[T]:
+        """Remove and return up to `count` items, one of each customer in turn."""
+        taken: list[T] = []
+        while self._queues and len(taken) < count:
+            customer = next(iter(self._queues))
+            queue = self._queues.pop(customer)
+            if self._queues:
+                taken.append(queue.popleft())
+            else:  # a single customer, which is usual: no turns
+                taken += [queue.popleft() for _ in range(min(count - len(taken), len(queue)))]
+            if queue:
+                self._queues[customer] = queue
+        self._size -= len(taken)
+        return taken
 
 
 class _Deadline:

@@ -52,9 +52,17 @@ class Submitter:
         # Two batchers, so that a single task never waits behind batches of a thousand.
         self._batchers: dict[SubmissionKind, MicroBatcher[Request, Decision]] = {
             SubmissionKind.TASK: MicroBatcher(
-                run, max_batch=512, max_concurrency=4, min_batch=16, max_queue=20_000, deadline=deadline
+                run,
+                max_batch=512,
+                max_concurrency=4,
+                min_batch=16,
+                max_queue=20_000,
+                deadline=deadline,
+                customer_of=_customer_of,
             ),
-            SubmissionKind.BATCH: MicroBatcher(run, max_batch=4, max_concurrency=2, max_queue=64, deadline=deadline),
+            SubmissionKind.BATCH: MicroBatcher(
+                run, max_batch=4, max_concurrency=2, max_queue=64, deadline=deadline, customer_of=_customer_of
+            ),
         }
 
     async def submit(
@@ -100,6 +108,10 @@ class Submitter:
             if loop.time() + pause > give_up:
                 raise problems.contended()
             await asyncio.sleep(pause)
+
+
+def _customer_of(request: Request) -> str:
+    return request.customer.cust_id
 
 
 def _parse(kind: SubmissionKind, body: bytes, key_header: bytes | None, customer: Customer) -> Submission:

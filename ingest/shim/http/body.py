@@ -1,6 +1,7 @@
 """Reading bodies and sending JSON in plain ASGI. Every request of the two POSTs runs this code, so it stays small."""
 
 import random
+from collections import Counter
 from collections.abc import Iterable
 from typing import Final
 
@@ -19,37 +20,69 @@ _MAX_REQUEST_ID: Final = 200
 _MAX_DISCARDED: Final = 8 * MAX_BODY
 DEFAULT_MEMORY: Final = 16 * MAX_BODY
 """Bytes of bodies that one process holds at a time. A body counts from its first byte until its answer."""
+SMALL: Final = 64 * 1024
+"""Bytes of a body that may use the part of the memory that is kept for small ones."""
 
 
 class BodyMemoryBudget:
-    """The memory that one process uses for bodies, in bytes."""
+    """The memory that one process uses for bodies, in bytes.
+
+    A customer may hold at most as much as is free for large bodies. So one customer alone gets half of it, and
+    whatever some customers hold, others find room (dynamic thresholds, Choudhury and Hahne, 1998). The last eighth is
+    for bodies of at most `SMALL` bytes.
+    """
 
     def __init__(self, limit: int = DEFAULT_MEMORY) -> None:
         self.limit = limit
         self.reserved = 0
+        self._held: Counter[str] = Counter()
+
+    def reserve(self, customer: str, size: int, *, small: bool) -> bool:
+        """Reserve `size` bytes for a customer's body; return False if there is no room for it.
+
+        Args:
+            customer: the customer.
+            size: the bytes.
+            small: whether the whole body so far has at most `SMALL` bytes.
+        """
+        free = self.limit - self.reserved
+        free_for_large = free - self.limit // 8
+        if size > free or (not small and (size > free_for_large or self._held[customer] + size > free_for_large)):
+            return False
+        self.reserved += size
+        self._held[customer] += size
+        return True
+
+    def release(self, customer: str, size: int) -> None:
+        """Return what was reserved."""
+        self.reserved -= size
+        self._held[customer] -= size
+        if not self._held[customer]:
+            del self._held[customer]
 
 
 class Reservation:
     """The memory of one request's body. Call `release` once the request is answered."""
 
-    __slots__ = ("_budget", "_size")
+    __slots__ = ("_budget", "_customer", "_size")
 
-    def __init__(self, budget: BodyMemoryBudget) -> None:
+    def __init__(self, budget: BodyMemoryBudget, customer: str) -> None:
         self._budget = budget
+        self._customer = customer
         self._size = 0
 
     def grow(self, size: int) -> bool:
-        """Reserve `size` more bytes; return False if the budget is used up."""
-        if self._budget.reserved + size > self._budget.limit:
+        """Reserve `size` more bytes; return False if there is no room for them."""
+        if not self._budget.reserve(self._customer, size, small=self._size + size <= SMALL):
             return False
-        self._budget.reserved += size
         self._size += size
         return True
 
     def release(self) -> None:
         """Return everything to the budget. A second call has no effect."""
-        self._budget.reserved -= self._size
-        self._size = 0
+        if self._size:
+            self._budget.release(self._customer, self._size)
+            self._size = 0
 
 
 class ClientDisconnected(Exception):

@@ -19,6 +19,8 @@ HEAD_TIMEOUT: Final = 20.0
 """Seconds from the connection, or from the first byte of a further request on it, to the end of the head."""
 BODY_TIMEOUT: Final = 60.0
 """Seconds from then to the end of the body: 8 MiB at 1.1 Mbit/s."""
+BODY_IDLE_TIMEOUT: Final = 10.0
+"""Seconds that may pass without a byte of the body: a stalled upload holds memory."""
 _CHECK_INTERVAL: Final = 5.0
 """Seconds between two checks of the time limits. One timer per connection costs less than one per request."""
 
@@ -48,6 +50,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _head_size = 0
     _awaiting = _Awaiting.HEAD
     _since = 0.0
+    _last_data = 0.0
     _timer: asyncio.TimerHandle | None = None
     _refused = False
     _refusal: RefusedRequest | None = None
@@ -66,6 +69,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._last_data = self.loop.time()
         super().data_received(data)
         if self._awaiting is _Awaiting.HEAD and not self._refused:
             # httptools reports a header only once it is complete, so an endless one is counted here.
@@ -123,7 +127,9 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _check_timeouts(self) -> None:
         limit = _TIMEOUTS.get(self._awaiting)
-        if limit is not None and self.loop.time() - self._since > limit:
+        now = self.loop.time()
+        is_stalled = self._awaiting is _Awaiting.BODY and now - self._last_data > BODY_IDLE_TIMEOUT
+        if is_stalled or (limit is not None and now - self._since > limit):
             self._refuse(408, f"the request's {self._awaiting} did not arrive in time")
         elif not self.transport.is_closing():
             self._timer = self.loop.call_later(_CHECK_INTERVAL, self._check_timeouts)

@@ -94,6 +94,42 @@ async def test_item_is_refused_if_queue_is_full() -> None:
     assert await asyncio.gather(*results) == [1, 2]
 
 
+async def test_customers_are_served_in_turn() -> None:
+    """One customer has nine items waiting when the other's single item arrives."""
+    gate = Gate()
+    batcher = MicroBatcher(
+        gate.run, max_batch=2, max_concurrency=1, max_queue=100, deadline=5, customer_of=lambda item: str(item // 100)
+    )
+    results = [asyncio.ensure_future(batcher.submit(item)) for item in (100, *range(101, 110), 200)]
+    gate.open.set()
+    await asyncio.gather(*results)
+    assert gate.batches[0] == [100, 200]
+    assert sorted(item for batch in gate.batches for item in batch) == [*range(100, 110), 200]
+
+
+async def test_full_queue_takes_an_item_of_another_customer_in_place_of_the_largest_ones() -> None:
+    """Customer 1 fills the queue. It gets no further item in; customers 2 and 3 do, until all have as many."""
+    gate = Gate()
+    batcher = MicroBatcher(
+        gate.run, max_batch=1, max_concurrency=1, max_queue=4, deadline=5, customer_of=lambda item: str(item // 100)
+    )
+    running = asyncio.ensure_future(batcher.submit(1))
+    await run_other_tasks()
+    first = [asyncio.ensure_future(batcher.submit(item)) for item in range(100, 104)]
+    await run_other_tasks()
+    with pytest.raises(QueueFull):
+        await batcher.submit(104)
+    others = [asyncio.ensure_future(batcher.submit(item)) for item in (200, 300)]
+    await run_other_tasks()
+    for displaced in first[2:]:
+        with pytest.raises(QueueFull):
+            await displaced
+    with pytest.raises(QueueFull):
+        await batcher.submit(201)
+    gate.open.set()
+    assert await asyncio.gather(running, *first[:2], *others) == [1, 100, 101, 200, 300]
+
+
 @settings(max_examples=50)
 @given(
     st.lists(st.integers(0, 3), max_size=60), st.integers(1, 5), st.integers(1, 3), st.integers(1, 8), st.integers(0, 2)

@@ -5,7 +5,7 @@ import json
 from collections.abc import AsyncIterator
 
 from ingest.broker.embedded.broker import EmbeddedBroker
-from ingest.shim.http.body import BodyMemoryBudget
+from ingest.shim.http.body import SMALL, BodyMemoryBudget, Reservation
 from ingest.store.sqlite import SqliteStore
 from tests.support.shim_harness import ShimHarness
 from tests.support.tasks import TASK
@@ -71,3 +71,27 @@ async def test_body_beyond_memory_budget_is_answered_503_and_releases_its_memory
             assert answer.json() == {"error": "server is at capacity, retry later"}
             assert (await harness.client.post("/v1/tasks", json=TASK)).status_code == 202
         assert memory.reserved == 0
+
+
+def test_customers_with_large_bodies_leave_room_for_others() -> None:
+    """The first one gets half of what is for large bodies; each further one half of the rest."""
+    budget = BodyMemoryBudget(limit=64 * SMALL)
+    sizes = []
+    for customer in ("a", "b", "c"):
+        size = 0
+        while budget.reserve(customer, SMALL, small=False):
+            size += SMALL
+        sizes.append(size // SMALL)
+    assert sizes == [28, 14, 7]
+
+
+def test_small_bodies_have_memory_that_large_ones_cannot_use() -> None:
+    budget = BodyMemoryBudget(limit=64 * SMALL)
+    large = [Reservation(budget, f"c{number}") for number in range(100)]
+    while any(reservation.grow(2 * SMALL) for reservation in large):
+        pass
+    assert Reservation(budget, "c0").grow(SMALL)
+    for reservation in large:
+        reservation.release()
+        reservation.release()
+    assert budget.reserved == SMALL
