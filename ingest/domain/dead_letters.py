@@ -162,10 +162,10 @@ def redrive_blocker(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
         len((text or "").encode()) > _SHORT for text in (origin.routing_key, origin.message_id, origin.content_type)
     ):
         return "one of its properties is longer than AMQP allows"
+    if origin.user_id in trusted:
+        return None  # perhaps only since it was rejected
     if dead.reason in (Reason.USER_MISMATCH, Reason.FORGED_ADMISSION):
         return f"another user than customer {dead.cust_id} sent it"
-    if origin.user_id in trusted:
-        return None
     if origin.type == admitted.TYPE:
         return "it claims to be admitted and was not sent by the service"
     if origin.user_id not in (None, dead.cust_id):

@@ -14,12 +14,17 @@ REMEDIES: Final[dict[str, str]] = {
     Reason.MISSING_MESSAGE_ID: INVALID_PAYLOAD,
     Reason.UNKNOWN_CUSTOMER: "Add the customer with `ingest customer add`, then redrive.",
     Reason.USER_MISMATCH: "Never redriven: another user sent it in the customer's name.",
-    Reason.FORGED_ADMISSION: "Never redriven: it claims to come from the service.",
+    Reason.FORGED_ADMISSION: (
+        "It claims to come from the service. If its user is one of the service's, add it to INGEST_TRUSTED_USERS, then "
+        "redrive; otherwise it is never redriven."
+    ),
     Reason.KEY_CONFLICT: "Redriving fails again while the customer is strict and the key is remembered.",
     Reason.QUOTA_EXHAUSTED: "Redrive it next month, or after `ingest customer set CUST --quota N`.",
     "delivery_limit": "Workers failed on it repeatedly: read their logs, correct the cause, then redrive.",
     "rejected": "Redrive it.",
-    "expired": "Remove the policy's message-ttl (`ingest doctor` shows it), then redrive.",
+    "expired": (
+        "Its producer has set `expiration`, or a policy has a message-ttl (see `ingest doctor`): remove that, then redrive."
+    ),
     "maxlen": "Remove the policy's max-length (`ingest doctor` shows it), then redrive.",
     "unknown": "It is not from this service: read it with `ingest dlq show`.",
 }

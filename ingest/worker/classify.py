@@ -6,6 +6,7 @@ from functools import lru_cache
 from typing import Final
 
 import msgspec
+import structlog
 
 from ingest.admission import Request
 from ingest.domain import admitted
@@ -22,7 +23,10 @@ from ingest.worker.rejections import Rejection, rejection
 
 CUSTOMER_CACHE: Final = 2.0
 """Seconds for which a customer's settings are cached."""
+_WARNING_INTERVAL: Final = 30.0
+"""Seconds between two log lines about a user who is not trusted."""
 _MAX_CUSTOMERS: Final = 10_000
+_log = structlog.get_logger(__name__)
 _KINDS: Final = {INGEST_TASKS: SubmissionKind.TASK, INGEST_BATCHES: SubmissionKind.BATCH}
 
 
@@ -30,6 +34,8 @@ class Classified(msgspec.Struct, eq=False):
     """Deliveries, grouped by the work that they need."""
 
     admitted: list[tuple[Delivery, Admitted]] = msgspec.field(default_factory=list)
+    untrusted: list[Delivery] = msgspec.field(default_factory=list)
+    """Sent by another user of the service, it seems, whom INGEST_TRUSTED_USERS does not name."""
     direct: list[tuple[Delivery, Request]] = msgspec.field(default_factory=list)
     rejected: list[Rejection] = msgspec.field(default_factory=list)
 
@@ -50,6 +56,7 @@ class DeliveryClassifier:
         self._registry = registry
         self._trusted = trusted_users
         self._clock = clock
+        self._next_warning = 0.0
         self._customers: dict[str, tuple[float, Customer | None]] = {}
 
     async def classify(self, deliveries: Sequence[Delivery]) -> Classified:
@@ -61,12 +68,29 @@ class DeliveryClassifier:
                 kind, cust_id = _address(delivery.queue, delivery.routing_key)
                 _check_attempts(delivery)
                 if delivery.type == admitted.TYPE:
+                    if self._is_untrusted_service_user(delivery, cust_id):
+                        classified.untrusted.append(delivery)
+                        continue
                     classified.admitted.append((delivery, self._admitted(delivery, cust_id)))
                 else:
                     classified.direct.append((delivery, await self._request(delivery, kind, cust_id)))
             except InvalidSubmission as error:
                 classified.rejected.append(rejection(delivery, error, cust_id))
         return classified
+
+    def _is_untrusted_service_user(self, delivery: Delivery, cust_id: str) -> bool:
+        """Return whether an admitted submission comes from neither a trusted user nor its customer.
+
+        A direct producer can publish only under the name of its customer. So this is probably a shim that has another
+        AMQP user than this worker, and its clients were answered 202.
+        """
+        user = delivery.user_id
+        if user is None or user == cust_id or user in self._trusted:
+            return False
+        if self._clock() >= self._next_warning:
+            self._next_warning = self._clock() + _WARNING_INTERVAL
+            _log.error("untrusted_service_user", user=user, action=f"add {user} to INGEST_TRUSTED_USERS of the workers")
+        return True
 
     def _admitted(self, delivery: Delivery, cust_id: str) -> Admitted:
         if delivery.user_id is None or delivery.user_id not in self._trusted:

@@ -163,6 +163,7 @@ class DeliveryProcessor:
         """Fill in the plans. Raises StoreUnavailable, after which nothing is claimed or published."""
         classified = await self._classifier.classify(deliveries)
         attempt.plans += [plan_rejection(rejection) for rejection in classified.rejected]
+        attempt.contended += classified.untrusted  # kept until the setting is corrected
         if classified.admitted:
             await self._plan_admitted(attempt, classified.admitted)
         if classified.direct:

@@ -86,6 +86,12 @@ def test_redriven_submission_of_the_service_stays_admitted() -> None:
     assert (resubmission(dead).type, resubmission(dead).message_id) == (admitted.TYPE, "tsk_1")
 
 
+def test_submission_of_a_service_user_can_be_redriven_once_the_user_is_trusted() -> None:
+    dead = read(rejected(Reason.FORGED_ADMISSION, type=admitted.TYPE, user_id="shim-2"), SERVICE)
+    assert redrive_blocker(dead, SERVICE) is not None
+    assert redrive_blocker(dead, SERVICE | {"shim-2"}) is None
+
+
 @pytest.mark.parametrize(
     ("letter", "blocker"),
     [

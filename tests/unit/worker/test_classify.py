@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.domain.customers import Customer
+from ingest.domain.errors import Reason
 from ingest.store.sqlite import SqliteStore
 from ingest.worker.classify import DeliveryClassifier
 from tests.support.deliveries import delivery, direct_delivery
@@ -48,6 +50,21 @@ async def test_body_of_rejected_delivery_is_freed_without_the_garbage_collector(
     finally:
         gc.enable()
         await store.close()
+
+
+async def test_admitted_submission_of_an_unknown_service_user_is_kept_and_a_forged_one_rejected(
+    tmp_path: Path,
+) -> None:
+    """The shim's clients were answered 202. A direct producer can only use its own name."""
+    store = await SqliteStore.open(tmp_path / "store.db")
+    kept = delivery(type="ingest.admitted.v1", routing_key="task.submitted.c", user_id="shim-2")
+    forged = delivery(type="ingest.admitted.v1", routing_key="task.submitted.c", user_id="c")
+    with capture_logs() as logs:
+        classified = await DeliveryClassifier(store, frozenset({"shim"})).classify([kept, kept, forged])
+    assert classified.untrusted == [kept, kept]
+    assert [rejection.error.reason for rejection in classified.rejected] == [Reason.FORGED_ADMISSION]
+    assert [(log["event"], log["user"]) for log in logs] == [("untrusted_service_user", "shim-2")]
+    await store.close()
 
 
 async def test_direct_submission_needs_no_content_type_and_no_user_id(tmp_path: Path) -> None:
