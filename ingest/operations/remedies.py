@@ -23,7 +23,7 @@ REMEDIES: Final[dict[str, str]] = {
     "delivery_limit": "Workers failed on it repeatedly: read their logs, correct the cause, then redrive.",
     "rejected": "Redrive it.",
     "expired": (
-        "Its producer has set `expiration`, or a policy has a message-ttl (see `ingest doctor`): remove that, then redrive."
+        "Its producer has set `expiration`, or a policy a message-ttl (see `ingest doctor`): remove that, then redrive."
     ),
     "maxlen": "Remove the policy's max-length (`ingest doctor` shows it), then redrive.",
     "unknown": "It is not from this service: read it with `ingest dlq show`.",

@@ -5,9 +5,11 @@ from collections.abc import AsyncIterator
 
 import aio_pika
 import aiormq
+import msgspec
 import pytest
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.messages import Message, PublishOutcome
@@ -173,6 +175,26 @@ async def test_publish_is_unknown_after_its_timeout_while_the_broker_is_paused(
     assert await asyncio.wait_for(publisher.publish([message(2)]), 10) == [PublishOutcome.CONFIRMED]
     await publisher.ready()
     assert [state.reconnects for state in broker.connections()] == [0]
+
+
+async def test_publishes_to_a_broker_that_does_not_read_are_unsent_beyond_a_buffer(
+    broker: RabbitBroker, rabbitmq: RabbitServer
+) -> None:
+    """Otherwise the process grows as long as clients submit. What was not written is certainly not taken."""
+    skip_unless_controllable(rabbitmq)
+    publisher = await broker.publisher()
+    large = msgspec.structs.replace(message(1), body=b"x" * 1_000_000)
+    rabbitmq.pause()
+    try:
+        for _ in range(3):
+            calls = [publisher.publish([large] * 10) for _ in range(4)]
+            outcomes = [outcome for call in await asyncio.gather(*calls) for outcome in call]
+        assert set(outcomes) == {PublishOutcome.UNSENT}
+        assert isinstance(publisher, RabbitPublisher)
+        assert publisher.queued < 20_000_000
+    finally:
+        rabbitmq.resume()
+    await until_confirmed(broker)
 
 
 async def test_confirmed_messages_survive_a_kill_of_the_broker(broker: RabbitBroker, rabbitmq: RabbitServer) -> None:

@@ -49,15 +49,21 @@ class RabbitPublisher(ReconnectingChannel):
         """Whether a publish would be written now."""
         return self._channel is not None and self._channel.writable
 
+    @property
+    def queued(self) -> int:
+        """Bytes that wait in this process, because the socket does not take them."""
+        return self._channel.connection.queued if self._channel is not None else 0
+
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
         call = _PublishCall(len(messages))
         position = 0
         try:
             async with asyncio.timeout(self._timeout):
                 while position < len(messages) and (channel := self._channel) and channel.writable:
-                    position = channel.write(messages, position, call)
-                    if position < len(messages):
-                        await channel.connection.drain()
+                    # If the broker does not read, nothing more is queued in this process, and the call ends UNSENT.
+                    await channel.connection.drain()
+                    if channel is self._channel and channel.writable:
+                        position = channel.write(messages, position, call)
                 await call.answered()
         except (TimeoutError, ConnectionError):
             pass  # the outcomes say which messages were not confirmed

@@ -22,6 +22,8 @@ from ingest.broker.rabbitmq.amqp import codec
 from ingest.domain.errors import BrokerUnavailable
 
 CONNECT_TIMEOUT: Final = 10.0
+_WRITE_BUFFER: Final = 4 * 1024 * 1024
+"""Bytes to queue before `drain` waits for the socket."""
 CLOSE_TIMEOUT: Final = 5.0
 _HEARTBEAT_INTERVAL: Final = 1.0
 """Seconds after which aiormq is shown a heartbeat, if only content frames arrive."""
@@ -67,6 +69,7 @@ class Connection:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await self._connection.connect()
+            self._transport.writer.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
         # aiormq raises StopAsyncIteration if the other side closes during the handshake.
         except (aiormq.exceptions.AMQPError, OSError, EOFError, TimeoutError, StopAsyncIteration) as error:
             self.abort()
@@ -84,6 +87,11 @@ class Connection:
             return await self._connection.channel(publisher_confirms=confirms, timeout=CONNECT_TIMEOUT)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
             raise BrokerUnavailable(f"cannot open a channel on {self}: {error}") from error
+
+    @property
+    def queued(self) -> int:
+        """Bytes that wait in this process, because the socket does not take them."""
+        return self._transport.writer.transport.get_write_buffer_size()
 
     @property
     def frame_max(self) -> int:
