@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -12,7 +13,7 @@ from ingest.admission.attempt import AdmissionStore, Attempt, give_back, month_o
 from ingest.admission.decision import Decision, Request
 from ingest.admission.pending import PendingChanges
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import UNLIMITED, Change, Charge, Entry, Step
+from ingest.domain.ledger import UNLIMITED, Change, Charge, Doubt, Entry, Step
 
 DEFAULT_LEASE: Final = 30.0
 DOUBT: Final = 3600.0
@@ -28,7 +29,7 @@ class Admission:
         store: ledger and quotas.
         lease: how long a claim lasts, in seconds. Callers finish or give up well before.
         doubt: how long a claim in doubt keeps its key from other bodies, in seconds. After half of it, `refund_doubts`
-            takes its charge back.
+            takes its charge back, which ends the doubt.
         clock: Unix time in seconds; it dates submissions and chooses the month of a charge.
         monotonic: monotonic time in seconds; it measures how long a claim has been held.
     """
@@ -48,13 +49,14 @@ class Admission:
         self._clock = clock
         self._monotonic = monotonic
         self._pending = PendingChanges(store)
+        self._pending_refunds: list[Charge] = []
 
     async def admit(self, requests: Sequence[Request]) -> list[Decision]:
         """Decide on every request, in order.
 
         Raises:
-            StoreUnavailable: nothing is decided. What was charged is refunded, and claims made so far are given back,
-                at the latest when the store is available again.
+            StoreUnavailable: nothing is decided. What was charged is refunded, if the store takes that. Claims made so
+                far are given back, at the latest when the store is available again.
         """
         await self._pending.flush()
         attempt = Attempt(
@@ -70,28 +72,30 @@ class Admission:
             raise
 
     async def refund_doubts(self) -> int:
-        """Refund submissions that were charged and released in doubt and never became tasks; return how many.
+        """Refund submissions that were charged, left in doubt, and never became tasks; return how many entries.
 
-        Their entries stay, without a charge. If the message arrives after all, the worker admits it again, with a
+        Their entries stay, marked as refunded. If the message arrives after all, the worker admits it again, with a
         charge. Raises StoreUnavailable.
         """
-        entries = await self._store.in_doubt(int(self._doubt * 500))
-        if not entries:
-            return 0
-        changes = [Change(Step.RELEASE, msgspec.structs.replace(entry, charged=0)) for entry in entries]
-        # Before the refund: if the process crashes in between, a customer is charged too much, never too little.
-        released = await self._store.apply(changes)
-        refunds = [
-            Charge(entry.cust_id, month_of(entry.created_at), entry.charged, UNLIMITED)
-            for entry, after in zip(entries, released, strict=True)
-            if after is not None
-        ]
-        await self._store.refund(refunds)
-        _log.warning("doubts_refunded", submissions=len(refunds), tasks=sum(refund.count for refund in refunds))
-        return len(refunds)
+        refunded = 0
+        for entry in await self._store.in_doubt(int(self._doubt * 500)):
+            # One by one, so that an outage loses at most one refund. The owner is unique: if two processes do this at
+            # once, each knows whether its own change took effect.
+            owner = f"refund.{uuid.uuid4().hex}"
+            released = msgspec.structs.replace(entry, owner=owner, charged=0, doubt=Doubt.REFUNDED)
+            # Before the refund: if the process crashes in between, a customer is charged too much, never too little.
+            if await self._store.apply([Change(Step.RELEASE, released)]) != [None]:
+                month = entry.charged_month or month_of(entry.created_at)
+                self._pending_refunds.append(Charge(entry.cust_id, month, entry.charged, UNLIMITED))
+                refunded += 1
+                _log.warning("doubt_refunded", cust_id=entry.cust_id, id=entry.id, tasks=entry.charged)
+        while self._pending_refunds:
+            await self._store.refund(self._pending_refunds[:1])
+            del self._pending_refunds[0]
+        return refunded
 
     def holds(self, decision: Decision) -> bool:
-        """Return whether the claims of an ADMITTED decision are still held. If not, it must not be published.
+        """Return whether the claims of an ADMITTED decision are still held. If not, the shim does not publish it.
 
         A process that was suspended for longer than a lease has lost its claims: another attempt may have taken them
         over and been charged for them.
@@ -129,14 +133,25 @@ class Admission:
             except StoreUnavailable as error:
                 _log.warning("refund_failed", error=str(error), submissions=len(decisions))
                 refund = False
-        changes = []
-        for entry in [entry for decision in decisions for entry in decision.owned]:
-            if refund:
-                changes.append(give_back(entry))
-            else:
-                charged = msgspec.structs.replace(entry, charged=max(entry.charged, entry.tasks))
-                changes.append(Change(Step.RELEASE, charged))
+        if refund:
+            changes = [give_back(entry) for decision in decisions for entry in decision.owned]
+        else:
+            changes = [
+                Change(Step.RELEASE, _left_in_doubt(entry, decision.charge))
+                for decision in decisions
+                for entry in decision.owned
+            ]
         try:
             await self._pending.apply(changes)
         except StoreUnavailable as error:
             _log.warning("claim_release_failed", error=str(error), claims=len(changes))
+
+
+def _left_in_doubt(entry: Entry, charge: Charge | None) -> Entry:
+    """Return the entry of a submission that may have been published, with what has been charged for it."""
+    return msgspec.structs.replace(
+        entry,
+        charged=max(entry.charged, entry.tasks),
+        charged_month=charge.month if charge is not None else entry.charged_month,
+        doubt=Doubt.OPEN,
+    )

@@ -11,7 +11,7 @@ import msgspec
 from ingest.admission.decision import Decision, Request, Verdict
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.identity import SubmissionKind
-from ingest.domain.ledger import UNLIMITED, Change, Charge, Entry, Step, item_entries, submission_entry
+from ingest.domain.ledger import UNLIMITED, Change, Charge, Doubt, Entry, Step, item_entries, submission_entry
 from ingest.domain.ports import Ledger, Quotas
 
 
@@ -20,7 +20,7 @@ class AdmissionStore(Ledger, Quotas, Protocol):
 
 
 def give_back(entry: Entry) -> Change:
-    """Return the change that gives a claim back of which nothing was published.
+    """Return the change that gives back a claim whose submission this attempt did not publish.
 
     A claim that this attempt created is deleted. One that it took over stays, because an earlier attempt may have
     published the submission; it is released with what that attempt has charged.
@@ -150,8 +150,9 @@ class Attempt:
                 pending.contended = True
             elif entry.origin != pending.request.submission.id:
                 pending.replayed.append(entry.id)
-            # Otherwise an earlier attempt of this batch made the item durable and crashed. It is charged already, but
-            # it is published again: a worker that finished this attempt's message drops the earlier one.
+            # Otherwise an earlier attempt of this batch made the item durable and crashed. It is charged already. It is
+            # published again, because the worker that finishes this attempt's message drops the earlier attempt's
+            # message, which may be the only one with the item.
         await self._yield_contended([pending for pending in batches if pending.contended])
 
     async def _claim(
@@ -172,10 +173,14 @@ class Attempt:
         return stored, held
 
     def _take_over(self, wanted: Entry, stored: Entry) -> Change:
-        """Return the change that takes a claim over once its lease has ended; for another body, once its doubt has."""
+        """Return the change that takes over a claim whose lease has ended.
+
+        If the body differs, the doubt about the first one must have ended, too. A claim whose lease ran out is always
+        in doubt, because its owner may have crashed after the publish.
+        """
         idle = stored.lease
-        was_released_clean = not stored.lease and not stored.charged
-        if stored.fingerprint != wanted.fingerprint and not was_released_clean:
+        is_in_doubt = bool(stored.lease) or stored.doubt is Doubt.OPEN
+        if stored.fingerprint != wanted.fingerprint and is_in_doubt:
             idle = max(idle, self._doubt)
         return Change(Step.TAKE_OVER, _inherit(wanted, stored), idle)
 
@@ -210,7 +215,7 @@ class Attempt:
         return Charge(customer.cust_id, self._month, count, limit) if count else None
 
     async def _drop_unpaid(self, refused: list[_PendingDecision]) -> None:
-        """Give the claims of requests that exceed the quota back."""
+        """Give back the claims of requests that exceed the quota."""
         await self._store.apply([give_back(entry) for pending in refused for entry in pending.owned])
         _drop_claims(refused)
 
@@ -234,6 +239,8 @@ def _inherit(wanted: Entry, expired: Entry) -> Entry:
         created_at=expired.created_at,
         retention=expired.retention,
         charged=expired.charged,
+        charged_month=expired.charged_month,
+        doubt=expired.doubt,
         generation=expired.generation,
     )
 

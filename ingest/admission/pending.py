@@ -20,7 +20,8 @@ _log = structlog.get_logger(__name__)
 class PendingChanges:
     """Applies changes to the ledger; those that fail are kept, and retried in the background.
 
-    Every change checks the generation of its entry, so a late retry of one that took effect changes nothing.
+    Every change checks the generation of its entry, and a deletion its owner, so a late retry of one that took effect
+    changes nothing.
 
     Args:
         ledger: the ledger.

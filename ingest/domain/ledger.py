@@ -17,11 +17,21 @@ class Phase(StrEnum):
     """How far a submission has come. A phase never goes back."""
 
     CLAIMED = "claimed"
-    """An attempt is in progress; it belongs to `owner` until `lease`."""
+    """Not confirmed yet. If `lease` is above 0, it belongs to `owner` for that long after its last change."""
     QUEUED = "queued"
     """The broker has confirmed it; its client was answered 2xx, or will be."""
     ACCEPTED = "accepted"
     """All its events are confirmed."""
+
+
+class Doubt(StrEnum):
+    """Whether the submission of a claim may have been published by an earlier attempt."""
+
+    NONE = ""
+    OPEN = "open"
+    """It may have been published; its charge counts."""
+    REFUNDED = "refunded"
+    """It may have been published; its charge was taken back. If its message arrives, it must be charged again."""
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -30,10 +40,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     `created_at` is in Unix milliseconds. `lease` is how long the claim lasts after the last change of the entry, in
     milliseconds by the store's clock; 0 means that no attempt holds the entry. `retention` is the time to live in
     seconds, renewed with every change. `generation` is the store's version of the entry (0: not stored yet, 1: just
-    created). `charged` is the number of tasks that earlier attempts, none of them durable, have charged. `origin` tells
-    a redelivery from another submission: it is the AMQP message_id of a direct submission, the batch's id for an item,
-    otherwise empty. A batch has `task_count`, and `keyed_item_ids` maps the index of each keyed item to its id (stored
-    under the name `own_ids`).
+    created). `charged` is the number of tasks that earlier attempts, none of them durable, have charged, the last of
+    them in `charged_month`; `doubt` is what those attempts have left. `origin` tells a redelivery from another
+    submission: it is the AMQP message_id of a direct submission, the batch's id for an item, otherwise empty. A batch
+    has `task_count`, and `keyed_item_ids` maps the index of each keyed item to its id (stored under the name
+    `own_ids`).
     """
 
     id: str
@@ -45,6 +56,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     owner: str = ""
     lease: int = 0
     charged: int = 0
+    charged_month: str = ""
+    doubt: Doubt = Doubt.NONE
     origin: str = ""
     task_count: int = 0
     keyed_item_ids: dict[int, str] = msgspec.field(name="own_ids", default_factory=dict)
@@ -80,9 +93,10 @@ class Step(StrEnum):
     QUEUE = "queue"
     """Set phase queued and end the lease."""
     RELEASE = "release"
-    """Give the claim back, so that a retry can continue at once: end the lease, set `charged`."""
+    """Give the claim back, so that a retry can continue at once: end the lease; set `owner`, `charged`,
+    `charged_month` and `doubt`."""
     FORGET = "forget"
-    """Delete the entry."""
+    """Delete the entry, if `owner` has not changed: a new entry of the same id has the same generation again."""
 
 
 class Change(msgspec.Struct, frozen=True, gc=False):

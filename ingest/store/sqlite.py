@@ -188,6 +188,8 @@ def _apply(db: sqlite3.Connection, change: Change, now: int) -> Entry | None:
     stored = _entry(row[0]) if row else None
     if stored is None or stored.generation != change.entry.generation:
         return None
+    if change.step is Step.FORGET and stored.owner != change.entry.owner:
+        return None
     if change.step is Step.TAKE_OVER and now - (row[1] - stored.retention * 1000) < change.idle:
         return None
     if change.step is Step.FORGET:

@@ -13,7 +13,7 @@ from ingest.domain.admitted import Admitted
 from ingest.domain.dead_letters import dead_letter, digest
 from ingest.domain.errors import Reason
 from ingest.domain.identity import SubmissionKind
-from ingest.domain.ledger import Entry, Phase, item_entries, submission_entry
+from ingest.domain.ledger import Doubt, Entry, Phase, item_entries, submission_entry
 from ingest.domain.messages import CLOUDEVENTS, JSON, Delivery, Message
 from ingest.domain.metrics import Outcome
 from ingest.domain.submissions import Submission
@@ -83,19 +83,26 @@ def ids_to_read(submission: Submission) -> list[str]:
 
 
 def is_uncharged(admitted: Admitted, entries: Iterable[Entry | None]) -> bool:
-    """Return whether a charge of a submission that the shim admitted was taken back: it must be admitted again.
+    """Return whether a charge of a submission that the shim admitted was taken back and not made again.
 
-    The shim was in doubt whether the broker had taken it, and the doubt lasted too long.
+    The shim was in doubt whether the broker had taken it, and the doubt lasted too long. It must be admitted again.
     """
     submission = admitted.submission
     return any(
         entry is not None
         and not entry.is_durable
-        and not entry.lease
-        and entry.charged < entry.tasks
+        and entry.doubt is Doubt.REFUNDED
         and (entry.id == submission.id or entry.origin == submission.id)
         for entry in entries
     )
+
+
+def released_entries(admitted: Admitted, entries: Iterable[Entry | None]) -> list[Entry]:
+    """Return the entries of a submission that other attempts could take over, or refund, while it is processed."""
+    fingerprints = {entry.id: entry.fingerprint for entry in entries if entry is not None}
+    if fingerprints.get(admitted.submission.id) != admitted.submission.fingerprint:
+        return []
+    return [entry for entry in entries if entry is not None and not entry.is_durable and not entry.lease]
 
 
 def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entry | None]) -> OutboundPlan | None:

@@ -16,6 +16,7 @@ from ingest.domain import metrics
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
 from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable
+from ingest.domain.ledger import Change, Step
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter, Outcome
 from ingest.domain.ports import Consumer, Ledger, Publisher
@@ -31,6 +32,7 @@ from ingest.worker.plan import (
     plan_direct,
     plan_duplicate,
     plan_rejection,
+    released_entries,
 )
 from ingest.worker.rejections import Rejection
 
@@ -160,7 +162,7 @@ class DeliveryProcessor:
                 self._meter.add(metrics.WAITING_SUBMISSIONS, waiting, cause)
 
     async def _plan(self, attempt: _Plans, deliveries: Sequence[Delivery]) -> None:
-        """Fill in the plans. Raises StoreUnavailable, after which nothing is claimed or published."""
+        """Fill in the plans. Raises StoreUnavailable, after which nothing is published."""
         classified = await self._classifier.classify(deliveries)
         attempt.plans += [plan_rejection(rejection) for rejection in classified.rejected]
         attempt.contended += classified.untrusted  # kept until the setting is corrected
@@ -189,9 +191,19 @@ class DeliveryProcessor:
         entries = await self._ledger.read(wanted)
         uncharged = []
         for delivery, admitted, start, stop in reads:
-            if is_uncharged(admitted, entries[start:stop]):
+            stored = entries[start:stop]
+            if is_uncharged(admitted, stored):
                 uncharged.append((delivery, admitted))
-            elif plan := plan_admitted(delivery, admitted, entries[start:stop]):
+                continue
+            if released := released_entries(admitted, stored):
+                # Make them durable first: then no other attempt can take them over, and no refund can be made.
+                queued = await self._ledger.apply([Change(Step.QUEUE, entry) for entry in released])
+                if None in queued:
+                    attempt.contended.append(delivery)
+                    continue
+                by_id = {entry.id: entry for entry in queued if entry is not None}
+                stored = [by_id.get(entry.id, entry) if entry is not None else None for entry in stored]
+            if plan := plan_admitted(delivery, admitted, stored):
                 attempt.plans.append(plan)
         if uncharged:
             await self._plan_uncharged(attempt, uncharged)

@@ -182,6 +182,16 @@ async def test_forget_deletes_the_entry_and_returns_it(store: Store) -> None:
     assert await store.read([claimed.id]) == [None]
 
 
+async def test_forget_does_not_delete_an_entry_that_another_attempt_has_created_since(store: Store) -> None:
+    """Both have the same generation. The first deletion may arrive twice, or late."""
+    (first,) = await store.claim([new_entry("a")])
+    await store.apply([Change(Step.FORGET, first)])
+    (second,) = await store.claim([msgspec.structs.replace(first, owner="b", generation=0)])
+    assert second.generation == first.generation
+    assert await store.apply([Change(Step.FORGET, first)]) == [None]
+    assert await store.read([first.id]) == [second]
+
+
 def as_accepted(entry: Entry | None) -> Entry:
     """Return the entry as it is after `accept`, without its generation."""
     assert entry is not None

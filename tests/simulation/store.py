@@ -42,6 +42,8 @@ class StoreState:
         stored = self.stored(change.entry.id)
         if stored is None or stored.generation != change.entry.generation:
             return None
+        if change.step is Step.FORGET and stored.owner != change.entry.owner:
+            return None
         unchanged_for = self._network.loop.time() - (self.ledger[stored.id][0] - stored.retention)
         if change.step is Step.TAKE_OVER and unchanged_for * 1000 < change.idle:
             return None

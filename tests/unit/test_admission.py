@@ -162,6 +162,25 @@ async def test_charge_in_doubt_is_refunded_once_and_charged_again_with_the_next_
     assert (retry.verdict, await harness.used()) == (Verdict.ADMITTED, 3)
 
 
+async def test_other_body_waits_for_a_batch_in_doubt_that_has_only_keyed_items(harness: AdmissionHarness) -> None:
+    """Its own entry covers no task, so nothing is charged for it."""
+    await harness.admission.release([await harness.admit_one(batch("x", key="b"))], refund=False)
+    assert (await harness.admit_one(batch("y", key="b"))).verdict is Verdict.CONTENDED
+
+
+async def test_refund_is_made_in_the_month_of_the_charge(harness: AdmissionHarness) -> None:
+    """The submission was created in March, refunded, and charged again in April."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
+    harness.clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    harness.clock.now += 86_400
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
+    assert [await harness.store.used("c", month) for month in MONTHS] == [0, 1]
+    harness.clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    assert [await harness.store.used("c", month) for month in MONTHS] == [0, 0]
+
+
 async def test_lease_does_not_depend_on_the_clock_of_the_process(harness: AdmissionHarness) -> None:
     """A process whose clock is an hour ahead neither takes a live claim over nor charges for it."""
     ahead = Admission(harness.store, lease=30, clock=lambda: harness.clock() + 3600, monotonic=harness.clock)

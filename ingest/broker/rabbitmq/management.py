@@ -199,8 +199,8 @@ class Management:
         if response.status_code in (401, 403):
             tag = "policymaker" if method == "PUT" else "administrator" if "permissions" in path else "monitoring"
             raise ConfigurationError(
-                f"the management API refuses user {self._auth[0]} {method} {path}: wrong password, or the user lacks "
-                f"the tag `{tag}`"
+                f"the management API does not allow {self._auth[0]} to {method} {path}: wrong password, or the user "
+                f"lacks the tag `{tag}`"
             )
         if response.is_error:
             raise BrokerUnavailable(f"the management API answers {response.status_code} to {method} {path}")

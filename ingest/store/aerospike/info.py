@@ -56,7 +56,7 @@ class AerospikeView:
 
     @classmethod
     def open(cls, url: str, timeout: float) -> Self:
-        """It connects at the first call. Raises ConfigurationError."""
+        """Make a reader of the information; it connects at its first call. Raises ConfigurationError."""
         return cls(AerospikeClient(parse_url(url), timeout))
 
     @property

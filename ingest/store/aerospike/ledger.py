@@ -97,10 +97,12 @@ class AerospikeLedger:
         """Return the result of a change that was in doubt, from what is stored now.
 
         Raises:
-            StoreUnavailable: the change did not happen, and the entry is unchanged.
+            StoreUnavailable: the change has not happened so far. It may still take effect later.
         """
         if change.step is Step.FORGET and existing is None:
             return change.entry
+        if change.step is Step.FORGET and existing is not None and existing.owner != change.entry.owner:
+            return None  # deleted, and created again by another attempt
         if existing is not None and existing == after(change, existing.generation):
             return existing
         if existing is None or existing.generation != change.entry.generation:
@@ -111,12 +113,14 @@ class AerospikeLedger:
         entry = change.entry
         key = self._key(entry.id)
         if change.step is Step.FORGET:
-            return batch.Remove(key, policy={**_SAME_GENERATION, "generation": entry.generation})
+            is_own = expressions.Eq(expressions.StrBin("owner"), entry.owner).compile()
+            policy = {**_SAME_GENERATION, "generation": entry.generation, "expressions": is_own}
+            return batch.Remove(key, policy=policy)
         policy = _change_policy(entry.retention, change.idle)
         return batch.Write(key, write_step(change), meta={"gen": entry.generation}, policy=policy)
 
     async def in_doubt(self, idle: int) -> list[Entry]:
-        # Only entries that were released with a charge have the bin `charged`, so the index has few of them.
+        # Only entries that were released have the bin `charged`, so the index is small.
         filter_ = expressions.And(
             expressions.GE(expressions.SinceUpdateTime(), idle),
             expressions.Eq(expressions.StrBin("phase"), Phase.CLAIMED.value),

@@ -5,7 +5,7 @@ from typing import Any, Final
 import aerospike
 
 from ingest.domain.customers import ApiKey
-from ingest.domain.ledger import Change, Entry, Phase, Step
+from ingest.domain.ledger import Change, Doubt, Entry, Phase, Step
 
 
 def _write(name: str, value: object) -> dict[str, Any]:
@@ -30,8 +30,8 @@ def write_all(entry: Entry) -> list[dict[str, Any]]:
         {"op": op, "bin": "lease", "val": entry.lease},
         {"op": op, "bin": "origin", "val": entry.origin},
     ]
-    if entry.charged:
-        ops.append(_write("charged", entry.charged))
+    if entry.charged or entry.doubt:
+        ops += _charge_bins(entry)
     if entry.task_count:
         ops += [_write("task_count", entry.task_count), _write("own_ids", entry.keyed_item_ids)]
     return ops
@@ -47,8 +47,18 @@ def write_step(change: Change) -> list[dict[str, Any]]:
         return ops
     if change.step is Step.QUEUE:
         return _QUEUED
-    # The server stores only a hash of the key, and `in_doubt` needs the id.
-    return [_write("lease", 0), _write("charged", entry.charged), _write("id", entry.id)]
+    # The owner tells this release from an equal one, if the answer is lost.
+    return [_write("lease", 0), _write("owner", entry.owner), *_charge_bins(entry)]
+
+
+def _charge_bins(entry: Entry) -> list[dict[str, Any]]:
+    # `in_doubt` needs the id; of the key, the server stores only a hash.
+    return [
+        _write("id", entry.id),
+        _write("charged", entry.charged),
+        _write("charged_month", entry.charged_month),
+        _write("doubt", entry.doubt.value),
+    ]
 
 
 def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:
@@ -63,6 +73,8 @@ def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:
         owner=bins["owner"],
         lease=bins["lease"],
         charged=bins.get("charged", 0),
+        charged_month=bins.get("charged_month", ""),
+        doubt=Doubt(bins.get("doubt", "")),
         origin=bins["origin"],
         task_count=bins.get("task_count", 0),
         keyed_item_ids=bins.get("own_ids", {}),

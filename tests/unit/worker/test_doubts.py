@@ -5,11 +5,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ingest.admission import DOUBT, Request
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
+from ingest.domain.ledger import Change, Step
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.submissions import task_submission
 from ingest.store.sqlite import SqliteStore
@@ -70,6 +72,35 @@ async def test_message_that_arrives_after_its_refund_is_charged_again(
     assert await used(store) == 0
     (event,) = await harness.attempt(message)
     assert event.endswith(":accepted")
+    assert await used(store) == 1
+
+
+async def test_refunded_submission_is_charged_again_even_if_an_attempt_crashed_after_its_claim(
+    harness: ProcessorHarness, store: SqliteStore, clock: Clock
+) -> None:
+    message = await leave_in_doubt(harness, TASK)
+    clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    (entry,) = await store.read([message.message_id or ""])
+    assert entry is not None
+    await store.apply([Change(Step.TAKE_OVER, msgspec.structs.replace(entry, owner="crashed", lease=30_000))])
+    assert await harness.attempt(message) == []
+    clock.now += 30
+    (event,) = await harness.attempt(message)
+    assert (event.endswith(":accepted"), await used(store)) == (True, 1)
+
+
+async def test_charge_is_not_refunded_while_its_message_is_processed(
+    harness: ProcessorHarness, store: SqliteStore, clock: Clock
+) -> None:
+    """The message arrives when the doubt has lasted half an hour."""
+    message = await leave_in_doubt(harness, TASK)
+    clock.now += DOUBT / 2
+    harness.publisher.outcome = PublishOutcome.UNKNOWN
+    await harness.attempt(message)
+    assert await harness.admission.refund_doubts() == 0
+    harness.publisher.outcome = PublishOutcome.CONFIRMED
+    await harness.attempt(message)
     assert await used(store) == 1
 
 
