@@ -11,30 +11,16 @@ from collections.abc import Sequence
 import msgspec
 import structlog
 
-from ingest.admission import Admission, Decision, Request, Verdict
+from ingest.admission import Admission
 from ingest.domain import metrics
-from ingest.domain.admitted import Admitted
-from ingest.domain.customers import Customer
-from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable
-from ingest.domain.ledger import Change, Step
+from ingest.domain.errors import StoreUnavailable
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter, Outcome
 from ingest.domain.ports import Consumer, Ledger, Publisher
 from ingest.worker.classify import DeliveryClassifier
 from ingest.worker.outcomes import CONTENDED, REFUSED, UNAVAILABLE, init_worker_series, record_finished
-from ingest.worker.plan import (
-    OutboundPlan,
-    add_trace,
-    copy_of,
-    ids_to_read,
-    is_uncharged,
-    plan_admitted,
-    plan_direct,
-    plan_duplicate,
-    plan_rejection,
-    released_entries,
-)
-from ingest.worker.rejections import Rejection
+from ingest.worker.plan import OutboundPlan, copy_of
+from ingest.worker.planner import DeliveryPlanner, Planned
 
 _log = structlog.get_logger(__name__)
 
@@ -72,17 +58,6 @@ class _Failed(msgspec.Struct):
         return [*self.refused, *self.unavailable]
 
 
-class _Plans(msgspec.Struct):
-    """The plans of one attempt. A delivery that is in neither list needs only an ack.
-
-    `in_progress` are the ids that this attempt has marked as in progress.
-    """
-
-    plans: list[OutboundPlan] = msgspec.field(default_factory=list)
-    contended: list[Delivery] = msgspec.field(default_factory=list)
-    in_progress: set[str] = msgspec.field(default_factory=set)
-
-
 class DeliveryProcessor:
     """Makes attempts at micro-batches; several attempts may run at once.
 
@@ -102,22 +77,19 @@ class DeliveryProcessor:
         classifier: DeliveryClassifier,
         meter: Meter = NO_METER,
     ) -> None:
-        self._ledger = ledger
+        self._planner = DeliveryPlanner(ledger, admission, classifier)
         self._publisher = publisher
         self._admission = admission
-        self._classifier = classifier
         self._meter = meter
         init_worker_series(meter)
-        self._in_progress: set[str] = set()
 
     async def attempt(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> Unfinished:
         """Finish and ack what can be finished; return the rest. An unavailable dependency raises no error."""
-        attempt = _Plans()
+        attempt = Planned()
         try:
-            await self._plan(attempt, deliveries)
+            await self._planner.plan(attempt, deliveries)
             failed = await self._publish(attempt.plans)
-            published = [plan for plan in attempt.plans if plan not in failed.plans]
-            failed.unavailable += await self._settle(published)
+            failed.unavailable += await self._settle(_without(attempt.plans, failed.plans))
             # There is no refund, because the broker may have taken the messages.
             await self._admission.release(
                 [plan.decision for plan in failed.plans if plan.decision is not None], refund=False
@@ -127,7 +99,7 @@ class DeliveryProcessor:
             self._meter.add(metrics.WAITING_SUBMISSIONS, len(deliveries), UNAVAILABLE)
             return Unfinished(unavailable=list(deliveries))
         finally:
-            self._in_progress -= attempt.in_progress
+            self._planner.end(attempt)
         unfinished = {id(delivery) for delivery in (*attempt.contended, *[plan.delivery for plan in failed.plans])}
         if self._meter.on:
             finished = [plan for plan in attempt.plans if id(plan.delivery) not in unfinished]
@@ -148,7 +120,7 @@ class DeliveryProcessor:
         await consumer.ack([delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if moved])
         return [delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if not moved]
 
-    def _record(self, deliveries: int, attempt: _Plans, finished: list[OutboundPlan], failed: _Failed) -> None:
+    def _record(self, deliveries: int, attempt: Planned, finished: list[OutboundPlan], failed: _Failed) -> None:
         planned, contended = len(attempt.plans), len(attempt.contended)
         record_finished(self._meter, finished)
         if repeated := deliveries - planned - contended:
@@ -161,82 +133,11 @@ class DeliveryProcessor:
             if waiting:
                 self._meter.add(metrics.WAITING_SUBMISSIONS, waiting, cause)
 
-    async def _plan(self, attempt: _Plans, deliveries: Sequence[Delivery]) -> None:
-        """Fill in the plans. Raises StoreUnavailable, after which nothing is published."""
-        classified = await self._classifier.classify(deliveries)
-        attempt.plans += [plan_rejection(rejection) for rejection in classified.rejected]
-        attempt.contended += classified.untrusted  # kept until the setting is corrected
-        if classified.admitted:
-            await self._plan_admitted(attempt, classified.admitted)
-        if classified.direct:
-            await self._plan_direct(attempt, classified.direct)
-        for plan in attempt.plans:
-            if plan.delivery.headers:
-                add_trace(plan)
-
-    async def _plan_admitted(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
-        """Plan submissions that the shim admitted. The ledger says which of their events were published before."""
-        reads = []
-        wanted: list[str] = []
-        for delivery, admitted in arrived:
-            submission_id = admitted.submission.id
-            if submission_id in self._in_progress:
-                attempt.contended.append(delivery)  # a copy; once the other one is finished, the ledger says so
-                continue
-            self._in_progress.add(submission_id)
-            attempt.in_progress.add(submission_id)
-            ids = ids_to_read(admitted.submission)
-            reads.append((delivery, admitted, len(wanted), len(wanted) + len(ids)))
-            wanted += ids
-        entries = await self._ledger.read(wanted)
-        uncharged = []
-        for delivery, admitted, start, stop in reads:
-            stored = entries[start:stop]
-            if is_uncharged(admitted, stored):
-                uncharged.append((delivery, admitted))
-                continue
-            if released := released_entries(admitted, stored):
-                # Make them durable first: then no other attempt can take them over, and no refund can be made.
-                queued = await self._ledger.apply([Change(Step.QUEUE, entry) for entry in released])
-                if None in queued:
-                    attempt.contended.append(delivery)
-                    continue
-                by_id = {entry.id: entry for entry in queued if entry is not None}
-                stored = [by_id.get(entry.id, entry) if entry is not None else None for entry in stored]
-            if plan := plan_admitted(delivery, admitted, stored):
-                attempt.plans.append(plan)
-        if uncharged:
-            await self._plan_uncharged(attempt, uncharged)
-
-    async def _plan_uncharged(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
-        """Admit submissions again whose charge was taken back, and plan them."""
-        requests = []
-        for delivery, admitted in arrived:
-            customer = await self._classifier.customer(admitted.submission.cust_id)
-            if customer is None:  # was deleted since; its submission stays accepted
-                customer = Customer(cust_id=admitted.submission.cust_id, retention=admitted.retention)
-            requests.append((delivery, Request(admitted.submission, customer)))
-        decisions = await self._admission.admit([request for _, request in requests])
-        for (delivery, _), decision in zip(requests, decisions, strict=True):
-            if decision.verdict is Verdict.CONTENDED:
-                attempt.contended.append(delivery)
-            elif decision.verdict is not Verdict.REPLAY and (plan := _plan_decision(delivery, decision)):
-                attempt.plans.append(plan)
-
-    async def _plan_direct(self, attempt: _Plans, arrived: Sequence[tuple[Delivery, Request]]) -> None:
-        """Admit direct submissions, as the shim does, and plan them."""
-        decisions = await self._admission.admit([request for _, request in arrived])
-        for (delivery, _), decision in zip(arrived, decisions, strict=True):
-            if decision.verdict is Verdict.CONTENDED:
-                attempt.contended.append(delivery)
-            elif (plan := _plan_decision(delivery, decision)) is not None:
-                attempt.plans.append(plan)
-
     async def _publish(self, plans: Sequence[OutboundPlan]) -> _Failed:
         """Publish all messages of the plans; return the plans that were not confirmed completely."""
         failed = _Failed()
         await self._publish_messages([(plan, plan.messages) for plan in plans], failed)
-        confirmed = [plan for plan in plans if plan not in failed.plans] if failed.plans else plans
+        confirmed = _without(plans, failed.plans)
         final = [(plan, [plan.final_message]) for plan in confirmed if plan.final_message is not None]
         await self._publish_messages(final, failed)
         return failed
@@ -279,20 +180,5 @@ def _redelivered(plans: Sequence[OutboundPlan]) -> list[Delivery]:
     return [msgspec.structs.replace(plan.delivery, redelivered=True) for plan in plans]
 
 
-def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:
-    """Return the plan for a direct submission that is not contended; None if it needs only an ack."""
-    request = decision.request
-    cust_id = request.customer.cust_id
-    if decision.verdict is Verdict.ADMITTED:
-        return plan_direct(delivery, decision)
-    if decision.verdict is Verdict.QUOTA_EXHAUSTED:
-        message = f"customer {cust_id} has used up its quota of {request.customer.monthly_quota} tasks for this month"
-        return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.QUOTA_EXHAUSTED, message), cust_id))
-    if delivery.redelivered and decision.entry.origin == request.origin and not decision.mismatch:
-        return None  # this same message was accepted, and only its ack was lost
-    if decision.mismatch:
-        _log.warning("payload_mismatch", cust_id=cust_id, id=decision.entry.id)
-        if request.customer.strict:
-            message = f"{decision.entry.id} was submitted under this key with another body"
-            return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.KEY_CONFLICT, message), cust_id))
-    return plan_duplicate(delivery, decision)
+def _without(plans: Sequence[OutboundPlan], failed: Sequence[OutboundPlan]) -> Sequence[OutboundPlan]:
+    return [plan for plan in plans if plan not in failed] if failed else plans

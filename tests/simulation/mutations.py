@@ -30,7 +30,7 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a redelivery with another body is only acked",
-        "worker/processor.py",
+        "worker/planner.py",
         " and not decision.mismatch:\n        return None",
         ":\n        return None",
     ),
@@ -60,7 +60,12 @@ MUTATIONS: Final = (
         "if items := [entry for plan in plans for entry in plan.entries[1:]]:",
         "if items := []:",
     ),
-    Mutation("the ledger is not settled", "worker/processor.py", "await self._settle(published)", "[]"),
+    Mutation(
+        "the ledger is not settled",
+        "worker/processor.py",
+        "await self._settle(_without(attempt.plans, failed.plans))",
+        "[]",
+    ),
     Mutation(
         "deliveries are acked before they are finished",
         "worker/processor.py",
@@ -69,8 +74,8 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a refunded submission is accepted without a charge",
-        "worker/processor.py",
-        "if is_uncharged(admitted, entries[start:stop]):",
+        "worker/planner.py",
+        "if is_uncharged(admitted, stored):",
         "if False:",
     ),
     Mutation("charges in doubt are never refunded", "worker/refunds.py", "await admission.refund_doubts()", "pass"),
