@@ -69,8 +69,8 @@ MUTATIONS: Final = (
     Mutation(
         "deliveries are acked before they are finished",
         "worker/processor.py",
-        "        attempt = _Plans()\n        try:",
-        "        attempt = _Plans()\n        await consumer.ack(deliveries)\n        try:",
+        "        attempt = Planned()\n        try:",
+        "        attempt = Planned()\n        await consumer.ack(deliveries)\n        try:",
     ),
     Mutation(
         "a refunded submission is accepted without a charge",
