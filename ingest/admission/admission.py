@@ -68,7 +68,7 @@ class Admission:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.refund(attempt.granted)
             with contextlib.suppress(StoreUnavailable):
-                await self._pending.apply([give_back(entry) for entry in attempt.owned_entries()])
+                await self._pending.apply(attempt.claims_to_give_back())
             raise
 
     async def refund_doubts(self) -> int:

@@ -85,6 +85,7 @@ class Attempt:
         # One owner per request, not per attempt: only one of two equal ids in a list may win.
         owner = uuid.uuid4().hex
         self._pending = [_PendingDecision(request, f"{owner}.{i}") for i, request in enumerate(requests)]
+        self._undecided: Sequence[Entry] = ()
         self.granted: list[Charge] = []
         """What the store has charged so far."""
 
@@ -103,9 +104,11 @@ class Attempt:
         if self._monotonic() >= self._held_until:
             raise StoreUnavailable("the claims expired before they were charged")
 
-    def owned_entries(self) -> list[Entry]:
-        """Every entry that is claimed and not released."""
-        return [entry for pending in self._pending for entry in pending.owned]
+    def claims_to_give_back(self) -> list[Change]:
+        """Return the changes that give back every claim of this attempt, also those of a call that has failed."""
+        owned = [give_back(entry) for pending in self._pending for entry in pending.owned]
+        undecided = [Change(Step.FORGET, msgspec.structs.replace(entry, generation=1)) for entry in self._undecided]
+        return owned + undecided
 
     async def _claim_submissions(self) -> None:
         wanted = [
@@ -162,7 +165,9 @@ class Attempt:
 
         Returns what is stored now, and for each entry whether the claimant holds it.
         """
+        self._undecided = wanted
         stored = await self._store.claim(wanted)
+        self._undecided = ()
         held = [entry.owner == p.owner and not entry.is_durable for p, entry in zip(claimants, stored, strict=True)]
         claimed = [index for index, entry in enumerate(stored) if not held[index] and not entry.is_durable]
         if claimed:

@@ -31,6 +31,7 @@ class PendingChanges:
         self._ledger = ledger
         self._pending: list[Change] = []
         self._lock = asyncio.Lock()
+        self._failures = 0
         self._retrying: asyncio.Task[None] | None = None
 
     async def apply(self, changes: Sequence[Change]) -> None:
@@ -43,12 +44,16 @@ class PendingChanges:
         if not self._pending:
             return
         # Concurrent callers wait: until the changes are applied, the entries look claimed.
+        failures = self._failures
         async with self._lock:
+            if self._failures != failures:
+                raise StoreUnavailable("earlier changes are pending")  # an outage costs one call, not one per caller
             changes = list(self._pending)
             try:
                 if changes:
                     await self._ledger.apply(changes)
             except StoreUnavailable:
+                self._failures += 1
                 self._retry_later()
                 raise
             del self._pending[: len(changes)]

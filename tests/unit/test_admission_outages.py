@@ -92,3 +92,24 @@ async def test_queued_is_recorded_when_the_store_is_available_again(store: Apply
     async with asyncio.timeout(10):
         while [entry and entry.phase for entry in await store.read([decision.entry.id])] != [Phase.QUEUED]:
             await asyncio.sleep(0.05)
+
+
+async def test_claims_of_a_call_that_failed_are_given_back(tmp_path: Path) -> None:
+    """Otherwise their keys would be contended until the lease ends."""
+
+    class ClaimsWithoutAnswer(SqliteStore):
+        loses_answer = True
+
+        async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+            claimed = await super().claim(entries)
+            if self.loses_answer:
+                raise StoreUnavailable("no answer")
+            return claimed
+
+    store = await ClaimsWithoutAnswer.open(tmp_path / "c.db")
+    admission = Admission(store)
+    with pytest.raises(StoreUnavailable):
+        await admission.admit([task("k")])
+    store.loses_answer = False
+    assert [decision.verdict for decision in await admission.admit([task("k")])] == [Verdict.ADMITTED]
+    await store.close()
