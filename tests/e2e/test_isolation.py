@@ -1,0 +1,154 @@
+"""One customer attacks, and another one's submissions are measured beside it. `-s` prints the latencies."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from statistics import quantiles
+
+import httpx
+import pytest
+
+from tests.e2e.contract import TASK
+from tests.fuzz.watch import Watch
+from tests.fuzz.world import CUSTOMER, OTHER, World
+from tests.servers import AerospikeServer, RabbitServer
+
+HOOK = "https://hooks.acme.example/asg"
+HEAD = "POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n"
+MIB = 1024 * 1024
+
+
+@pytest.fixture(scope="module")
+def world(rabbitmq: RabbitServer, aerospike: AerospikeServer) -> Iterator[World]:
+    with World(rabbitmq, aerospike) as world:
+        world.ingest("webhook", "add", CUSTOMER, HOOK)
+        yield world
+        assert world.defects() == []
+
+
+@pytest.fixture
+async def watch(world: World) -> AsyncIterator[Watch]:
+    watch = Watch(world.admin_url)
+    await watch.start()
+    yield watch
+    await watch.close()
+
+
+def client_of(world: World, customer: str) -> httpx.AsyncClient:
+    headers = {"Authorization": f"Bearer {world.keys[customer]}"}
+    return httpx.AsyncClient(base_url=world.url, headers=headers, timeout=60)
+
+
+async def measure(world: World, attack: Awaitable[object], name: str, body: object = TASK) -> list[float]:
+    """Submit for `other` until the attack ends, at least 50 times; return the latencies in seconds. All must be 202."""
+    attacking = asyncio.ensure_future(attack)
+    path = "/v1/tasks/batch" if isinstance(body, dict) and "tasks" in body else "/v1/tasks"
+    latencies: list[float] = []
+    async with client_of(world, OTHER) as client:
+        while not attacking.done() or len(latencies) < 50:
+            began = time.monotonic()
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 202, answer.text
+            latencies.append(time.monotonic() - began)
+            await asyncio.sleep(0.01)
+    await attacking
+    p99 = quantiles(latencies, n=100)[98]
+    print(f"\n  {name}: {len(latencies)} submissions, p99 {p99 * 1000:.0f} ms, slowest {max(latencies) * 1000:.0f} ms")
+    return latencies
+
+
+async def test_tasks_pass_while_the_queue_of_other_tasks_events_is_full(
+    world: World, rabbitmq: RabbitServer, watch: Watch
+) -> None:
+    """40 tasks with a webhook wait without an attempt that counts, and are accepted when the queue has room."""
+    vhost = world.admin_url.rpartition("/")[2]
+    policy = {
+        "pattern": "^webhook[.]dispatch$",
+        "priority": 9,
+        "apply-to": "queues",
+        "definition": {"max-length": 1, "overflow": "reject-publish"},
+    }
+    rabbitmq.api("PUT", f"policies/{vhost}/full", policy)
+    async with client_of(world, CUSTOMER) as acme, client_of(world, OTHER) as other:
+        for _ in range(3):  # they fill the queue
+            assert (await acme.post("/v1/tasks", json=TASK | {"callback_url": HOOK})).status_code == 202
+        await asyncio.sleep(1)
+        refused = [(await acme.post("/v1/tasks", json=TASK | {"callback_url": HOOK})).json() for _ in range(40)]
+        began = time.monotonic()
+        ids = [(await other.post("/v1/tasks", json=TASK)).json()["task_id"] for _ in range(300)]
+        while not set(ids) <= watch.tasks.keys():
+            assert time.monotonic() - began < 15
+            await asyncio.sleep(0.1)
+    print(f"\n  300 tasks were accepted in {time.monotonic() - began:.1f} s beside 40 refused ones")
+    assert "circuit_opened" not in world.worker.text()
+    rabbitmq.api("DELETE", f"policies/{vhost}/full")
+    async with asyncio.timeout(60):
+        while rabbitmq.api("GET", f"queues/{vhost}/ingest.tasks").get("messages", 1):
+            await asyncio.sleep(0.5)
+    assert {answer["task_id"] for answer in refused} <= watch.tasks.keys()
+    assert not watch.dead
+
+
+async def test_stalled_uploads_of_one_customer_leave_memory_for_others(world: World) -> None:
+    """20 uploads of 8 MiB stop one byte short. They are given up after 10 s without a byte."""
+
+    async def upload() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port)
+        head = HEAD.format(path="/v1/tasks/batch", key=world.keys[CUSTOMER])
+        writer.write(f"{head}Content-Length: {8 * MIB}\r\n\r\n".encode())
+        try:
+            for _ in range(8 * 16 - 1):
+                writer.write(b" " * 65_536)
+                await writer.drain()
+            return await asyncio.wait_for(reader.read(100), 40)
+        except ConnectionError:
+            return b"HTTP/1.1 closed"
+        finally:
+            writer.close()
+
+    async def attack() -> None:
+        answers = await asyncio.gather(*[upload() for _ in range(20)])
+        assert {answer[:9] for answer in answers} == {b"HTTP/1.1 "}
+
+    latencies = await measure(world, attack(), "beside 20 stalled uploads")
+    assert sorted(latencies)[len(latencies) // 2] < 0.5
+
+
+async def test_batches_of_one_customer_do_not_keep_others_from_submitting(world: World) -> None:
+    """128 connections send 500-task batches for 5 s."""
+    body = json.dumps({"tasks": [TASK] * 500}).encode()
+    statuses: set[int] = set()
+
+    async def attack() -> None:
+        end = time.monotonic() + 5
+
+        async def send() -> None:
+            async with client_of(world, CUSTOMER) as client:
+                while time.monotonic() < end:
+                    answer = await client.post(
+                        "/v1/tasks/batch", content=body, headers={"Content-Type": "application/json"}
+                    )
+                    statuses.add(answer.status_code)
+
+        await asyncio.gather(*[send() for _ in range(128)])
+
+    latencies = await measure(world, attack(), "batches beside 128 connections", {"tasks": [TASK] * 2})
+    assert statuses <= {202, 503}
+    assert max(latencies) < 10
+
+
+@pytest.mark.parametrize("number", ["5e-324", "1e15"])
+async def test_large_numbers_of_one_customer_are_refused_without_long_delays(world: World, number: str) -> None:
+    """Both bodies have about 8 MiB; `1e15` has more than 16 MiB as canonical JSON."""
+    count = 8 * MIB // (len(number) + 1) - 100
+    task = json.dumps(TASK | {"label_spec": TASK["label_spec"] | {"x": ["number"]}})
+    body = task.replace('"number"', ",".join([number] * count)).encode()
+
+    async def attack() -> None:
+        async with client_of(world, CUSTOMER) as client:
+            for _ in range(3):
+                answer = await client.post("/v1/tasks", content=body, headers={"Content-Type": "application/json"})
+                assert answer.status_code == 413, answer.text
+
+    assert max(await measure(world, attack(), f"beside bodies of {number}")) < 5
