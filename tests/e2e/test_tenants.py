@@ -19,6 +19,8 @@ from tests.fuzz.world import CUSTOMER, OTHER, World
 from tests.servers import AerospikeServer, RabbitServer
 
 HOOK = "https://hooks.acme.example/asg"
+QUOTA = "1000000"
+"""More than other tests on the same Aerospike use."""
 UNREGISTERED_HOOK = "https://hooks.unregistered.example/asg"
 FULL_ANSWER = {"Prefer": "return=representation"}
 
@@ -28,8 +30,8 @@ def world(rabbitmq: RabbitServer, aerospike: AerospikeServer) -> Iterator[World]
     """Start a world in which only `acme` has a webhook, and `other` is strict: its own mismatches are answered 422."""
     with World(rabbitmq, aerospike) as world:
         world.ingest("webhook", "add", CUSTOMER, HOOK)
-        world.ingest("customer", "set", CUSTOMER, "--quota", "1000")
-        world.ingest("customer", "set", OTHER, "--quota", "1000", "--strict")
+        world.ingest("customer", "set", CUSTOMER, "--quota", QUOTA)
+        world.ingest("customer", "set", OTHER, "--quota", QUOTA, "--strict")
         yield world
         assert world.defects() == []
 
@@ -156,7 +158,7 @@ def test_exhausted_quota_of_one_customer_does_not_affect_another(
         for name in (CUSTOMER, OTHER):
             assert world.ingest("customer", "show", name)["used_this_month"] == used[name] + 2
     finally:
-        world.ingest("customer", "set", OTHER, "--quota", "1000")
+        world.ingest("customer", "set", OTHER, "--quota", QUOTA)
 
 
 class Producer:
