@@ -167,7 +167,6 @@ class Attempt:
         """
         self._undecided = wanted
         stored = await self._store.claim(wanted)
-        self._undecided = ()
         held = [entry.owner == p.owner and not entry.is_durable for p, entry in zip(claimants, stored, strict=True)]
         claimed = [index for index, entry in enumerate(stored) if not held[index] and not entry.is_durable]
         if claimed:
@@ -175,6 +174,7 @@ class Attempt:
             for index, entry in zip(claimed, await self._store.apply(takeovers), strict=True):
                 if entry is not None:
                     stored[index], held[index] = entry, True
+        self._undecided = ()
         return stored, held
 
     def _take_over(self, wanted: Entry, stored: Entry) -> Change:

@@ -47,7 +47,7 @@ def run_schedules(seed: int, *, seconds: float = 3600.0, schedules: int | None =
     """Run schedules from `seed` on until one fails, the time is over, or so many have run."""
     end = time.monotonic() + seconds
     count = 0
-    with multiprocessing.get_context("fork").Pool(os.cpu_count(), _quiet) as pool:
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _quiet) as pool:
         for failing in pool.imap(_first_failing, _chunks(seed, schedules)):
             count += _CHUNK
             if failing is not None:

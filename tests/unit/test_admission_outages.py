@@ -113,3 +113,15 @@ async def test_claims_of_a_call_that_failed_are_given_back(tmp_path: Path) -> No
     store.loses_answer = False
     assert [decision.verdict for decision in await admission.admit([task("k")])] == [Verdict.ADMITTED]
     await store.close()
+
+
+async def test_new_claims_are_given_back_if_a_take_over_in_the_same_list_fails(store: ApplyFails) -> None:
+    """One claim is new; the other one was released in doubt, and the change that takes it over fails."""
+    admission = Admission(store)
+    await admission.release(await admission.admit([task("old")]), refund=False)
+    store.unavailable = True
+    with pytest.raises(StoreUnavailable):
+        await admission.admit([task("new"), task("old")])
+    store.unavailable = False
+    verdicts = [decision.verdict for decision in await admission.admit([task("new"), task("old")])]
+    assert verdicts == [Verdict.ADMITTED, Verdict.ADMITTED]
