@@ -9,7 +9,7 @@ import msgspec
 from ingest.domain.identity import item_id
 from ingest.domain.topology import CONSENSUS_TASKS, INGEST_DEAD, WEBHOOK_DISPATCH
 from tests.simulation.broker import FEEDBACK
-from tests.simulation.schedule import LostRecord, Pause, Submit
+from tests.simulation.schedule import Crash, Doubt, LostRecord, Outage, Pause, Submit
 from tests.simulation.world import QUOTAS, Attempt, World, batch_id, message_id, task_id, task_of
 
 
@@ -40,7 +40,8 @@ def violations(world: World) -> list[str]:
     """Return every broken guarantee as a sentence; an empty list is a good schedule."""
     output = _read(world)
     problems = [*_progress(world), *_promises(world, output), *_events(world, output)]
-    return [*problems, *_direct(world, output), *_dead_letters(output), *_charges(world, output)]
+    problems += [*_direct(world, output), *_dead_letters(output), *_charges(world, output)]
+    return problems + _claims(world)
 
 
 def _read(world: World) -> _Output:
@@ -158,6 +159,15 @@ def _charges(world: World, output: _Output) -> list[str]:
         if used > accepted[cust_id] and not excused:
             problems.append(f"{cust_id} is charged for {used} tasks, only {accepted[cust_id]} were accepted")
     return problems
+
+
+def _claims(world: World) -> list[str]:
+    """A refused submission leaves no claim. Crashes, and calls to the store without an answer, may leave one."""
+    for action in world.schedule.actions:
+        if isinstance(action, Crash | Pause) or (isinstance(action, Outage | Doubt) and action.server == "store"):
+            return []
+    entries = [entry for _, entry in world.store.ledger.values()]
+    return [f"{entry.id} is still claimed" for entry in entries if entry.lease and not entry.is_durable]
 
 
 def _tasks(attempt: Attempt) -> list[tuple[str, dict[str, Any]]]:

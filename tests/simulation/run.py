@@ -45,6 +45,7 @@ def check(schedule: Schedule) -> list[str]:
 
 def run_schedules(seed: int, *, seconds: float = 3600.0, schedules: int | None = None) -> Result:
     """Run schedules from `seed` on until one fails, the time is over, or so many have run."""
+    _quiet()
     end = time.monotonic() + seconds
     count = 0
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _quiet) as pool:
@@ -98,4 +99,5 @@ def _first_failing(seeds: range) -> int | None:
 
 
 def _quiet() -> None:
+    """Logs of simulated outages are not worth their time."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
