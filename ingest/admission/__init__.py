@@ -9,7 +9,7 @@ two steps can charge twice what was in flight, but never publishes what was not 
 
 A claim whose lease has ended without `queued`, `accepted` or a deletion is *in doubt*: its owner may have published the
 submission. Another attempt with the same body takes it over, because a second copy is harmless. An attempt with another
-body waits until the doubt is resolved: until a worker has accepted the first body, or for `DOUBT`.
+body waits until a worker has accepted the first body or its charge was refunded, at the latest for `DOUBT`.
 
 - ``decision``   what admission is asked, and what it answers.
 - ``admission``  `Admission`: admit, then record the outcome.

@@ -128,7 +128,7 @@ class Admission:
             return
         if refund:
             try:
-                # Before the release: a crash in between leaves entries that say "not charged", which is then true.
+                # Refund first: after a crash in between, the entries say "not charged", which is correct.
                 await self._store.refund([decision.charge for decision in decisions if decision.charge])
             except StoreUnavailable as error:
                 _log.warning("refund_failed", error=str(error), submissions=len(decisions))

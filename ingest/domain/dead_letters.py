@@ -181,14 +181,19 @@ def resubmission(dead: DeadLetter) -> Message:
     origin = dead.origin
     if origin is None:
         raise ValueError(f"{dead.id} contains no submission")
-    trace = trace_of(dead.delivery.headers)
+    return submit_again(origin, dead.delivery.headers)
+
+
+def submit_again(submission: Origin | Delivery, headers: Mapping[str, Any]) -> Message:
+    """Return a message that submits a submission again, with the trace context in `headers`."""
+    trace = trace_of(headers)
     return Message(
         exchange=topology.SUBMISSIONS,
-        routing_key=origin.routing_key,
-        body=origin.body,
-        message_id=origin.message_id or "",
-        content_type=origin.content_type or JSON,
-        type=origin.type or "",
+        routing_key=submission.routing_key,
+        body=submission.body,
+        message_id=submission.message_id or "",
+        content_type=submission.content_type or JSON,
+        type=submission.type or "",
         headers=trace.headers() if trace else {},
     )
 

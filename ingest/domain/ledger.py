@@ -128,7 +128,7 @@ class Charge(msgspec.Struct, frozen=True):
 
 
 def after(change: Change, generation: int) -> Entry:
-    """Return the entry as it is stored after the change; for FORGET, as it was before."""
+    """Return the entry as it is stored after the change; for FORGET, the deleted entry."""
     replace = msgspec.structs.replace
     match change.step:
         case Step.QUEUE:

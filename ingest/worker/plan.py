@@ -14,10 +14,9 @@ from ingest.domain.dead_letters import dead_letter, digest
 from ingest.domain.errors import Reason
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import Doubt, Entry, Phase, item_entries, submission_entry
-from ingest.domain.messages import CLOUDEVENTS, JSON, Delivery, Message
+from ingest.domain.messages import CLOUDEVENTS, Delivery, Message
 from ingest.domain.metrics import Outcome
 from ingest.domain.submissions import Submission
-from ingest.domain.topology import SUBMISSIONS
 from ingest.domain.trace import Trace, trace_of
 from ingest.worker.rejections import Rejection
 
@@ -145,20 +144,6 @@ def add_trace(plan: OutboundPlan) -> None:
         plan.messages = [_traced(message, trace) for message in plan.messages]
         if plan.final_message is not None:
             plan.final_message = _traced(plan.final_message, trace)
-
-
-def copy_of(delivery: Delivery) -> Message:
-    """Return a message that submits a delivery again."""
-    trace = trace_of(delivery.headers)
-    return Message(
-        exchange=SUBMISSIONS,
-        routing_key=delivery.routing_key,
-        body=delivery.body,
-        message_id=delivery.message_id or "",
-        content_type=delivery.content_type or JSON,
-        type=delivery.type or "",
-        headers=trace.headers() if trace else {},
-    )
 
 
 def _traced(message: Message, trace: Trace) -> Message:

@@ -13,13 +13,14 @@ import structlog
 
 from ingest.admission import Admission
 from ingest.domain import metrics
+from ingest.domain.dead_letters import submit_again
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter, Outcome
 from ingest.domain.ports import Consumer, Ledger, Publisher
 from ingest.worker.classify import DeliveryClassifier
 from ingest.worker.outcomes import CONTENDED, REFUSED, UNAVAILABLE, init_worker_series, record_finished
-from ingest.worker.plan import OutboundPlan, copy_of
+from ingest.worker.plan import OutboundPlan
 from ingest.worker.planner import DeliveryPlanner, Planned
 
 _log = structlog.get_logger(__name__)
@@ -115,7 +116,7 @@ class DeliveryProcessor:
 
         Only for deliveries that were classified: they are published in the service's own name.
         """
-        outcomes = await self._publisher.publish([copy_of(delivery) for delivery in deliveries])
+        outcomes = await self._publisher.publish([submit_again(delivery, delivery.headers) for delivery in deliveries])
         confirmed = [outcome is PublishOutcome.CONFIRMED for outcome in outcomes]
         await consumer.ack([delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if moved])
         return [delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if not moved]

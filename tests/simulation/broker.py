@@ -34,6 +34,23 @@ class Stored(msgspec.Struct, eq=False):
     at: float = 0.0
     """When it arrived, in virtual seconds."""
 
+    def delivery(self, queue: str, token: object) -> Delivery:
+        """Return it as a consumer of `queue` receives it."""
+        message = self.message
+        return Delivery(
+            body=message.body,
+            queue=queue,
+            routing_key=message.routing_key,
+            message_id=message.message_id or None,
+            content_type=message.content_type,
+            user_id=self.user,
+            type=message.type or None,
+            headers=message.headers | self.headers,
+            redelivered=self.redelivered,
+            deliveries=self.deliveries,
+            token=token,
+        )
+
 
 class QueueState:
     """One quorum queue."""
@@ -198,20 +215,7 @@ class SimulatedConsumer:
         self._tag += 1
         token = (self._connection, self._tag)
         self._unacknowledged[token] = stored
-        message = stored.message
-        delivery = Delivery(
-            body=message.body,
-            queue=self._queue.definition.name,
-            routing_key=message.routing_key,
-            message_id=message.message_id or None,
-            content_type=message.content_type,
-            user_id=stored.user,
-            type=message.type or None,
-            headers=message.headers | stored.headers,
-            redelivered=stored.redelivered,
-            deliveries=stored.deliveries,
-            token=token,
-        )
+        delivery = stored.delivery(self._queue.definition.name, token)
         self._network.later(self._network.delay(), lambda: self._arrive(delivery))
 
     def lose_connection(self) -> None:
@@ -350,22 +354,7 @@ class SimulatedDeadLetters:
     async def browse(self) -> AsyncIterator[list[Delivery]]:
         for stored in list(self._queue.ready):
             await asyncio.sleep(self._network.delay())
-            message = stored.message
-            yield [
-                Delivery(
-                    body=message.body,
-                    queue=topology.INGEST_DEAD,
-                    routing_key=message.routing_key,
-                    message_id=message.message_id or None,
-                    content_type=message.content_type,
-                    user_id=stored.user,
-                    type=message.type or None,
-                    headers=message.headers | stored.headers,
-                    redelivered=stored.redelivered,
-                    deliveries=stored.deliveries,
-                    token=stored,
-                )
-            ]
+            yield [stored.delivery(topology.INGEST_DEAD, stored)]
 
     async def remove(self, deliveries: Sequence[Delivery]) -> None:
         await asyncio.sleep(self._network.delay())
