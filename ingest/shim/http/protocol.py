@@ -4,6 +4,7 @@ It also sends each answer with one write. uvicorn writes head and body separatel
 """
 
 import asyncio
+import math
 from enum import StrEnum
 from typing import Any, Final
 
@@ -19,9 +20,16 @@ HEAD_TIMEOUT: Final = 20.0
 """Seconds from the connection, or from the first byte of a further request on it, to the end of the head."""
 BODY_TIMEOUT: Final = 60.0
 """Seconds from then to the end of the body: 8 MiB at 1.1 Mbit/s."""
-BODY_IDLE_TIMEOUT: Final = 10.0
-"""Seconds that may pass without a byte of the body: a stalled upload holds memory."""
-_CHECK_INTERVAL: Final = 5.0
+BODY_MIN_RATE: Final = 4096
+"""Bytes per second at which a body must arrive: an upload holds memory."""
+BODY_MAX_LAG: Final = 10.0
+"""Seconds that a body may be behind its minimum rate. Bytes that arrive faster do not earn more time."""
+HEAD_TOO_SLOW: Final = f"the request's headers did not arrive within {HEAD_TIMEOUT:g} s"
+BODY_TOO_SLOW: Final = (
+    f"the request's body arrived too slowly: send at least {BODY_MIN_RATE} bytes per second, "
+    f"and all of it within {BODY_TIMEOUT:g} s"
+)
+CHECK_INTERVAL: Final = 5.0
 """Seconds between two checks of the time limits. One timer per connection costs less than one per request."""
 
 
@@ -34,7 +42,11 @@ class _Awaiting(StrEnum):
     """A request is being answered, or the connection is idle."""
 
 
-_TIMEOUTS: Final = {_Awaiting.HEAD: HEAD_TIMEOUT, _Awaiting.BODY: BODY_TIMEOUT}
+_TIME_LIMITS: Final = {
+    _Awaiting.HEAD: (HEAD_TIMEOUT, HEAD_TOO_SLOW),
+    _Awaiting.BODY: (BODY_TIMEOUT, BODY_TOO_SLOW),
+}
+"""The seconds for a part of a request, and the error after them."""
 
 
 class _HeadTooLarge(Exception):
@@ -50,7 +62,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _head_size = 0
     _awaiting = _Awaiting.HEAD
     _since = 0.0
-    _last_data = 0.0
+    _body_deadline = math.inf
+    """When the body will be too far behind its minimum rate, if nothing more of it arrives."""
     _timer: asyncio.TimerHandle | None = None
     _refused = False
     _refusal: RefusedRequest | None = None
@@ -59,7 +72,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().connection_made(transport)
         self.transport = CoalescingTransport(transport)  # type: ignore[assignment]
         self._since = self.loop.time()
-        self._timer = self.loop.call_later(_CHECK_INTERVAL, self._check_timeouts)
+        self._timer = self.loop.call_later(CHECK_INTERVAL, self._check_timeouts)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -69,9 +82,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
-        self._last_data = self.loop.time()
         super().data_received(data)
-        if self._awaiting is _Awaiting.HEAD and not self._refused:
+        if self._awaiting is _Awaiting.BODY:
+            self._body_deadline = min(self.loop.time() + BODY_MAX_LAG, self._body_deadline + len(data) / BODY_MIN_RATE)
+        elif self._awaiting is _Awaiting.HEAD and not self._refused:
             # httptools reports a header only once it is complete, so an endless one is counted here.
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
@@ -90,7 +104,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._awaiting = _Awaiting.BODY
+        self._awaiting, self._body_deadline = _Awaiting.BODY, math.inf
         upgrade = self.parser.should_upgrade()
         try:
             check_framing(self.parser.get_http_version(), self.headers, upgrade=upgrade)
@@ -126,13 +140,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._refuse(400, "invalid HTTP request")
 
     def _check_timeouts(self) -> None:
-        limit = _TIMEOUTS.get(self._awaiting)
         now = self.loop.time()
-        is_stalled = self._awaiting is _Awaiting.BODY and now - self._last_data > BODY_IDLE_TIMEOUT
-        if is_stalled or (limit is not None and now - self._since > limit):
-            self._refuse(408, f"the request's {self._awaiting} did not arrive in time")
+        if self.flow.read_paused:
+            self._since += CHECK_INTERVAL  # the client waits for the server
+            self._body_deadline = now + BODY_MAX_LAG
+        limit = _TIME_LIMITS.get(self._awaiting)
+        is_slow = self._awaiting is _Awaiting.BODY and now > self._body_deadline
+        if limit is not None and (is_slow or now - self._since > limit[0]):
+            self._refuse(408, limit[1])
         elif not self.transport.is_closing():
-            self._timer = self.loop.call_later(_CHECK_INTERVAL, self._check_timeouts)
+            self._timer = self.loop.call_later(CHECK_INTERVAL, self._check_timeouts)
 
     def _refuse(self, status: int, message: str) -> None:
         self._refused = True

@@ -12,6 +12,14 @@ from ingest.domain.errors import Reason
 from ingest.domain.submissions import MAX_BODY, MAX_TASK
 from ingest.domain.validation import MAX_BATCH, TASK_TYPES, BatchBody, TaskBody
 from ingest.shim import SCHEMAS, asyncapi_document, event_schema, openapi_document, problems
+from ingest.shim.http.protocol import (
+    BODY_MAX_LAG,
+    BODY_MIN_RATE,
+    BODY_TIMEOUT,
+    BODY_TOO_SLOW,
+    HEAD_TIMEOUT,
+    HEAD_TOO_SLOW,
+)
 from ingest.shim.problems import Problem
 from tests.unit.documents.models import components, standalone
 
@@ -27,6 +35,7 @@ EVENTS = {
 ERRORS: dict[int, list[Problem]] = {
     401: [problems.missing_key(), problems.unknown_key()],
     403: [problems.quota_exhausted()],
+    408: [Problem(408, HEAD_TOO_SLOW), Problem(408, BODY_TOO_SLOW)],
     409: [problems.contended()],
     413: [problems.too_large()],
     415: [problems.unsupported_content_type()],
@@ -86,6 +95,10 @@ def test_documents_name_the_limits_of_the_code() -> None:
         assert f"{limit} bytes" in OPENAPI["components"]["responses"]["413"]["description"]
         assert f"{limit} bytes" in messages["taskSubmission"]["description"]
     assert f"{LARGEST} bytes" in messages["largeDeadLetter"]["summary"]
+    too_slow = OPENAPI["components"]["responses"]["408"]["description"]
+    for seconds in (HEAD_TIMEOUT, BODY_TIMEOUT, BODY_MAX_LAG):
+        assert f"{seconds:g} s" in too_slow
+    assert f"{BODY_MIN_RATE} bytes per second" in too_slow
 
 
 def test_channel_parameters_list_every_task_type_and_reason() -> None:

@@ -56,13 +56,14 @@ def test_request_examples_include_the_bodies_of_the_curl_commands_in_the_contrac
 
 
 def test_every_operation_has_a_unique_id_a_tag_and_a_summary_and_answers_with_x_request_id() -> None:
+    """Answers to requests that did not arrive completely have no X-Request-Id, and no line in the log."""
     operations = [operation for methods in DOCUMENT["paths"].values() for operation in methods.values()]
     assert len({operation["operationId"] for operation in operations}) == len(operations)
     for operation in operations:
         assert operation["tags"]
         assert operation["summary"]
-        for response in operation["responses"].values():
-            assert "X-Request-Id" in resolved(DOCUMENT, response)["headers"]
+        for status, response in operation["responses"].items():
+            assert status == "408" or "X-Request-Id" in resolved(DOCUMENT, response)["headers"]
 
 
 def test_every_error_response_has_the_error_schema() -> None:
