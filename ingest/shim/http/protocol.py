@@ -16,6 +16,7 @@ from ingest.shim.http.framing import RefusedRequest, check_framing
 MAX_HEAD: Final = 32 * 1024
 """Bytes of names and values. Our clients need a few hundred, cookies of browsers up to 8 KiB."""
 MAX_HEADERS: Final = 100
+HEAD_TOO_LARGE: Final = f"the request has more than {MAX_HEADERS} headers, or more than {MAX_HEAD} bytes of headers"
 HEAD_TIMEOUT: Final = 20.0
 """Seconds from the connection, or from the first byte of a further request on it, to the end of the head."""
 BODY_TIMEOUT: Final = 60.0
@@ -47,10 +48,6 @@ _TIME_LIMITS: Final = {
     _Awaiting.BODY: (BODY_TIMEOUT, BODY_TOO_SLOW),
 }
 """The seconds for a part of a request, and the error after them."""
-
-
-class _HeadTooLarge(Exception):
-    """Raised in a callback of httptools, which replaces it with an error of its own."""
 
 
 class LimitedHttpProtocol(HttpToolsProtocol):
@@ -89,7 +86,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             # httptools reports a header only once it is complete, so an endless one is counted here.
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
-                self._refuse(431, "the request's headers are too large")
+                self._refuse(431, HEAD_TOO_LARGE)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -98,10 +95,14 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._awaiting, self._head_size = _Awaiting.HEAD, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser for each header, and for each trailer of a chunked body, which is ignored."""
         self._head_size += len(name) + len(value)
-        if self._head_size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
-            raise _HeadTooLarge
-        super().on_header(name, value)
+        is_trailer = self._awaiting is _Awaiting.BODY
+        if self._head_size > MAX_HEAD or (len(self.headers) >= MAX_HEADERS and not is_trailer):
+            self._refusal = RefusedRequest(431, HEAD_TOO_LARGE)
+            raise self._refusal  # httptools replaces it with an error of its own
+        if not is_trailer:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._awaiting, self._body_deadline = _Awaiting.BODY, math.inf
@@ -110,7 +111,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             check_framing(self.parser.get_http_version(), self.headers, upgrade=upgrade)
         except RefusedRequest as refusal:
             self._refusal = refusal
-            raise  # httptools replaces it with an error of its own
+            raise
         super().on_headers_complete()
         if upgrade:
             self.cycle.keep_alive = False  # the parser does not read HTTP after this request
@@ -134,8 +135,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         """Called by uvicorn when the parser fails, or when one of the callbacks above raises."""
         if self._refusal is not None:
             self._refuse(self._refusal.status, self._refusal.message)
-        elif self._head_size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
-            self._refuse(431, "the request's headers are too large")
         else:
             self._refuse(400, "invalid HTTP request")
 

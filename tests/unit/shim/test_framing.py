@@ -1,0 +1,37 @@
+"""Which parts of a request count: trailers do not."""
+
+import json
+
+from tests.support.shim_harness import ShimHarness
+from tests.support.tasks import TASK
+
+BODY = json.dumps(TASK).encode()
+CHUNKED = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
+JSON = b"Content-Type: application/json\r\n"
+AUTHORIZED = JSON + b"Authorization: Bearer key\r\n"
+
+
+def chunked(headers: bytes, trailers: bytes) -> bytes:
+    """A request whose trailers arrive with its headers, in one packet."""
+    return CHUNKED + headers + b"\r\n%x\r\n%b\r\n0\r\n%b\r\n" % (len(BODY), BODY, trailers)
+
+
+async def test_trailers_are_ignored(harness: ShimHarness) -> None:
+    """A proxy may add them without the checks that it makes for headers (RFC 9110, section 6.5.1)."""
+    assert (await harness.raw(chunked(AUTHORIZED, b""))).startswith(b"HTTP/1.1 202 ")
+    assert (await harness.raw(chunked(JSON, b"Authorization: Bearer key\r\n"))).startswith(b"HTTP/1.1 401 ")
+    assert (await harness.raw(chunked(AUTHORIZED[len(JSON) :], JSON))).startswith(b"HTTP/1.1 415 ")
+    trailers = (
+        b"Idempotency-Key: k\r\nX-Request-Id: from-trailer\r\nAuthorization: Bearer other\r\nExpect: 100-continue\r\n"
+    )
+    answer = await harness.raw(chunked(AUTHORIZED, trailers))
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert b"idempotency-key-expires" not in answer
+    assert b"from-trailer" not in answer
+
+
+async def test_trailers_count_against_the_size_of_headers_and_not_against_their_number(harness: ShimHarness) -> None:
+    full = AUTHORIZED + b"".join(b"X-%d: a\r\n" % i for i in range(95))
+    assert (await harness.raw(chunked(full, b"X-A: a\r\n"))).startswith(b"HTTP/1.1 202 ")
+    answer = await harness.raw(chunked(AUTHORIZED, b"".join(b"X-%d: %b\r\n" % (i, b"a" * 1000) for i in range(40))))
+    assert answer.startswith(b"HTTP/1.1 431 ")
