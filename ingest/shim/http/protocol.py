@@ -57,6 +57,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     """
 
     _head_size = 0
+    _completed = False
+    """Whether a request was complete in the data that is being parsed."""
     _awaiting = _Awaiting.HEAD
     _since = 0.0
     _body_deadline = math.inf
@@ -79,10 +81,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._refused:
             return
+        self._completed = False
         super().data_received(data)
         if self._awaiting is _Awaiting.BODY:
             self._body_deadline = min(self.loop.time() + BODY_MAX_LAG, self._body_deadline + len(data) / BODY_MIN_RATE)
-        elif self._awaiting is _Awaiting.HEAD and not self._refused:
+        elif self._awaiting is _Awaiting.HEAD and not self._refused and not self._completed:
             # httptools reports a header only once it is complete, so an endless one is counted here.
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
@@ -117,7 +120,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.cycle.keep_alive = False  # the parser does not read HTTP after this request
 
     def on_message_complete(self) -> None:
-        self._awaiting = _Awaiting.NOTHING
+        self._awaiting, self._completed = _Awaiting.NOTHING, True
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks whether to keep the connection open

@@ -1,6 +1,8 @@
-"""Which parts of a request count: trailers do not."""
+"""Where a request ends, and which parts of it count."""
 
+import asyncio
 import json
+import re
 
 from tests.support.shim_harness import ShimHarness
 from tests.support.tasks import TASK
@@ -9,6 +11,7 @@ BODY = json.dumps(TASK).encode()
 CHUNKED = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n"
 JSON = b"Content-Type: application/json\r\n"
 AUTHORIZED = JSON + b"Authorization: Bearer key\r\n"
+LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 def chunked(headers: bytes, trailers: bytes) -> bytes:
@@ -35,3 +38,16 @@ async def test_trailers_count_against_the_size_of_headers_and_not_against_their_
     assert (await harness.raw(chunked(full, b"X-A: a\r\n"))).startswith(b"HTTP/1.1 202 ")
     answer = await harness.raw(chunked(AUTHORIZED, b"".join(b"X-%d: %b\r\n" % (i, b"a" * 1000) for i in range(40))))
     assert answer.startswith(b"HTTP/1.1 431 ")
+
+
+async def test_size_of_a_head_does_not_include_the_request_before_it(harness: ShimHarness) -> None:
+    """The packet with the end of a large body also has the begin of the next request."""
+    large = json.dumps(TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * 50_000}}).encode()
+    first = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\n%bContent-Length: %d\r\n\r\n%b" % (AUTHORIZED, len(large), large)
+    reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
+    writer.write(first + LAST[:10])
+    answer = await asyncio.wait_for(reader.readuntil(b"}"), 10)
+    writer.write(LAST[10:])
+    answer += await asyncio.wait_for(reader.read(), 10)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"202", b"200"]
+    writer.close()
