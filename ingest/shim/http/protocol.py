@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 import msgspec
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ingest.shim.http.framing import RefusedRequest, check_framing
 
@@ -59,6 +59,8 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     _head_size = 0
     _completed = False
     """Whether a request was complete in the data that is being parsed."""
+    _last_complete: RequestResponseCycle | None = None
+    """The last request that arrived completely."""
     _awaiting = _Awaiting.HEAD
     _since = 0.0
     _body_deadline = math.inf
@@ -121,14 +123,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._awaiting, self._completed = _Awaiting.NOTHING, True
+        self._last_complete = self.cycle
         super().on_message_complete()
 
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks whether to keep the connection open
-        """Keep it open for the answer if the client has sent its whole request."""
-        complete = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
-        if complete:
-            self.cycle.keep_alive = False
-        return complete
+        """Keep it open for the answers to the requests that the client has sent completely."""
+        return self._end_after_complete_requests()
 
     def on_response_complete(self) -> None:
         self.transport.flush()  # type: ignore[attr-defined] # no body follows after HEAD or with 304
@@ -155,17 +155,29 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         self._refused = True
-        cycle = self.cycle
-        if cycle is not None and not cycle.response_complete and not cycle.more_body:
-            cycle.keep_alive = False  # an earlier request may be accepted: it is answered, then the connection closes
+        if self._end_after_complete_requests():
             return
-        if not self.pipeline and (cycle is None or cycle.response_complete or not cycle.response_started):
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or not cycle.response_started:
             body: Any = msgspec.json.encode({"error": message})
             self.transport.write(
                 b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
                 % (status, len(body), body)
             )
         self.transport.close()
+
+    def _end_after_complete_requests(self) -> bool:
+        """Drop the incomplete request, and close the connection after the answers to the complete ones.
+
+        They may have been accepted, so the client must get the answers. Return False if all are answered.
+        """
+        last = self._last_complete
+        if last is None or last.response_complete:
+            return False
+        last.keep_alive = False
+        if self.pipeline and self.pipeline[0][0].more_body:
+            self.pipeline.popleft()
+        return True
 
 
 class CoalescingTransport:

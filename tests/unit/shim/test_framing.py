@@ -4,6 +4,8 @@ import asyncio
 import json
 import re
 
+import pytest
+
 from tests.support.shim_harness import ShimHarness
 from tests.support.tasks import TASK
 
@@ -50,4 +52,22 @@ async def test_size_of_a_head_does_not_include_the_request_before_it(harness: Sh
     writer.write(LAST[10:])
     answer += await asyncio.wait_for(reader.read(), 10)
     assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"202", b"200"]
+    writer.close()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    "incomplete", [b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"Content-Length: 9\r\n\r\n{", b"", b"X"]
+)
+async def test_complete_requests_are_answered_if_the_next_one_never_is(
+    harness: ShimHarness, count: int, incomplete: bytes
+) -> None:
+    """They may have been accepted. The next one breaks a rule, or ends with the connection."""
+    post = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\n" + AUTHORIZED
+    reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
+    writer.write((post + b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)) * count + post + incomplete)
+    writer.write_eof()
+    answer = await asyncio.wait_for(reader.read(), 10)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"202"] * count
+    assert answer.count(b"connection: close") == 1
     writer.close()
