@@ -19,19 +19,21 @@ class RefusedRequest(Exception):
         self.message = message
 
 
-def check_framing(version: str, headers: Sequence[tuple[bytes, bytes]], *, upgrade: bool) -> None:
+def check_framing(method: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
     """Check the head of a request.
 
     Args:
+        method: the method of the request line.
         version: the HTTP version of the request line.
         headers: names in lower case, and values.
-        upgrade: whether the client asks for another protocol.
 
     Raises:
         RefusedRequest: the request must not be served.
     """
     if version not in ("1.1", "1.0"):
         raise RefusedRequest(505, "this server speaks HTTP/1.1")
+    if method == b"CONNECT":
+        raise RefusedRequest(400, "this server is not a proxy, CONNECT is not allowed")
     by_name = dict(headers)
     if len(by_name) < len(headers):
         names = [name for name, _ in headers]
@@ -43,6 +45,3 @@ def check_framing(version: str, headers: Sequence[tuple[bytes, bytes]], *, upgra
     coding = by_name.get(b"transfer-encoding")
     if coding is not None and (version == "1.0" or coding.lower() != b"chunked"):
         raise RefusedRequest(400, "transfer-encoding may only be chunked, and only in HTTP/1.1")
-    if upgrade and (coding is not None or by_name.get(b"content-length", b"0").strip(b" 0")):
-        # The parser would take the body for data of the other protocol.
-        raise RefusedRequest(400, "a request with a body cannot ask for another protocol, remove the header Upgrade")

@@ -8,10 +8,13 @@ import math
 from enum import StrEnum
 from typing import Any, Final
 
+import httptools
 import msgspec
+import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from ingest.shim.http.framing import RefusedRequest, check_framing
+from ingest.shim.http.upgrade import feed
 
 MAX_HEAD: Final = 32 * 1024
 """Bytes of names and values. Our clients need a few hundred, cookies of browsers up to 8 KiB."""
@@ -32,6 +35,8 @@ BODY_TOO_SLOW: Final = (
 )
 CHECK_INTERVAL: Final = 5.0
 """Seconds between two checks of the time limits. One timer per connection costs less than one per request."""
+
+_log = structlog.get_logger(__name__)
 
 
 class _Awaiting(StrEnum):
@@ -84,7 +89,11 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         if self._refused:
             return
         self._completed = False
-        super().data_received(data)
+        self._unset_keepalive_if_required()
+        try:
+            feed(self, data)
+        except httptools.HttpParserError:
+            self._refuse_invalid()
         if self._awaiting is _Awaiting.BODY:
             self._body_deadline = min(self.loop.time() + BODY_MAX_LAG, self._body_deadline + len(data) / BODY_MIN_RATE)
         elif self._awaiting is _Awaiting.HEAD and not self._refused and not self._completed:
@@ -111,17 +120,16 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._awaiting, self._body_deadline = _Awaiting.BODY, math.inf
-        upgrade = self.parser.should_upgrade()
         try:
-            check_framing(self.parser.get_http_version(), self.headers, upgrade=upgrade)
+            check_framing(self.parser.get_method(), self.parser.get_http_version(), self.headers)
         except RefusedRequest as refusal:
             self._refusal = refusal
             raise
         super().on_headers_complete()
-        if upgrade:
-            self.cycle.keep_alive = False  # the parser does not read HTTP after this request
 
     def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return  # the body follows
         self._awaiting, self._completed = _Awaiting.NOTHING, True
         self._last_complete = self.cycle
         super().on_message_complete()
@@ -134,12 +142,10 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport.flush()  # type: ignore[attr-defined] # no body follows after HEAD or with 304
         super().on_response_complete()
 
-    def send_400_response(self, msg: str) -> None:
-        """Called by uvicorn when the parser fails, or when one of the callbacks above raises."""
-        if self._refusal is not None:
-            self._refuse(self._refusal.status, self._refusal.message)
-        else:
-            self._refuse(400, "invalid HTTP request")
+    def _refuse_invalid(self) -> None:
+        """Refuse what the parser or one of the callbacks above does not take."""
+        refusal = self._refusal or RefusedRequest(400, "invalid HTTP request")
+        self._refuse(refusal.status, refusal.message)
 
     def _check_timeouts(self) -> None:
         now = self.loop.time()
@@ -154,6 +160,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(CHECK_INTERVAL, self._check_timeouts)
 
     def _refuse(self, status: int, message: str) -> None:
+        _log.debug("request_refused", status=status, error=message)
         self._refused = True
         if self._end_after_complete_requests():
             return
