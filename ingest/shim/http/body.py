@@ -27,15 +27,16 @@ SMALL: Final = 64 * 1024
 class BodyMemoryBudget:
     """The memory that one process uses for bodies, in bytes.
 
-    A customer may hold at most as much as is free for large bodies. So one customer alone gets half of it, and
-    whatever some customers hold, others find room (dynamic thresholds, Choudhury and Hahne, 1998). The last eighth is
-    for bodies of at most `SMALL` bytes.
+    Bodies of at most `SMALL` bytes can use all of it, larger ones seven eighths. A customer may hold at most as much of
+    each sort as is free for it. So one customer alone gets half, and whatever some customers hold, others find room
+    (dynamic thresholds, Choudhury and Hahne, 1998), and a customer's large bodies do not keep out its small ones.
     """
 
     def __init__(self, limit: int = DEFAULT_MEMORY) -> None:
         self.limit = limit
         self.reserved = 0
-        self._held: Counter[str] = Counter()
+        self._small: Counter[str] = Counter()
+        self._large: Counter[str] = Counter()
 
     def reserve(self, customer: str, size: int, *, small: bool) -> bool:
         """Reserve `size` bytes for a customer's body; return False if there is no room for it.
@@ -45,44 +46,51 @@ class BodyMemoryBudget:
             size: the bytes.
             small: whether the whole body so far has at most `SMALL` bytes.
         """
-        free = self.limit - self.reserved
-        free_for_large = free - self.limit // 8
-        if size > free or (not small and (size > free_for_large or self._held[customer] + size > free_for_large)):
+        held, kept = (self._small, 0) if small else (self._large, self.limit // 8)
+        if held[customer] + size > self.limit - self.reserved - kept:
             return False
         self.reserved += size
-        self._held[customer] += size
+        held[customer] += size
         return True
 
-    def release(self, customer: str, size: int) -> None:
-        """Return what was reserved."""
+    def release(self, customer: str, size: int, *, small: bool) -> None:
+        """Return what was reserved with the same arguments."""
+        held = self._small if small else self._large
         self.reserved -= size
-        self._held[customer] -= size
-        if not self._held[customer]:
-            del self._held[customer]
+        held[customer] -= size
+        if not held[customer]:
+            del held[customer]
 
 
 class Reservation:
     """The memory of one request's body. Call `release` once the request is answered."""
 
-    __slots__ = ("_budget", "_customer", "_size")
+    __slots__ = ("_budget", "_customer", "_large", "_small")
 
     def __init__(self, budget: BodyMemoryBudget, customer: str) -> None:
         self._budget = budget
         self._customer = customer
-        self._size = 0
+        self._small = 0
+        self._large = 0
 
     def grow(self, size: int) -> bool:
         """Reserve `size` more bytes; return False if there is no room for them."""
-        if not self._budget.reserve(self._customer, size, small=self._size + size <= SMALL):
+        small = self._small + self._large + size <= SMALL
+        if not self._budget.reserve(self._customer, size, small=small):
             return False
-        self._size += size
+        if small:
+            self._small += size
+        else:
+            self._large += size
         return True
 
     def release(self) -> None:
         """Return everything to the budget. A second call has no effect."""
-        if self._size:
-            self._budget.release(self._customer, self._size)
-            self._size = 0
+        if self._small:
+            self._budget.release(self._customer, self._small, small=True)
+        if self._large:
+            self._budget.release(self._customer, self._large, small=False)
+        self._small = self._large = 0
 
 
 class ClientDisconnected(Exception):

@@ -95,3 +95,12 @@ def test_small_bodies_have_memory_that_large_ones_cannot_use() -> None:
         reservation.release()
         reservation.release()
     assert budget.reserved == SMALL
+
+
+def test_many_small_bodies_of_one_customer_leave_room_for_others() -> None:
+    budget = BodyMemoryBudget(limit=64 * SMALL)
+    bodies = 0
+    while Reservation(budget, "a").grow(SMALL):
+        bodies += 1
+    assert bodies == 32
+    assert Reservation(budget, "b").grow(SMALL)
