@@ -1,4 +1,4 @@
-"""GET: a submission by its id, health, and the documents of the API."""
+"""GET: a submission by its id, and health."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
@@ -6,10 +6,8 @@ from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
-from swagger_ui_bundle import swagger_ui_path
+from starlette.responses import Response
+from starlette.routing import Route
 
 from ingest.domain import events
 from ingest.domain.errors import StoreUnavailable, Unavailable
@@ -17,18 +15,10 @@ from ingest.domain.identity import SubmissionKind, batch_and_index, is_id
 from ingest.domain.ledger import Entry
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
-from ingest.shim.documents import asyncapi_document, openapi_document
 from ingest.shim.problems import Problem, store_unavailable
 
 _READY_TIMEOUT: Final = 2.0
 """Seconds in which the broker and the store must answer `/readyz`."""
-_DOCS_PAGE: Final = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Submitting tasks</title>
-<link rel="stylesheet" href="/docs/assets/swagger-ui.css"></head>
-<body><div id="swagger-ui"></div><script src="/docs/assets/swagger-ui-bundle.js"></script>
-<script>SwaggerUIBundle({url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null})</script>
-</body></html>
-"""
 
 
 class Lookups:
@@ -45,16 +35,12 @@ class Lookups:
         self._publisher = publisher
         self._auth = auth
 
-    def routes(self) -> list[Route | Mount]:
+    def routes(self) -> list[Route]:
         return [
             Route("/v1/tasks/batch/{id}", self.batch, methods=["GET"]),
             Route("/v1/tasks/{id}", self.task, methods=["GET"]),
             Route("/healthz", self.healthz, methods=["GET"]),
             Route("/readyz", self.readyz, methods=["GET"]),
-            Route("/openapi.json", self.openapi, methods=["GET"]),
-            Route("/asyncapi.json", self.asyncapi, methods=["GET"]),
-            Route("/docs", self.docs, methods=["GET"]),
-            Mount("/docs/assets", StaticFiles(directory=swagger_ui_path)),
         ]
 
     async def task(self, request: Request) -> Response:
@@ -94,15 +80,6 @@ class Lookups:
         if broker == store == "ok":
             return _json({"status": "ok", "broker": broker, "store": store})
         return _json({"error": "not ready", "broker": broker, "store": store}, 503, {"Retry-After": "1"})
-
-    async def openapi(self, _: Request) -> Response:
-        return _json(openapi_document())
-
-    async def asyncapi(self, _: Request) -> Response:
-        return _json(asyncapi_document())
-
-    async def docs(self, _: Request) -> Response:
-        return HTMLResponse(_DOCS_PAGE)
 
     async def _authenticate(self, request: Request) -> tuple[str, str]:
         """Return the customer's cust_id and the id in the path. Raises Problem."""

@@ -12,7 +12,7 @@ from ingest.domain.metrics import Meter
 OTHER: Final = "other"
 _METHODS: Final = frozenset({"GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE"})
 _EXACT: Final = frozenset(
-    {"/v1/tasks", "/v1/tasks/batch", "/healthz", "/readyz", "/openapi.json", "/asyncapi.json", "/docs"}
+    {"/", "/v1/tasks", "/v1/tasks/batch", "/healthz", "/readyz", "/openapi.json", "/asyncapi.json", "/docs"}
 )
 _BELOW: Final = (("/v1/tasks/batch/", "/v1/tasks/batch/{id}"), ("/v1/tasks/", "/v1/tasks/{id}"), ("/docs/", "/docs"))
 
