@@ -15,7 +15,14 @@ _ASSETS: Final = ("swagger-ui.css", "swagger-ui-bundle.js")
 _DOCS_PAGE: Final = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Submitting tasks</title>
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">
-<link rel="stylesheet" href="/docs/assets/swagger-ui.css"></head>
+<link rel="stylesheet" href="/docs/assets/swagger-ui.css">
+<style>
+  .swagger-ui .response-col_links { display: none }
+  @media (max-width: 600px) {
+    .swagger-ui .opblock .tab-header .tab-item:nth-of-type(n) { padding: 0 16px 0 0 }
+    .swagger-ui .try-out__btn { margin-left: 0; padding: 5px 10px; white-space: nowrap }
+  }
+</style></head>
 <body><div id="swagger-ui"></div><script src="/docs/assets/swagger-ui-bundle.js"></script>
 <script>SwaggerUIBundle({
   url: "/openapi.json", dom_id: "#swagger-ui", deepLinking: true, validatorUrl: null, defaultModelsExpandDepth: 0

@@ -9,6 +9,8 @@ from typing import Final
 _SINGLE: Final = (b"host", b"transfer-encoding")
 """Headers that decide where a request ends and for which host it is. httptools checks Content-Length itself."""
 
+UNSUPPORTED_VERSION: Final = "this server speaks HTTP/1.1"
+
 
 class RefusedRequest(Exception):
     """The request is answered with `status`; `message` says what to change."""
@@ -31,7 +33,7 @@ def check_framing(method: bytes, version: str, headers: Sequence[tuple[bytes, by
         RefusedRequest: the request must not be served.
     """
     if version not in ("1.1", "1.0"):
-        raise RefusedRequest(505, "this server speaks HTTP/1.1")
+        raise RefusedRequest(505, UNSUPPORTED_VERSION)
     if method == b"CONNECT":
         raise RefusedRequest(400, "this server is not a proxy, CONNECT is not allowed")
     by_name = dict(headers)

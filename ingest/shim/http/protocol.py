@@ -13,6 +13,7 @@ import msgspec
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from ingest.shim.http.body import request_id
 from ingest.shim.http.framing import RefusedRequest, check_framing
 from ingest.shim.http.upgrade import feed
 
@@ -160,16 +161,17 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._timer = self.loop.call_later(CHECK_INTERVAL, self._check_timeouts)
 
     def _refuse(self, status: int, message: str) -> None:
-        _log.debug("request_refused", status=status, error=message)
         self._refused = True
+        name = request_id({})
+        _log.debug("request_refused", status=status, error=message, request_id=name.decode())
         if self._end_after_complete_requests():
             return
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not cycle.response_started:
             body: Any = msgspec.json.encode({"error": message})
             self.transport.write(
-                b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n\r\n%b"
-                % (status, len(body), body)
+                b"HTTP/1.1 %d \r\ncontent-type: application/json\r\ncontent-length: %d\r\nx-request-id: %b\r\n"
+                b"connection: close\r\n\r\n%b" % (status, len(body), name, body)
             )
         self.transport.close()
 

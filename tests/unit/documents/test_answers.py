@@ -101,3 +101,33 @@ async def test_answers_during_an_outage_match_the_document(harness: ShimHarness)
     readiness = await harness.client.get("/readyz")
     assert readiness.status_code == 503
     check("/readyz", "get", readiness)
+
+
+async def test_first_example_of_each_body_is_accepted_as_new_by_every_submission(harness: ShimHarness) -> None:
+    """The documentation page fills it in."""
+    for path in ("/v1/tasks", "/v1/tasks/batch"):
+        examples = DOCUMENT["paths"][path]["post"]["requestBody"]["content"]["application/json"]["examples"]
+        first = next(iter(examples.values()))["value"]
+        assert [(await harness.client.post(path, json=first)).status_code for _ in range(2)] == [202, 202]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "header", "status"),
+    [
+        ("GET /healthz HTTP/1.1", "X-A: no Host", 400),
+        ("GET /healthz HTTP/1.1", "Host: " + "x" * 40_000, 431),
+        ("POST /v1/tasks HTTP/1.1", "\r\n".join(["Host: x"] + ["X-A: a"] * 101), 431),
+        ("POST /v1/tasks/batch HTTP/2.0", "Host: x", 505),
+    ],
+)
+async def test_answers_to_requests_that_http_forbids_match_the_document(
+    harness: ShimHarness, request_line: str, header: str, status: int
+) -> None:
+    head, _, body = (await harness.raw(f"{request_line}\r\n{header}\r\n\r\n".encode())).partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    answer = httpx.Response(
+        int(lines[0].split()[1]), headers=[line.partition(": ")[::2] for line in lines[1:]], content=body
+    )
+    assert answer.status_code == status
+    method, path, _ = request_line.split()
+    check(path, method.lower(), answer)

@@ -12,12 +12,14 @@ from ingest.domain.errors import Reason
 from ingest.domain.submissions import MAX_BODY, MAX_TASK
 from ingest.domain.validation import MAX_BATCH, TASK_TYPES, BatchBody, TaskBody
 from ingest.shim import SCHEMAS, asyncapi_document, event_schema, openapi_document, problems
+from ingest.shim.http.framing import UNSUPPORTED_VERSION
 from ingest.shim.http.protocol import (
     BODY_MAX_LAG,
     BODY_MIN_RATE,
     BODY_TIMEOUT,
     BODY_TOO_SLOW,
     HEAD_TIMEOUT,
+    HEAD_TOO_LARGE,
     HEAD_TOO_SLOW,
 )
 from ingest.shim.problems import Problem
@@ -40,6 +42,7 @@ ERRORS: dict[int, list[Problem]] = {
     413: [problems.too_large()],
     415: [problems.unsupported_content_type()],
     422: [problems.key_conflict()],
+    431: [Problem(431, HEAD_TOO_LARGE)],
     500: [problems.internal()],
     503: [
         problems.broker_unavailable(),
@@ -48,6 +51,7 @@ ERRORS: dict[int, list[Problem]] = {
         problems.at_capacity(),
         problems.deadline_exceeded(),
     ],
+    505: [Problem(505, UNSUPPORTED_VERSION)],
 }
 
 
