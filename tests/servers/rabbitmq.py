@@ -23,6 +23,7 @@ from tests.servers.process import (
 
 IMAGE = "rabbitmq:3.13-management"
 _DEPLOYED = Path(__file__).parents[2] / "deploy/rabbitmq"
+_DEBIAN = "/usr/sbin/rabbitmq-server"
 _SBIN = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
 
 
@@ -52,6 +53,7 @@ class RabbitServer(Server):
         elif shutil.which("rabbitmq-server"):
             self._prepare(more, plugins)
             self.start()
+            self.origin = f"rabbitmq-server {self.api('GET', 'overview')['rabbitmq_version']} on PATH"
         else:
             docker = "" if special else "Docker does not answer, and "
             raise Unavailable(f"{docker}rabbitmq-server is not on PATH")
@@ -104,7 +106,7 @@ class RabbitServer(Server):
         self._process = process = PrivateServer("rabbitmq")
         amqp, management, distribution, mapper, metrics = free_ports(5)
         home = process.directory
-        self.url, self.origin = f"amqp://guest:guest@127.0.0.1:{amqp}", "rabbitmq-server on PATH"
+        self.url = f"amqp://guest:guest@127.0.0.1:{amqp}"
         self.management_url = f"http://127.0.0.1:{management}"
         self.metrics = f"127.0.0.1:{metrics}"
         # The tests use the configuration of deploy/, but require less free disk space.
@@ -149,6 +151,7 @@ class RabbitServer(Server):
 
 
 def _program() -> str:
+    program = shutil.which("rabbitmq-server")
     # Debian's /usr/sbin/rabbitmq-server switches users; the script that it calls does not.
-    scripts = sorted(Path("/").glob(_SBIN))
-    return str(scripts[-1] if scripts else shutil.which("rabbitmq-server"))
+    scripts = sorted(Path("/").glob(_SBIN)) if program == _DEBIAN else []
+    return str(scripts[-1] if scripts else program)
