@@ -1,7 +1,6 @@
 """Publishing to RabbitMQ: the frames of many messages in one buffer, and a confirm for each message."""
 
 import asyncio
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -207,9 +206,9 @@ class _ConfirmChannel:
             self._nacked_since = None
             self._answer(*codec.read_confirm(data, start), PublishOutcome.CONFIRMED)
         elif method == codec.NACK:
-            self._last_nack = now = time.monotonic()
-            self._nacked_since = self._nacked_since or now
-            self._first_nack = self._first_nack or now
+            self._last_nack = now = asyncio.get_running_loop().time()
+            self._nacked_since = now if self._nacked_since is None else self._nacked_since
+            self._first_nack = now if self._first_nack is None else self._first_nack
             self._answer(*codec.read_confirm(data, start), PublishOutcome.NACKED)
         elif method == codec.RETURN:
             self._returns.begin(codec.RETURN)

@@ -1,0 +1,116 @@
+"""`RabbitPublisher` on a connection that answers every publish as the test says."""
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from ingest.broker.rabbitmq.amqp import codec
+from ingest.broker.rabbitmq.amqp.connection import Connection, FrameSink
+from ingest.broker.rabbitmq.publisher import RabbitPublisher
+from ingest.domain import topology
+from ingest.domain.messages import Message, PublishOutcome
+from tests.unit.broker.virtual_time_loop import in_virtual_time
+
+CONFIRMED, NACKED = PublishOutcome.CONFIRMED, PublishOutcome.NACKED
+
+
+class FakeChannel:
+    """A channel that stays open."""
+
+    number = 1
+
+    def __init__(self) -> None:
+        self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+
+class AnsweringConnection:
+    """A connection that answers each publish at once; `answer` maps the number of the publish to ACK or NACK."""
+
+    blocked = None
+    blocked_seconds = 0.0
+    closed = False
+    frame_max = 131_072
+    queued = 0
+
+    def __init__(self, answer: Callable[[int], int]) -> None:
+        self.sinks: dict[int, FrameSink] = {}
+        self.published = 0
+        self.aborts = 0
+        self._answer = answer
+
+    async def connect(self) -> None:
+        """There is nothing to connect to."""
+
+    async def channel(self, *, confirms: bool) -> FakeChannel:
+        assert confirms
+        return FakeChannel()
+
+    async def drain(self) -> None:
+        """Everything is taken at once."""
+
+    async def close(self) -> None:
+        """There is nothing to close."""
+
+    def abort(self) -> None:
+        self.aborts += 1
+
+    def write(self, buffer: bytes) -> None:
+        position = 0
+        while position < len(buffer):
+            kind, channel, size = codec.frame_head.unpack_from(buffer, position)
+            position += size + codec.OVERHEAD
+            if kind == codec.METHOD:
+                self.published += 1
+                self.sinks[channel].method(self._answer(self.published), struct.pack(">QB", self.published, 0), 0)
+
+
+@asynccontextmanager
+async def publisher_on(connection: AnsweringConnection) -> AsyncIterator[RabbitPublisher]:
+    publisher = RabbitPublisher(lambda: cast("Connection", connection), "publish", "ingest", timeout=5.0)
+    await publisher.start()
+    yield publisher
+    await publisher.close()
+
+
+def message(body: bytes = b"{}", **changes: Any) -> Message:
+    fields = {"exchange": topology.EVENTS, "routing_key": "task.accepted", "message_id": "m1"} | changes
+    return Message(body=body, **fields)
+
+
+@in_virtual_time
+async def test_channel_that_nacks_now_and_then_is_kept() -> None:
+    """One queue is full, another one takes messages: for two minutes, every second message is nacked."""
+    connection = AnsweringConnection(lambda number: codec.ACK if number % 2 else codec.NACK)
+    async with publisher_on(connection) as publisher:
+        for _ in range(240):
+            assert await publisher.publish([message(), message()]) == [CONFIRMED, NACKED]
+            await asyncio.sleep(0.5)
+    assert connection.aborts == 0
+
+
+@in_virtual_time
+async def test_channel_that_only_nacks_is_replaced_after_15_seconds() -> None:
+    """RabbitMQ 3.10 keeps nacking on a channel after a queue is no longer full."""
+    connection = AnsweringConnection(lambda _: codec.NACK)
+    async with publisher_on(connection) as publisher:
+        for _ in range(15):
+            assert await publisher.publish([message()]) == [NACKED]
+            assert connection.aborts == 0
+            await asyncio.sleep(1.0)
+        await publisher.publish([message()])
+    assert connection.aborts == 1
+
+
+@in_virtual_time
+async def test_channel_that_nacks_among_acks_is_replaced_after_ten_minutes() -> None:
+    """The nacks can be the defect of RabbitMQ 3.10 that `versions` describes, while another queue confirms."""
+    connection = AnsweringConnection(lambda number: codec.ACK if number % 2 else codec.NACK)
+    async with publisher_on(connection) as publisher:
+        for _ in range(600):
+            await publisher.publish([message(), message()])
+            assert connection.aborts == 0
+            await asyncio.sleep(1.0)
+        await publisher.publish([message(), message()])
+    assert connection.aborts == 1
