@@ -17,7 +17,7 @@ import msgspec
 
 from ingest.domain import admitted, topology
 from ingest.domain.errors import InvalidSubmission, Reason
-from ingest.domain.messages import JSON, Delivery, Message
+from ingest.domain.messages import JSON, MAX_MESSAGE, Delivery, Message
 from ingest.domain.trace import trace_of
 
 REASON_HEADER: Final = "x-ingest-reason"
@@ -25,8 +25,8 @@ TIME_HEADER: Final = "x-ingest-rejected-at"
 ENVELOPE_HEADER: Final = "x-ingest-envelope"
 """The envelope without the submission's body; the body of the message is then the submission's body."""
 LARGEST: Final = 15 * 1024 * 1024
-"""Bytes of an envelope. RabbitMQ 4 takes 16 MiB, and 8 MiB of control characters are 48 MiB in JSON. A message that is
-too large would be refused on every attempt, and its submission would never be finished."""
+"""Bytes of an envelope. 8 MiB of control characters are 48 MiB in JSON. A message above MAX_MESSAGE would be refused on
+every attempt, and its submission would never be finished."""
 _LARGEST_HEADER: Final = 64 * 1024
 UNKNOWN: Final = "unknown"
 """The reason of a message that neither a worker nor the broker put there."""
@@ -89,7 +89,7 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
         if len(envelope) > _LARGEST_HEADER:
             envelope = msgspec.json.encode(detail | {"errors": []})
         headers[ENVELOPE_HEADER] = envelope.decode()
-        body = delivery.body
+        body = delivery.body[:MAX_MESSAGE]  # RabbitMQ 3 may take larger ones; redriven, it is still too large
     return Message(
         exchange=topology.DEAD,
         routing_key=f"rejected.{error.reason}",
@@ -162,6 +162,8 @@ def redrive_blocker(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
         len((text or "").encode()) > _SHORT for text in (origin.routing_key, origin.message_id, origin.content_type)
     ):
         return "one of its properties is longer than AMQP allows"
+    if len(origin.body) > MAX_MESSAGE:
+        return f"its body has more than {MAX_MESSAGE:,} bytes"
     if origin.user_id in trusted:
         return None  # perhaps only since it was rejected
     if dead.reason in (Reason.USER_MISMATCH, Reason.FORGED_ADMISSION):

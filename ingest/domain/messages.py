@@ -1,12 +1,14 @@
 """Messages independent of the broker: a message to publish, the outcome of a publish, and a delivery."""
 
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 JSON = "application/json"
 CLOUDEVENTS = "application/cloudevents+json"
+MAX_MESSAGE: Final = 16 * 1024 * 1024
+"""Bytes of the largest body that is published: RabbitMQ 4 closes the channel that publishes a larger one."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -34,11 +36,13 @@ class PublishOutcome(StrEnum):
     """There was no answer in time, or the connection broke. The message may be stored now or later."""
     UNSENT = "unsent"
     """Not written, because there was no connection or it was blocked. Certainly not taken."""
+    TOO_LARGE = "too_large"
+    """Not written, because its body is larger than MAX_MESSAGE. Certainly not taken; a retry ends in the same way."""
 
     @property
     def certainly_not_taken(self) -> bool:
         """Whether it is certain that the message has, and will have, no effect."""
-        return self in (PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT)
+        return self in (PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT, PublishOutcome.TOO_LARGE)
 
 
 class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):

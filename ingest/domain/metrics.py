@@ -173,8 +173,8 @@ PUBLISH_DURATION: Final = _histogram(
 )
 PUBLISHED_MESSAGES: Final = _counter(
     "ingest_published_messages_total",
-    "Messages published; outcome is confirmed, unroutable (returned), nacked, unknown (no answer) or unsent (no "
-    "connection, or blocked)",
+    "Messages published; outcome is confirmed, unroutable (returned), nacked, unknown (no answer), too_large "
+    "(never sent) or unsent (no connection, or blocked)",
     "exchange",
     "outcome",
 )

@@ -29,8 +29,9 @@ _log = structlog.get_logger(__name__)
 class Unfinished(msgspec.Struct):
     """The deliveries that an attempt could not finish.
 
-    `contended`: another attempt is working on the same submission, or its rejection cannot be published. `refused`: the
-    broker refuses one of its events, because a queue is full or not bound; other submissions are not affected.
+    `contended`: another attempt is working on the same submission, or its rejection cannot be published. `refused`: one
+    of its events cannot be published, because a queue is full or not bound, or because it is too large; other
+    submissions are not affected.
     `unavailable`: a dependency did not answer.
     """
 
@@ -158,7 +159,7 @@ class DeliveryProcessor:
             position += len(part)
             if part_outcomes & {PublishOutcome.UNKNOWN, PublishOutcome.UNSENT}:
                 failed.unavailable.append(plan)
-            elif part_outcomes & {PublishOutcome.NACKED, PublishOutcome.UNROUTABLE}:
+            elif part_outcomes - {PublishOutcome.CONFIRMED}:
                 failed.refused.append(plan)
 
     async def _settle(self, plans: Sequence[OutboundPlan]) -> list[OutboundPlan]:

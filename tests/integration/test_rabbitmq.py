@@ -12,7 +12,7 @@ from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
-from ingest.domain.messages import Message, PublishOutcome
+from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome
 from tests.servers import RabbitServer
 
 
@@ -311,8 +311,17 @@ async def test_message_above_16_mib_closes_the_channel(rabbitmq_url: str) -> Non
     async with connection:
         channel = await connection.channel()
         exchange = await channel.declare_exchange("large", aio_pika.ExchangeType.TOPIC)
-        largest = 16 * 1024 * 1024
-        await asyncio.wait_for(exchange.publish(aio_pika.Message(bytes(largest)), "x", mandatory=False), 20)
-        too_large = aio_pika.Message(bytes(largest + 1))
+        await asyncio.wait_for(exchange.publish(aio_pika.Message(bytes(MAX_MESSAGE)), "x", mandatory=False), 20)
+        too_large = aio_pika.Message(bytes(MAX_MESSAGE + 1))
         with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed, match="larger than configured max size"):
             await asyncio.wait_for(exchange.publish(too_large, "x", mandatory=False), 20)
+
+
+async def test_publisher_refuses_a_message_above_16_mib_and_confirms_its_neighbours(broker: RabbitBroker) -> None:
+    """The channel stays open, however often the message is tried again."""
+    publisher = await broker.publisher()
+    too_large = msgspec.structs.replace(message(2), body=bytes(MAX_MESSAGE + 1))
+    for _ in range(3):
+        outcomes = await publisher.publish([message(1), too_large, message(3)])
+        assert outcomes == [PublishOutcome.CONFIRMED, PublishOutcome.TOO_LARGE, PublishOutcome.CONFIRMED]
+    assert [state.reconnects for state in broker.connections()] == [0]

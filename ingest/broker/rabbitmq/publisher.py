@@ -11,7 +11,7 @@ from ingest.broker.rabbitmq.amqp import codec
 from ingest.broker.rabbitmq.amqp.connection import Connection, ContentAssembler
 from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
 from ingest.domain.errors import BrokerUnavailable
-from ingest.domain.messages import Message, PublishOutcome
+from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome
 
 _BUFFER: Final = 1024 * 1024
 """Bytes to write before waiting for the socket to take them."""
@@ -54,6 +54,15 @@ class RabbitPublisher(ReconnectingChannel):
         return self._channel.connection.queued if self._channel is not None else 0
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
+        too_large = {index for index, message in enumerate(messages) if len(message.body) > MAX_MESSAGE}
+        if not too_large:
+            return await self._publish(messages)
+        for index in too_large:
+            _log_too_large(messages[index])
+        outcomes = iter(await self._publish([msg for index, msg in enumerate(messages) if index not in too_large]))
+        return [PublishOutcome.TOO_LARGE if index in too_large else next(outcomes) for index in range(len(messages))]
+
+    async def _publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
         call = _PublishCall(len(messages))
         position = 0
         try:
@@ -90,6 +99,17 @@ class RabbitPublisher(ReconnectingChannel):
         channel, self._channel = self._channel, None
         if channel is not None:
             channel.fail()
+
+
+def _log_too_large(message: Message) -> None:
+    _log.error(
+        "message_too_large",
+        exchange=message.exchange,
+        routing_key=message.routing_key,
+        message_id=message.message_id,
+        bytes=len(message.body),
+        most=MAX_MESSAGE,
+    )
 
 
 class _PublishCall:

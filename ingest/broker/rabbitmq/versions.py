@@ -18,7 +18,8 @@ Consequences for this service:
   20.
 - From 4.3 on a submission that kills its consumers would be redelivered without end. So `attempts` counts acquisitions,
   and the worker itself rejects what exceeds the limit (`Reason.DELIVERY_LIMIT`). Up to 4.2 the queue does it first.
-- Dead letters are kept below the smallest maximum size of a message (`ingest.domain.dead_letters`).
+- A publisher refuses messages above the smallest maximum size (`ingest.domain.messages.MAX_MESSAGE`), and dead letters
+  are kept below it.
 - If a full queue (reject-publish) has nacked messages of a channel and its limit is then lifted, RabbitMQ 3.10.8
   continues to nack on that channel. So a publisher that is nacked for long opens another channel
   (`ingest.broker.rabbitmq.publisher`).

@@ -6,14 +6,16 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
+from structlog.testing import capture_logs
+
 from ingest.broker.rabbitmq.amqp import codec
 from ingest.broker.rabbitmq.amqp.connection import Connection, FrameSink
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.domain import topology
-from ingest.domain.messages import Message, PublishOutcome
+from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome
 from tests.unit.broker.virtual_time_loop import in_virtual_time
 
-CONFIRMED, NACKED = PublishOutcome.CONFIRMED, PublishOutcome.NACKED
+CONFIRMED, NACKED, TOO_LARGE = PublishOutcome.CONFIRMED, PublishOutcome.NACKED, PublishOutcome.TOO_LARGE
 
 
 class FakeChannel:
@@ -77,6 +79,26 @@ async def publisher_on(connection: AnsweringConnection) -> AsyncIterator[RabbitP
 def message(body: bytes = b"{}", **changes: Any) -> Message:
     fields = {"exchange": topology.EVENTS, "routing_key": "task.accepted", "message_id": "m1"} | changes
     return Message(body=body, **fields)
+
+
+@in_virtual_time
+async def test_message_above_the_maximum_is_refused_and_its_neighbours_are_confirmed() -> None:
+    """RabbitMQ would close the channel, on every attempt, and with it lose the confirms of the neighbours."""
+    connection = AnsweringConnection(lambda _: codec.ACK)
+    largest, too_large = message(bytes(MAX_MESSAGE)), message(bytes(MAX_MESSAGE + 1), message_id="m2")
+    with capture_logs() as logs:
+        async with publisher_on(connection) as publisher:
+            outcomes = await publisher.publish([message(), too_large, largest, too_large])
+    assert outcomes == [CONFIRMED, TOO_LARGE, CONFIRMED, TOO_LARGE]
+    assert connection.published == 2
+    errors = [log for log in logs if log["log_level"] == "error"]
+    assert [(log["event"], log["message_id"]) for log in errors] == [("message_too_large", "m2")] * 2
+    assert (errors[0]["bytes"], errors[0]["most"]) == (MAX_MESSAGE + 1, MAX_MESSAGE)
+
+
+def test_only_messages_that_are_not_sent_or_returned_are_certainly_not_taken() -> None:
+    certain = {outcome for outcome in PublishOutcome if outcome.certainly_not_taken}
+    assert certain == {PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT, TOO_LARGE}
 
 
 @in_virtual_time

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from ingest.domain import admitted, topology
 from ingest.domain.dead_letters import UNKNOWN, dead_letter, read, redrive_blocker, resubmission
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
-from ingest.domain.messages import Delivery, Message
+from ingest.domain.messages import MAX_MESSAGE, Delivery, Message
+from ingest.domain.submissions import MAX_BODY
 from tests.support.deliveries import delivery
 
 SERVICE = frozenset({"ingest"})
@@ -103,6 +104,7 @@ def test_submission_of_a_service_user_can_be_redriven_once_the_user_is_trusted()
         (delivery(type=admitted.TYPE, user_id=None), "claims to be admitted"),
         (delivery(routing_key="rejected.invalid", user_id="mallory"), "contains no submission"),
         (rejected(Reason.INVALID, message_id="\\xff" * 80), "longer than AMQP allows"),
+        (delivery(body=bytes(MAX_MESSAGE + 1)), "more than 16,777,216 bytes"),
     ],
 )
 def test_dead_letter_that_must_not_be_redriven_is_blocked(letter: Delivery, blocker: str) -> None:
@@ -138,3 +140,14 @@ def test_dead_letter_is_within_the_message_limit_of_rabbitmq(body: bytes) -> Non
     dead = read(in_dead_queue(message), SERVICE)
     assert (dead.reason, dead.error, dead.cust_id) == ("too_large", "too large", "acme")
     assert resubmission(dead).body == body
+
+
+def test_dead_letter_of_a_body_that_the_publisher_refuses_has_its_beginning() -> None:
+    """RabbitMQ 3 takes 128 MiB by default. The rejection could never be published, and would be retried forever."""
+    body = bytes(MAX_MESSAGE) + b"x"
+    message = dead_letter(delivery(body=body), InvalidSubmission(Reason.TOO_LARGE, "too large"), NOW)
+    assert message.body == bytes(MAX_MESSAGE)
+    assert len(message.body) > MAX_BODY, "redriven, it would no longer be too large"
+    dead = read(in_dead_queue(message), SERVICE)
+    assert (dead.reason, dead.cust_id) == ("too_large", "acme")
+    assert redrive_blocker(dead, SERVICE) is None

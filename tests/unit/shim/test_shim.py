@@ -262,6 +262,7 @@ async def test_concurrent_posts_with_one_key_publish_one_task(harness: ShimHarne
     [
         (PublishOutcome.UNSENT, 0),
         (PublishOutcome.UNROUTABLE, 0),
+        (PublishOutcome.TOO_LARGE, 0),
         (PublishOutcome.NACKED, 1),
         (PublishOutcome.UNKNOWN, 1),
     ],

@@ -118,7 +118,7 @@ async def test_message_that_arrives_after_another_body_took_over_is_dropped(
     assert json.loads(harness.publisher.sent[0].body)["data"]["data_url"] == OTHER["data_url"]
 
 
-@pytest.mark.parametrize("outcome", [PublishOutcome.NACKED, PublishOutcome.UNROUTABLE])
+@pytest.mark.parametrize("outcome", [PublishOutcome.NACKED, PublishOutcome.UNROUTABLE, PublishOutcome.TOO_LARGE])
 async def test_refused_event_is_not_an_outage(harness: ProcessorHarness, outcome: PublishOutcome) -> None:
     harness.publisher.outcome = outcome
     await harness.attempt(direct_delivery("k"))
