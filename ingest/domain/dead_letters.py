@@ -24,6 +24,15 @@ REASON_HEADER: Final = "x-ingest-reason"
 TIME_HEADER: Final = "x-ingest-rejected-at"
 ENVELOPE_HEADER: Final = "x-ingest-envelope"
 """The envelope without the submission's body; the body of the message is then the submission's body."""
+HEADERS: Final = (
+    REASON_HEADER,
+    TIME_HEADER,
+    ENVELOPE_HEADER,
+    "x-death",
+    "x-first-death-queue",
+    "x-first-death-reason",
+)
+"""The headers that `read` uses. RabbitMQ sets the last three."""
 LARGEST: Final = 15 * 1024 * 1024
 """Bytes of an envelope. 8 MiB of control characters are 48 MiB in JSON. A message above MAX_MESSAGE would be refused on
 every attempt, and its submission would never be finished."""

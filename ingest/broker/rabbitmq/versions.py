@@ -29,10 +29,12 @@ https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling, https://www
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
+
+ATTEMPT_HEADERS: Final = ("x-delivery-count", "x-acquired-count")
 
 
 def attempts(headers: Mapping[str, Any]) -> int:
     """Return how often a message was delivered before and returned."""
-    counts = [headers.get(name) for name in ("x-delivery-count", "x-acquired-count")]
+    counts = [headers.get(name) for name in ATTEMPT_HEADERS]
     return max([count for count in counts if isinstance(count, int)], default=0)

@@ -8,9 +8,9 @@ import struct
 from collections.abc import Iterable
 from typing import Any, Final
 
-import pamqp.decode
 import pamqp.encode
 
+from ingest.broker.rabbitmq.amqp.tables import HeaderReader
 from ingest.domain.messages import Message
 
 METHOD: Final = 1
@@ -43,10 +43,8 @@ _PERSISTENT: Final = b"\x02"
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 1 << 15, 1 << 13, 1 << 12, 1 << 10
 _MESSAGE_ID, _TYPE, _USER_ID = 1 << 7, 1 << 5, 1 << 4
 _MAX_CACHED: Final = 4096
-_MAX_TABLE: Final = 512
-"""Bytes of the largest header table that is cached. A producer's can have 128 KiB, and 30 times that when decoded."""
-MAX_READ: Final = 512
-"""Header tables, and combinations of properties, that one reader caches. The worst tables of that number take 5 MB."""
+_MAX_PLANS: Final = 512
+"""Combinations of properties that one reader caches."""
 
 
 def short_string(text: str) -> bytes:
@@ -160,7 +158,11 @@ def read_deliver(data: bytes, start: int) -> tuple[int, bool, str]:
 
 
 class PropertyReader:
-    """Decodes content headers: the basic properties by name, and the size of the body in bytes."""
+    """Decodes content headers: the basic properties by name, and the size of the body in bytes.
+
+    Args:
+        headers: the names of the headers to decode; all others are left out.
+    """
 
     _NAMES: Final = (
         "content_type",
@@ -180,9 +182,9 @@ class PropertyReader:
     )
     _WIDTHS: Final = {"delivery_mode": 1, "priority": 1, "timestamp": 8}
 
-    def __init__(self) -> None:
+    def __init__(self, headers: Iterable[str]) -> None:
         self._plans: dict[int, list[tuple[str, int]]] = {}
-        self._tables: dict[bytes, dict[str, Any]] = {}
+        self._header_reader = HeaderReader(headers)
 
     def read(self, data: bytes, start: int) -> tuple[int, dict[str, Any]]:
         """Return (body size, properties) of the header whose payload begins at `start`."""
@@ -197,7 +199,7 @@ class PropertyReader:
                 position = end
             elif width < 0:
                 end = position + 4 + method_id.unpack_from(data, position)[0]
-                properties[name] = self._table(data[position:end])
+                properties[name] = self._header_reader.read(data[position:end])
                 position = end
             else:
                 if name == "timestamp":
@@ -209,27 +211,10 @@ class PropertyReader:
         """Return (name, bytes) of the properties that follow; bytes is 0 for a short string and -1 for a table."""
         names = [name for bit, name in enumerate(self._NAMES) if flags & (1 << (15 - bit))]
         plan = [(name, -1 if name == "headers" else self._WIDTHS.get(name, 0)) for name in names]
-        if len(self._plans) >= MAX_READ:
+        if len(self._plans) >= _MAX_PLANS:
             self._plans.clear()
         self._plans[flags] = plan
         return plan
-
-    def _table(self, raw: bytes) -> dict[str, Any]:
-        """Decode a header table.
-
-        Tables repeat from message to message, and decoding takes longer than everything else.
-        """
-        table = self._tables.get(raw)
-        if table is None:
-            try:
-                table = pamqp.decode.field_table(raw)[1]
-            except Exception:  # noqa: BLE001 - producers send tables nested too deeply, impossible dates, and more
-                table = {}  # no header is important enough to stop consuming
-            if len(raw) <= _MAX_TABLE:
-                if len(self._tables) >= MAX_READ:
-                    self._tables.clear()
-                self._tables[raw] = table
-        return table
 
 
 def _text(data: bytes, position: int) -> str:

@@ -230,12 +230,13 @@ class FrameDemultiplexer(asyncio.StreamReader):
 class ContentAssembler:
     """Assembles the frames of one content: a method, a header, then bodies until the size is reached.
 
-    Calls `done(method_arguments, properties, body)` when it is complete.
+    Calls `done(method_arguments, properties, body)` when it is complete. Of the message's headers, the properties have
+    only those that `headers` names.
     """
 
-    def __init__(self, done: Callable[[Any, dict[str, Any], bytes], None]) -> None:
+    def __init__(self, done: Callable[[Any, dict[str, Any], bytes], None], headers: Iterable[str] = ()) -> None:
         self._done = done
-        self._reader = codec.PropertyReader()
+        self._reader = codec.PropertyReader(headers)
         self._arguments: Any = None
         self._properties: dict[str, Any] = {}
         self._missing = 0
