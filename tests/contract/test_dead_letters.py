@@ -11,12 +11,14 @@ from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
+from ingest.broker.rabbitmq.management import Management
 from ingest.domain import topology
 from ingest.domain.dead_letters import DeadLetter, dead_letter
 from ingest.domain.errors import BrokerUnavailable, InvalidSubmission, Reason
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, DeadLetterQueue
 from ingest.operations.dead_letters import Selection, gather, redrive, select
+from tests.servers import RabbitServer
 from tests.support.deliveries import delivery as make_delivery
 from tests.support.embedded_queue import depth
 from tests.support.fakes import ScriptedPublisher
@@ -30,11 +32,13 @@ class DeadLetterHarness:
     Args:
         url: of RabbitMQ; empty for the embedded broker.
         path: the file of the embedded broker.
+        management: RabbitMQ's, which has the policies of the topology: without them, RabbitMQ 4 is not read.
     """
 
-    def __init__(self, url: str, path: Path) -> None:
+    def __init__(self, url: str, path: Path, management: Management | None) -> None:
         self.url = url
         self.path = path
+        self._management = management
 
     @property
     def trusted_users(self) -> frozenset[str]:
@@ -53,7 +57,7 @@ class DeadLetterHarness:
 
     async def open_dead_letters(self, *, writable: bool = False) -> DeadLetterQueue:
         if self.url:
-            return RabbitDeadLetters(RabbitBroker(self.url), None, first=7)
+            return RabbitDeadLetters(RabbitBroker(self.url), self._management, first=7)
         if writable:
             return (await EmbeddedBroker.open(self.path)).dead_letters()
         return await EmbeddedDeadLetters.read_only(self.path)
@@ -86,8 +90,13 @@ class DeadLetterHarness:
 
 @pytest.fixture(params=["embedded", "rabbitmq"])
 def harness(request: pytest.FixtureRequest, tmp_path: Path) -> DeadLetterHarness:
-    url = request.getfixturevalue("rabbitmq_url") if request.param == "rabbitmq" else ""
-    return DeadLetterHarness(url, tmp_path / "queue.db")
+    url, management = "", None
+    if request.param == "rabbitmq":
+        url = request.getfixturevalue("rabbitmq_url")
+        server: RabbitServer = request.getfixturevalue("rabbitmq")
+        management = Management(server.management_url.replace("//", "//guest:guest@"), url.rpartition("/")[2])
+        management.apply_policies()
+    return DeadLetterHarness(url, tmp_path / "queue.db", management)
 
 
 def rejected_message(
