@@ -8,6 +8,7 @@ from typing import Any, Self
 import httpx
 
 from asg_gateway import _protocol
+from asg_gateway._connections import MAX_CONNECTIONS, AsyncConnections
 from asg_gateway._errors import resumable
 from asg_gateway._results import BatchResult, TaskResult, joined
 from asg_gateway._retry import DEADLINE, MAX_RETRIES, TIMEOUT, Attempts, Limits
@@ -15,7 +16,7 @@ from asg_gateway._tasks import key_or_new
 
 
 class AsyncASGGatewayClient:
-    """Submits tasks; safe to share between the tasks of one event loop.
+    """Submits tasks; safe to share between the tasks of one event loop. A forked process needs a client of its own.
 
     Connection errors, 408, 409, 429 and 5xx are retried, with a backoff that respects `Retry-After`. That is safe,
     because every submission has an idempotency key; if none is given, one is generated per call.
@@ -23,13 +24,18 @@ class AsyncASGGatewayClient:
     Args:
         api_key: the API key.
         base_url: the gateway's URL. With `http` the key is sent unencrypted; use it only on loopback or trusted
-            networks. timeout: seconds to wait for a connection, and for each read and write. max_retries: attempts
-            after the first one. deadline: seconds for one request with all its retries; waits are shortened to the
-            remaining time. transport: an httpx transport, for example for a proxy. sleep: waits so many seconds
-            between attempts.
+            networks.
+        timeout: seconds to wait for a connection, and for each read and write.
+        max_retries: attempts after the first one.
+        deadline: seconds for one request, from its first attempt to the last byte of its answer, with all retries and
+            pauses. Each part of a split batch is a request.
+        max_connections: how many calls may be in progress. Further calls wait for their turn; neither `timeout` nor
+            `deadline` counts this wait.
+        transport: an httpx transport, instead of that of the SDK.
+        sleep: waits so many seconds between attempts.
 
     Raises:
-        ValueError: an argument is invalid; the message says what it must be.
+        ValueError: an argument or a proxy variable is invalid; the message says what it must be.
     """
 
     def __init__(
@@ -40,11 +46,14 @@ class AsyncASGGatewayClient:
         timeout: float = TIMEOUT,
         max_retries: int = MAX_RETRIES,
         deadline: float = DEADLINE,
+        max_connections: int = MAX_CONNECTIONS,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._limits = Limits(timeout, max_retries, deadline)
-        self._http = httpx.AsyncClient(**_protocol.client_options(api_key, base_url), transport=transport)
+        options = _protocol.client_options(api_key, base_url)
+        self._base_url = base_url
+        self._connections = AsyncConnections(options, max_connections, transport)
         self._sleep = sleep
 
     async def submit_task(
@@ -101,7 +110,7 @@ class AsyncASGGatewayClient:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._connections.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -112,19 +121,25 @@ class AsyncASGGatewayClient:
         await self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={str(self._http.base_url)!r})"
+        return f"{type(self).__name__}(base_url={self._base_url!r})"
 
     async def _send(self, call: _protocol.Call) -> httpx.Response:
-        attempts = Attempts(self._limits)
-        while True:
-            try:
-                response = await self._http.request(
-                    call.method, call.path, content=call.content, headers=call.headers, timeout=attempts.timeout()
-                )
-            except httpx.RequestError as error:
-                pause: float | None = attempts.failed(error)
-            else:
-                pause = attempts.answered(response)
-            if pause is None:
-                return response
-            await self._sleep(pause)
+        async with self._connections.slot() as http:
+            attempts = Attempts(self._limits, self._base_url)
+            while True:
+                try:
+                    async with asyncio.timeout(attempts.remaining()):
+                        response = await http.request(
+                            call.method,
+                            call.path,
+                            content=call.content,
+                            headers=call.headers,
+                            timeout=attempts.timeout(),
+                        )
+                except (httpx.RequestError, TimeoutError) as error:
+                    pause: float | None = attempts.failed(error)
+                else:
+                    pause = attempts.answered(response)
+                if pause is None:
+                    return response
+                await self._sleep(pause)

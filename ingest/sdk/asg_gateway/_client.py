@@ -8,6 +8,7 @@ from typing import Any, Self
 import httpx
 
 from asg_gateway import _protocol
+from asg_gateway._connections import MAX_CONNECTIONS, Connections
 from asg_gateway._errors import resumable
 from asg_gateway._results import BatchResult, TaskResult, joined
 from asg_gateway._retry import DEADLINE, MAX_RETRIES, TIMEOUT, Attempts, Limits
@@ -15,7 +16,7 @@ from asg_gateway._tasks import key_or_new
 
 
 class ASGGatewayClient:
-    """Submits tasks; safe to share between threads.
+    """Submits tasks; safe to share between threads and with forked processes.
 
     Connection errors, 408, 409, 429 and 5xx are retried, with a backoff that respects `Retry-After`. That is safe,
     because every submission has an idempotency key; if none is given, one is generated per call.
@@ -23,13 +24,19 @@ class ASGGatewayClient:
     Args:
         api_key: the API key.
         base_url: the gateway's URL. With `http` the key is sent unencrypted; use it only on loopback or trusted
-            networks. timeout: seconds to wait for a connection, and for each read and write. max_retries: attempts
-            after the first one. deadline: seconds for one request with all its retries; waits are shortened to the
-            remaining time. transport: an httpx transport, for example for a proxy. sleep: waits so many seconds
-            between attempts.
+            networks.
+        timeout: seconds to wait for a connection, and for each read and write.
+        max_retries: attempts after the first one.
+        deadline: seconds for one request, from its first attempt to the last byte of its answer, with all retries and
+            pauses. Each part of a split batch is a request. Not bounded: resolving the host name.
+        max_connections: how many calls may be in progress. Further calls wait for their turn; neither `timeout` nor
+            `deadline` counts this wait.
+        transport: an httpx transport, instead of that of the SDK. With it the deadline bounds only each read
+            and write, and a client that was used before `os.fork` cannot be used after it.
+        sleep: waits so many seconds between attempts.
 
     Raises:
-        ValueError: an argument is invalid; the message says what it must be.
+        ValueError: an argument or a proxy variable is invalid; the message says what it must be.
     """
 
     def __init__(
@@ -40,11 +47,14 @@ class ASGGatewayClient:
         timeout: float = TIMEOUT,
         max_retries: int = MAX_RETRIES,
         deadline: float = DEADLINE,
+        max_connections: int = MAX_CONNECTIONS,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._limits = Limits(timeout, max_retries, deadline)
-        self._http = httpx.Client(**_protocol.client_options(api_key, base_url), transport=transport)
+        options = _protocol.client_options(api_key, base_url)
+        self._base_url = base_url
+        self._connections = Connections(options, max_connections, transport)
         self._sleep = sleep
 
     def submit_task(
@@ -101,7 +111,7 @@ class ASGGatewayClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -112,19 +122,25 @@ class ASGGatewayClient:
         self.close()
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(base_url={str(self._http.base_url)!r})"
+        return f"{type(self).__name__}(base_url={self._base_url!r})"
 
     def _send(self, call: _protocol.Call) -> httpx.Response:
-        attempts = Attempts(self._limits)
-        while True:
-            try:
-                response = self._http.request(
-                    call.method, call.path, content=call.content, headers=call.headers, timeout=attempts.timeout()
-                )
-            except httpx.RequestError as error:
-                pause: float | None = attempts.failed(error)
-            else:
-                pause = attempts.answered(response)
-            if pause is None:
-                return response
-            self._sleep(pause)
+        with self._connections.slot() as http:
+            attempts = Attempts(self._limits, self._base_url)
+            while True:
+                try:
+                    response = http.request(
+                        call.method,
+                        call.path,
+                        content=call.content,
+                        headers=call.headers,
+                        timeout=attempts.timeout(),
+                        extensions={"deadline": attempts.end},
+                    )
+                except httpx.RequestError as error:
+                    pause: float | None = attempts.failed(error)
+                else:
+                    pause = attempts.answered(response)
+                if pause is None:
+                    return response
+                self._sleep(pause)

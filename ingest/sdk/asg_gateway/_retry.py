@@ -16,8 +16,7 @@ DEADLINE = 120.0
 
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 8.0
-_SHORTEST_TIMEOUT = 0.1
-"""Seconds for an attempt that starts just before the deadline."""
+_SHORTEST_TIMEOUT = 0.001
 
 
 @dataclass(frozen=True)
@@ -38,19 +37,24 @@ class Limits:
 class Attempts:
     """Decides after each attempt at one request:
 
-    done, retry after a pause, or an error. `clock` is in monotonic seconds.
+    done, retry after a pause, or an error. `base_url` is for messages; `clock` is in monotonic seconds.
     """
 
-    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
-        self._timeout = limits.timeout
+    def __init__(self, limits: Limits, base_url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.end = clock() + limits.deadline
+        self._limits = limits
+        self._base_url = base_url.rstrip("/")
         self._retries_left = limits.max_retries
         self._clock = clock
-        self._end = clock() + limits.deadline
         self._pause = _FIRST_PAUSE
 
-    def timeout(self) -> float:
-        """Return the timeout of the next attempt in seconds, at most the remaining time."""
-        return min(self._timeout, max(self._end - self._clock(), _SHORTEST_TIMEOUT))
+    def remaining(self) -> float:
+        """Return the seconds until the deadline, more than 0."""
+        return max(self.end - self._clock(), _SHORTEST_TIMEOUT)
+
+    def timeout(self) -> httpx.Timeout:
+        """Return the timeouts of the next attempt: at most the remaining time. The SDK limits connections itself."""
+        return httpx.Timeout(min(self._limits.timeout, self.remaining()), pool=None)
 
     def answered(self, response: httpx.Response) -> float | None:
         """Return None if the answer is final, otherwise the seconds until the retry. Raises APIError to give up."""
@@ -61,10 +65,18 @@ class Attempts:
             raise error
         return self._pause_before_retry(error, _retry_after(response))
 
-    def failed(self, cause: httpx.RequestError) -> float:
-        """Return the seconds until the retry. Raises TransportError to give up."""
-        kind = TimedOutError if isinstance(cause, httpx.TimeoutException) else TransportError
-        error = kind(f"no answer from the gateway: {str(cause) or type(cause).__name__}")
+    def failed(self, cause: httpx.RequestError | TimeoutError) -> float:
+        """Return the seconds until the retry. Raises TransportError to give up.
+
+        A TimeoutError means that the deadline has passed.
+        """
+        error: TransportError
+        if isinstance(cause, TimeoutError) or self._clock() >= self.end:
+            within = f"within the deadline of {self._limits.deadline:g} s"
+            error = TimedOutError(f"no complete answer from {self._base_url} {within}")
+        else:
+            kind = TimedOutError if isinstance(cause, httpx.TimeoutException) else TransportError
+            error = kind(f"no answer from {self._base_url}: {str(cause) or type(cause).__name__}")
         error.__cause__ = cause
         return self._pause_before_retry(error, 0.0)
 
@@ -73,7 +85,7 @@ class Attempts:
         # Jitter here too, so that clients that were refused together do not retry together.
         pause = max(pause, requested * random.uniform(1.0, 1.25))  # noqa: S311
         self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        if not self._retries_left or self._clock() + pause >= self._end:
+        if not self._retries_left or self._clock() + pause >= self.end:
             raise error
         self._retries_left -= 1
         return pause

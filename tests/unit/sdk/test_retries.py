@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.unit.sdk.gateway import CALL, TASK, Gateway, batch, submit
 
+URL = "https://gateway.example"
 TEMPORARY = [408, 409, 429, 500, 502, 503, 504, 520]
 
 
@@ -106,7 +107,7 @@ def test_error_is_raised_at_once_if_retry_after_exceeds_deadline() -> None:
 
 
 def test_pauses_double_up_to_8_seconds_with_jitter() -> None:
-    attempts = Attempts(Limits(30, 20, 10_000), Clock())
+    attempts = Attempts(Limits(30, 20, 10_000), URL, Clock())
     pauses = [attempts.answered(httpx.Response(503)) or 0.0 for _ in range(20)]
     for pause, middle in zip(pauses, [0.25, 0.5, 1, 2, 4] + [8] * 15, strict=True):
         assert middle * 0.5 <= pause <= middle * 1.5
@@ -115,12 +116,12 @@ def test_pauses_double_up_to_8_seconds_with_jitter() -> None:
 
 def test_timeout_of_an_attempt_is_limited_by_remaining_time_but_positive() -> None:
     clock = Clock()
-    attempts = Attempts(Limits(30, 5, 100), clock)
-    assert attempts.timeout() == 30
+    attempts = Attempts(Limits(30, 5, 100), URL, clock)
+    assert attempts.timeout().read == 30
     clock.now += 90
-    assert attempts.timeout() == 10
+    assert attempts.timeout().read == attempts.timeout().connect == attempts.remaining() == 10
     clock.now += 20
-    assert 0 < attempts.timeout() < 1
+    assert 0 < (attempts.timeout().read or 0.0) < 1
     with pytest.raises(asg_gateway.ServerError):
         attempts.answered(httpx.Response(503))
 
@@ -129,7 +130,7 @@ def test_timeout_of_an_attempt_is_limited_by_remaining_time_but_positive() -> No
 def test_retry_after_can_be_a_date(ahead: int, least: float, most: float) -> None:
     """For a date in the past, the pause is that of the backoff."""
     answer = httpx.Response(503, headers={"Retry-After": formatdate(time.time() + ahead, usegmt=True)})
-    assert least <= (Attempts(Limits(30, 5, 100)).answered(answer) or 0.0) <= most
+    assert least <= (Attempts(Limits(30, 5, 100), URL).answered(answer) or 0.0) <= most
 
 
 @given(
@@ -143,7 +144,7 @@ def test_retry_after_can_be_a_date(ahead: int, least: float, most: float) -> Non
 def test_any_retry_after_gives_a_pause_or_the_error_of_the_answer(value: str) -> None:
     answer = httpx.Response(503, headers=[(b"Retry-After", value.encode("latin-1"))])
     try:
-        pause = Attempts(Limits(30, 5, 100)).answered(answer)
+        pause = Attempts(Limits(30, 5, 100), URL).answered(answer)
     except asg_gateway.ServerError:
         return  # the pause would exceed the deadline
     assert pause is not None
