@@ -9,7 +9,7 @@ import httpx
 
 from asg_gateway import _protocol
 from asg_gateway._connections import MAX_CONNECTIONS, Connections
-from asg_gateway._errors import resumable
+from asg_gateway._errors import indexes_from, resumable
 from asg_gateway._results import BatchResult, TaskResult, joined
 from asg_gateway._retry import DEADLINE, MAX_RETRIES, TIMEOUT, Attempts, Limits
 from asg_gateway._tasks import key_or_new
@@ -98,16 +98,17 @@ class ASGGatewayClient:
         accepted: list[BatchResult] = []
         with resumable(key, accepted):
             for call in _protocol.batch_calls(tasks, callback_url, key):
-                accepted.append(_protocol.batch_result(self._send(call)))
+                with indexes_from(call.first_index):
+                    accepted.append(_protocol.batch_result(self._send(call)))
         return joined(accepted)
 
     def get_task(self, task_id: str) -> TaskResult:
         """Look up a task by its id. Raises NotFoundError if it was not accepted."""
-        return _protocol.task_result(self._send(_protocol.lookup_call("task", task_id)))
+        return _protocol.task_result(self._send(_protocol.task_lookup(task_id)))
 
     def get_batch(self, batch_id: str) -> BatchResult:
-        """Look up a batch by its id. Raises NotFoundError if it was not accepted."""
-        return _protocol.batch_result(self._send(_protocol.lookup_call("batch", batch_id)))
+        """Look up a batch by its id, all parts of a split one. Raises NotFoundError if one was not accepted."""
+        return joined([_protocol.batch_result(self._send(call)) for call in _protocol.batch_lookups(batch_id)])
 
     def close(self) -> None:
         """Close the connections."""

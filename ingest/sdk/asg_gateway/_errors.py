@@ -16,10 +16,13 @@
     `-- PartialBatchError       some parts of a split batch were accepted, then one failed
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from asg_gateway._results import BatchResult
+
+_INDEX = re.compile(r"\Atasks\[([0-9]+)\]")
 
 
 class ASGGatewayError(Exception):
@@ -49,8 +52,8 @@ class APIError(ASGGatewayError):
 
     Attributes:
         status: the HTTP status.
-        message: the gateway's sentence about the problem.
-        errors: (field, sentence) of each invalid field, if there are several.
+        message: the gateway's sentence about the problem. An index in it is one of the caller's list of tasks.
+        errors: (field, sentence) of each invalid field, if there are several; indexes as in `message`.
         request_id: names the request in the gateway's log; None if the answer has none.
         headers: the headers of the answer, names in lower case.
     """
@@ -124,6 +127,23 @@ class PartialBatchError(ASGGatewayError):
             f"the first {count} tasks were accepted, then a part failed ({self.__cause__}); "
             f"repeat the call with idempotency_key={self.idempotency_key!r} to resume"
         )
+
+
+@contextmanager
+def indexes_from(first: int) -> Iterator[None]:
+    """Add `first` to the indexes of tasks in the texts of an APIError, so that they are those of the whole list."""
+    try:
+        yield
+    except APIError as error:
+        if not first:
+            raise
+        errors = tuple((_shifted(field, first), _shifted(sentence, first)) for field, sentence in error.errors)
+        message = _shifted(error.message, first)
+        raise type(error)(error.status, message, errors, error.request_id, error.headers) from error
+
+
+def _shifted(text: str, first: int) -> str:
+    return _INDEX.sub(lambda match: f"tasks[{int(match[1]) + first}]", text)
 
 
 @contextmanager

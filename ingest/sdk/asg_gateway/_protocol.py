@@ -14,8 +14,8 @@ from urllib.parse import quote
 import httpx
 
 from asg_gateway._errors import BY_STATUS, APIError, ServerError
-from asg_gateway._results import BatchResult, TaskResult
-from asg_gateway._tasks import encode, part_key, split
+from asg_gateway._results import SEPARATOR, BatchResult, TaskResult
+from asg_gateway._tasks import encode, encode_item, part_key, split
 from asg_gateway._version import __version__
 
 BASE_URL = "https://api.asgrefinery.io"
@@ -24,12 +24,16 @@ USER_AGENT = f"asg-gateway-python/{__version__} httpx/{httpx.__version__} python
 
 @dataclass(frozen=True)
 class Call:
-    """One request. It can be repeated safely, because every POST has a key."""
+    """One request. It can be repeated safely, because every POST has a key.
+
+    `first_index` is the index of its first task in the caller's list.
+    """
 
     method: str
     path: str
     content: bytes | None = None
     headers: dict[str, str] = field(default_factory=dict)
+    first_index: int = 0
 
 
 def client_options(api_key: str, base_url: str) -> dict[str, Any]:
@@ -72,7 +76,8 @@ def batch_calls(tasks: Sequence[Mapping[str, Any]], callback_url: str | None, ke
         ValueError: a task is too large, or JSON cannot represent a value.
         TypeError: JSON cannot represent a type.
     """
-    parts = split(encode(task) for task in tasks)
+    parts = split(encode_item(index, task) for index, task in enumerate(tasks))
+    first_index = 0
     headers = {"Content-Type": "application/json", "Prefer": "return=representation"}
     calls = []
     for index, part in enumerate(parts):
@@ -80,13 +85,19 @@ def batch_calls(tasks: Sequence[Mapping[str, Any]], callback_url: str | None, ke
         if callback_url is not None:
             envelope["callback_url"] = callback_url
         content = b'%b,"tasks":[%b]}' % (encode(envelope)[:-1], b",".join(part))
-        calls.append(Call("POST", "/v1/tasks/batch", content, headers))
+        calls.append(Call("POST", "/v1/tasks/batch", content, headers, first_index))
+        first_index += len(part)
     return calls
 
 
-def lookup_call(kind: str, submission_id: str) -> Call:
-    """Return the request that looks up a task or batch by its id."""
-    return Call("GET", f"/v1/tasks/{'batch/' if kind == 'batch' else ''}{quote(submission_id, safe='')}")
+def task_lookup(task_id: str) -> Call:
+    """Return the request that looks up a task by its id."""
+    return Call("GET", f"/v1/tasks/{quote(task_id, safe='')}")
+
+
+def batch_lookups(batch_id: str) -> list[Call]:
+    """Return the requests that look up a batch by its id, one per part."""
+    return [Call("GET", f"/v1/tasks/batch/{quote(part, safe='')}") for part in batch_id.split(SEPARATOR)]
 
 
 def task_result(response: httpx.Response) -> TaskResult:
@@ -104,6 +115,8 @@ def batch_result(response: httpx.Response) -> BatchResult:
         data["status"],
         task_ids=tuple(data.get("task_ids", ())),
         created_at=data.get("created_at"),
+        # A gateway that does not count them at least says whether all are replays.
+        replayed=data.get("replayed", data["task_count"] if data.get("idempotent") else None),
         **_common_fields(response, data),
     )
 

@@ -43,6 +43,16 @@ def encode(body: object) -> bytes:
     return json.dumps(body, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_as_dict).encode()
 
 
+def encode_item(index: int, task: object) -> bytes:
+    """Encode one task of many. The errors, as of `encode`, name its index."""
+    try:
+        return encode(task)
+    except TypeError as error:
+        raise TypeError(f"tasks[{index}]: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"tasks[{index}]: {error}") from error
+
+
 def key_or_new(key: str | None) -> str:
     """Return the key, or a new one for None. Raises ValueError for an empty key."""
     if key == "":

@@ -1,7 +1,10 @@
 """Requests that the SDK sends for tasks and batches, and the results that it returns."""
 
+import copy
 import json
+import pickle
 from datetime import UTC, datetime
+from typing import Any
 
 import asg_gateway
 import httpx
@@ -27,6 +30,21 @@ def test_result_is_a_mapping_with_the_keys_of_the_contract_and_read_only_attribu
     assert repr(result) == "TaskResult(task_id='tsk_1', status='pending', created_at='2026-04-09T12:00:00Z')"
     with pytest.raises(AttributeError):
         result.task_id = "x"  # type: ignore[misc]
+
+
+def test_results_can_be_encoded_copied_and_pickled_like_dicts_but_not_changed() -> None:
+    """A web handler returns them, and a process pool passes them on."""
+    task = submit(Gateway(httpx.Response(200, json=TASK | {"idempotent": True}, headers=EXPIRES)).client())
+    whole = Gateway(batch(1000), batch(1, 2)).client().submit_batch([{}] * 1001)
+    assert json.loads(json.dumps([task, whole])) == [dict(task), dict(whole)]
+    for result in (task, whole):
+        for twin in (pickle.loads(pickle.dumps(result)), copy.copy(result), copy.deepcopy(result)):
+            assert (type(twin), dict(twin), vars(twin)) == (type(result), dict(result), vars(result))
+        with pytest.raises(TypeError, match=r"cannot be changed; dict\(result\) is a copy"):
+            result["status"] = "changed"
+        with pytest.raises(TypeError, match="cannot be changed"):
+            result.update(status="changed")
+    assert hash(task) == hash(copy.copy(task))
 
 
 def test_replay_is_idempotent_and_reports_a_payload_mismatch() -> None:
@@ -61,6 +79,66 @@ def test_batch_lookup_returns_creation_time_and_task_ids() -> None:
     body = {"batch_id": "bat_1", "task_count": 1, "status": "accepted", "created_at": "2026-04-09T12:00:00Z"}
     result = Gateway(httpx.Response(200, json=body | {"task_ids": ["tsk_1"]})).client().get_batch("bat_1")
     assert (result.created_at, result.task_ids) == ("2026-04-09T12:00:00Z", ("tsk_1",))
+
+
+def test_lookup_of_a_split_batch_by_its_id_returns_all_parts() -> None:
+    """The id can be stored: the client that looks it up need not be the one that submitted."""
+    submitted = Gateway(batch(1000), batch(500, 2)).client().submit_batch([{}] * 1500)
+    assert submitted["batch_id"] == "bat_1,bat_2"
+    gateway = Gateway(batch(1000), batch(500, 2))
+    result = gateway.client().get_batch(submitted["batch_id"])
+    assert [request.url.path for request in gateway.requests] == ["/v1/tasks/batch/bat_1", "/v1/tasks/batch/bat_2"]
+    assert (result.task_count, result.task_ids, result.batch_id) == (1500, submitted.task_ids, "bat_1,bat_2")
+
+
+@pytest.mark.parametrize(
+    ("bodies", "replayed"),
+    [
+        ([{"replayed": 3}], 3),
+        ([{"replayed": 0}], 0),
+        ([{"idempotent": True}], 1000),
+        ([{}], None),
+        ([{"replayed": 3}, {"replayed": 4}], 7),
+        ([{"replayed": 3}, {}], None),
+    ],
+)
+def test_batch_result_counts_replays_if_the_gateway_does(bodies: list[dict[str, Any]], replayed: int | None) -> None:
+    common = {"batch_id": "bat_1", "task_count": 1000, "status": "accepted", "task_ids": []}
+    gateway = Gateway(*[httpx.Response(202, json=common | body) for body in bodies])
+    assert gateway.client().submit_batch([{}] * 1000 * len(bodies)).replayed == replayed
+
+
+def test_error_of_a_part_names_indexes_of_the_whole_list() -> None:
+    """Text of the client in a sentence is not changed."""
+    fields = [
+        {"field": "tasks[3].type", "error": "tasks[3].type must be one of a, b"},
+        {"field": "tasks[7].tasks[7]", "error": "tasks[7].tasks[7] is not a known field"},
+        {"field": "callback_url", "error": "callback_url must be a string"},
+    ]
+    refusal = httpx.Response(400, json={"error": fields[0]["error"], "errors": fields})
+    gateway = Gateway(batch(1000), refusal, refusal)
+    with pytest.raises(asg_gateway.PartialBatchError, match=r"400: tasks\[1003\].type must be one of") as caught:
+        gateway.client().submit_batch([{}] * 1500)
+    error = caught.value.__cause__
+    assert isinstance(error, asg_gateway.InvalidRequestError)
+    assert error.errors == (
+        ("tasks[1003].type", "tasks[1003].type must be one of a, b"),
+        ("tasks[1007].tasks[7]", "tasks[1007].tasks[7] is not a known field"),
+        ("callback_url", "callback_url must be a string"),
+    )
+    with pytest.raises(asg_gateway.InvalidRequestError, match=r"400: tasks\[3\].type"):
+        gateway.client().submit_batch([{}])
+
+
+@pytest.mark.parametrize(
+    ("task", "error"), [({"a": float("nan")}, ValueError), ({"a": {1}}, TypeError), ({"a": "\ud800"}, ValueError)]
+)
+def test_error_of_a_task_that_cannot_be_encoded_names_its_index(task: dict[str, Any], error: type[Exception]) -> None:
+    gateway = Gateway()
+    with pytest.raises(error, match=r"^tasks\[1200\]: ") as caught:
+        gateway.client().submit_batch([{}] * 1200 + [task])
+    assert type(caught.value) is error
+    assert gateway.requests == []
 
 
 def test_large_batch_is_split_into_parts_of_1000_with_derived_keys() -> None:
