@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import re
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ def _faults_by_index(faults: Sequence[Fault], count: int) -> dict[int, list[Faul
 
 async def run(
     client: AsyncASGGatewayClient,
-    chunks: Iterator[Chunk],
+    chunks: Iterator[Chunk] | AsyncIterator[Chunk],
     *,
     callback_url: str | None,
     concurrency: int,
@@ -115,6 +115,7 @@ async def run(
         for task in (stopping, *in_flight.chunks):
             task.cancel()
         await asyncio.gather(stopping, *in_flight.chunks, return_exceptions=True)
+        await reader.close()
 
 
 class _InFlight:
@@ -142,12 +143,12 @@ class _InFlight:
 
 
 class _Reader:
-    """Reads chunks in a thread, one ahead, so that a slow source does not delay requests.
+    """Reads chunks, one ahead, so that a slow source does not delay requests: an iterator in a thread.
 
     It is a daemon thread: a source that never ends, such as a terminal, must not keep the process alive.
     """
 
-    def __init__(self, chunks: Iterator[Chunk]) -> None:
+    def __init__(self, chunks: Iterator[Chunk] | AsyncIterator[Chunk]) -> None:
         self.ended = False
         self.failure: Exception | None = None
         self._chunks = chunks
@@ -155,10 +156,21 @@ class _Reader:
 
     def upcoming(self) -> "asyncio.Future[Chunk | None]":
         """Return a future that is done when `take` can return a chunk."""
-        if self._upcoming is None:
+        if self._upcoming is None and isinstance(self._chunks, AsyncIterator):
+            self._upcoming = asyncio.ensure_future(_next(self._chunks))
+        elif self._upcoming is None:
             self._upcoming = asyncio.get_running_loop().create_future()
-            threading.Thread(target=self._read, args=(self._upcoming,), name="asg-submit-reader", daemon=True).start()
+            arguments = (self._chunks, self._upcoming)
+            threading.Thread(target=_read, args=arguments, name="asg-submit-reader", daemon=True).start()
         return self._upcoming
+
+    async def close(self) -> None:
+        """Stop reading an asynchronous source. A thread ends when its source does."""
+        if self._upcoming is not None:
+            self._upcoming.cancel()
+            await asyncio.gather(self._upcoming, return_exceptions=True)
+        if isinstance(self._chunks, AsyncGenerator):
+            await self._chunks.aclose()
 
     def take(self) -> Chunk | None:
         """Return the chunk that was read; None if there is none."""
@@ -175,14 +187,19 @@ class _Reader:
             self.upcoming()
         return chunk
 
-    def _read(self, future: "asyncio.Future[Chunk | None]") -> None:
-        chunk, failure = None, None
-        try:
-            chunk = next(self._chunks, None)
-        except Exception as error:  # noqa: BLE001 - passed to the event loop
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits
-            future.get_loop().call_soon_threadsafe(_settle, future, chunk, failure)
+
+async def _next(chunks: AsyncIterator[Chunk]) -> Chunk | None:
+    return await anext(chunks, None)
+
+
+def _read(chunks: Iterator[Chunk], future: "asyncio.Future[Chunk | None]") -> None:
+    chunk, failure = None, None
+    try:
+        chunk = next(chunks, None)
+    except Exception as error:  # noqa: BLE001 - passed to the event loop
+        failure = error
+    with contextlib.suppress(RuntimeError):  # the loop is closed, so no task waits
+        future.get_loop().call_soon_threadsafe(_settle, future, chunk, failure)
 
 
 def _settle(future: "asyncio.Future[Chunk | None]", chunk: Chunk | None, error: Exception | None) -> None:

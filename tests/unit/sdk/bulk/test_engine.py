@@ -1,7 +1,9 @@
 """Bulk submission: an invalid task does not affect the others, and errors and stops end a run cleanly."""
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+import json
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import asg_gateway
@@ -143,6 +145,45 @@ async def test_submit_many_returns_ids_and_refusals_by_index() -> None:
     assert ids[9] == "tsk_mine"
     assert len(gateway.accepted) == 2499
     assert set(gateway.accepted.values()) == {1}
+
+
+async def test_submit_many_reads_an_asynchronous_generator_in_the_event_loop() -> None:
+    """A generator that waits does not delay requests, and it is closed when the caller stops early."""
+    gateway, closed, loop = Gateway(), asyncio.Event(), asyncio.get_running_loop()
+
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        try:
+            for index in range(2500):
+                if index == 2400:
+                    while len(gateway.accepted) < 2000:
+                        await asyncio.sleep(0)
+                assert asyncio.get_running_loop() is loop
+                yield task(f"{index}")
+        finally:
+            closed.set()
+
+    async with gateway.client() as client:
+        parts = [part async for part in submit_many(client, source(), idempotency_key="k")]
+        assert sorted(index for part in parts for index in part.task_ids) == list(range(2500))
+        assert json.loads(json.dumps(parts[0]))["results"][0]["task_count"] == 1000
+        closed.clear()
+        async with contextlib.aclosing(submit_many(client, source(), idempotency_key="k", concurrency=1)) as again:
+            await anext(again)
+        await asyncio.wait_for(closed.wait(), 5)
+
+
+async def test_error_of_an_asynchronous_generator_is_raised_after_earlier_chunks_are_submitted() -> None:
+    async def source() -> AsyncIterator[dict[str, Any]]:
+        for index in range(1500):
+            yield task(f"{index}")
+        raise LookupError("source failed")
+
+    gateway = Gateway()
+    async with gateway.client() as client:
+        with pytest.raises(LookupError, match="source failed"):
+            async for _ in submit_many(client, source(), idempotency_key="k"):
+                pass
+    assert len(gateway.accepted) == 1000
 
 
 @pytest.mark.parametrize("invalid", [{"concurrency": 0}, {"idempotency_key": ""}])
