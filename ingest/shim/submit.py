@@ -152,7 +152,16 @@ def _answer(decision: Decision, represent: bool) -> Answer:
         return status, task_body(entry, replay), headers
     if represent:
         headers.append((b"preference-applied", b"return=representation"))
-    return status, batch_body(entry, replay, represent), headers
+    return status, batch_body(entry, replay, _replayed(decision) if represent else None), headers
+
+
+def _replayed(decision: Decision) -> int:
+    """Return how many of a batch's tasks are not new: accepted before, or with the key of an earlier task in it."""
+    entry = decision.entry
+    if decision.verdict is Verdict.REPLAY:
+        return entry.task_count
+    keyed_ids = entry.keyed_item_ids.values()
+    return len(keyed_ids) - len(set(keyed_ids).difference(decision.replayed))
 
 
 def task_body(entry: Entry, replay: bool) -> bytes:
@@ -164,11 +173,12 @@ def task_body(entry: Entry, replay: bool) -> bytes:
     )
 
 
-def batch_body(entry: Entry, replay: bool, represent: bool) -> bytes:
-    """Return the contract's success body of a batch; with `represent` also the task ids, in order."""
+def batch_body(entry: Entry, replay: bool, replayed: int | None) -> bytes:
+    """Return the contract's success body of a batch; with `replayed` also that number, and the task ids in order."""
     body: dict[str, object] = {"batch_id": entry.id, "task_count": entry.task_count, "status": "accepted"}
-    if represent:
+    if replayed is not None:
         body["task_ids"] = entry.task_ids
+        body["replayed"] = replayed
     if replay:
         body["idempotent"] = True
     return _encode(body)

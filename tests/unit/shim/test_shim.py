@@ -51,6 +51,17 @@ async def test_each_unkeyed_post_creates_a_task(harness: ShimHarness) -> None:
     assert "Idempotency-Key-Expires" not in answers[0].headers
 
 
+async def test_batch_answer_counts_the_tasks_that_are_replays_if_asked(harness: ShimHarness) -> None:
+    """The others are new and charged. A task with the key of an earlier one in the batch is not a new one."""
+    await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "before"})
+    tasks = [TASK, *[TASK | {"idempotency_key": key} for key in ("before", "new", "new", "before")]]
+    prefer = {"Prefer": "return=representation"}
+    answer = await harness.client.post("/v1/tasks/batch", json={"tasks": tasks}, headers=prefer)
+    assert (answer.status_code, answer.json()["replayed"]) == (202, 3)
+    answer = await harness.client.post("/v1/tasks/batch", json={"tasks": [TASK]}, headers=prefer)
+    assert (answer.status_code, answer.json()["replayed"]) == (202, 0)
+
+
 async def test_batch_is_answered_202_and_its_replay_200(harness: ShimHarness) -> None:
     """`Prefer: return=representation` adds the task ids. Each of them is a task that a lookup returns."""
     body = {"tasks": [TASK, TASK | {"idempotency_key": "own"}], "callback_url": HOOK, "idempotency_key": "b"}
@@ -63,7 +74,7 @@ async def test_batch_is_answered_202_and_its_replay_200(harness: ShimHarness) ->
     assert replay.headers["Preference-Applied"] == "return=representation"
     ids = replay.json()["task_ids"]
     assert len(ids) == 2
-    assert replay.json() == first.json() | {"idempotent": True, "task_ids": ids}
+    assert replay.json() == first.json() | {"idempotent": True, "task_ids": ids, "replayed": 2}
     single = await harness.client.post("/v1/tasks", json=TASK | {"callback_url": HOOK, "idempotency_key": "own"})
     assert (single.status_code, single.json()["task_id"]) == (200, ids[1])
     lookup = await harness.client.get(f"/v1/tasks/batch/{first.json()['batch_id']}")
