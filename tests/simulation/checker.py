@@ -8,9 +8,11 @@ import msgspec
 
 from ingest.domain.identity import item_id
 from ingest.domain.topology import CONSENSUS_TASKS, INGEST_DEAD, WEBHOOK_DISPATCH
-from tests.simulation.broker import FEEDBACK
+from tests.simulation.bodies import batch_id, message_id, task_id, task_of
+from tests.simulation.clients import Attempt
+from tests.simulation.queues import FEEDBACK
 from tests.simulation.schedule import Crash, Doubt, LostRecord, Outage, Pause, Submit
-from tests.simulation.world import QUOTAS, Attempt, World, batch_id, message_id, task_id, task_of
+from tests.simulation.world import QUOTAS, World
 
 
 class _Output(msgspec.Struct):

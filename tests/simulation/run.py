@@ -10,8 +10,9 @@ import msgspec
 import structlog
 
 from tests.simulation.checker import violations
+from tests.simulation.draw import draw
 from tests.simulation.loop import Stuck
-from tests.simulation.schedule import Schedule, draw
+from tests.simulation.schedule import Schedule
 from tests.simulation.world import World
 
 _CHUNK = 50

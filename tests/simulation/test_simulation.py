@@ -8,8 +8,9 @@ import structlog
 
 from ingest.domain.topology import CONSENSUS_TASKS, WEBHOOK_DISPATCH
 from tests.simulation.checker import violations
+from tests.simulation.draw import draw
 from tests.simulation.run import check, explain, run_schedules
-from tests.simulation.schedule import Action, FullQueue, Schedule, Submit, draw
+from tests.simulation.schedule import Action, FullQueue, Schedule, Submit
 from tests.simulation.world import World
 
 SCHEDULES = 20_000

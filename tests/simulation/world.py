@@ -1,34 +1,22 @@
 """One simulated world: two shims, three workers, clients and producers, run along a schedule."""
 
 import asyncio
-import json
 import random
-from collections.abc import Callable, Coroutine
-from typing import Any, Final
-
-import msgspec
+from typing import Final
 
 from ingest.admission import Admission
 from ingest.domain.customers import Customer
-from ingest.domain.errors import StoreUnavailable
-from ingest.domain.identity import SubmissionKind, keyed_id
-from ingest.domain.messages import Message, PublishOutcome
-from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS, SUBMISSIONS
+from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
 from ingest.operations.dead_letters import Selection, redrive
-from ingest.shim.problems import Problem
 from ingest.shim.submit import Submitter
 from ingest.worker import Worker
 from ingest.worker.breaker import CircuitBreaker
-from tests.simulation.broker import (
-    FEEDBACK,
-    SERVICE_USER,
-    BrokerState,
-    SimulatedBroker,
-    SimulatedDeadLetters,
-    SimulatedPublisher,
-)
+from tests.simulation.bodies import WEBHOOK, batch_id, task_id
+from tests.simulation.broker import SimulatedBroker, SimulatedDeadLetters, SimulatedPublisher
+from tests.simulation.clients import Attempt, Clients, idle
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.machines import Network, Process, Server
+from tests.simulation.queues import FEEDBACK, SERVICE_USER, BrokerState
 from tests.simulation.schedule import (
     CUSTOMERS,
     SHIMS,
@@ -47,25 +35,14 @@ from tests.simulation.schedule import (
 )
 from tests.simulation.store import SimulatedStore, StoreState
 
-WEBHOOK: Final = "https://hooks.example/x"
 QUOTAS: Final = {"free": 4, "paying": 1_000_000, "strict": 1_000_000}
 LEASE: Final = 30.0
 DOUBT: Final = 60.0
 _REQUEST_DEADLINE: Final = 10.0
-_CLIENT_TIMEOUT: Final = 15.0
 _PREFETCH: Final = 4
 _REFUND_INTERVAL: Final = 20.0
 _AFTERWARDS: Final = DOUBT / 2 + 2 * _REFUND_INTERVAL + 10.0
 _SETTLE: Final = 240.0
-
-
-class Attempt(msgspec.Struct, frozen=True):
-    """One attempt of a client. `status` 0: no answer. A direct producer has 202 for a confirm, otherwise 503."""
-
-    submit: Submit
-    status: int
-    answer: dict[str, Any] = {}
-    headers: dict[str, str] = {}
 
 
 class World:
@@ -83,16 +60,15 @@ class World:
         self.network = Network(self.loop, schedule.seed)
         self.store = StoreState(self.network)
         self.broker = BrokerState(self.network)
-        self.attempts: list[Attempt] = []
         self.unfinished = ""
         """What was not finished in time; empty if everything was."""
         self._submitters: dict[str, Submitter] = {}
         self._consumers: dict[str, SimulatedBroker] = {}
-        self._clients = Process("clients", self.network, _idle)
         self.shims = {name: Process(name, self.network, self._shim, schedule.skews.get(name, 0.0)) for name in SHIMS}
         self.workers = {
             name: Process(name, self.network, self._worker, schedule.skews.get(name, 0.0)) for name in WORKERS
         }
+        self._clients = Clients(self.network, self.store, self.broker, self.shims, self._submitters)
         for cust_id in CUSTOMERS:
             self.store.customers[cust_id] = Customer(
                 cust_id=cust_id,
@@ -100,6 +76,11 @@ class World:
                 strict=cust_id == "strict",
                 webhooks=frozenset({WEBHOOK}),
             )
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        """Every attempt of a client, in the order in which they ended."""
+        return self._clients.attempts
 
     @property
     def processes(self) -> dict[str, Process]:
@@ -111,14 +92,14 @@ class World:
         self.loop.run(self._main())
 
     async def _main(self) -> None:
-        for process in (self._clients, *self.processes.values()):
+        for process in (self._clients.process, *self.processes.values()):
             process.start()
         await asyncio.sleep(0.2)
         clients = []
         for action in self.schedule.actions:
             await asyncio.sleep(max(0.0, 0.2 + action.at - self.loop.time()))
             if isinstance(action, Submit):
-                clients.append(asyncio.create_task(self._client(action)))
+                clients.append(asyncio.create_task(self._clients.run(action)))
             else:
                 self._disturb(action)
         await self._settle_down(clients)
@@ -144,7 +125,7 @@ class World:
 
     async def _redrive(self) -> None:
         trusted = frozenset({SERVICE_USER})
-        publisher = SimulatedPublisher(self.broker, self._clients)
+        publisher = SimulatedPublisher(self.broker, self._clients.process)
         await redrive(SimulatedDeadLetters(self.broker), publisher, Selection(), trusted)
 
     def _in_progress(self) -> str:
@@ -166,7 +147,7 @@ class World:
         admission = self._admission(process, store)
         publisher = SimulatedPublisher(self.broker, process)
         self._submitters[process.name] = Submitter(admission, publisher, _REQUEST_DEADLINE)
-        await _idle(process)
+        await idle(process)
 
     def _admission(self, process: Process, store: SimulatedStore) -> Admission:
         return Admission(store, lease=LEASE, doubt=DOUBT, clock=process.clock, monotonic=self.loop.time)
@@ -217,103 +198,3 @@ class World:
                 for entry in [entry for _, entry in self.store.ledger.values()]:
                     if entry.id in (task_id(customer, key), batch_id(customer, key)):
                         del self.store.ledger[entry.id]
-
-    # Clients
-
-    async def _client(self, submit: Submit) -> None:
-        attempt: Callable[[Submit], Coroutine[Any, Any, Attempt]] = self._publish if submit.direct else self._post
-        for _ in range(submit.attempts):
-            result = await attempt(submit)
-            self.attempts.append(result)
-            if result.status not in (0, 409, 503):
-                return
-            await asyncio.sleep(self.network.rng.uniform(0.3, 2.0))
-
-    async def _post(self, submit: Submit) -> Attempt:
-        shim = self.network.rng.choice(list(self.shims.values()))
-        if not shim.alive or shim.name not in self._submitters:
-            return Attempt(submit, 0)
-        answer: list[Attempt] = []
-        request = shim.run(self._handle(shim, submit, answer))
-        await asyncio.wait({request}, timeout=_CLIENT_TIMEOUT)
-        if request.done() and not request.cancelled():
-            request.result()
-        return answer[0] if answer else Attempt(submit, 0)
-
-    async def _handle(self, shim: Process, submit: Submit, answer: list[Attempt]) -> None:
-        life = shim.life
-        await shim.runs(life)
-        try:
-            customer = await SimulatedStore(self.store, shim).customer(submit.customer)
-        except StoreUnavailable:
-            answer.append(Attempt(submit, 503))
-            return
-        assert customer is not None
-        kind = SubmissionKind.BATCH if submit.items else SubmissionKind.TASK
-        headers = {b"prefer": b"return=representation"}
-        try:
-            status, body, pairs = await self._submitters[shim.name].submit(kind, body_of(submit), headers, customer)
-        except Problem as problem:
-            status, body, pairs = problem.status, problem.body(), list(problem.headers)
-        await shim.runs(life)
-        answer.append(
-            Attempt(submit, status, json.loads(body), {name.decode(): value.decode() for name, value in pairs})
-        )
-
-    async def _publish(self, submit: Submit) -> Attempt:
-        publisher = SimulatedPublisher(self.broker, self._clients, submit.customer)
-        kind = "batch" if submit.items else "task"
-        message = Message(
-            exchange=SUBMISSIONS,
-            routing_key=f"{kind}.submitted.{submit.customer}",
-            body=body_of(submit),
-            message_id=submit.key or message_id(submit),
-        )
-        (outcome,) = await publisher.publish([message])
-        return Attempt(submit, 202 if outcome is PublishOutcome.CONFIRMED else 503)
-
-
-async def _idle(process: Process) -> None:
-    while process.alive:
-        await asyncio.sleep(3600.0)
-
-
-def message_id(submit: Submit) -> str:
-    """The message_id of a direct submission without a key."""
-    return f"m{int(submit.at * 1000)}"
-
-
-def task_of(body: int, index: int = 0, key: str | None = None) -> dict[str, Any]:
-    """One task's JSON; every `body` and `index` is another task."""
-    task: dict[str, Any] = {
-        "type": "sentiment",
-        "data_url": f"https://data.example/{body}/{index}",
-        "label_spec": {"question": "q?", "options": ["a", "b"]},
-    }
-    if body == 2:
-        task["callback_url"] = WEBHOOK
-    if key is not None:
-        task["idempotency_key"] = key
-    return task
-
-
-def body_of(submit: Submit) -> bytes:
-    """The body of a submission."""
-    key = submit.key if not submit.direct else None
-    if not submit.items:
-        return json.dumps(task_of(submit.body, key=key)).encode()
-    tasks = [task_of(submit.body, index, submit.item_key if index == 0 else None) for index in range(submit.items)]
-    body: dict[str, Any] = {"tasks": tasks}
-    if key is not None:
-        body["idempotency_key"] = key
-    return json.dumps(body).encode()
-
-
-def task_id(customer: str, key: str) -> str:
-    """The id of a keyed task."""
-    return keyed_id(SubmissionKind.TASK, customer, key)
-
-
-def batch_id(customer: str, key: str) -> str:
-    """The id of a keyed batch."""
-    return keyed_id(SubmissionKind.BATCH, customer, key)

@@ -1,0 +1,142 @@
+"""The broker's side of a simulation: quorum queues with confirms, redelivery and delivery limits."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from ingest.domain import topology
+from ingest.domain.messages import Delivery, Message, PublishOutcome
+from tests.simulation.machines import EPOCH, Network
+
+SERVICE_USER: Final = "ingest"
+FEEDBACK: Final = "feedback"
+"""A queue that the checker reads: every event about a direct submission."""
+
+_BINDINGS: Final = (*topology.QUEUES, topology.Queue(FEEDBACK, topology.EVENTS, "submission.#", topology.NO_LIMIT))
+
+
+class Receiver(Protocol):
+    """A consumer, as a queue sees it."""
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether the broker may deliver another message."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """The number of unacknowledged deliveries."""
+        ...
+
+    def deliver(self, stored: "Stored") -> None:
+        """Send a message to the process."""
+        ...
+
+
+class Stored(msgspec.Struct, eq=False):
+    """A message in a queue."""
+
+    message: Message
+    user: str
+    deliveries: int = 0
+    redelivered: bool = False
+    headers: dict[str, Any] = {}
+    at: float = 0.0
+    """When it arrived, in virtual seconds."""
+
+    def delivery(self, queue: str, token: object) -> Delivery:
+        """Return it as a consumer of `queue` receives it."""
+        message = self.message
+        return Delivery(
+            body=message.body,
+            queue=queue,
+            routing_key=message.routing_key,
+            message_id=message.message_id or None,
+            content_type=message.content_type,
+            user_id=self.user,
+            type=message.type or None,
+            headers=message.headers | self.headers,
+            redelivered=self.redelivered,
+            deliveries=self.deliveries,
+            token=token,
+        )
+
+
+class QueueState:
+    """One quorum queue."""
+
+    def __init__(self, network: Network, broker: "BrokerState", definition: topology.Queue) -> None:
+        self._network = network
+        self._broker = broker
+        self.definition = definition
+        self.ready: deque[Stored] = deque()
+        self.consumers: list[Receiver] = []
+        self.full_until = 0.0
+        self.unbound_until = 0.0
+
+    @property
+    def is_full(self) -> bool:
+        return self._network.loop.time() < self.full_until
+
+    def takes(self, message: Message) -> bool:
+        """Return whether a message is routed here now."""
+        if self._network.loop.time() < self.unbound_until:
+            return False
+        return message.exchange == self.definition.exchange and topology.matches(
+            self.definition.binding, message.routing_key
+        )
+
+    def put(self, stored: Stored) -> None:
+        self.ready.append(stored)
+        self.dispatch()
+
+    def put_back(self, unacknowledged: Sequence[Stored]) -> None:
+        """Return messages to the front, in order; each return counts as a delivery."""
+        for stored in reversed(unacknowledged):
+            stored.deliveries += 1
+            stored.redelivered = True
+            if stored.deliveries > self.definition.delivery_limit:
+                self._broker.dead_letter(self.definition, stored)
+            else:
+                self.ready.appendleft(stored)
+        self.dispatch()
+
+    def dispatch(self) -> None:
+        """Send messages to consumers that may have more."""
+        while self.ready:
+            consumer = next((c for c in self.consumers if c.wants_more), None)
+            if consumer is None:
+                return
+            self.consumers.remove(consumer)
+            self.consumers.append(consumer)
+            consumer.deliver(self.ready.popleft())
+
+
+class BrokerState:
+    """What the broker's nodes hold."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self.queues = {definition.name: QueueState(network, self, definition) for definition in _BINDINGS}
+
+    def publish(self, message: Message, user: str) -> PublishOutcome:
+        """Route one message to every queue that takes it."""
+        queues = [queue for queue in self.queues.values() if queue.takes(message)]
+        self.network.note(f"{user} publishes {message.message_id} {message.routing_key} to {len(queues)} queues")
+        if not queues:
+            return PublishOutcome.UNROUTABLE if message.mandatory else PublishOutcome.CONFIRMED
+        outcome = PublishOutcome.CONFIRMED
+        for queue in queues:
+            if queue.is_full:
+                outcome = PublishOutcome.NACKED
+            else:
+                queue.put(Stored(message, user, at=self.network.loop.time()))
+        return outcome
+
+    def dead_letter(self, queue: topology.Queue, stored: Stored) -> None:
+        """Move a message that reached the delivery limit, as RabbitMQ does."""
+        death = {"queue": queue.name, "reason": "delivery_limit", "count": 1, "time": EPOCH}
+        headers = stored.headers | {"x-death": [death]}
+        self.queues[topology.INGEST_DEAD].put(Stored(stored.message, stored.user, headers=headers))
