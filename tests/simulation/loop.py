@@ -1,10 +1,15 @@
 """An asyncio event loop with virtual time: if nothing is ready, time jumps to the next timer."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, Final, TypeVar
+from collections import deque
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _MAX_ITERATIONS: Final = 200_000
 """Iterations of the loop in one schedule. More mean that something never ends, or never waits."""
@@ -20,13 +25,14 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     It has no I/O. Nothing in it depends on the machine, so a run with the same seed is the same run.
     """
 
-    _scheduled: list[asyncio.TimerHandle]
+    _ready: deque[asyncio.Handle]
 
     def __init__(self) -> None:
         super().__init__()
         self._now = 0.0
         self._iterations = 0
-        self._selector = self
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._timer_numbers = count()
         self.errors: list[dict[str, Any]] = []
         """What asyncio reports: exceptions that nothing has retrieved."""
         self.set_exception_handler(lambda _, context: self.errors.append(context))
@@ -34,19 +40,31 @@ class SimulatedLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         return self._now
 
-    def select(self, timeout: float | None) -> list[Any]:
-        """Take the place of the selector: move the time instead of waiting."""
+    def call_at(
+        self, when: float, callback: Callable[[*Ts], object], *args: *Ts, context: Context | None = None
+    ) -> asyncio.TimerHandle:
+        """Schedule a callback. Timers of the same time fire in the order in which they were made."""
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heappush(self._timers, (when, next(self._timer_numbers), timer))
+        return timer
+
+    def _run_once(self) -> None:
+        """Run what is ready, as the method of the base class does; move the time instead of waiting."""
         self._iterations += 1
         if self._iterations > _MAX_ITERATIONS:
             raise Stuck(f"more than {_MAX_ITERATIONS:,} iterations at {self._now:.3f} s")
-        if timeout is None:
+        timers, ready = self._timers, self._ready
+        while timers and (timers[0][0] <= self._now or not ready):
+            when, _, timer = heappop(timers)
+            if not timer.cancelled():
+                self._now = max(self._now, when)
+                ready.append(timer)
+        if not ready:
             raise Stuck(f"nothing is scheduled any more at {self._now:.3f} s")
-        if timeout > 0:
-            self._now = max(self._now, self._scheduled[0].when())
-        return []
-
-    def _process_events(self, event_list: list[Any]) -> None:
-        """Nothing: there is no I/O."""
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if not handle.cancelled():
+                handle._run()
 
     def _write_to_self(self) -> None:
         """Nothing: there are no other threads."""

@@ -49,10 +49,10 @@ class Network:
         self.trace: list[str] | None = None
         """What took effect, if it is wanted."""
 
-    def note(self, text: str) -> None:
-        """Add a line to the trace."""
+    def note(self, *words: object) -> None:
+        """Add a line to the trace, if it is wanted."""
         if self.trace is not None:
-            self.trace.append(f"{self.loop.time():8.3f} {text}")
+            self.trace.append(f"{self.loop.time():8.3f} {' '.join(map(str, words))}")
 
     def delay(self) -> float:
         """How long one message travels, in seconds."""

@@ -124,7 +124,7 @@ class BrokerState:
     def publish(self, message: Message, user: str) -> PublishOutcome:
         """Route one message to every queue that takes it."""
         queues = [queue for queue in self.queues.values() if queue.takes(message)]
-        self.network.note(f"{user} publishes {message.message_id} {message.routing_key} to {len(queues)} queues")
+        self.network.note(user, "publishes", message.message_id, message.routing_key, "to", len(queues), "queues")
         if not queues:
             return PublishOutcome.UNROUTABLE if message.mandatory else PublishOutcome.CONFIRMED
         outcome = PublishOutcome.CONFIRMED

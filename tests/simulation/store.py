@@ -190,7 +190,7 @@ class SimulatedStore:
 
         def take_effect(index: int, argument: object) -> None:
             results[index] = operation(argument)
-            network.note(f"{self._process.name}: {operation.__name__} {argument} -> {results[index]}")
+            network.note(self._process.name, operation.__name__, argument, "->", results[index])
 
         answered = True
         slowest = 0.0
