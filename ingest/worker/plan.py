@@ -43,13 +43,17 @@ class OutboundPlan(msgspec.Struct, eq=False, gc=False):
 
 
 def plan_rejection(rejection: Rejection) -> OutboundPlan:
-    """Publish a dead letter and a `submission.rejected` event."""
+    """Publish a dead letter, then a `submission.rejected` event.
+
+    The event comes last: while `ingest.dead` is full, it would be published again with every attempt.
+    """
     now = events.rfc3339(time.time_ns() // 1_000_000)
     delivery, error = rejection.delivery, rejection.error
     event = events.rejected(rejection.cust_id, delivery.message_id or "", now, error, digest(delivery))
     return OutboundPlan(
         delivery,
-        [dead_letter(delivery, error, now), event],
+        [dead_letter(delivery, error, now)],
+        event,
         outcome=Outcome.REJECTED,
         reason=error.reason,
         mismatch=error.reason is Reason.KEY_CONFLICT,

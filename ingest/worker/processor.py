@@ -29,23 +29,24 @@ _log = structlog.get_logger(__name__)
 class Unfinished(msgspec.Struct):
     """The deliveries that an attempt could not finish.
 
-    `contended`: another attempt is working on the same submission, or its rejection cannot be published. `refused`: one
-    of its events cannot be published, because a queue is full or not bound, or because it is too large; other
-    submissions are not affected.
+    `contended`: another attempt is working on the same submission. `refused`: one of its events cannot be published,
+    because a queue is full or not bound, or because it is too large; other submissions are not affected. `rejected`:
+    the same for its dead letter.
     `unavailable`: a dependency did not answer.
     """
 
     contended: list[Delivery] = msgspec.field(default_factory=list)
     refused: list[Delivery] = msgspec.field(default_factory=list)
+    rejected: list[Delivery] = msgspec.field(default_factory=list)
     unavailable: list[Delivery] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.contended or self.refused or self.unavailable)
+        return bool(self.contended or self.refused or self.rejected or self.unavailable)
 
     @property
     def deliveries(self) -> list[Delivery]:
         """All of them."""
-        return [*self.contended, *self.refused, *self.unavailable]
+        return [*self.contended, *self.refused, *self.rejected, *self.unavailable]
 
 
 class _Failed(msgspec.Struct):
@@ -107,10 +108,9 @@ class DeliveryProcessor:
             finished = [plan for plan in attempt.plans if id(plan.delivery) not in unfinished]
             self._record(len(deliveries), attempt, finished, failed)
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
-        # A rejection that cannot be published only waits: its submission must not be published again in our name.
         rejected = [plan.delivery for plan in failed.refused if plan.outcome is Outcome.REJECTED]
         refused = [plan for plan in failed.refused if plan.outcome is not Outcome.REJECTED]
-        return Unfinished([*attempt.contended, *rejected], _redelivered(refused), _redelivered(failed.unavailable))
+        return Unfinished(attempt.contended, _redelivered(refused), rejected, _redelivered(failed.unavailable))
 
     async def move_to_end(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Publish deliveries again, at the end of their queue, and ack those; return the ones that were not confirmed.

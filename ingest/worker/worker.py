@@ -22,12 +22,17 @@ from ingest.worker.refunds import INTERVAL, refund_doubts_regularly
 
 _CONTENDED_PAUSES: Final = (0.05, 1.0)
 """First and longest pause before another attempt at contended submissions, in seconds."""
+_PATIENCE: Final = 0.5
+"""Seconds after which submissions that are still contended wait apart: they no longer take part of the prefetch."""
+_CONTENDED_APART_PAUSES: Final = (1.0, 5.0)
+"""First and longest pause before another attempt at contended submissions that wait apart, in seconds."""
 _REFUSED_PAUSES: Final = (0.5, 30.0)
-"""First and longest pause before another attempt at submissions whose events the broker refuses, in seconds."""
-_REFUSED_HOLD: Final = 1200.0
-"""Seconds for which such submissions are held; well below RabbitMQ's `consumer_timeout` of 30 minutes."""
-_MAX_REFUSED: Final = 10_000
-"""The most of them that are held in addition to the prefetch."""
+"""First and longest pause before another attempt at submissions whose events or dead letters the broker refuses, in
+seconds."""
+_APART_HOLD: Final = 1200.0
+"""Seconds for which submissions wait apart; well below RabbitMQ's `consumer_timeout` of 30 minutes."""
+_MAX_APART: Final = 10_000
+"""The most submissions that wait apart, in addition to the prefetch."""
 _DEFECT_PAUSE: Final = 0.2
 """Seconds before a delivery that triggers a defect in the worker is requeued."""
 OUTAGE_HOLD: Final = 600.0
@@ -140,7 +145,7 @@ class QueueConsumerLoop:
         self._max_batch = max_batch
         self._waiting: list[Delivery] = []
         self._in_progress = 0
-        self._refused = 0
+        self._apart = 0
         self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
@@ -177,41 +182,60 @@ class QueueConsumerLoop:
 
     async def _retry(self, unfinished: Unfinished) -> None:
         contended, unavailable = Backoff(*_CONTENDED_PAUSES), Backoff(*PAUSES)
+        loop = asyncio.get_running_loop()
+        impatient_at = loop.time() + _PATIENCE
         while unfinished:
-            if unfinished.refused:
-                self._group.create_task(self._retry_refused(unfinished.refused))
-                unfinished.refused = []
-                continue
+            if unfinished.refused or unfinished.rejected:
+                refused = Unfinished(refused=unfinished.refused, rejected=unfinished.rejected)
+                self._wait_apart(refused, _REFUSED_PAUSES)
+                unfinished.refused, unfinished.rejected = [], []
+            if unfinished.contended and loop.time() >= impatient_at:
+                self._wait_apart(Unfinished(contended=unfinished.contended), _CONTENDED_APART_PAUSES)
+                unfinished.contended = []
+            if not unfinished:
+                return
             pause = (unavailable if unfinished.unavailable else contended).next()
             # With an open circuit the breaker decides when the next attempt is made.
             if not self._breaker.state.is_open and await wait_for_event(self._stopping, pause):
                 return  # the broker delivers them again
             unfinished = await self._attempt_under_breaker(unfinished.deliveries)
 
-    async def _retry_refused(self, deliveries: list[Delivery]) -> None:
-        """Retry deliveries whose events the broker refuses, with a backoff of their own.
+    def _wait_apart(self, waiting: Unfinished, pauses: tuple[float, float]) -> None:
+        self._group.create_task(self._retry_apart(waiting, Backoff(*pauses)))
+
+    async def _retry_apart(self, waiting: Unfinished, backoff: Backoff) -> None:
+        """Retry submissions that have trouble of their own, with a backoff of their own.
 
         They take no part of the prefetch, up to a limit, so that other submissions are not delayed. Before they have
-        been held too long for RabbitMQ, they move to the end of their queue, which also resets their delivery count.
+        been held too long for RabbitMQ, they are put back.
         """
-        backoff = Backoff(*_REFUSED_PAUSES)
         loop = asyncio.get_running_loop()
-        move_at = loop.time() + _REFUSED_HOLD
-        self._refused += len(deliveries)
+        put_back_at = loop.time() + _APART_HOLD
+        count = len(waiting.deliveries)
+        self._apart += count
         try:
             with contextlib.suppress(BrokerUnavailable):
-                await self.consumer.allow_extra(min(self._refused, _MAX_REFUSED))
-            while deliveries:
+                await self.consumer.allow_extra(min(self._apart, _MAX_APART))
+            while waiting:
                 if await wait_for_event(self._stopping, backoff.next()):
                     return  # the broker delivers them again
-                before = len(deliveries)
-                deliveries = (await self._attempt_under_breaker(deliveries)).deliveries
-                if deliveries and loop.time() >= move_at:
-                    alive = list(filter(self.consumer.alive, deliveries))
-                    deliveries = await self._processor.move_to_end(self.consumer, alive)
-                self._refused -= before - len(deliveries)
+                waiting = await self._attempt_under_breaker(waiting.deliveries)
+                if waiting and loop.time() >= put_back_at:
+                    waiting = Unfinished(refused=await self._put_back(waiting))
+                self._apart -= count - len(waiting.deliveries)
+                count = len(waiting.deliveries)
         finally:
-            self._refused -= len(deliveries)
+            self._apart -= count
+
+    async def _put_back(self, waiting: Unfinished) -> list[Delivery]:
+        """Return deliveries to their queue; return those that are still held.
+
+        If only its events are refused, a submission moves to the end of the queue, which also resets its delivery
+        count. A rejected one must not: it would be published in the service's own name.
+        """
+        alive = self.consumer.alive
+        await self.consumer.requeue([delivery for delivery in waiting.deliveries if delivery not in waiting.refused])
+        return await self._processor.move_to_end(self.consumer, list(filter(alive, waiting.refused)))
 
     async def _attempt_under_breaker(self, deliveries: Sequence[Delivery]) -> Unfinished:
         """Wait for the breaker, then make one attempt at the deliveries that can still be acknowledged."""
@@ -245,5 +269,6 @@ class QueueConsumerLoop:
             single = await self._attempt([delivery])
             unfinished.contended += single.contended
             unfinished.refused += single.refused
+            unfinished.rejected += single.rejected
             unfinished.unavailable += single.unavailable
         return unfinished
