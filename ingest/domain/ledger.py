@@ -8,9 +8,13 @@ from typing import Final
 
 import msgspec
 
-from ingest.domain.customers import retention_of
+from ingest.domain.customers import DEFAULT_RETENTION, retention_of
 from ingest.domain.identity import SubmissionKind, fingerprint, item_id
 from ingest.domain.submissions import Submission, Task
+
+UNFINISHED: Final = DEFAULT_RETENTION
+"""Seconds for which an entry that is not accepted lives at least: longer than any backlog of a queue. Otherwise its key
+could be used again while the first submission waits, and a charge that was never used could not be refunded."""
 
 
 class Phase(StrEnum):
@@ -38,12 +42,12 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A ledger entry.
 
     `created_at` is in Unix milliseconds. `lease` is how long the claim lasts after the last change of the entry, in
-    milliseconds by the store's clock; 0 means that no attempt holds the entry. `retention` is the time to live in
-    seconds, renewed with every change. `generation` is the store's version of the entry (0: not stored yet, 1: just
-    created). `charged` is the number of tasks that earlier attempts, none of them durable, have charged, the last of
-    them in `charged_month`; `doubt` is what those attempts have left. `origin` tells a redelivery from another
-    submission: it is the AMQP message_id of a direct submission, the batch's id for an item, otherwise empty. A batch
-    has `task_count`, and `keyed_item_ids` maps the index of each keyed item to its id (stored under the name
+    milliseconds by the store's clock; 0 means that no attempt holds the entry. `retention` is for how many seconds an
+    accepted entry is remembered, since its last change. `generation` is the store's version of the entry (0: not stored
+    yet, 1: just created). `charged` is the number of tasks that earlier attempts, none of them durable, have charged,
+    the last of them in `charged_month`; `doubt` is what those attempts have left. `origin` tells a redelivery from
+    another submission: it is the AMQP message_id of a direct submission, the batch's id for an item, otherwise empty.
+    A batch has `task_count`, and `keyed_item_ids` maps the index of each keyed item to its id (stored under the name
     `own_ids`).
     """
 
@@ -67,6 +71,11 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def is_durable(self) -> bool:
         """Whether the broker has confirmed the submission."""
         return self.phase is not Phase.CLAIMED
+
+    @property
+    def time_to_live(self) -> int:
+        """Seconds after its last change until the entry expires."""
+        return self.retention if self.phase is Phase.ACCEPTED else max(self.retention, UNFINISHED)
 
     @property
     def tasks(self) -> int:

@@ -167,7 +167,7 @@ def _stored(db: sqlite3.Connection, id_: str, now: int) -> Entry | None:
 
 
 def _write(db: sqlite3.Connection, entry: Entry, now: int) -> Entry:
-    row = (entry.id, now + entry.retention * 1000, _encode(entry).decode())
+    row = (entry.id, now + entry.time_to_live * 1000, _encode(entry).decode())
     db.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?, ?)", row)
     return entry
 
@@ -190,7 +190,7 @@ def _apply(db: sqlite3.Connection, change: Change, now: int) -> Entry | None:
         return None
     if change.step is Step.FORGET and stored.owner != change.entry.owner:
         return None
-    if change.step is Step.TAKE_OVER and now - (row[1] - stored.retention * 1000) < change.idle:
+    if change.step is Step.TAKE_OVER and now - (row[1] - stored.time_to_live * 1000) < change.idle:
         return None
     if change.step is Step.FORGET:
         db.execute("DELETE FROM ledger WHERE id = ?", (change.entry.id,))
@@ -202,7 +202,7 @@ def _in_doubt(db: sqlite3.Connection, idle: int, now: int) -> list[Entry]:
     sql = """SELECT entry, expires FROM ledger WHERE expires > ?
              AND json_extract(entry, '$.phase') = 'claimed' AND json_extract(entry, '$.charged') > 0"""
     entries = [(_entry(text), expires) for text, expires in db.execute(sql, (now,))]
-    return [entry for entry, expires in entries if now - (expires - entry.retention * 1000) >= idle]
+    return [entry for entry, expires in entries if now - (expires - entry.time_to_live * 1000) >= idle]
 
 
 def _accept(db: sqlite3.Connection, entries: Sequence[Entry], now: int) -> None:

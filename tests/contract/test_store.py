@@ -241,14 +241,17 @@ async def test_only_one_of_50_concurrent_take_overs_succeeds(store: Store) -> No
     assert sum(result != [None] for result in results) == 1
 
 
-async def test_entry_is_absent_after_its_retention_and_can_be_claimed_again(store: Store) -> None:
-    entry = new_entry(retention=1)
-    await store.claim([entry])
+async def test_accepted_entry_is_absent_after_its_retention_and_can_be_claimed_again(store: Store) -> None:
+    """The entry of a submission that is still claimed or queued lives on."""
+    claimed_entry, queued_entry, entry = await store.claim([new_entry(retention=1) for _ in range(3)])
+    await store.apply([Change(Step.QUEUE, queued_entry)])
+    await store.accept([entry])
     async with asyncio.timeout(10):
         while (await store.read([entry.id]))[0] is not None:
             await asyncio.sleep(0.1)
     (claimed,) = await store.claim([msgspec.structs.replace(entry, owner="later")])
     assert claimed.owner == "later"
+    assert None not in await store.read([claimed_entry.id, queued_entry.id])
 
 
 async def test_concurrent_charges_never_exceed_the_limit(store: Store) -> None:

@@ -44,7 +44,7 @@ class StoreState:
             return None
         if change.step is Step.FORGET and stored.owner != change.entry.owner:
             return None
-        unchanged_for = self._network.loop.time() - (self.ledger[stored.id][0] - stored.retention)
+        unchanged_for = self._network.loop.time() - (self.ledger[stored.id][0] - stored.time_to_live)
         if change.step is Step.TAKE_OVER and unchanged_for * 1000 < change.idle:
             return None
         if change.step is Step.FORGET:
@@ -58,7 +58,7 @@ class StoreState:
             entry
             for expires, entry in self.ledger.values()
             if expires > now and entry.charged and not entry.is_durable
-            if (now - (expires - entry.retention)) * 1000 >= idle
+            if (now - (expires - entry.time_to_live)) * 1000 >= idle
         ]
 
     def accept(self, entry: Entry) -> None:
@@ -83,7 +83,7 @@ class StoreState:
         return sum(count for (customer, _), count in self.used.items() if customer == cust_id)
 
     def _write(self, entry: Entry) -> Entry:
-        self.ledger[entry.id] = (self._network.loop.time() + entry.retention, entry)
+        self.ledger[entry.id] = (self._network.loop.time() + entry.time_to_live, entry)
         return entry
 
 

@@ -49,7 +49,7 @@ class AerospikeLedger:
     async def _create(self, entries: list[Entry]) -> dict[str, Entry]:
         """Try to create entries; return what is stored now, by id, without entries that were deleted since."""
         records = [
-            batch.Write(self._key(entry.id), write_all(entry), policy=_create_policy(entry.retention))
+            batch.Write(self._key(entry.id), write_all(entry), policy=_create_policy(entry.time_to_live))
             for entry in entries
         ]
         await self._client.write(records)
@@ -116,7 +116,7 @@ class AerospikeLedger:
             is_own = expressions.Eq(expressions.StrBin("owner"), entry.owner).compile()
             policy = {**_SAME_GENERATION, "generation": entry.generation, "expressions": is_own}
             return batch.Remove(key, policy=policy)
-        policy = _change_policy(entry.retention, change.idle)
+        policy = _change_policy(entry.time_to_live, change.idle)
         return batch.Write(key, write_step(change), meta={"gen": entry.generation}, policy=policy)
 
     async def in_doubt(self, idle: int) -> list[Entry]:
@@ -167,13 +167,13 @@ class AerospikeLedger:
 
 
 @lru_cache(maxsize=4096)
-def _create_policy(retention: int) -> dict[str, Any]:
-    return {**_CREATE, "ttl": retention}
+def _create_policy(time_to_live: int) -> dict[str, Any]:
+    return {**_CREATE, "ttl": time_to_live}
 
 
 @lru_cache(maxsize=4096)
-def _change_policy(retention: int, idle: int) -> dict[str, Any]:
-    policy = {**_SAME_GENERATION, "ttl": retention}
+def _change_policy(time_to_live: int, idle: int) -> dict[str, Any]:
+    policy = {**_SAME_GENERATION, "ttl": time_to_live}
     if idle:
         # The server computes this from the time at which it last wrote the record.
         policy["expressions"] = expressions.GE(expressions.SinceUpdateTime(), idle).compile()

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest.admission import DOUBT, Request
+from ingest.admission import DOUBT, Request, Verdict
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
 from ingest.domain.ledger import Change, Step
@@ -61,6 +61,27 @@ async def test_redelivery_with_another_body_is_reported_as_a_mismatch(harness: P
     (event,) = await harness.attempt(direct_delivery("k", OTHER, redelivered=True))
     assert ":duplicate:" in event
     assert json.loads(harness.publisher.sent[0].body)["data"]["payload_mismatch"] is True
+
+
+async def test_key_is_remembered_until_its_retention_has_passed_since_the_acceptance(
+    harness: ProcessorHarness, store: SqliteStore, clock: Clock
+) -> None:
+    """The message waits in its queue for longer than the retention, and its client was answered 202."""
+    brief = Customer(cust_id="c", retention=60)
+    first, other = (Request(task_submission(body, "c", frozenset(), "k"), brief) for body in (TASK, OTHER))
+    (admitted,) = await harness.admission.admit([first])
+    await harness.admission.queued([admitted])
+    clock.now += 61
+    (repeated,) = await harness.admission.admit([other])
+    assert repeated.verdict is Verdict.REPLAY
+    assert repeated.mismatch
+    message = Admitted(first.submission, admitted.entry.created_at, brief.retention)
+    (event,) = await harness.attempt(admitted_delivery(message))
+    assert event.endswith(":accepted")
+    assert await used(store) == 1
+    clock.now += 61
+    (renewed,) = await harness.admission.admit([other])
+    assert renewed.verdict is Verdict.ADMITTED
 
 
 async def test_message_that_arrives_after_its_refund_is_charged_again(
