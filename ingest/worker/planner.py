@@ -116,9 +116,10 @@ class DeliveryPlanner:
             requests.append((delivery, Request(admitted.submission, customer)))
         decisions = await self._admission.admit([request for _, request in requests])
         for (delivery, _), decision in zip(requests, decisions, strict=True):
-            if decision.verdict is Verdict.CONTENDED:
+            if decision.verdict in (Verdict.CONTENDED, Verdict.REPLAY):
+                # If another attempt has just made it durable, the next one reads whether its events are published.
                 attempt.contended.append(delivery)
-            elif decision.verdict is not Verdict.REPLAY and (plan := _plan_decision(delivery, decision)):
+            elif plan := _plan_decision(delivery, decision):
                 attempt.plans.append(plan)
 
     async def _plan_direct(self, attempt: Planned, arrived: Sequence[tuple[Delivery, Request]]) -> None:

@@ -1,17 +1,17 @@
 """Submissions that another attempt has left in doubt, and repeats of a key with another body."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
-from ingest.admission import DOUBT, Request, Verdict
+from ingest.admission import DOUBT, Decision, Request, Verdict
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
-from ingest.domain.ledger import Change, Step
+from ingest.domain.ledger import Change, Entry, Step
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.submissions import task_submission
 from ingest.store.sqlite import SqliteStore
@@ -109,6 +109,35 @@ async def test_refunded_submission_is_charged_again_even_if_an_attempt_crashed_a
     clock.now += 30
     (event,) = await harness.attempt(message)
     assert (event.endswith(":accepted"), await used(store)) == (True, 1)
+
+
+async def test_message_is_kept_if_its_entry_becomes_queued_while_it_is_admitted_again(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """A refunded key is used again. The worker receives the message before the shim has recorded the confirm."""
+
+    class QueuedBeforeClaim(SqliteStore):
+        async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+            if confirmed:
+                await harness.admission.queued(confirmed)
+            return await super().claim(entries)
+
+    confirmed: list[Decision] = []
+    store = await QueuedBeforeClaim.open(tmp_path / "q.db", clock=clock)
+    harness = ProcessorHarness(store, clock=clock)
+    await leave_in_doubt(harness, TASK)
+    clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    submission = task_submission(TASK, "c", frozenset(), "k")
+    confirmed = await harness.admission.admit([Request(submission, CUSTOMER)])
+    message = Admitted(submission, confirmed[0].entry.created_at, CUSTOMER.retention)
+    await harness.attempt(admitted_delivery(message))
+    confirmed = []
+    assert harness.consumer.acked == []
+    (event,) = await harness.attempt(admitted_delivery(message))
+    assert event.endswith(":accepted")
+    assert await used(store) == 1
+    await store.close()
 
 
 async def test_charge_is_not_refunded_while_its_message_is_processed(
