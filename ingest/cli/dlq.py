@@ -135,7 +135,7 @@ def redrive(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Submit dead letters again, unchanged: the same routing key, message_id and content type.
+    """Submit dead letters again, unchanged: the same routing key, message_id, content type and timestamp.
 
     Each is removed only after the broker has confirmed the new message. It keeps its idempotency key, so a submission
     that was accepted before, or is redriven twice, is dropped as a duplicate. One that is still invalid, or over quota,

@@ -46,7 +46,7 @@ _SHORT: Final = 255
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """The submission as it was sent. The broker has checked `user_id`."""
+    """The submission as it was sent. The broker has checked `user_id`; `timestamp` is in Unix seconds."""
 
     queue: str | None
     routing_key: str
@@ -54,6 +54,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     content_type: str | None
     type: str | None
     user_id: str | None
+    timestamp: int | None
     body: bytes
 
 
@@ -89,6 +90,7 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
         "content_type": delivery.content_type,
         "type": delivery.type,
         "user_id": delivery.user_id,
+        "timestamp": delivery.timestamp,
     }
     detail = {"reason": error.reason, "error": error.message, "errors": error.errors, "submission": submission}
     headers = {REASON_HEADER: str(error.reason), TIME_HEADER: now}
@@ -152,6 +154,7 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
             content_type=delivery.content_type,
             type=delivery.type,
             user_id=delivery.user_id,
+            timestamp=delivery.timestamp,
             body=delivery.body,
         ),
         delivery=delivery,
@@ -196,7 +199,7 @@ def resubmission(dead: DeadLetter) -> Message:
 
 
 def submit_again(submission: Origin | Delivery, headers: Mapping[str, Any]) -> Message:
-    """Return a message that submits a submission again, with the trace context in `headers`."""
+    """Return a message that submits a submission again, with its timestamp and the trace context in `headers`."""
     trace = trace_of(headers)
     return Message(
         exchange=topology.SUBMISSIONS,
@@ -206,6 +209,7 @@ def submit_again(submission: Origin | Delivery, headers: Mapping[str, Any]) -> M
         content_type=submission.content_type or JSON,
         type=submission.type or "",
         headers=trace.headers() if trace else {},
+        timestamp=submission.timestamp,
     )
 
 

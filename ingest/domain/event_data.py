@@ -149,6 +149,7 @@ class RejectedSubmission(TypedDict):
     content_type: str | None
     type: Annotated[str | None, Field(description="The AMQP property.")]
     user_id: Annotated[str | None, Field(description="The AMQP user, checked by RabbitMQ.")]
+    timestamp: NotRequired[Annotated[int | None, Field(ge=0, description="The AMQP property, in Unix seconds.")]]
     body: NotRequired[str]
     body_base64: NotRequired[Annotated[str, Field(json_schema_extra={"contentEncoding": "base64"})]]
 

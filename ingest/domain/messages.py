@@ -12,7 +12,10 @@ MAX_MESSAGE: Final = 16 * 1024 * 1024
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """A persistent message to publish. If it is `mandatory` and reaches no queue, its outcome is UNROUTABLE."""
+    """A persistent message to publish. If it is `mandatory` and reaches no queue, its outcome is UNROUTABLE.
+
+    `timestamp` is the AMQP property, in Unix seconds.
+    """
 
     exchange: str
     routing_key: str
@@ -22,6 +25,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     content_type: str = JSON
     type: str = ""
     headers: dict[str, Any] = {}
+    timestamp: int | None = None
 
 
 class PublishOutcome(StrEnum):

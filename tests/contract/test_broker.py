@@ -102,6 +102,7 @@ async def test_message_reaches_queues_of_its_routing_key_with_all_properties(
         headers={"tracestate": "a=ü", "x-other": 1},
         type="t",
         content_type="application/x",
+        timestamp=1_775_000_000,
     )
     assert await publisher.publish([sent]) == [PublishOutcome.CONFIRMED]
     for queue in queues:
@@ -111,8 +112,19 @@ async def test_message_reaches_queues_of_its_routing_key_with_all_properties(
         # Headers that the service does not read may be missing.
         assert (delivery.content_type, delivery.queue) == ("application/x", queue)
         assert delivery.headers["tracestate"] == "a=ü"
-        assert (delivery.redelivered, delivery.deliveries) == (False, 0)
+        assert (delivery.redelivered, delivery.deliveries, delivery.timestamp) == (False, 0, 1_775_000_000)
         assert delivery.user_id in ("guest", "ingest")
+
+
+@pytest.mark.parametrize("timestamp", [None, 0, 2**63 - 1])
+async def test_redelivery_has_the_same_timestamp(broker: Broker, timestamp: int | None) -> None:
+    publisher = await broker.publisher()
+    await publisher.publish([message(1, timestamp=timestamp)])
+    consumer = await broker.consumer(topology.INGEST_TASKS, 10)
+    (delivery,) = await take(consumer, 1)
+    await consumer.requeue([delivery])
+    (redelivery,) = await take(consumer, 1)
+    assert (delivery.timestamp, redelivery.timestamp) == (timestamp, timestamp)
 
 
 async def test_only_mandatory_message_without_queue_is_unroutable(broker: Broker) -> None:
@@ -185,9 +197,9 @@ async def test_only_unacknowledged_deliveries_are_redelivered_after_close(
 
 
 async def test_requeue_is_counted_and_message_over_the_limit_becomes_dead_letter(broker: Broker) -> None:
-    """The message is in `ingest.dead` then, with its body, id and headers."""
+    """The message is in `ingest.dead` then, with its body, id, headers and timestamp."""
     publisher = await broker.publisher()
-    await publisher.publish([message(7, headers={"tracestate": "a=1"})])
+    await publisher.publish([message(7, headers={"tracestate": "a=1"}, timestamp=1_775_000_000)])
     consumer = await broker.consumer(topology.INGEST_TASKS, 10)
     counts: list[int] = []
     while not counts or counts[-1] < topology.DELIVERY_LIMIT:
@@ -200,6 +212,7 @@ async def test_requeue_is_counted_and_message_over_the_limit_becomes_dead_letter
     assert len(counts) in (topology.DELIVERY_LIMIT, topology.DELIVERY_LIMIT + 1)
     (dead,) = await take(await broker.consumer(topology.INGEST_DEAD, 10), 1)
     assert (dead.body, dead.message_id, dead.headers["tracestate"]) == (b"7", "m7", "a=1")
+    assert dead.timestamp == 1_775_000_000
     assert dead.headers["x-first-death-reason"] == "delivery_limit"
 
 

@@ -104,7 +104,11 @@ def rejected_message(
 ) -> Message:
     """Return a dead letter with the message_id `d<number>`, of a direct submission with the message_id `m<number>`."""
     delivery = make_delivery(
-        body=b'{"n":%d}' % number, message_id=f"m{number}", routing_key=f"task.submitted.{cust_id}", user_id=None
+        body=b'{"n":%d}' % number,
+        message_id=f"m{number}",
+        routing_key=f"task.submitted.{cust_id}",
+        user_id=None,
+        timestamp=1_775_000_000,
     )
     message = dead_letter(delivery, InvalidSubmission(reason, "why"), now)
     return Message(
@@ -203,6 +207,7 @@ async def test_redrive_submits_original_message_and_keeps_what_may_not_be_redriv
     (redriven,) = await (await broker.consumer(topology.INGEST_TASKS, 1)).receive()
     assert (redriven.body, redriven.message_id, redriven.routing_key) == (b'{"n":1}', "m1", "task.submitted.acme")
     assert redriven.user_id in harness.trusted_users
+    assert redriven.timestamp == 1_775_000_000
     await broker.close()
 
 

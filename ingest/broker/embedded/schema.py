@@ -19,11 +19,12 @@ MIGRATIONS: Final = (
              delivered INTEGER NOT NULL DEFAULT 0)""",
         "CREATE INDEX message_next ON message (queue, delivered, id)",
     ),
+    ("ALTER TABLE message ADD COLUMN timestamp INTEGER",),
 )
 _QUEUES: Final = {queue.name: queue for queue in topology.QUEUES}
 
-Row = tuple[str, str, bytes, str, str, str, str, str]
-Taken = tuple[int, str, bytes, str, str, str, str, str, int]
+Row = tuple[str, str, bytes, str, str, str, str, str, int | None]
+Taken = tuple[int, str, bytes, str, str, str, str, str, int | None, int]
 
 
 @lru_cache(maxsize=4096)
@@ -48,20 +49,21 @@ def row(queue: str, message: Message, user: str) -> Row:
         message.type,
         user,
         headers,
+        message.timestamp,
     )
 
 
 def insert(db: sqlite3.Connection, rows: Sequence[Row]) -> None:
     """Append rows to their queues."""
-    sql = """INSERT INTO message (queue, routing_key, body, message_id, content_type, type, user, headers)
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?)"""
+    sql = """INSERT INTO message (queue, routing_key, body, message_id, content_type, type, user, headers, timestamp)
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"""
     db.executemany(sql, rows)
 
 
 def take(db: sqlite3.Connection, queue: str, limit: int) -> list[Taken]:
     """Mark the oldest undelivered messages, at most `limit`, as delivered, and return them."""
-    sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, count FROM message
-             WHERE queue = ? AND delivered = 0 ORDER BY id LIMIT ?"""
+    sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, timestamp, count
+             FROM message WHERE queue = ? AND delivered = 0 ORDER BY id LIMIT ?"""
     taken: list[Taken] = db.execute(sql, (queue, limit)).fetchall()
     db.executemany("UPDATE message SET delivered = 1 WHERE id = ?", [(row[0],) for row in taken])
     return taken
@@ -77,6 +79,7 @@ def delivery(
     type_: str,
     user: str,
     headers: str,
+    timestamp: int | None,
     count: int,
 ) -> Delivery:
     """Return the delivery of a message that was taken or read."""
@@ -93,13 +96,14 @@ def delivery(
         redelivered=count > 0,
         deliveries=count,
         token=id_,
+        timestamp=timestamp,
     )
 
 
 def read_after(db: sqlite3.Connection, queue: str, last: int, limit: int) -> list[Taken]:
     """Return the messages after the one with id `last`, at most `limit`, without marking them."""
-    sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, count FROM message
-             WHERE queue = ? AND id > ? ORDER BY id LIMIT ?"""
+    sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, timestamp, count
+             FROM message WHERE queue = ? AND id > ? ORDER BY id LIMIT ?"""
     return db.execute(sql, (queue, last, limit)).fetchall()
 
 
@@ -126,9 +130,10 @@ def requeue(db: sqlite3.Connection, ids: Sequence[int]) -> None:
 
 def dead_letter(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> None:
     """Dead-letter messages as RabbitMQ does. In a queue without a dead-letter exchange they are deleted."""
-    sql = """SELECT queue, routing_key, body, message_id, content_type, type, user, headers FROM message WHERE id = ?"""
+    sql = """SELECT queue, routing_key, body, message_id, content_type, type, user, headers, timestamp
+             FROM message WHERE id = ?"""
     for id_ in ids:
-        for queue, routing_key, body, message_id, content_type, type_, user, headers in db.execute(
+        for queue, routing_key, body, message_id, content_type, type_, user, headers, timestamp in db.execute(
             sql, (id_,)
         ).fetchall():
             exchange = _QUEUES[queue].dead_letter_exchange
@@ -139,7 +144,8 @@ def dead_letter(db: sqlite3.Connection, ids: Sequence[int], reason: str) -> None
             }
             marked = msgspec.json.encode(death | msgspec.json.decode(headers)).decode()
             targets = routes(exchange, routing_key) if exchange else ()
-            insert(db, [(to, routing_key, body, message_id, content_type, type_, user, marked) for to in targets])
+            rest = (routing_key, body, message_id, content_type, type_, user, marked, timestamp)
+            insert(db, [(to, *rest) for to in targets])
     delete(db, ids)
 
 

@@ -48,10 +48,26 @@ def read_message_id(raw: bytes) -> str:
     return message_id
 
 
-@given(short, short, short, headers, st.binary(max_size=3000), st.booleans(), st.integers(1, 2**40))
+@given(
+    short,
+    short,
+    short,
+    headers,
+    st.none() | st.integers(0, 2**31),
+    st.binary(max_size=3000),
+    st.booleans(),
+    st.integers(1, 2**40),
+)
 @settings(max_examples=200)
 def test_pamqp_decodes_an_encoded_publish(
-    key: str, message_id: str, type_name: str, table: dict[str, Any], body: bytes, mandatory: bool, sequence: int
+    key: str,
+    message_id: str,
+    type_name: str,
+    table: dict[str, Any],
+    timestamp: int | None,
+    body: bytes,
+    mandatory: bool,
+    sequence: int,
 ) -> None:
     """It is persistent, has all properties, and no frame is larger than frame_max."""
     encoder = codec.PublishEncoder(7, 1000, "the-user")
@@ -63,6 +79,7 @@ def test_pamqp_decodes_an_encoded_publish(
         type=type_name,
         headers=table,
         mandatory=mandatory,
+        timestamp=timestamp,
     )
     method, header, *bodies = unmarshal(encoder.encode(message, sequence))
     assert isinstance(method, commands.Basic.Publish)
@@ -80,6 +97,7 @@ def test_pamqp_decodes_an_encoded_publish(
         "the-user",
     )
     assert properties.correlation_id == str(sequence)
+    assert (properties.timestamp and int(properties.timestamp.timestamp())) == timestamp
     assert header.body_size == len(body)
     parts = [frame.value for frame in bodies if isinstance(frame, ContentBody)]
     assert len(parts) == len(bodies)

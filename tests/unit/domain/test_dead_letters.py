@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,19 +39,43 @@ def rejected(reason: Reason, **changes: Any) -> Delivery:
     return in_dead_queue(dead_letter(delivery(**changes), InvalidSubmission(reason, "why"), NOW))
 
 
-@given(st.binary(max_size=200), optional_text, optional_text, optional_text, st.sampled_from(Reason))
+@given(
+    st.binary(max_size=200),
+    optional_text,
+    optional_text,
+    optional_text,
+    st.none() | st.integers(0, 2**64 - 1),
+    st.sampled_from(Reason),
+)
 def test_rejected_submission_is_read_back_unchanged(
-    body: bytes, message_id: str | None, content_type: str | None, message_type: str | None, reason: Reason
+    body: bytes,
+    message_id: str | None,
+    content_type: str | None,
+    message_type: str | None,
+    timestamp: int | None,
+    reason: Reason,
 ) -> None:
     """Property: the dead letter contains the submission byte for byte, with reason, details and time."""
-    submission = delivery(body=body, message_id=message_id, content_type=content_type, type=message_type)
+    submission = delivery(
+        body=body, message_id=message_id, content_type=content_type, type=message_type, timestamp=timestamp
+    )
     error = InvalidSubmission(reason, "why", (FieldError("f", "f is wrong"),))
     dead = read(in_dead_queue(dead_letter(submission, error, NOW)), SERVICE)
     assert (dead.reason, dead.error, dead.errors) == (reason, "why", ({"field": "f", "error": "f is wrong"},))
     assert (dead.cust_id, dead.died_at) == ("acme", NOW_SECONDS)
     assert dead.origin is not None
-    for name in ("body", "queue", "routing_key", "message_id", "content_type", "type", "user_id"):
+    for name in ("body", "queue", "routing_key", "message_id", "content_type", "type", "user_id", "timestamp"):
         assert getattr(dead.origin, name) == getattr(submission, name)
+    assert resubmission(dead).timestamp == timestamp
+
+
+def test_dead_letter_of_an_earlier_version_has_no_timestamp() -> None:
+    """It may still be in the queue after an upgrade."""
+    message = dead_letter(delivery(timestamp=5), InvalidSubmission(Reason.INVALID, "why"), NOW)
+    envelope = msgspec.json.decode(message.body)
+    del envelope["submission"]["timestamp"]
+    dead = read(in_dead_queue(msgspec.structs.replace(message, body=msgspec.json.encode(envelope))), SERVICE)
+    assert (dead.reason, resubmission(dead).timestamp) == ("invalid", None)
 
 
 @given(st.binary(max_size=100), st.text(max_size=30), st.sampled_from(["rejected.x", "task.submitted.a", "else"]))
@@ -70,14 +95,14 @@ def test_submission_dead_lettered_by_the_broker_has_reason_and_time_of_its_lates
         {"queue": "x", "reason": "rejected"},
     ]
     headers = {"x-death": deaths, "x-first-death-reason": "rejected", "traceparent": PARENT}
-    dead = read(delivery(routing_key="batch.submitted.acme", headers=headers), SERVICE)
+    dead = read(delivery(routing_key="batch.submitted.acme", headers=headers, timestamp=5), SERVICE)
     assert (dead.reason, dead.died_at, dead.cust_id) == ("delivery_limit", NOW_SECONDS, "acme")
     assert dead.origin is not None
     assert dead.origin.queue == "ingest.batches"
     redriven = resubmission(dead)
     assert redriven.exchange == topology.SUBMISSIONS
     assert (redriven.routing_key, redriven.message_id) == ("batch.submitted.acme", "m1")
-    assert redriven.headers == {"traceparent": PARENT}
+    assert (redriven.headers, redriven.timestamp) == ({"traceparent": PARENT}, 5)
 
 
 def test_redriven_submission_of_the_service_stays_admitted() -> None:

@@ -41,7 +41,7 @@ _ack = struct.Struct(">BHIIQBB")
 _PERSISTENT: Final = b"\x02"
 # Property flags, in the order in which the properties follow.
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 1 << 15, 1 << 13, 1 << 12, 1 << 10
-_MESSAGE_ID, _TYPE, _USER_ID = 1 << 7, 1 << 5, 1 << 4
+_MESSAGE_ID, _TIMESTAMP, _TYPE, _USER_ID = 1 << 7, 1 << 6, 1 << 5, 1 << 4
 _MAX_CACHED: Final = 4096
 _MAX_PLANS: Final = 512
 """Combinations of properties that one reader caches."""
@@ -84,6 +84,9 @@ class PublishEncoder:
         if message.headers:
             flags |= _HEADERS
             headers = pamqp.encode.field_table(message.headers)
+        if message.timestamp is not None:
+            flags |= _TIMESTAMP
+            after = _timestamp.pack(message.timestamp) + after
         number = b"%d" % sequence
         properties = b"%b%b%b%c%b%b%b" % (
             before,
