@@ -114,7 +114,7 @@ class Attempt:
         wanted = [
             submission_entry(
                 pending.request.submission,
-                self._now,
+                self._created_at(pending.request),
                 pending.request.customer.retention,
                 owner=pending.owner,
                 lease=self._lease,
@@ -131,6 +131,15 @@ class Attempt:
                 pending.is_replay = True
             else:
                 pending.contended = True
+
+    def _created_at(self, request: Request) -> int:
+        """Return the creation time of a new entry: the one that the request states, if it is plausible.
+
+        A time before the retention would belong to an earlier acceptance of the key, which has ended.
+        """
+        stated = request.created_at
+        oldest = self._now - request.customer.retention * 1000
+        return stated if stated is not None and oldest < stated <= self._now else self._now
 
     async def _claim_items(self, batches: list[_PendingDecision]) -> None:
         claimants: list[_PendingDecision] = []

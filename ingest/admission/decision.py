@@ -14,12 +14,14 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     """A submission to admit.
 
     `origin` is the AMQP message_id of a direct submission, otherwise empty. `trace` is the client's trace context.
+    `created_at` is when it was submitted, in Unix milliseconds, if its message says so. Only a new entry takes it.
     """
 
     submission: Submission
     customer: Customer
     origin: str = ""
     trace: Trace | None = None
+    created_at: int | None = None
 
 
 class Verdict(StrEnum):

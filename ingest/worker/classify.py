@@ -116,7 +116,8 @@ class DeliveryClassifier:
         key = validate_key(message_id, "message_id")
         make = task_submission if kind is SubmissionKind.TASK else batch_submission
         submission = make(decode_json(delivery.body), cust_id, customer.webhooks, key)
-        return Request(submission, customer, origin=message_id)
+        created_at = None if delivery.timestamp is None else delivery.timestamp * 1000
+        return Request(submission, customer, origin=message_id, created_at=created_at)
 
     async def customer(self, cust_id: str) -> Customer | None:
         """Return a customer from the cache or the registry; None if it does not exist. Raises StoreUnavailable."""

@@ -113,7 +113,8 @@ class DeliveryPlanner:
             customer = await self._classifier.customer(admitted.submission.cust_id)
             if customer is None:  # was deleted since; its submission stays accepted
                 customer = Customer(cust_id=admitted.submission.cust_id, retention=admitted.retention)
-            requests.append((delivery, Request(admitted.submission, customer)))
+            request = Request(admitted.submission, customer, created_at=admitted.created_at)
+            requests.append((delivery, request))
         decisions = await self._admission.admit([request for _, request in requests])
         for (delivery, _), decision in zip(requests, decisions, strict=True):
             if decision.verdict in (Verdict.CONTENDED, Verdict.REPLAY):

@@ -315,6 +315,32 @@ async def test_batch_that_exceeds_quota_is_refused_whole(harness: AdmissionHarne
     assert await harness.store.read([decision.request.submission.id, *task_ids]) == [None] * 12
 
 
+@pytest.mark.parametrize(
+    ("age", "expected"),
+    [(0.0, 0.0), (100.0, 100.0), (3599.0, 3599.0), (3600.0, 0.0), (-0.5, 0.0), (1e12, 0.0), (None, 0.0)],
+)
+async def test_new_entry_was_created_at_the_time_that_its_request_states_if_that_is_plausible(
+    harness: AdmissionHarness, age: float | None, expected: float
+) -> None:
+    """A time in the future, or older than the retention, does not count. Ages are in seconds."""
+    customer = Customer(cust_id="c", retention=3600)
+    stated = None if age is None else int((harness.clock.now - age) * 1000)
+    request = msgspec.structs.replace(task("k", customer), created_at=stated)
+    entry = (await harness.admit_one(request)).entry
+    assert entry.created_at == int((harness.clock.now - expected) * 1000)
+
+
+async def test_charge_counts_in_the_month_of_the_clock_whatever_time_the_request_states(
+    harness: AdmissionHarness,
+) -> None:
+    """Otherwise a producer could use up the quota of an earlier month."""
+    harness.clock.now = 1_775_001_600.0 + 60  # a minute after the beginning of April 2026
+    stated = int((harness.clock.now - 3600) * 1000)
+    decision = await harness.admit_one(msgspec.structs.replace(task("k"), created_at=stated))
+    assert decision.entry.created_at == stated
+    assert (await harness.store.used("c", "2026-03"), await harness.store.used("c", "2026-04")) == (0, 1)
+
+
 async def test_settle_writes_whole_entry_if_ledger_has_lost_it(harness: AdmissionHarness) -> None:
     decision = await harness.admit_one(task("k"))
     harness.clock.now += 8 * 86_400  # the entry expires
