@@ -31,7 +31,17 @@ def give_back(entry: Entry) -> Change:
 class _PendingDecision:
     """One request while it is being decided."""
 
-    __slots__ = ("charge", "contended", "entry", "is_replay", "owned", "owner", "replayed", "request")
+    __slots__ = (
+        "charge",
+        "contended",
+        "entry",
+        "is_replay",
+        "item_created_at",
+        "owned",
+        "owner",
+        "replayed",
+        "request",
+    )
 
     def __init__(self, request: Request, owner: str) -> None:
         self.request = request
@@ -39,6 +49,7 @@ class _PendingDecision:
         self.entry: Entry
         self.owned: list[Entry] = []
         self.replayed: list[str] = []
+        self.item_created_at: dict[str, int] = {}
         self.charge: Charge | None = None
         self.contended = False
         self.is_replay = False
@@ -53,7 +64,14 @@ class _PendingDecision:
 
     def decision(self, held_until: float) -> Decision:
         return Decision(
-            self.verdict, self.request, self.entry, tuple(self.owned), self.charge, tuple(self.replayed), held_until
+            self.verdict,
+            self.request,
+            self.entry,
+            tuple(self.owned),
+            self.charge,
+            tuple(self.replayed),
+            held_until,
+            self.item_created_at,
         )
 
     def drop_claims(self) -> None:
@@ -160,11 +178,15 @@ class Attempt:
                 pending.owned.append(entry)
             elif not entry.is_durable:
                 pending.contended = True
+                continue
             elif entry.origin != pending.request.submission.id:
                 pending.replayed.append(entry.id)
-            # Otherwise an earlier attempt of this batch made the item durable and crashed. It is charged already. It is
-            # published again, because the worker that finishes this attempt's message drops the earlier attempt's
+                continue
+            # If it is not held, an earlier attempt of this batch made it durable and crashed. It is charged already. It
+            # is published again, because the worker that finishes this attempt's message drops the earlier attempt's
             # message, which may be the only one with the item.
+            if entry.created_at != pending.entry.created_at:
+                pending.item_created_at[entry.id] = entry.created_at
         await self._yield_contended([pending for pending in batches if pending.contended])
 
     async def _claim(

@@ -44,7 +44,8 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     `entry` is the submission's ledger entry: its own, the original's (REPLAY), or the other attempt's (CONTENDED).
     `owned` are the entries that this admission claimed, `entry` first. `charge` is what was charged now, in tasks.
     `replayed` are the ids of the batch's tasks that were accepted before. `held_until` is the monotonic time until
-    which the claims are certainly held.
+    which the claims are certainly held. `item_created_at` has the keyed items to publish whose entries are older or
+    newer than the batch's, by id: a claim that is taken over keeps its time.
     """
 
     verdict: Verdict
@@ -54,6 +55,7 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     charge: Charge | None = None
     replayed: tuple[str, ...] = ()
     held_until: float = 0.0
+    item_created_at: dict[str, int] = {}
 
     @property
     def mismatch(self) -> bool:

@@ -19,12 +19,14 @@ class Admitted(msgspec.Struct, frozen=True, gc=False):
     """An admitted submission.
 
     `created_at` is in Unix milliseconds, `retention` in seconds. `replayed` are ids of tasks that were accepted before.
+    `item_created_at` has the keyed items that were claimed before their batch, by id.
     """
 
     submission: Submission
     created_at: int
     retention: int
     replayed: tuple[str, ...] = ()
+    item_created_at: dict[str, int] = {}
 
 
 _encode = msgspec.json.encode

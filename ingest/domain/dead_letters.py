@@ -111,8 +111,11 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
 
 
 def digest(delivery: Delivery) -> str:
-    """Return a name for a submission, 32 hex digits: the same for a redelivery, different for a different body."""
-    whole = f"{delivery.routing_key}:{delivery.message_id}:".encode() + delivery.body
+    """Return a name for a submission, 32 hex digits.
+
+    It is the same for a redelivery and a redrive, and different for another body or another timestamp.
+    """
+    whole = f"{delivery.routing_key}:{delivery.message_id}:{delivery.timestamp}:".encode() + delivery.body
     return hashlib.sha256(whole).hexdigest()[:32]
 
 

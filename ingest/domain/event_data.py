@@ -55,9 +55,12 @@ class TaskAcceptedData(TypedDict):
 
 
 class TaskAccepted(_CloudEvent):
-    """A task was accepted. Delivered at least once; copies have the same `id`, so drop repeats by `id`."""
+    """A task was accepted. Delivered at least once; copies have the same `id`, so drop repeats by `id`.
 
-    id: Annotated[str, StringConstraints(pattern=rf"^tsk_{_ID}:accepted$")]
+    If the key is accepted again after its retention, that acceptance has another `id`.
+    """
+
+    id: Annotated[str, StringConstraints(pattern=rf"^tsk_{_ID}:accepted:[0-9]+$")]
     type: Literal["io.asgrefinery.task.accepted"]
     subject: TaskId
     data: TaskAcceptedData
@@ -82,7 +85,7 @@ class BatchAcceptedData(TypedDict):
 class BatchAccepted(_CloudEvent):
     """A batch was accepted; the events of all its tasks were published before."""
 
-    id: Annotated[str, StringConstraints(pattern=rf"^bat_{_ID}:accepted$")]
+    id: Annotated[str, StringConstraints(pattern=rf"^bat_{_ID}:accepted:[0-9]+$")]
     type: Literal["io.asgrefinery.batch.accepted"]
     subject: BatchId
     data: BatchAcceptedData
@@ -102,7 +105,7 @@ class DuplicateData(TypedDict):
 class SubmissionDuplicate(_CloudEvent):
     """A direct submission repeats one that was accepted. This event is its only effect."""
 
-    id: Annotated[str, StringConstraints(pattern=rf"^(tsk|bat)_{_ID}:duplicate:[0-9a-f]{{32}}$")]
+    id: Annotated[str, StringConstraints(pattern=rf"^(tsk|bat)_{_ID}:duplicate:[0-9]+:[0-9a-f]{{32}}$")]
     type: Literal["io.asgrefinery.submission.duplicate"]
     subject: TaskId | BatchId
     data: DuplicateData
@@ -131,7 +134,7 @@ class RejectedData(TypedDict):
 class SubmissionRejected(_CloudEvent):
     """A direct submission was rejected; it is in `ingest.dead`."""
 
-    id: Annotated[str, StringConstraints(pattern="^rejected:[0-9a-f]{32}$")]
+    id: Annotated[str, StringConstraints(pattern="^rejected:[a-z_]+:[0-9a-f]{32}$")]
     type: Literal["io.asgrefinery.submission.rejected"]
     subject: NotRequired[CustId]
     data: RejectedData

@@ -74,7 +74,11 @@ class SubmissionPipeline:
 
 def _message(decision: Decision) -> Message:
     request = decision.request
-    return to_message(
-        Admitted(request.submission, decision.entry.created_at, request.customer.retention, decision.replayed),
-        request.trace,
+    admitted = Admitted(
+        request.submission,
+        decision.entry.created_at,
+        request.customer.retention,
+        decision.replayed,
+        decision.item_created_at,
     )
+    return to_message(admitted, request.trace)

@@ -1,8 +1,7 @@
 """What one delivery needs: the messages to publish and the ledger entries to settle."""
 
 import time
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import structlog
@@ -21,7 +20,6 @@ from ingest.domain.trace import Trace, trace_of
 from ingest.worker.rejections import Rejection
 
 _log = structlog.get_logger(__name__)
-_rfc3339 = lru_cache(maxsize=1024)(events.rfc3339)
 
 
 class OutboundPlan(msgspec.Struct, eq=False, gc=False):
@@ -47,12 +45,12 @@ def plan_rejection(rejection: Rejection) -> OutboundPlan:
 
     The event comes last: while `ingest.dead` is full, it would be published again with every attempt.
     """
-    now = events.rfc3339(time.time_ns() // 1_000_000)
+    now = time.time_ns() // 1_000_000
     delivery, error = rejection.delivery, rejection.error
     event = events.rejected(rejection.cust_id, delivery.message_id or "", now, error, digest(delivery))
     return OutboundPlan(
         delivery,
-        [dead_letter(delivery, error, now)],
+        [dead_letter(delivery, error, events.rfc3339(now))],
         event,
         outcome=Outcome.REJECTED,
         reason=error.reason,
@@ -62,18 +60,19 @@ def plan_rejection(rejection: Rejection) -> OutboundPlan:
 
 def plan_duplicate(delivery: Delivery, decision: Decision) -> OutboundPlan:
     """Publish a `submission.duplicate` event that names the original."""
-    original = decision.entry
-    created_at = _seconds_rfc3339(original.created_at)
-    message_id = decision.request.origin
-    event = events.duplicate(original.id, original.cust_id, message_id, created_at, mismatch=decision.mismatch)
+    request = decision.request
+    event = events.duplicate(decision.entry, request.submission, request.origin)
     return OutboundPlan(delivery, [event], outcome=Outcome.DUPLICATE, mismatch=decision.mismatch)
 
 
 def plan_direct(delivery: Delivery, decision: Decision) -> OutboundPlan:
     """Publish the events of a direct submission that was admitted just now."""
-    replayed = decision.replayed
     task_events, final_event = _events(
-        decision.request.submission, decision.entry.created_at, frozenset(replayed), replayed
+        decision.request.submission,
+        decision.entry.created_at,
+        decision.item_created_at,
+        decision.replayed,
+        decision.replayed,
     )
     return OutboundPlan(delivery, task_events, final_event, decision.owned, decision)
 
@@ -130,14 +129,15 @@ def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entr
             return None
         own_entry = stored_entry
     if submission.kind is SubmissionKind.TASK:
-        return OutboundPlan(delivery, _events(submission, own_entry.created_at, frozenset(), ())[0], None, (own_entry,))
+        event = events.task_accepted(submission.tasks[0], submission.cust_id, own_entry.created_at)
+        return OutboundPlan(delivery, [event], None, (own_entry,))
     accepted = {entry.id for entry in stored.values() if entry.phase is Phase.ACCEPTED}
     accepted_elsewhere = {task_id for task_id in accepted if stored[task_id].origin != submission.id}
     replayed = tuple(dict.fromkeys([*admitted.replayed, *accepted_elsewhere]))
     done = accepted.union(replayed)
-    task_events, final_event = _events(submission, own_entry.created_at, done, replayed)
-    items = item_entries(submission, admitted.created_at, admitted.retention)
-    to_settle = [stored.get(item.id, item) for item in items if item.id not in done]
+    to_settle = [stored.get(item.id, item) for item in _claimed_items(admitted) if item.id not in done]
+    item_created_at = {item.id: item.created_at for item in to_settle}
+    task_events, final_event = _events(submission, own_entry.created_at, item_created_at, done, replayed)
     return OutboundPlan(delivery, task_events, final_event, (own_entry, *to_settle))
 
 
@@ -156,22 +156,32 @@ def _traced(message: Message, trace: Trace) -> Message:
     return msgspec.structs.replace(message, headers=message.headers | trace.headers())
 
 
+def _claimed_items(admitted: Admitted) -> list[Entry]:
+    """Return the entries of a batch's keyed items as the shim has claimed them."""
+    own = admitted.item_created_at
+    items = item_entries(admitted.submission, admitted.created_at, admitted.retention)
+    return [msgspec.structs.replace(item, created_at=own[item.id]) if item.id in own else item for item in items]
+
+
 def _events(
-    submission: Submission, created_at: int, done: Iterable[str], replayed: Sequence[str]
+    submission: Submission,
+    created_at: int,
+    item_created_at: Mapping[str, int],
+    done: Iterable[str],
+    replayed: Sequence[str],
 ) -> tuple[list[Message], Message | None]:
-    """Return one `task.accepted` event per task that is not in `done`; for a batch also its `batch.accepted` event."""
-    time_text = _seconds_rfc3339(created_at)
+    """Return one `task.accepted` event per task that is not in `done`; for a batch also its `batch.accepted` event.
+
+    `item_created_at` has keyed items of a batch, by id; all others were created with the batch.
+    """
     cust_id = submission.cust_id
     if submission.kind is SubmissionKind.TASK:
-        return [events.task_accepted(submission.tasks[0], cust_id, time_text)], None
+        return [events.task_accepted(submission.tasks[0], cust_id, created_at)], None
     task_events = []
     seen = set(done)
     for index, task in enumerate(submission.tasks):
         if task.task_id not in seen:
             seen.add(task.task_id)
-            task_events.append(events.task_accepted(task, cust_id, time_text, (submission.id, index)))
-    return task_events, events.batch_accepted(submission, time_text, replayed)
-
-
-def _seconds_rfc3339(milliseconds: int) -> str:
-    return _rfc3339(milliseconds // 1000 * 1000)  # whole seconds, so that the cache is effective
+            own = item_created_at.get(task.task_id, created_at)
+            task_events.append(events.task_accepted(task, cust_id, own, (submission.id, index)))
+    return task_events, events.batch_accepted(submission, created_at, replayed)

@@ -23,7 +23,7 @@ from tests.bench.harness import TASK
 WINDOW: Final = 4000
 BLOCK: Final = 1000
 _READ_SIZE: Final = 1 << 20
-_TIME: Final = "2026-04-09T12:00:00Z"
+_TIME: Final = 1_775_736_000_000
 
 
 class Raw:

@@ -15,7 +15,8 @@ from typing import Any, cast
 
 from ingest.domain import admitted
 from ingest.domain.dead_letters import digest
-from ingest.domain.errors import StoreUnavailable
+from ingest.domain.errors import Reason, StoreUnavailable
+from ingest.domain.events import acceptance_id
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.ledger import Charge, Entry, Phase
 from ingest.domain.messages import Delivery, Message, PublishOutcome
@@ -30,7 +31,8 @@ _REMEMBERED = 200_000
 class Probes:
     """State that the probes of one process share.
 
-    `confirmed` has the ids of confirmed messages, in order. `peak_in_flight` is the most deliveries that this process
+    `confirmed` has the ids of confirmed messages, in order, those of acceptances also without their time, because it is
+    not in the message of a direct producer. `peak_in_flight` is the most deliveries that this process
     or its predecessors of the same name held at once, by queue.
     """
 
@@ -76,7 +78,9 @@ class Probes:
 
     def remember_confirmed(self, message_id: str) -> None:
         self.confirmed[message_id] = None
-        if len(self.confirmed) > _REMEMBERED:
+        if ":accepted:" in message_id:
+            self.confirmed[message_id.rpartition(":")[0]] = None
+        while len(self.confirmed) > _REMEMBERED:
             del self.confirmed[next(iter(self.confirmed))]
 
 
@@ -185,12 +189,12 @@ class _ConsumerProbe(_Probe):
         """Return the submission's id if this process has not seen a confirm of each of its events, otherwise None."""
         confirmed = self._probes.confirmed
         if delivery.type == admitted.TYPE:
-            submission = admitted.from_body(delivery.body).submission
-            event_ids = [f"{task.task_id}:accepted" for task in submission.tasks]
-            if submission.kind == SubmissionKind.BATCH:
-                event_ids.append(f"{submission.id}:accepted")
+            message = admitted.from_body(delivery.body)
+            submission, own = message.submission, message.item_created_at
+            ids = [submission.id, *[task.task_id for task in submission.tasks]]
+            event_ids = [acceptance_id(id_, own.get(id_, message.created_at)) for id_ in ids]
             return None if all(event_id in confirmed for event_id in event_ids) else submission.id
-        if f"rejected:{digest(delivery)}" in confirmed:
+        if any(f"rejected:{reason}:{digest(delivery)}" in confirmed for reason in Reason):
             return None
         body = json.loads(delivery.body)
         cust_id = delivery.routing_key.rpartition(".")[2]

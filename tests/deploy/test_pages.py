@@ -6,6 +6,7 @@ More checks are in tests/unit/test_documents.py.
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -117,6 +118,7 @@ def test_producer_example_publishes_a_task_with_the_permissions_of_a_producer(
             "POST", f"queues/{vhost}/ingest.tasks/get", {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}
         )
         assert messages[0]["routing_key"] == "task.submitted.acme"
+        assert 0 <= time.time() - messages[0]["properties"]["timestamp"] < 60
     finally:
         rabbitmq.api("DELETE", "users/acme")
 

@@ -38,6 +38,11 @@ class ProcessorHarness:
         self.unavailable = (await self._processor.attempt(self.consumer, deliveries)).unavailable
         return [message.message_id for message in self.publisher.sent]
 
+    async def move_to_end(self, *deliveries: Delivery) -> list[Delivery]:
+        """Move deliveries to the end of their queue; return those that were not moved."""
+        self.publisher.sent.clear()
+        return await self._processor.move_to_end(self.consumer, deliveries)
+
 
 class WorkerHarness:
     """A worker on the embedded broker. It runs while the context is open."""

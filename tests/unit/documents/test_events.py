@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from ingest.domain import event_data, events
 from ingest.domain.dead_letters import ENVELOPE_HEADER, dead_letter
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
+from ingest.domain.ledger import submission_entry
 from ingest.domain.messages import Message
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.domain.validation import TASK_TYPES
@@ -22,6 +23,7 @@ from tests.unit.documents.schemas import problems
 
 HOOK = "https://a.example/hook"
 TIME = "2026-04-09T12:00:00Z"
+CREATED_AT = 1_775_736_000_250
 text = st.text(max_size=20)
 words = st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).map(lambda word: f"w{word}")
 cust_ids = st.from_regex(r"\A[A-Za-z0-9_-]{1,64}\Z")
@@ -70,7 +72,8 @@ def test_task_accepted_event_fits_its_schema(
     """The task is accepted alone, or as item `index` of a batch."""
     task = submitted(body, cust_id, key).tasks[0]
     batch = None if index is None else (batch_submission({"tasks": [body]}, cust_id, {HOOK}, key).id, index)
-    event = check("task.accepted", events.task_accepted(task, cust_id, TIME, batch))
+    event = check("task.accepted", events.task_accepted(task, cust_id, CREATED_AT, batch))
+    assert (event["time"], event["data"]["created_at"]) == (TIME, TIME)
     assert event["data"]["label_spec"] == body["label_spec"]
     assert event["data"].get("batch_index") == index
 
@@ -81,7 +84,7 @@ def test_batch_accepted_event_fits_its_schema(
 ) -> None:
     batch = batch_submission({"tasks": tasks, "callback_url": HOOK}, cust_id, {HOOK}, key)
     replayed = [batch.tasks[0].task_id] if has_replay else []
-    event = check("batch.accepted", events.batch_accepted(batch, TIME, replayed))
+    event = check("batch.accepted", events.batch_accepted(batch, CREATED_AT, replayed))
     assert event["data"]["task_ids"] == [task.task_id for task in batch.tasks]
 
 
@@ -90,8 +93,11 @@ def test_submission_duplicate_event_fits_its_schema(
     body: dict[str, Any], cust_id: str, message_id: str, is_batch: bool, mismatch: bool
 ) -> None:
     submission = batch_submission({"tasks": [body]}, cust_id, {HOOK}) if is_batch else submitted(body, cust_id, None)
-    message = events.duplicate(submission.id, cust_id, message_id, TIME, mismatch=mismatch)
-    event = check("submission.duplicate", message)
+    original = submission_entry(submission, CREATED_AT, 60)
+    if mismatch:
+        original = msgspec.structs.replace(original, fingerprint=b"other")
+    event = check("submission.duplicate", events.duplicate(original, submission, message_id))
+    assert event["data"]["payload_mismatch"] == mismatch
     assert ("batch_id" in event["data"], "task_id" in event["data"]) == (is_batch, not is_batch)
 
 
@@ -139,17 +145,24 @@ def test_large_dead_letter_has_its_envelope_in_a_header_and_fits_only_its_own_sc
     assert large.content_type == kinds["largeDeadLetter"]["contentType"]
 
 
-def test_rejections_of_different_bodies_with_one_message_id_have_different_ids() -> None:
+def rejection_ids(reason: Reason = Reason.INVALID, **changes: Any) -> list[str]:
+    """The ids of the dead letter and the event of a rejected delivery with the message_id m."""
+    rejection = Rejection(delivery(message_id="m", **changes), InvalidSubmission(reason, "why"), "acme")
+    return [message.message_id for message in plan_rejection(rejection).messages]
+
+
+@pytest.mark.parametrize("changes", [{"body": b'{"type":1}'}, {"timestamp": 6}, {"timestamp": None}])
+def test_rejections_of_different_submissions_with_one_message_id_have_different_ids(changes: dict[str, Any]) -> None:
     """A reader that drops events with known ids gets both. A redelivered message is rejected with the same ids."""
-    error = InvalidSubmission(Reason.INVALID, "why")
-    ids = {
-        plan_rejection(Rejection(delivery(body=body, message_id="m"), error, "acme")).messages[1].message_id
-        for body in (b"{}", b'{"type":1}')
-    }
-    assert len(ids) == 2
-    again = plan_rejection(Rejection(delivery(body=b"{}", message_id="m", redelivered=True), error, "acme")).messages
-    assert again[1].message_id in ids
-    assert again[0].message_id == dead_letter(delivery(body=b"{}", message_id="m"), error, TIME).message_id
+    first: dict[str, Any] = {"body": b"{}", "timestamp": 5}
+    ids, others = rejection_ids(**first), rejection_ids(**first | changes)
+    assert (ids[0] != others[0], ids[1] != others[1]) == (True, True)
+    assert rejection_ids(**first, redelivered=True) == ids
+
+
+def test_rejection_for_another_reason_is_another_event() -> None:
+    """A submission that is redriven may be rejected for another reason, of which its producer must hear."""
+    assert rejection_ids(Reason.QUOTA_EXHAUSTED)[1] != rejection_ids(Reason.KEY_CONFLICT)[1]
 
 
 def test_models_name_the_event_types_that_the_service_sends() -> None:

@@ -11,6 +11,7 @@ from ingest.admission import Request
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
+from ingest.domain.events import acceptance_id
 from ingest.domain.ledger import Entry, Phase
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.submissions import Submission, batch_submission, task_submission
@@ -23,6 +24,8 @@ from tests.support.worker_harness import ProcessorHarness
 CUSTOMER = Customer(cust_id="c", monthly_quota=100)
 MONTH = "2026-03"
 """The month of `Clock`."""
+CREATED_AT = 1_775_000_000_000
+"""The time of `Clock` when a test begins, in Unix milliseconds."""
 
 
 class UnreliableStore(SqliteStore):
@@ -72,13 +75,13 @@ def direct(*keys: str | None, redelivered: bool = False) -> Delivery:
 
 
 def from_shim(submission: Submission) -> Delivery:
-    return admitted_delivery(Admitted(submission, 1_775_000_000_000, 604_800))
+    return admitted_delivery(Admitted(submission, CREATED_AT, 604_800))
 
 
 def events_of(submission: Submission) -> list[str]:
     """The ids of all events of a batch, in the order in which they are published."""
     ids = dict.fromkeys(task.task_id for task in submission.tasks)
-    return [f"{submission_id}:accepted" for submission_id in (*ids, submission.id)]
+    return [acceptance_id(submission_id, CREATED_AT) for submission_id in (*ids, submission.id)]
 
 
 async def phases(store: SqliteStore, submission: Submission) -> dict[str, Phase | None]:
@@ -112,8 +115,8 @@ async def test_item_whose_key_was_used_is_reported_as_replayed_and_not_charged(
     await harness.admission.accepted(decision.owned)
     submission = batch(None, "x")
     assert await harness.attempt(direct(None, "x")) == [
-        f"{submission.tasks[0].task_id}:accepted",
-        f"{submission.id}:accepted",
+        acceptance_id(submission.tasks[0].task_id, CREATED_AT),
+        acceptance_id(submission.id, CREATED_AT),
     ]
     assert json.loads(harness.publisher.sent[-1].body)["data"]["replayed_task_ids"] == [single.id]
     assert await store.used("c", MONTH) == 2
@@ -181,8 +184,8 @@ async def test_item_that_was_settled_before_its_batch_is_not_published_again(har
     await harness.admission.queued([decision])
     await harness.admission.accepted(decision.owned[1:])
     assert await harness.attempt(from_shim(submission)) == [
-        f"{submission.tasks[0].task_id}:accepted",
-        f"{submission.id}:accepted",
+        acceptance_id(submission.tasks[0].task_id, CREATED_AT),
+        acceptance_id(submission.id, CREATED_AT),
     ]
     assert json.loads(harness.publisher.sent[-1].body)["data"]["replayed_task_ids"] == []
 

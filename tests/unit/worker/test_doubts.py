@@ -92,7 +92,7 @@ async def test_message_that_arrives_after_its_refund_is_charged_again(
     await harness.admission.refund_doubts()
     assert await used(store) == 0
     (event,) = await harness.attempt(message)
-    assert event.endswith(":accepted")
+    assert ":accepted:" in event
     assert await used(store) == 1
 
 
@@ -108,7 +108,7 @@ async def test_refunded_submission_is_charged_again_even_if_an_attempt_crashed_a
     assert await harness.attempt(message) == []
     clock.now += 30
     (event,) = await harness.attempt(message)
-    assert (event.endswith(":accepted"), await used(store)) == (True, 1)
+    assert (":accepted:" in event, await used(store)) == (True, 1)
 
 
 async def test_message_is_kept_if_its_entry_becomes_queued_while_it_is_admitted_again(
@@ -164,7 +164,7 @@ async def test_message_that_arrives_after_another_body_took_over_is_dropped(
     assert await harness.attempt(late) == []
     assert late in harness.consumer.acked
     (event,) = await harness.attempt(message)
-    assert event.endswith(":accepted")
+    assert ":accepted:" in event
     assert json.loads(harness.publisher.sent[0].body)["data"]["data_url"] == OTHER["data_url"]
 
 
