@@ -32,6 +32,7 @@ def check(history: History) -> Result:
     checker = _Checker(history)
     result = checker.result
     checker.check_ids()
+    checker.check_acceptances()
     checker.check_total_queue()
     checker.check_batches()
     checker.check_dead_letters()
@@ -65,7 +66,11 @@ class _Checker:
         """Item to the task ids of its events."""
         self._events: dict[str, Counter[str]] = {"consensus.tasks": Counter(), "webhook.dispatch": Counter()}
         """Queue to the number of events of each item, without those that were only redelivered to the observer."""
+        self._acceptances: dict[str, set[str]] = defaultdict(set)
+        """Id of a task or batch to the ids of its acceptance events."""
         for seen in history.seen:
+            if ".accepted." in seen.routing_key:
+                self._acceptances[str(seen.data.get("task_id") or seen.data["batch_id"])].add(seen.event_id)
             if seen.routing_key.startswith("task.accepted"):
                 item = str(seen.data.get("data_url", "")).removeprefix(_PREFIX)
                 if not seen.redelivered or not self._events[seen.queue][item]:
@@ -114,6 +119,22 @@ class _Checker:
                 keyed_id(SubmissionKind(submission.kind), submission.cust_id, submission.key)
             }:
                 self.result.broken.append(f"submission {submission.number} got a wrong id: {sorted(answered)}")
+
+    def check_acceptances(self) -> None:
+        """Check that all events of one acceptance have one id, and that only a lost entry led to another acceptance.
+
+        If a producer's messages have a timestamp, their events have one id even then.
+        """
+        truncations = len(self._history.truncated) // 2
+        for submission in self._history.submissions:
+            over_http = any(attempt.channel == "http" for attempt in submission.attempts)
+            most = 1 + truncations if over_http or submission.timestamp is None else 1
+            ids = {task_id for item in submission.items for task_id in self._task_ids[item]}
+            if submission.key is not None:
+                ids.add(keyed_id(SubmissionKind.BATCH, submission.cust_id, submission.key))
+            for id_ in sorted(ids):
+                if len(event_ids := self._acceptances.get(id_, set())) > most:
+                    self.result.broken.append(f"{id_} was accepted as {sorted(event_ids)}, expected at most {most}")
 
     def check_batches(self) -> None:
         """Check that `batch.accepted` has as many distinct tasks as were submitted, and comes after all of them."""

@@ -33,7 +33,7 @@ class Submission:
     """One logical submission: a task (with one item) or a batch.
 
     `items` are unique names, each part of its task's data_url. A submission without `key` is sent only once. `own_keys`
-    are the keys of keyed items, by index.
+    are the keys of keyed items, by index. `timestamp` is the AMQP property of its messages, in Unix seconds.
     """
 
     number: int
@@ -44,6 +44,7 @@ class Submission:
     body: dict[str, Any]
     callback: bool
     own_keys: dict[int, str] = field(default_factory=dict)
+    timestamp: int | None = None
     attempts: list[Attempt] = field(default_factory=list)
 
     @property

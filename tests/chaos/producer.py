@@ -29,11 +29,12 @@ class Producer:
         self._connecting = asyncio.Lock()
         self._refused = 0
 
-    async def publish(self, kind: str, body: dict[str, Any], attempt: Attempt) -> None:
+    async def publish(self, kind: str, body: dict[str, Any], timestamp: int | None, attempt: Attempt) -> None:
         """Publish once; store the outcome in the attempt."""
         message = aio_pika.Message(
             json.dumps(body).encode(),
             message_id=attempt.message_id,
+            timestamp=timestamp,
             content_type="application/json",
             delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
         )

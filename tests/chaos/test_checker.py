@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from ingest.domain.events import acceptance_id
 from ingest.domain.identity import SubmissionKind, item_id, keyed_id
 from tests.chaos.checker import check
 from tests.chaos.history import Attempt, History, Injected, Outcome, Seen, Submission
@@ -25,9 +26,9 @@ def confirmed_publish(message_id: str) -> Attempt:
     return attempt
 
 
-def accepted_event(item: str, task_id: str, queue: str = "consensus.tasks") -> Seen:
+def accepted_event(item: str, task_id: str, queue: str = "consensus.tasks", created_at: int = 1) -> Seen:
     data = {"data_url": f"https://cdn.example.com/{item}", "task_id": task_id, "cust_id": "acme"}
-    return Seen(queue, "task.accepted.sentiment.webhook", f"{task_id}:accepted", data)
+    return Seen(queue, "task.accepted.sentiment.webhook", acceptance_id(task_id, created_at), data)
 
 
 def correct_history() -> History:
@@ -45,7 +46,7 @@ def correct_history() -> History:
         history.seen.append(accepted_event("0-0", SINGLE, queue))
         history.seen += [accepted_event(f"1-{index}", item_id(BATCH, index), queue) for index in (0, 1)]
     batch_data = {"batch_id": BATCH, "task_ids": [item_id(BATCH, index) for index in (0, 1)], "replayed_task_ids": []}
-    history.seen.append(Seen("webhook.dispatch", "batch.accepted.webhook", f"{BATCH}:accepted", batch_data))
+    history.seen.append(Seen("webhook.dispatch", "batch.accepted.webhook", acceptance_id(BATCH, 1), batch_data))
     duplicate_data = {"cust_id": "acme", "message_id": "m2"}
     history.seen.append(Seen("chaos.spy", "submission.duplicate", "d", duplicate_data))
     history.faults = [Injected("a", 0, 1, "proof", 0.5, shown=True)]
@@ -56,6 +57,13 @@ def test_correct_history_is_counted_and_breaks_no_invariant() -> None:
     result = check(correct_history())
     assert result.broken == []
     assert (result.attempted, result.accepted, result.duplicated, result.recovered) == (3, 3, 0, 0)
+
+
+def test_task_may_be_accepted_once_more_after_the_ledger_was_emptied() -> None:
+    history = correct_history()
+    history.truncated = [1.0, 2.0]
+    history.seen.append(accepted_event("0-0", SINGLE, created_at=2))
+    assert check(history).broken == []
 
 
 def drop_event(position: int) -> Callable[[History], None]:
@@ -101,6 +109,13 @@ def answer_only_a_wrong_id(history: History) -> None:
     history.submissions[0].attempts = [http_attempt("accepted", "tsk_wrong")]
 
 
+def accept_again_after_the_ledger_was_emptied(history: History) -> None:
+    """The messages of the batch have a timestamp, so its tasks keep their event ids."""
+    history.truncated = [1.0, 2.0]
+    history.submissions[1].timestamp = 5
+    history.seen.append(accepted_event("1-0", item_id(BATCH, 0), created_at=2))
+
+
 def leave_fault_unproven(history: History) -> None:
     history.faults[0].shown = False
 
@@ -118,6 +133,8 @@ def never_recover(history: History) -> None:
         (drop_event(7), "2 of 2 messages were taken as the original"),
         (add_event(accepted_event("9-9", "tsk_x")), "unexpected: 1"),
         (add_event(accepted_event("0-0", "tsk_other")), "has 2 ids"),
+        (add_event(accepted_event("0-0", SINGLE, created_at=2)), "expected at most 1"),
+        (accept_again_after_the_ledger_was_emptied, "expected at most 1"),
         (
             add_event(Seen("ingest.dead", "rejected.invalid", "", {"cust_id": "acme"}, "invalid")),
             "valid submission in ingest.dead",

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, Literal
 
@@ -136,7 +137,8 @@ class Workload:
         """Publish once, as a direct producer. Record the attempt and return it."""
         attempt = Attempt("amqp", message_id=message_id)
         submission.attempts.append(attempt)
-        await self._producers[submission.cust_id].publish(submission.kind, submission.body, attempt)
+        producer = self._producers[submission.cust_id]
+        await producer.publish(submission.kind, submission.body, submission.timestamp, attempt)
         self.counts["unavailable"] += attempt.outcome == "unavailable"
         self.counts["unknown"] += attempt.outcome == "unknown"
         self.counts["sent"] += 1
@@ -207,7 +209,8 @@ class Workload:
             body["callback_url"] = WEBHOOK
         if key is not None:
             body["idempotency_key"] = key
-        submission = Submission(number, cust_id, kind, key, items, body, callback, own_keys)
+        timestamp = int(time.time()) if self._rng.random() < 0.5 else None
+        submission = Submission(number, cust_id, kind, key, items, body, callback, own_keys, timestamp)
         self._history.submissions.append(submission)
         return submission
 
