@@ -11,7 +11,7 @@ import msgspec
 from ingest.admission.decision import Decision, Request, Verdict
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.identity import SubmissionKind
-from ingest.domain.ledger import UNLIMITED, Change, Charge, Doubt, Entry, Step, item_entries, submission_entry
+from ingest.domain.ledger import UNLIMITED, Change, Charge, Doubt, Entry, Phase, Step, item_entries, submission_entry
 from ingest.domain.ports import Ledger, Quotas
 
 
@@ -173,13 +173,13 @@ class Attempt:
             claimants += [pending] * len(items)
             wanted += items
         stored, held = await self._claim(claimants, wanted)
-        for pending, entry, is_held in zip(claimants, stored, held, strict=True):
+        for pending, item, entry, is_held in zip(claimants, wanted, stored, held, strict=True):
             if is_held:
                 pending.owned.append(entry)
             elif not entry.is_durable:
                 pending.contended = True
                 continue
-            elif entry.origin != pending.request.submission.id:
+            elif entry.origin != item.origin or _was_accepted_with_another_body(entry, item):
                 pending.replayed.append(entry.id)
                 continue
             # If it is not held, an earlier attempt of this batch made it durable and crashed. It is charged already. It
@@ -266,6 +266,10 @@ class Attempt:
 def month_of(milliseconds: int) -> str:
     """Return the month of a Unix time, as charges name it: `YYYY-MM`, UTC."""
     return datetime.fromtimestamp(milliseconds / 1000, UTC).strftime("%Y-%m")
+
+
+def _was_accepted_with_another_body(stored: Entry, wanted: Entry) -> bool:
+    return stored.phase is Phase.ACCEPTED and stored.fingerprint != wanted.fingerprint
 
 
 def _inherit(wanted: Entry, expired: Entry) -> Entry:

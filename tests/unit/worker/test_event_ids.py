@@ -212,6 +212,19 @@ async def test_item_that_is_published_again_after_a_crash_keeps_its_id(
     assert body["time"] == body["data"]["created_at"] == rfc3339(created_at)
 
 
+async def test_accepted_item_is_not_published_again_with_another_body(
+    harness: ProcessorHarness, store: UnreliableStore, clock: Clock
+) -> None:
+    """The store has lost the entry of its batch, and the batch's key is used again with other items."""
+    await harness.attempt(direct_delivery("b", BATCH))
+    await lose(store, BATCH_ID)
+    clock.now += 7
+    again = {"tasks": [OTHER, OTHER | {"idempotency_key": "k"}]}
+    expected = [acceptance_id(id_, milliseconds(clock)) for id_ in (ITEM_ID, BATCH_ID)]
+    assert await harness.attempt(direct_delivery("b", again)) == expected
+    assert event(harness, expected[-1])["data"]["replayed_task_ids"] == [TASK_ID]
+
+
 async def test_duplicate_of_another_acceptance_has_another_id(harness: ProcessorHarness, clock: Clock) -> None:
     ids = []
     for _ in range(2):
