@@ -116,9 +116,11 @@ def test_dead_letter_and_submission_rejected_event_fit_their_schemas(
         InvalidSubmission(reason, "why", tuple(errors)),
         cust_id,
     )
-    dead, rejected = plan_rejection(rejection).messages
+    plan = plan_rejection(rejection)
+    (dead,) = plan.messages
+    assert plan.final_message is not None
     letter = check("dead-letter", dead)
-    event = check("submission.rejected", rejected)
+    event = check("submission.rejected", plan.final_message)
     assert ("body" in letter["submission"]) != ("body_base64" in letter["submission"])
     assert event.get("subject", "") == cust_id
 
