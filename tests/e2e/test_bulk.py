@@ -140,7 +140,8 @@ def test_exhausted_quota_stops_the_run_and_a_rerun_with_more_quota_finishes(tmp_
     with start(tmp_path, "--api-key", "k", "--quota", "350") as dev:
         code, result, stderr = SubmitProcess(dev, file, "--chunk", "100", "--concurrency", "1").wait()
         assert (code, result["accepted"]) == (4, 300)
-        assert "quota exhausted" in stderr
+        assert f"the gateway at {address(dev)} answers 403: quota exhausted. The quota is monthly: the next" in stderr
+        assert "run the same command again to continue. It continues with line 301; nothing is submitted" in stderr
         dev.stop()
     with start(tmp_path, "--api-key", "k", "--quota", "1000") as dev:
         code, result, _ = SubmitProcess(dev, file, "--chunk", "100").wait()
@@ -166,6 +167,82 @@ def test_csv_from_standard_input_is_submitted_without_a_journal(dev: Ingest, tmp
     assert list(tmp_path.glob("*.journal")) == []
 
 
+def run_shell(dev: Ingest, command: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell command in which `submit` is asg-submit for `dev`."""
+    submit = f'submit() {{ {sys.executable} -m asg_gateway --base-url {address(dev)} "$@"; }}'
+    env = {**os.environ, "ASG_API_KEY": "k"}
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {submit}; {command}"],
+        env=env,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "stderr"),
+    [
+        ("submit tasks.jsonl 2>&-", 0, ""),
+        ("submit tasks.jsonl 2>/dev/full", 0, ""),
+        ("submit tasks.jsonl --json >&-", 2, "--json needs standard output, but it is closed"),
+        ("submit tasks.jsonl --json >/dev/full", 5, "cannot write the result to standard output: No space left"),
+        ("submit tasks.jsonl --json | (exec <&-; sleep 5)", 5, "cannot write the result to standard output: Broken"),
+        ("submit tasks.jsonl --ids /dev/full", 5, "stopped: cannot write /dev/full: No space left on device"),
+        ("submit - <&-", 2, "standard input is closed"),
+        ("submit --help | (exec <&-; sleep 5)", 0, ""),
+        ("HTTP_PROXY=http:// NO_PROXY= submit tasks.jsonl", 2, "HTTP_PROXY is not the URL of a proxy"),
+        ("HTTP_PROXY=socks5://127.0.0.1:1 NO_PROXY= submit tasks.jsonl", 2, "HTTP_PROXY is a SOCKS proxy"),
+        ("HTTP_PROXY=http://127.0.0.1:1 NO_PROXY=fd00::/8,127.0.0.1 submit tasks.jsonl", 0, "1 accepted"),
+    ],
+)
+def test_exit_code_is_1_only_for_refused_lines(
+    dev: Ingest, tmp_path: Path, command: str, code: int, stderr: str
+) -> None:
+    """Broken streams, full disks and wrong proxies have other codes and one sentence without a traceback."""
+    write_tasks(tmp_path / "tasks.jsonl", [task(1)])
+    result = run_shell(dev, command, tmp_path)
+    assert (result.returncode, "Traceback" in result.stderr) == (code, False), result.stderr
+    assert stderr in result.stderr
+    assert "Exception ignored" not in result.stderr
+
+
+def test_one_bad_csv_row_is_reported_and_the_others_are_accepted(dev: Ingest, tmp_path: Path) -> None:
+    rows = [f"sentiment,https://a.example/{number},Q?,a|b" for number in range(700)]
+    rows[600] = 'sentiment,https://a.example/600,"Q" ?,a|b'
+    file = tmp_path / "tasks.csv"
+    file.write_text("\n".join(["type,data_url,question,options", *rows]))
+    code, result, _ = SubmitProcess(dev, file).wait()
+    assert (code, result["accepted"], result["refused"]) == (1, 699, 1)
+    (error,) = map(json.loads, (tmp_path / "tasks.csv.errors.jsonl").read_text().splitlines())
+    assert (error["line"], error["text"]) == (602, rows[600])
+
+
+def test_replays_are_counted_apart_from_new_tasks_even_in_one_request(dev: Ingest, tmp_path: Path) -> None:
+    """The second run has other chunks, each with old and new tasks."""
+    file = write_tasks(tmp_path / "tasks.jsonl", [task(number) for number in range(0, 1000, 2)])
+    assert SubmitProcess(dev, file, "--no-journal").wait()[1]["accepted"] == 500
+    write_tasks(file, [task(number) for number in range(1000)])
+    code, result, stderr = SubmitProcess(dev, file, "--no-journal", "--chunk", "300").wait()
+    assert (code, result["accepted"], result["replayed"]) == (0, 500, 500)
+    assert "500 accepted, 500 replayed (accepted before)" in stderr
+
+
+def test_run_ends_while_standard_input_stays_open(tmp_path: Path) -> None:
+    """The quota is exhausted before the producer of the tasks is done."""
+    with start(tmp_path, "--api-key", "k", "--quota", "150") as dev:
+        run = SubmitProcess(dev, "-", "--chunk", "100", "--errors", tmp_path / "errors", stdin=subprocess.PIPE)
+        assert run.process.stdin is not None
+        run.process.stdin.write("".join(json.dumps(task(number)) + "\n" for number in range(250)))
+        run.process.stdin.flush()
+        try:
+            assert run.process.wait(20) == 4
+        finally:
+            run.process.kill()
+            run.wait()
+
+
 def test_wrong_api_key_or_webhook_stops_the_run_with_exit_code_2(dev: Ingest, tmp_path: Path) -> None:
     """The error is that of the gateway, and it does not show the API key."""
     file = write_tasks(tmp_path / "tasks.jsonl", [task(number) for number in range(10)])
@@ -184,4 +261,5 @@ def test_unreachable_gateway_ends_the_run_after_the_patience(dev: Ingest, tmp_pa
     dev.stop()
     code, _, stderr = SubmitProcess(dev, write_tasks(file, [task(2)]), "--patience", "1").wait()
     assert code == 3
+    assert f"no answer from {address(dev)}: " in stderr
     assert "run the same command again" in stderr

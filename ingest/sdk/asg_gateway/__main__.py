@@ -1,8 +1,6 @@
 """`python -m asg_gateway` runs `asg-submit`."""
 
-import sys
-
-from asg_gateway._bulk.command import main
+from asg_gateway._bulk.command import entry_point
 
 if __name__ == "__main__":
-    sys.exit(main())
+    entry_point()

@@ -2,7 +2,9 @@
 
 - ``command``   the command `asg-submit`.
 - ``options``   its arguments.
-- ``sources``   reads rows from JSONL and CSV.
+- ``text``      decodes a file.
+- ``sources``   reads rows from JSONL.
+- ``csv_source``  reads rows from CSV.
 - ``table``     makes a task of a CSV row.
 - ``checks``    finds errors in a task without the gateway.
 - ``items``     gives tasks keys that are the same in every run, and forms chunks.
@@ -10,5 +12,8 @@
 - ``many``      `submit_many`: bulk submission from Python code.
 - ``journal``   records finished chunks beside the file.
 - ``report``    writes refused lines, and the ids of accepted tasks.
+- ``streams``   standard output and error, which may be broken.
+- ``runner``    one run: counts, exit codes, messages.
+- ``stops``     the sentences for a run that stops early.
 - ``progress``  shows a bar, or prints lines.
 """

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asg_gateway._bulk.sources import Row
+from asg_gateway._bulk.streams import RunError
 from asg_gateway._tasks import ENVELOPE, MAX_BYTES, MAX_TASKS
 
 
@@ -54,9 +55,15 @@ class Ordinals:
         self._db.execute("BEGIN")
 
     def next(self, digest: bytes) -> int:
-        """Return how often the digest occurred before."""
+        """Return how often the digest occurred before. Raises RunError if the disk is full."""
         sql = "INSERT INTO seen VALUES (?, 0) ON CONFLICT DO UPDATE SET times = times + 1 RETURNING times"
-        times: int = self._db.execute(sql, (digest,)).fetchone()[0]
+        try:
+            times: int = self._db.execute(sql, (digest,)).fetchone()[0]
+        except sqlite3.Error as error:
+            raise RunError(
+                f"the temporary directory cannot hold the counts of equal lines ({error}): set TMPDIR to a directory "
+                "with more space"
+            ) from error
         return times
 
     def close(self) -> None:

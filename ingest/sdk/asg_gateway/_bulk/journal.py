@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import IO
 
 from asg_gateway._bulk.items import Chunk
+from asg_gateway._bulk.streams import writing
 
 
 class Journal:
@@ -18,6 +19,7 @@ class Journal:
 
     def __init__(self, path: Path | None, destination: str) -> None:
         self._destination = destination
+        self._path = path
         self._done: set[str] = set()
         self._file: IO[bytes] | None = None
         if path is not None:
@@ -29,8 +31,8 @@ class Journal:
         return chunk.digest(self._destination) in self._done
 
     def record(self, chunk: Chunk) -> None:
-        """Record that all tasks of the chunk were accepted."""
-        if self._file is None:
+        """Record that all tasks of the chunk were accepted. Raises RunError."""
+        if self._file is None or self._path is None:
             return
         items = chunk.items
         entry = {
@@ -38,14 +40,16 @@ class Journal:
             "tasks": len(items),
             "lines": [items[0].number, items[-1].number],
         }
-        self._file.write(json.dumps(entry).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self._path):
+            self._file.write(json.dumps(entry).encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close the file."""
-        if self._file is not None:
-            self._file.close()
+        """Close the file. Raises RunError."""
+        if self._file is not None and self._path is not None:
+            with writing(self._path):
+                self._file.close()
 
     def _read(self, file: IO[bytes]) -> None:
         file.seek(0)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from asg_gateway._version import __version__
 
 _ABOUT = """Submit labelling tasks from a file. JSONL: one task per line, as for POST /v1/tasks. CSV: the columns
 type, data_url, question, options (separated by |, or a JSON array), and optionally consensus_threshold,
-callback_url, idempotency_key, label_spec.NAME."""
+callback_url, idempotency_key, label_spec.NAME. Its cells are separated by commas, semicolons or tabs."""
 _EPILOG = f"""
 The API key is read from ASG_API_KEY or API_KEY, or from --api-key-file; the gateway's address from ASG_BASE_URL.
 
@@ -27,9 +28,10 @@ Refused lines are written to FILE.errors.jsonl with the reasons. Correct them in
 exit codes:
   0    every line was accepted, now or before
   1    some lines were refused, all other lines were accepted
-  2    wrong usage, file, API key or --callback-url
+  2    wrong usage: an argument, the file, the API key, --callback-url or a proxy variable
   3    the gateway is unavailable or asks to wait for too long: run it again
   4    the quota is exhausted: run it again when there is more (chunks are all or nothing: --chunk makes them smaller)
+  5    any other failure, such as a full disk, or a closed standard output: correct it and run it again
   130  interrupted (143: SIGTERM): run it again
 
 The default gateway is {BASE_URL}."""
@@ -41,10 +43,15 @@ class UsageError(Exception):
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `asg-submit`. If `file` is None, it reads standard input."""
+    """The options of `asg-submit`. If `file` is None, it reads standard input.
+
+    `encoding` and `delimiter` are None if they are to be detected.
+    """
 
     file: Path | None
     format: str
+    encoding: str | None
+    delimiter: str | None
     api_key: str
     base_url: str
     callback_url: str | None
@@ -59,6 +66,11 @@ class Options:
     quiet: bool
     json: bool
 
+    @property
+    def source(self) -> str:
+        """The name of the file for messages."""
+        return "standard input" if self.file is None else str(self.file)
+
 
 def parse(arguments: Sequence[str] | None, env: Mapping[str, str] = os.environ) -> Options:
     """Parse arguments. Raises UsageError; errors that argparse finds end the process with code 2."""
@@ -68,6 +80,8 @@ def parse(arguments: Sequence[str] | None, env: Mapping[str, str] = os.environ) 
     return Options(
         file=file,
         format=parsed.format or _format_of(parsed.file),
+        encoding=parsed.encoding,
+        delimiter=parsed.delimiter,
         api_key="" if parsed.dry_run else _api_key(parsed.api_key_file, env),
         base_url=parsed.base_url or env.get("ASG_BASE_URL") or BASE_URL,
         callback_url=parsed.callback_url,
@@ -93,6 +107,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("file", metavar="FILE", help="JSONL or CSV; - is standard input")
     add("--format", choices=["jsonl", "csv"], help="default: from the file name; jsonl for standard input")
+    add("--encoding", metavar="NAME", type=_encoding, help="default: UTF-8, or UTF-16 if the file is marked as that")
+    add("--delimiter", metavar="CHAR", type=_delimiter, help="what separates CSV cells: a character, or tab")
     add("--base-url", metavar="URL", help="the URL of the gateway")
     add("--api-key-file", metavar="PATH", help="a file that contains only the API key")
     add("--callback-url", metavar="URL", help="a registered webhook URL for each task without one")
@@ -113,15 +129,31 @@ def _parser() -> argparse.ArgumentParser:
 
 def _between(least: int, most: int) -> Callable[[str], int]:
     def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
+        value = int(text) if re.fullmatch("[0-9]{1,9}", text) else least - 1
         if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"must be a number from {least} to {most}")
         return value
 
     return number
+
+
+def _encoding(text: str) -> str:
+    try:
+        b"a".decode(text)
+    except UnicodeError:
+        pass  # it has more than one byte per character
+    except LookupError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a known encoding; examples are utf-8, utf-16, cp1252"
+        ) from None
+    return text
+
+
+def _delimiter(text: str) -> str:
+    character = {"tab": "\t", "\\t": "\t"}.get(text, text)
+    if len(character) != 1 or character in '"\r\n\0' or character.isalnum():
+        raise argparse.ArgumentTypeError("must be one character that is not a letter, digit or quotation mark, or tab")
+    return character
 
 
 def _format_of(name: str) -> str:
@@ -137,8 +169,10 @@ def _api_key(path: str | None, env: Mapping[str, str]) -> str:
     if path is not None:
         try:
             return Path(path).read_text().strip()
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--api-key-file: {error}") from None
+        except OSError as error:
+            raise UsageError(f"--api-key-file {path}: {error.strerror}") from None
+        except ValueError:
+            raise UsageError(f"--api-key-file {path}: the file is not text") from None
     key = env.get("ASG_API_KEY") or env.get("API_KEY")
     if not key:
         raise UsageError("set ASG_API_KEY (or API_KEY) to the API key, or set --api-key-file to a file")

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from asg_gateway._bulk.streams import say
+
 _EVERY = 10.0
 """Seconds between two lines."""
 
 
 @dataclass
 class Counts:
-    """Tasks and lines of a run. `replayed` were accepted in an earlier run, `skipped` are finished in the journal."""
+    """Tasks and lines of a run. `accepted` are new, `replayed` were accepted before, `skipped` are in the journal."""
 
     accepted: int = 0
     replayed: int = 0
@@ -26,7 +28,7 @@ class Counts:
     def sentence(self) -> str:
         """Return the counts in one line; those that are 0 are left out, except `accepted`."""
         parts = [f"{self.accepted:,} accepted"]
-        parts += [f"{self.replayed:,} accepted before"] if self.replayed else []
+        parts += [f"{self.replayed:,} replayed (accepted before)"] if self.replayed else []
         parts += [f"{self.skipped:,} skipped (finished according to the journal)"] if self.skipped else []
         parts += [f"{self.refused:,} refused"] if self.refused else []
         return ", ".join(parts)
@@ -93,9 +95,3 @@ def progress(total: int | None, *, quiet: bool) -> Progress:
         columns = (rich.BarColumn(), rich.TaskProgressColumn(), rich.TimeRemainingColumn(), "{task.fields[counts]}")
         return Bar(rich.Progress(*columns, console=Console(stderr=True)), total)
     return Lines(total)
-
-
-def say(text: str) -> None:
-    """Write a line to standard error."""
-    sys.stderr.write(f"asg-submit: {text}\n")
-    sys.stderr.flush()

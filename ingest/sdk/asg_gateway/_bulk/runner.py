@@ -4,32 +4,19 @@ import asyncio
 import contextlib
 import json
 import signal
-import sys
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Final
 
 from asg_gateway._async_client import AsyncASGGatewayClient
 from asg_gateway._bulk import engine
 from asg_gateway._bulk.items import Chunk
 from asg_gateway._bulk.journal import Journal
-from asg_gateway._bulk.options import Options
-from asg_gateway._bulk.progress import Counts, say
+from asg_gateway._bulk.options import Options, UsageError
+from asg_gateway._bulk.progress import Counts
 from asg_gateway._bulk.report import Report
-from asg_gateway._bulk.sources import SourceError
-from asg_gateway._errors import (
-    ASGGatewayError,
-    ConflictError,
-    QuotaExhaustedError,
-    RateLimitedError,
-    ServerError,
-    TransportError,
-)
-
-OK: Final = 0
-REFUSED: Final = 1
-USAGE: Final = 2
-UNAVAILABLE: Final = 3
-QUOTA: Final = 4
+from asg_gateway._bulk.stops import FAILED, INTERRUPTED, OK, QUOTA, REFUSED, UNAVAILABLE, Stop, stop_of
+from asg_gateway._bulk.streams import RunError, print_result, say
 
 _TIMEOUT: Final = 60.0
 _RETRIES: Final = 1_000_000
@@ -44,65 +31,92 @@ class Run:
         journal: records finished chunks.
         report: writes refused lines and ids.
         show: called when the counts have changed.
+        now: the time in UTC.
     """
 
-    def __init__(self, options: Options, journal: Journal, report: Report, show: Callable[[Counts], None]) -> None:
+    def __init__(
+        self,
+        options: Options,
+        journal: Journal,
+        report: Report,
+        show: Callable[[Counts], None],
+        now: Callable[[], datetime],
+    ) -> None:
         self.counts = Counts()
         self._options = options
         self._journal = journal
         self._report = report
         self._show = show
+        self._now = now
         self._stop = asyncio.Event()
         self._signal = 0
+        self._unfinished: dict[int, int] = {}
 
     def check(self, chunks: Iterator[Chunk]) -> int:
         """Check every line without the gateway."""
-        for chunk in chunks:
-            self.counts.accepted += len(chunk.items)
-            self._record(chunk, None)
-        return self._end(OK)
+        stop = None
+        try:
+            for chunk in chunks:
+                self.counts.accepted += len(chunk.items)
+                self._record(chunk, None)
+        except Exception as error:  # noqa: BLE001 - the counts are still shown
+            stop = self._stop_of(error)
+        return self._end(stop)
 
     async def submit(self, chunks: Iterator[Chunk]) -> int:
         """Submit every chunk that is not finished."""
-        options = self._options
         self._catch_signals()
-        client = AsyncASGGatewayClient(
-            options.api_key,
-            base_url=options.base_url,
-            timeout=_TIMEOUT,
-            max_retries=_RETRIES,
-            deadline=options.patience,
-        )
-        async with client:
-            outcomes = engine.run(
-                client,
-                chunks,
-                callback_url=options.callback_url,
-                concurrency=options.concurrency,
-                done=self._journal.is_done,
-                stop=self._stop,
-            )
-            try:
+        stop = None
+        try:
+            async with self._client() as client:
+                outcomes = engine.run(
+                    client,
+                    self._watched(chunks),
+                    callback_url=self._options.callback_url,
+                    concurrency=self._options.concurrency,
+                    done=self._journal.is_done,
+                    stop=self._stop,
+                )
                 async with contextlib.aclosing(outcomes):
                     async for chunk, outcome in outcomes:
                         self._count(chunk, outcome)
-            except ASGGatewayError as error:
-                say(f"stopped: {error}")
-                return self._end(_code_of(error))
-            except SourceError as error:
-                say(f"stopped: {error}")
-                return self._end(USAGE)
-        return self._end(128 + self._signal if self._signal else OK)
+                        del self._unfinished[id(chunk)]
+        except Exception as error:  # noqa: BLE001 - the counts are still shown
+            stop = self._stop_of(error)
+        return self._end(stop)
+
+    def _client(self) -> AsyncASGGatewayClient:
+        options = self._options
+        try:
+            return AsyncASGGatewayClient(
+                options.api_key,
+                base_url=options.base_url,
+                timeout=_TIMEOUT,
+                max_retries=_RETRIES,
+                deadline=options.patience,
+                max_connections=options.concurrency,
+            )
+        except ValueError as error:  # the API key, the URL or a proxy variable
+            raise UsageError(str(error)) from error
+
+    def _watched(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+        """Note the first line of each chunk until it is finished."""
+        for chunk in chunks:
+            numbers = [item.number for item in chunk.items[:1]] + [row.number for row in chunk.invalid[:1]]
+            self._unfinished[id(chunk)] = min(numbers)
+            yield chunk
+
+    def _stop_of(self, error: Exception) -> Stop:
+        return stop_of(error, self._options.source, self._options.base_url, self._now)
 
     def _count(self, chunk: Chunk, outcome: engine.Outcome | None) -> None:
         if outcome is None:
             self.counts.skipped += len(chunk.items)
         else:
             for result, items in outcome.accepted:
-                if result.idempotent:
-                    self.counts.replayed += len(items)
-                else:
-                    self.counts.accepted += len(items)
+                replayed = result.replayed or 0
+                self.counts.replayed += replayed
+                self.counts.accepted += len(items) - replayed
             self.counts.refused += len(outcome.refused)
         self._record(chunk, outcome)
         if outcome is not None and not outcome.refused:
@@ -113,20 +127,27 @@ class Run:
         self._report.add(chunk, outcome)
         self._show(self.counts)
 
-    def _end(self, code: int) -> int:
-        """Print the result; return the code, or REFUSED if only some lines were refused."""
+    def _end(self, stop: Stop | None) -> int:
+        """Print the result; return the exit code, REFUSED if the run did not stop but some lines were refused."""
+        code = stop.code if stop else 128 + self._signal if self._signal else OK
         if code == OK and self.counts.refused:
             code = REFUSED
+        if stop:
+            say(f"stopped: {stop.sentence}")
         counts = self.counts
         checked = f"{counts.accepted:,} valid, {counts.refused:,} invalid; nothing was submitted"
         say(checked if self._options.dry_run else counts.sentence())
-        if self.counts.refused:
+        if counts.refused:
             say(f"the refused lines are in {self._options.errors}")
-        if code in (UNAVAILABLE, QUOTA) or code > 128:
-            say("run the same command again to continue; nothing is submitted twice")
+        if code in (UNAVAILABLE, QUOTA, FAILED) or code >= INTERRUPTED:
+            first = f"It continues with line {min(self._unfinished.values()):,}" if self._unfinished else "It continues"
+            say(f"run the same command again to continue. {first}; nothing is submitted twice")
         if self._options.json:
-            sys.stdout.write(json.dumps({**vars(self.counts), "exit_code": code}) + "\n")
-            sys.stdout.flush()
+            try:
+                print_result(json.dumps({**vars(counts), "exit_code": code}))
+            except RunError as error:
+                say(str(error))
+                return FAILED if code in (OK, REFUSED) else code
         return code
 
     def _catch_signals(self) -> None:
@@ -142,10 +163,3 @@ class Run:
         say("stopping after the chunks in flight; a second signal stops at once")
         self._signal = number
         self._stop.set()
-
-
-def _code_of(error: ASGGatewayError) -> int:
-    if isinstance(error, QuotaExhaustedError):
-        return QUOTA
-    temporary = (TransportError, ServerError, RateLimitedError, ConflictError)
-    return UNAVAILABLE if isinstance(error, temporary) else USAGE

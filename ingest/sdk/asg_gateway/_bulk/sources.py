@@ -1,19 +1,19 @@
-"""Reads rows from a file: one task per line of JSONL or per row of CSV, with one row in memory at a time."""
+"""Reads rows from a file of JSON lines, one in memory at a time. `csv_source` does the same for CSV."""
 
-import csv
 import io
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
-from asg_gateway._bulk import table
 from asg_gateway._bulk.checks import Fault, faults
+from asg_gateway._bulk.text import decoded, encoding_problem, shown
 from asg_gateway._tasks import MAX_BYTES
 
-_BOM = b"\xef\xbb\xbf"
-_MAX_SHOWN = 1_000
-"""Characters of an invalid line that a report shows."""
+_MAX_DEPTH = 64
+"""More than the gateway accepts, and less than Python can encode."""
+_SPACE = " \t\r\n\v\f"
+TOO_LARGE = f"the line is too large: at most {MAX_BYTES:,} bytes are allowed"
 
 
 class SourceError(Exception):
@@ -30,72 +30,76 @@ class Row:
     text: str | None = None
 
 
-def jsonl(file: BinaryIO) -> Iterator[Row]:
-    """Read JSON lines. Empty and blank lines are skipped."""
+class _RepeatedNameError(ValueError):
+    """The argument is the name."""
+
+
+def jsonl(file: io.BufferedReader, encoding: str | None = None) -> Iterator[Row]:
+    """Read JSON lines. Empty and blank lines are skipped. For `encoding` see `decoded`."""
+    text = decoded(file, encoding, "\n")
     number = 0
-    while line := file.readline(MAX_BYTES + 1):
-        number += 1
-        if len(line) > MAX_BYTES:
-            fault = f"the line is too large: at most {MAX_BYTES:,} bytes are allowed"
-            yield Row(number, None, [("", fault)], _shown(line))
-            while line and not line.endswith(b"\n"):
-                line = file.readline(MAX_BYTES)
-            continue
-        line = line.removeprefix(_BOM).strip()
-        if line:
-            yield _parsed(number, line)
-
-
-def csv_rows(file: BinaryIO) -> Iterator[Row]:
-    """Read CSV. The first row names the columns, see `table`. Raises SourceError."""
-    csv.field_size_limit(MAX_BYTES)
-    text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, strict=True)
     try:
-        columns = [name.strip() for name in next(reader, [])]
-        if sentence := table.column_problem(columns):
-            raise SourceError(sentence)
-        number = reader.line_num + 1
-        for cells in reader:
-            if any(cells):
-                task, row_faults = table.task_of(columns, cells)
-                row_faults = row_faults or faults(task) or _unsendable(task)
-                yield Row(
-                    number, task or None, row_faults, None if task else _shown(",".join(cells).encode(errors="replace"))
-                )
-            number = reader.line_num + 1
-    except csv.Error as error:
-        raise SourceError(f"line {reader.line_num}: {error}") from None
+        while line := text.readline(MAX_BYTES + 1):
+            number += 1
+            if len(line) > MAX_BYTES:
+                yield Row(number, None, [("", TOO_LARGE)], shown(line))
+                while line and not line.endswith("\n"):
+                    line = text.readline(MAX_BYTES)
+            elif stripped := line.removeprefix("\ufeff").strip(_SPACE):
+                yield _parsed(number, stripped, text.encoding)
     finally:
         text.detach()
 
 
-def _parsed(number: int, line: bytes) -> Row:
+def _parsed(number: int, line: str, encoding: str) -> Row:
+    if problem := encoding_problem(line, encoding):
+        return Row(number, None, [("", f"the line {problem}")], shown(line))
     try:
-        task = json.loads(line.decode(), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        return Row(number, None, [("", f"the line is not UTF-8 (byte {error.start})")], _shown(line))
+        task = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_unique)
+    except _RepeatedNameError as repeated:
+        fault = f"the line has the name {str(repeated)[:100]!r} twice in one object: remove one of them"
+        return Row(number, None, [("", fault)], shown(line))
     except RecursionError:
-        return Row(number, None, [("", "the line is not JSON: nested too deeply")], _shown(line))
+        return Row(number, None, [("", "the line is not JSON: nested too deeply")], shown(line))
     except ValueError as error:
-        return Row(number, None, [("", f"the line is not JSON: {error}")], _shown(line))
-    if row_faults := faults(task) or _unsendable(task):
-        return Row(number, task if isinstance(task, dict) else None, row_faults, _shown(line))
-    return Row(number, task)
+        return Row(number, None, [("", f"the line is not JSON: {error}")], shown(line))
+    return checked(number, task, line)
 
 
-def _unsendable(task: object) -> list[Fault]:
-    """Python decodes some JSON that it cannot encode, or that is not valid UTF-8."""
+def checked(number: int, task: object, line: str) -> Row:
+    """Return the row of a task that is read from `line`. It has the task only if it can be sent or reported."""
+    if fault := _unsendable(task):
+        return Row(number, None, [("", fault)], shown(line))
+    row_faults = faults(task)
+    return Row(number, task if isinstance(task, dict) else None, row_faults, shown(line) if row_faults else None)
+
+
+def _unsendable(task: object) -> str | None:
+    """Return a problem of a value that Python decodes but cannot encode, or not as valid UTF-8."""
+    if _is_deeper(task, _MAX_DEPTH):
+        return f"the line is nested too deeply: at most {_MAX_DEPTH} levels are allowed"
     try:
         json.dumps(task, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
-        return [("", "the line has text that is not Unicode, or a number out of range")]
-    return []
+    except ValueError:
+        return "the line has text that is not Unicode, or a number out of range"
+    return None
+
+
+def _is_deeper(value: object, depth: int) -> bool:
+    children = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(children) and (depth == 0 or any(_is_deeper(child, depth - 1) for child in children))
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = dict(pairs)
+    if len(names) < len(pairs):
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _RepeatedNameError(name)
+            seen.add(name)
+    return names
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
-
-
-def _shown(line: bytes) -> str:
-    return line[:_MAX_SHOWN].decode(errors="replace").strip()

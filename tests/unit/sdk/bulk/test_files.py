@@ -1,18 +1,23 @@
 """The command `asg-submit`: journal, report, arguments, dry run and progress."""
 
 import json
+import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from asg_gateway._bulk.command import main
 from asg_gateway._bulk.engine import Outcome
-from asg_gateway._bulk.items import chunks
+from asg_gateway._bulk.items import Ordinals, chunks
 from asg_gateway._bulk.journal import Journal
 from asg_gateway._bulk.options import UsageError, parse
 from asg_gateway._bulk.progress import Counts, Lines
 from asg_gateway._bulk.report import Report
-from asg_gateway._bulk.sources import Row
+from asg_gateway._bulk.sources import Row, SourceError
+from asg_gateway._bulk.stops import stop_of
+from asg_gateway._bulk.streams import RunError
+from asg_gateway._errors import AuthenticationError, QuotaExhaustedError, ServerError, TimedOutError
 from asg_gateway._results import BatchResult
 
 from tests.unit.sdk.bulk.gateway import task
@@ -60,6 +65,7 @@ def test_report_replaces_the_errors_and_appends_the_ids_of_earlier_runs(tmp_path
     ]
 
 
+NEXT_QUOTA = "The quota is monthly: the next one starts on 2027-01-01 at 00:00 UTC"
 ENV = {"ASG_API_KEY": "k"}
 
 
@@ -124,8 +130,112 @@ def test_unreadable_file_ends_with_exit_code_2_and_one_line(tmp_path: Path, caps
     assert (code, stderr) == (2, f"asg-submit: {tmp_path}/nowhere.csv: No such file or directory\n")
     (tmp_path / "a.csv").write_text("a,b\n")
     code, stderr, _ = dry_run(capsys, str(tmp_path / "a.csv"))
-    assert (code, stderr.count("\n")) == (2, 1)
-    assert "the first row must name the columns" in stderr
+    assert code == 2
+    assert stderr.startswith(f"asg-submit: stopped: {tmp_path}/a.csv: the first row must name the columns: type,")
+
+
+def test_errors_file_is_valid_json_for_every_invalid_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python's own encoder would write `Infinity`, and fail for what is nested deeply or is not Unicode."""
+    deep = "[" * 900 + "1" + "]" * 900
+    bad = [
+        '{"type": 1e999}',
+        f'{{"type": {deep}}}',
+        '{"type": "\\ud800"}',
+        '{"type": "a", "type": "b"}',
+        '{"type": "\x7f"}',
+    ]
+    file = tmp_path / "tasks.jsonl"
+    file.write_bytes("\n".join([*bad, json.dumps(task("a"))]).encode() + b"\n\xff\n")
+    assert dry_run(capsys, str(file))[::2] == (
+        1,
+        {"accepted": 1, "replayed": 0, "skipped": 0, "refused": 6, "exit_code": 1},
+    )
+    report = Path(f"{file}.errors.jsonl").read_text()
+    entries = [json.loads(line, parse_constant=pytest.fail) for line in report.splitlines()]
+    assert [entry["line"] for entry in entries] == [1, 2, 3, 4, 5, 7]
+
+
+def test_errors_file_that_is_a_device_is_not_deleted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--errors /dev/null` means that the errors are not wanted."""
+    file, pipe = tmp_path / "tasks.jsonl", tmp_path / "pipe"
+    file.write_text(json.dumps(task("a")))
+    os.mkfifo(pipe)
+    assert dry_run(capsys, str(file), "--errors", str(pipe))[0] == 0
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("option", ["--errors", "--ids"])
+def test_full_disk_ends_with_exit_code_5_and_names_the_file(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1 would say that all other lines were accepted."""
+    file = tmp_path / "tasks.jsonl"
+    file.write_text("{\n")
+    if option == "--ids":
+        run = Report(tmp_path / "errors", Path("/dev/full"))
+        (chunk,) = chunks([Row(1, task("a"))], "", 10)
+        result = BatchResult("bat_1", 1, "accepted", task_ids=("tsk_1",))
+        with pytest.raises(RunError, match="cannot write /dev/full: No space left on device"):
+            run.add(chunk, Outcome([(result, chunk.items)]))
+        return
+    code, stderr, result_json = dry_run(capsys, str(file), option, "/dev/full")
+    assert (code, result_json["exit_code"]) == (5, 5)
+    assert "stopped: cannot write /dev/full: No space left on device" in stderr
+
+
+def test_full_temporary_directory_is_an_error_that_names_the_variable() -> None:
+    ordinals = Ordinals()
+    ordinals._db.execute("PRAGMA max_page_count = 2")
+    with pytest.raises(RunError, match=r"database or disk is full.*: set TMPDIR to a directory with more space"):
+        [ordinals.next(b"%16d" % number) for number in range(1_000)]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (
+            QuotaExhaustedError(403, "quota exhausted"),
+            4,
+            f"the gateway at http://g answers 403: quota exhausted. {NEXT_QUOTA}",
+        ),
+        (ServerError(503, "unavailable"), 3, "the gateway at http://g answers 503: unavailable"),
+        (TimedOutError("no answer from http://g: timed out"), 3, "no answer from http://g: timed out"),
+        (AuthenticationError(401, "unknown key"), 2, "the gateway at http://g answers 401: unknown key"),
+        (SourceError("the first row is wrong"), 2, "a.csv: the first row is wrong"),
+        (UsageError("HTTPS_PROXY is wrong"), 2, "HTTPS_PROXY is wrong"),
+        (OSError(5, "Input/output error"), 5, "a.csv: Input/output error"),
+        (KeyError("x"), 5, "unexpected error, please report it: KeyError: 'x'"),
+    ],
+)
+def test_every_error_has_an_exit_code_other_than_1_and_a_sentence(error: Exception, code: int, sentence: str) -> None:
+    stop = stop_of(error, "a.csv", "http://g", lambda: datetime(2026, 12, 31, 23, 59, tzinfo=UTC))
+    assert (stop.code, stop.sentence) == (code, sentence)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--chunk", "1_0"], "must be a number from 1 to 1000"),
+        (["--encoding", "base64"], "'base64' is not a known encoding"),
+        (["--encoding", "latin9x"], "'latin9x' is not a known encoding"),
+        (["--delimiter", "ab"], "must be one character"),
+    ],
+)
+def test_invalid_option_is_exit_code_2(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, stderr, _ = dry_run(capsys, str(tmp_path / "a.csv"), *arguments)
+    assert (code, sentence in stderr) == (2, True)
+
+
+def test_options_for_delimiter_and_encoding_reach_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "a.csv"
+    text = "type\tdata_url\tquestion\toptions\nsentiment\thttps://a.example/1\tGröße?\tgroß|klein\n"
+    file.write_bytes(text.encode("cp1252"))
+    code, _, result = dry_run(capsys, str(file))
+    assert (code, result["refused"]) == (1, 1)
+    assert "is not valid UTF-8: set --encoding" in Path(f"{file}.errors.jsonl").read_text()
+    assert dry_run(capsys, str(file), "--encoding", "cp1252", "--delimiter", "tab")[0] == 0
 
 
 def test_progress_is_printed_every_ten_seconds_with_share_and_rate(capsys: pytest.CaptureFixture[str]) -> None:
