@@ -70,4 +70,5 @@ def _answer(error: APIError, base_url: str) -> str:
 
 def _next_quota(now: datetime) -> str:
     year, month = (now.year + 1, 1) if now.month == 12 else (now.year, now.month + 1)
-    return f"The quota is monthly: the next one starts on {year}-{month:02}-01 at 00:00 UTC"
+    starts = f"the next one starts on {year}-{month:02}-01 at 00:00 UTC"
+    return f"The quota is monthly: {starts}. A smaller --chunk uses what may remain of this one"

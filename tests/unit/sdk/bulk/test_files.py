@@ -65,7 +65,10 @@ def test_report_replaces_the_errors_and_appends_the_ids_of_earlier_runs(tmp_path
     ]
 
 
-NEXT_QUOTA = "The quota is monthly: the next one starts on 2027-01-01 at 00:00 UTC"
+NEXT_QUOTA = (
+    "The quota is monthly: the next one starts on 2027-01-01 at 00:00 UTC. "
+    "A smaller --chunk uses what may remain of this one"
+)
 ENV = {"ASG_API_KEY": "k"}
 
 
