@@ -9,7 +9,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from ingest.domain import metrics
+from ingest.domain.errors import ConfigurationError
 from ingest.domain.overview import ProcessState
+from ingest.proxies import client_options
 
 _TIMEOUT: Final = 3.0
 
@@ -27,18 +29,18 @@ class Scraper:
 
     async def scrape(self) -> tuple[list[ProcessState], list[str]]:
         """Return the processes, and their problems as sentences. Raises nothing."""
-        async with httpx.AsyncClient(timeout=_TIMEOUT) as client:
-            answers = await asyncio.gather(*[self._ask(client, url) for url in self._urls])
+        answers = await asyncio.gather(*[self._ask(url) for url in self._urls])
         states = [state for process_states, _ in answers for state in process_states]
         return states, [problem for _, problems in answers for problem in problems]
 
-    async def _ask(self, client: httpx.AsyncClient, url: str) -> tuple[list[ProcessState], list[str]]:
+    async def _ask(self, url: str) -> tuple[list[ProcessState], list[str]]:
         try:
-            answer = await client.get(f"{url}/metrics")
-            answer.raise_for_status()
-            ready = await client.get(f"{url}/readyz")
+            async with httpx.AsyncClient(**client_options(url), timeout=_TIMEOUT) as client:
+                answer = await client.get(f"{url}/metrics")
+                answer.raise_for_status()
+                ready = await client.get(f"{url}/readyz")
             samples = _samples(answer.text)
-        except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        except (httpx.HTTPError, httpx.InvalidURL, ConfigurationError, ValueError) as error:
             return [], [f"{url} serves no metrics: {str(error) or type(error).__name__}"]
         problems = [] if ready.status_code == 200 else [f"{url}: {_error(ready)}"]
         return self._states(url, samples), problems

@@ -14,6 +14,7 @@ import msgspec
 
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.proxies import client_options
 
 _TIMEOUT: Final = 10.0
 _APPLIES: Final = ("all", "queues", "quorum_queues")
@@ -193,7 +194,8 @@ class Management:
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
         try:
-            response = httpx.request(method, f"{self._base}/{path}", json=body, auth=self._auth, timeout=_TIMEOUT)
+            with httpx.Client(**client_options(self._base), auth=self._auth, timeout=_TIMEOUT) as client:
+                response = client.request(method, f"{self._base}/{path}", json=body)
         except httpx.HTTPError as error:
             raise BrokerUnavailable(f"the management API at {self._base} is unreachable: {error}") from error
         if response.status_code in (401, 403):
