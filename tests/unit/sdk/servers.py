@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -21,10 +22,12 @@ class TaskServer:
 
     Args:
         delay: seconds before each answer.
+        tls: the context for https; None for http.
     """
 
-    def __init__(self, delay: float = 0.0) -> None:
+    def __init__(self, delay: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         self.connections = 0
+        self._tls = tls
         self._delay = delay
         self._lock = threading.Lock()
 
@@ -52,10 +55,12 @@ class TaskServer:
                 """Print nothing."""
 
         server = _KeepAliveServer(("127.0.0.1", 0), Handler)
+        if self._tls is not None:
+            server.socket = self._tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"{'http' if self._tls is None else 'https'}://127.0.0.1:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()

@@ -4,13 +4,17 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import asg_gateway
 import pytest
+import trustme
 from asg_gateway import AsyncASGGatewayClient
 
 from tests.unit.sdk.gateway import CALL, TASK
+from tests.unit.sdk.servers import TaskServer
 
 CLOSED = b""
 INCOMPLETE = b"HTTP/1.1 202 Accepted\r\nContent-Length: 500\r\n\r\n{"
@@ -95,3 +99,25 @@ def test_refused_connection_is_a_transport_error_after_the_retries() -> None:
             client.submit_task(**CALL)
     assert not isinstance(caught.value, asg_gateway.TimedOutError)
     assert len(pauses) == 2
+
+
+def test_both_clients_verify_the_certificate_of_the_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SSL_CERT_FILE names further authorities."""
+    authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    async def call(url: str) -> str:
+        async with AsyncASGGatewayClient("k", base_url=url, max_retries=0) as client:
+            return (await client.submit_task(**CALL, idempotency_key="k1")).task_id
+
+    def call_blocking(url: str) -> str:
+        with asg_gateway.ASGGatewayClient("k", base_url=url, max_retries=0) as client:
+            return client.submit_task(**CALL, idempotency_key="k1").task_id
+
+    with TaskServer(tls=context).running() as url:
+        for refused in (call_blocking, lambda url: asyncio.run(call(url))):
+            with pytest.raises(asg_gateway.TransportError, match="CERTIFICATE_VERIFY_FAILED"):
+                refused(url)
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))
+        assert (call_blocking(url), asyncio.run(call(url))) == ("k1", "k1")
