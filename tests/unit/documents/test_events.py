@@ -150,7 +150,9 @@ def test_large_dead_letter_has_its_envelope_in_a_header_and_fits_only_its_own_sc
 def rejection_ids(reason: Reason = Reason.INVALID, **changes: Any) -> list[str]:
     """The ids of the dead letter and the event of a rejected delivery with the message_id m."""
     rejection = Rejection(delivery(message_id="m", **changes), InvalidSubmission(reason, "why"), "acme")
-    return [message.message_id for message in plan_rejection(rejection).messages]
+    plan = plan_rejection(rejection)
+    assert plan.final_message is not None
+    return [message.message_id for message in (*plan.messages, plan.final_message)]
 
 
 @pytest.mark.parametrize("changes", [{"body": b'{"type":1}'}, {"timestamp": 6}, {"timestamp": None}])

@@ -77,7 +77,7 @@ async def test_key_is_remembered_until_its_retention_has_passed_since_the_accept
     assert repeated.mismatch
     message = Admitted(first.submission, admitted.entry.created_at, brief.retention)
     (event,) = await harness.attempt(admitted_delivery(message))
-    assert event.endswith(":accepted")
+    assert ":accepted:" in event
     assert await used(store) == 1
     clock.now += 61
     (renewed,) = await harness.admission.admit([other])
@@ -135,7 +135,7 @@ async def test_message_is_kept_if_its_entry_becomes_queued_while_it_is_admitted_
     confirmed = []
     assert harness.consumer.acked == []
     (event,) = await harness.attempt(admitted_delivery(message))
-    assert event.endswith(":accepted")
+    assert ":accepted:" in event
     assert await used(store) == 1
     await store.close()
 
