@@ -87,15 +87,16 @@ def ids_to_read(submission: Submission) -> list[str]:
 def is_uncharged(admitted: Admitted, entries: Iterable[Entry | None]) -> bool:
     """Return whether a charge of a submission that the shim admitted was taken back and not made again.
 
-    The shim was in doubt whether the broker had taken it, and the doubt lasted too long. It must be admitted again.
+    The shim was in doubt whether the broker had taken it, and the doubt lasted too long. It must be admitted again. If
+    its own entry is durable, a later attempt was charged for all of it, or another body has superseded it.
     """
-    submission = admitted.submission
+    submission_id = admitted.submission.id
+    stored = [entry for entry in entries if entry is not None]
+    if any(entry.id == submission_id and entry.is_durable for entry in stored):
+        return False
     return any(
-        entry is not None
-        and not entry.is_durable
-        and entry.doubt is Doubt.REFUNDED
-        and (entry.id == submission.id or entry.origin == submission.id)
-        for entry in entries
+        not entry.is_durable and entry.doubt is Doubt.REFUNDED and submission_id in (entry.id, entry.origin)
+        for entry in stored
     )
 
 

@@ -13,7 +13,7 @@ from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
 from ingest.domain.ledger import Change, Entry, Step
 from ingest.domain.messages import Delivery, PublishOutcome
-from ingest.domain.submissions import task_submission
+from ingest.domain.submissions import batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
 from tests.support.deliveries import admitted_delivery, direct_delivery
 from tests.support.fakes import Clock
@@ -138,6 +138,23 @@ async def test_message_is_kept_if_its_entry_becomes_queued_while_it_is_admitted_
     assert ":accepted:" in event
     assert await used(store) == 1
     await store.close()
+
+
+async def test_superseded_batch_with_a_refunded_item_is_only_acked(
+    harness: ProcessorHarness, store: SqliteStore, clock: Clock
+) -> None:
+    """Its key was used again with another body, without the item."""
+    body = {"tasks": [TASK | {"idempotency_key": "i"}, TASK]}
+    submission = batch_submission(body, "c", frozenset(), "k")
+    decisions = await harness.admission.admit([Request(submission, CUSTOMER)])
+    await harness.admission.release(decisions, refund=False)
+    clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    await harness.attempt(direct_delivery("k", {"tasks": [OTHER]}))
+    message = admitted_delivery(Admitted(submission, decisions[0].entry.created_at, CUSTOMER.retention))
+    assert await harness.attempt(message) == []
+    assert message in harness.consumer.acked
+    assert await used(store) == 1
 
 
 async def test_charge_is_not_refunded_while_its_message_is_processed(
