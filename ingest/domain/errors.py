@@ -4,6 +4,7 @@
 
     IngestError
     |-- InvalidSubmission      the submission is wrong: 400, or a dead letter with `reason`
+    |   `-- UnregisteredWebhook
     |-- Unavailable            a dependency is unavailable: 503, or the worker waits; never a dead letter
     |   |-- StoreUnavailable
     |   `-- BrokerUnavailable
@@ -62,6 +63,10 @@ class InvalidSubmission(IngestError):
         self.reason = reason
         self.message = message
         self.errors = errors[:MAX_FIELD_ERRORS]
+
+
+class UnregisteredWebhook(InvalidSubmission):
+    """A callback_url is not registered. It may have been when the submission was admitted."""
 
 
 class Unavailable(IngestError):

@@ -7,7 +7,7 @@ from typing import Any, cast
 import msgspec
 
 from ingest.domain import identity
-from ingest.domain.errors import FieldError, InvalidSubmission, Reason
+from ingest.domain.errors import FieldError, InvalidSubmission, Reason, UnregisteredWebhook
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.json_names import repeated_name
 from ingest.domain.validation import NOT_REGISTERED, BatchBody, TaskBody, validate_batch, validate_task
@@ -95,18 +95,18 @@ def _malformed(body: bytes, error: ValueError) -> str:
 
 
 def task_submission(
-    data: object, cust_id: str, webhooks: AbstractSet[str], fallback_key: str | None = None
+    data: object, cust_id: str, webhooks: AbstractSet[str] | None, fallback_key: str | None = None
 ) -> Submission:
     """Validate a decoded task body and compute its id.
 
     Args:
         data: the decoded body.
         cust_id: the customer.
-        webhooks: the customer's registered webhook URLs.
+        webhooks: the customer's registered webhook URLs; None accepts any.
         fallback_key: the idempotency key if the body has none.
 
     Raises:
-        InvalidSubmission: the body breaks a rule.
+        InvalidSubmission: the body breaks a rule. UnregisteredWebhook: the only one that it breaks is about webhooks.
     """
     body = validate_task(data)
     _check_callbacks([("callback_url", body)], webhooks)
@@ -121,7 +121,7 @@ def task_submission(
 
 
 def batch_submission(
-    data: object, cust_id: str, webhooks: AbstractSet[str], fallback_key: str | None = None
+    data: object, cust_id: str, webhooks: AbstractSet[str] | None, fallback_key: str | None = None
 ) -> Submission:
     """Validate a decoded batch body and compute its id and its items' ids.
 
@@ -177,11 +177,13 @@ def _check_size(canonical: bytes, what: str) -> None:
         raise InvalidSubmission(Reason.TOO_LARGE, message)
 
 
-def _check_callbacks(holders: list[tuple[str, TaskBody | BatchBody]], webhooks: AbstractSet[str]) -> None:
+def _check_callbacks(holders: list[tuple[str, TaskBody | BatchBody]], webhooks: AbstractSet[str] | None) -> None:
+    if webhooks is None:
+        return
     errors = [
         FieldError(field, f"{field} {NOT_REGISTERED}")
         for field, holder in holders
         if "callback_url" in holder and holder["callback_url"] not in webhooks
     ]
     if errors:
-        raise InvalidSubmission(Reason.INVALID, errors[0].error, tuple(errors))
+        raise UnregisteredWebhook(Reason.INVALID, errors[0].error, tuple(errors))

@@ -12,11 +12,11 @@ from ingest.admission import Request
 from ingest.domain import admitted
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer, is_cust_id
-from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.errors import InvalidSubmission, Reason, UnregisteredWebhook
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.messages import JSON, Delivery
 from ingest.domain.ports import Registry
-from ingest.domain.submissions import MAX_BODY, batch_submission, decode_json, task_submission
+from ingest.domain.submissions import MAX_BODY, Submission, batch_submission, decode_json, task_submission
 from ingest.domain.topology import DELIVERY_LIMIT, INGEST_BATCHES, INGEST_TASKS
 from ingest.domain.validation import validate_key
 from ingest.worker.rejections import Rejection, rejection
@@ -37,6 +37,9 @@ class Classified(msgspec.Struct, eq=False):
     untrusted: list[Delivery] = msgspec.field(default_factory=list)
     """Sent by another user of the service, it seems, whom INGEST_TRUSTED_USERS does not name."""
     direct: list[tuple[Delivery, Request]] = msgspec.field(default_factory=list)
+    revoked: list[tuple[Request, Rejection]] = msgspec.field(default_factory=list)
+    """Direct submissions whose webhook or customer is unknown: rejected, unless they were admitted before it was
+    removed."""
     rejected: list[Rejection] = msgspec.field(default_factory=list)
 
 
@@ -73,7 +76,7 @@ class DeliveryClassifier:
                         continue
                     classified.admitted.append((delivery, self._admitted(delivery, cust_id)))
                 else:
-                    classified.direct.append((delivery, await self._request(delivery, kind, cust_id)))
+                    await self._classify_direct(classified, delivery, kind, cust_id)
             except InvalidSubmission as error:
                 classified.rejected.append(rejection(delivery, error, cust_id))
         return classified
@@ -103,7 +106,9 @@ class DeliveryClassifier:
             raise InvalidSubmission(Reason.FORGED_ADMISSION, "the body and the routing key name different customers")
         return message
 
-    async def _request(self, delivery: Delivery, kind: SubmissionKind, cust_id: str) -> Request:
+    async def _classify_direct(
+        self, classified: Classified, delivery: Delivery, kind: SubmissionKind, cust_id: str
+    ) -> None:
         if delivery.user_id not in (None, cust_id) and delivery.user_id not in self._trusted:
             raise InvalidSubmission(Reason.USER_MISMATCH, f"the AMQP user must be {cust_id}, as in the routing key")
         message_id = delivery.message_id
@@ -111,13 +116,25 @@ class DeliveryClassifier:
             raise InvalidSubmission(Reason.MISSING_MESSAGE_ID, "property message_id is required: it makes a retry safe")
         _check_content(delivery)
         customer = await self.customer(cust_id)
-        if customer is None:
-            raise InvalidSubmission(Reason.UNKNOWN_CUSTOMER, f"customer {cust_id} does not exist")
-        key = validate_key(message_id, "message_id")
-        make = task_submission if kind is SubmissionKind.TASK else batch_submission
-        submission = make(decode_json(delivery.body), cust_id, customer.webhooks, key)
         created_at = None if delivery.timestamp is None else delivery.timestamp * 1000
-        return Request(submission, customer, origin=message_id, created_at=created_at)
+        try:
+            if customer is None:
+                raise InvalidSubmission(Reason.UNKNOWN_CUSTOMER, f"customer {cust_id} does not exist")
+            submission = _submission(delivery.body, kind, customer, message_id)
+            request = Request(submission, customer, origin=message_id, created_at=created_at)
+            classified.direct.append((delivery, request))
+        except InvalidSubmission as error:
+            if customer is not None and not isinstance(error, UnregisteredWebhook):
+                raise
+            rejected = rejection(delivery, error, cust_id)
+            customer = customer or Customer(cust_id=cust_id)
+            try:
+                submission = _submission(delivery.body, kind, customer, message_id, any_webhook=True)
+            except InvalidSubmission:
+                classified.rejected.append(rejected)
+            else:
+                request = Request(submission, customer, origin=message_id, created_at=created_at)
+                classified.revoked.append((request, rejected))
 
     async def customer(self, cust_id: str) -> Customer | None:
         """Return a customer from the cache or the registry; None if it does not exist. Raises StoreUnavailable."""
@@ -130,6 +147,14 @@ class DeliveryClassifier:
             self._customers.clear()
         self._customers[cust_id] = (now + CUSTOMER_CACHE, customer)
         return customer
+
+
+def _submission(
+    body: bytes, kind: SubmissionKind, customer: Customer, message_id: str, *, any_webhook: bool = False
+) -> Submission:
+    key = validate_key(message_id, "message_id")
+    make = task_submission if kind is SubmissionKind.TASK else batch_submission
+    return make(decode_json(body), customer.cust_id, None if any_webhook else customer.webhooks, key)
 
 
 @lru_cache(maxsize=_MAX_CUSTOMERS)

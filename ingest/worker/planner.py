@@ -66,8 +66,11 @@ class DeliveryPlanner:
         attempt.contended += classified.untrusted  # kept until the setting is corrected
         if classified.admitted:
             await self._plan_admitted(attempt, classified.admitted)
-        if classified.direct:
-            await self._plan_direct(attempt, classified.direct)
+        direct = classified.direct
+        if classified.revoked:
+            direct = direct + await self._admitted_before(attempt, classified.revoked)
+        if direct:
+            await self._plan_direct(attempt, direct)
         for plan in attempt.plans:
             if plan.delivery.headers:
                 add_trace(plan)
@@ -122,6 +125,23 @@ class DeliveryPlanner:
                 attempt.contended.append(delivery)
             elif plan := _plan_decision(delivery, decision):
                 attempt.plans.append(plan)
+
+    async def _admitted_before(
+        self, attempt: Planned, revoked: Sequence[tuple[Request, Rejection]]
+    ) -> list[tuple[Delivery, Request]]:
+        """Return the submissions that were admitted before their webhook or customer was removed; reject the others.
+
+        Some of their events may have been published, so they must not be rejected now.
+        """
+        admitted = []
+        entries = await self._ledger.read([request.submission.id for request, _ in revoked])
+        for (request, rejected), entry in zip(revoked, entries, strict=True):
+            same_body = entry is not None and entry.fingerprint == request.submission.fingerprint
+            if entry is not None and same_body and (entry.is_durable or entry.origin == request.origin):
+                admitted.append((rejected.delivery, request))
+            else:
+                attempt.plans.append(plan_rejection(rejected))
+        return admitted
 
     async def _plan_direct(self, attempt: Planned, arrived: Sequence[tuple[Delivery, Request]]) -> None:
         """Admit direct submissions, as the shim does, and plan them."""

@@ -29,7 +29,7 @@ class ProcessorHarness:
         self.consumer = AckingConsumer()
         self.unavailable: list[Delivery] = []
         """The deliveries that the last attempt did not finish because a dependency was unavailable."""
-        classifier = DeliveryClassifier(store, frozenset({"shim"}))
+        classifier = DeliveryClassifier(store, frozenset({"shim"}), clock)
         self._processor = DeliveryProcessor(store, self.publisher, self.admission, classifier, meter)
 
     async def attempt(self, *deliveries: Delivery) -> list[str]:
