@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import structlog
@@ -58,6 +59,7 @@ class Worker:
         outage_hold: seconds for which deliveries are held through an outage; well below RabbitMQ's `consumer_timeout`.
         refund_interval: seconds between two searches for charges of submissions that never became tasks.
         circuit_breaker: for tests; by default one with the pauses `breaker.PAUSES`.
+        monotonic: monotonic time in seconds; it limits the age of cached customers.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Worker:
         outage_hold: float = OUTAGE_HOLD,
         refund_interval: float = INTERVAL,
         circuit_breaker: CircuitBreaker | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -82,6 +85,7 @@ class Worker:
         self._outage_hold = outage_hold
         self._refund_interval = refund_interval
         self._breaker = circuit_breaker or CircuitBreaker()
+        self._monotonic = monotonic
         self._stopping = asyncio.Event()
 
     @property
@@ -92,7 +96,7 @@ class Worker:
     async def run(self) -> None:
         """Consume until `stop`; then finish and ack what was delivered, and close. Cancelling closes at once."""
         publisher = await self._broker.publisher(_PUBLISHING_CONNECTIONS)
-        classifier = DeliveryClassifier(self._store, self._trusted_users)
+        classifier = DeliveryClassifier(self._store, self._trusted_users, self._monotonic)
         processor = DeliveryProcessor(self._store, publisher, self._admission, classifier, self._meter)
         loops: list[QueueConsumerLoop] = []
         try:

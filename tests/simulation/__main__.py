@@ -7,7 +7,7 @@ import argparse
 import sys
 import time
 
-from tests.simulation import mutations
+from tests.simulation.mutation_runs import find_mutations
 from tests.simulation.run import explain, run_schedules
 
 
@@ -20,11 +20,15 @@ def main() -> int:
     )
     parser.add_argument("--schedules", type=int, help="stop after so many schedules")
     parser.add_argument(
-        "--mutations", action="store_true", help="put known faults into a copy of the code, and find them"
+        "--mutations",
+        nargs="?",
+        const="",
+        metavar="NAME",
+        help="put known faults (whose name contains NAME) into a copy of the code, and find them",
     )
     options = parser.parse_args()
-    if options.mutations:
-        return min(mutations.main(options.schedules or 20_000), 1)
+    if options.mutations is not None:
+        return min(find_mutations(options.schedules or 20_000, options.mutations), 1)
     began = time.monotonic()
     result = run_schedules(options.seed, seconds=options.seconds, schedules=options.schedules)
     rate = result.schedules / (time.monotonic() - began)

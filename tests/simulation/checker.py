@@ -1,82 +1,65 @@
 """What must hold after every schedule: the guarantees, in terms of what clients were told and what came out."""
 
-import json
 from collections import defaultdict
 from typing import Any
 
-import msgspec
-
-from ingest.domain.identity import item_id
-from ingest.domain.topology import CONSENSUS_TASKS, INGEST_DEAD, WEBHOOK_DISPATCH
-from tests.simulation.bodies import batch_id, message_id, task_id, task_of
+from tests.simulation.bodies import message_id, task_of
+from tests.simulation.charges import charges
 from tests.simulation.clients import Attempt
-from tests.simulation.queues import FEEDBACK
-from tests.simulation.schedule import Crash, Doubt, LostRecord, Outage, Pause, Submit
-from tests.simulation.world import QUOTAS, World
-
-
-class _Output(msgspec.Struct):
-    """Everything that came out of the service.
-
-    `tasks` has the data of the acceptance events by task_id, one for each copy. `feedback` has the events
-    `submission.duplicate` and `submission.rejected`. `forgotten` has (customer, key) of the entries that the store has
-    lost: such a key may be used again, with another body.
-    """
-
-    tasks: dict[str, list[dict[str, Any]]]
-    batches: set[str]
-    feedback: list[dict[str, Any]]
-    dead: list[dict[str, Any]]
-    forgotten: set[tuple[str, str | None]]
-
-    def has_body(self, submit: Submit, task_id: str, task: dict[str, Any]) -> bool:
-        """Return whether the event of a task has this body, as far as that can be expected."""
-        copies = self.tasks.get(task_id, [])
-        if not copies:
-            return False
-        keys = {(submit.customer, submit.key), (submit.customer, submit.item_key)}
-        return not keys.isdisjoint(self.forgotten) or _is_body(copies[0], task)
+from tests.simulation.customers import BRIEF, CUSTOMERS, RETENTION, STRICT
+from tests.simulation.output import Event, Output, acceptances, is_body, read, tasks_of
+from tests.simulation.progress import progress
+from tests.simulation.schedule import (
+    Crash,
+    Doubt,
+    LostRecord,
+    MissingCustomer,
+    Pause,
+    Redrive,
+    Schedule,
+    SetQuota,
+    SetWebhook,
+    Stop,
+    Submit,
+)
+from tests.simulation.world import START, World
 
 
 def violations(world: World) -> list[str]:
     """Return every broken guarantee as a sentence; an empty list is a good schedule."""
-    output = _read(world)
-    problems = [*_progress(world), *_promises(world, output), *_events(world, output)]
-    problems += [*_direct(world, output), *_dead_letters(output), *_charges(world, output)]
-    return problems + _claims(world)
+    output = read(world)
+    problems = [*progress(world, output), *_answers(world), *_promises(world, output), *_events(world, output)]
+    problems += [*_direct(world, output), *_contradictions(world, output)]
+    problems += [*_dead_letters(world, output), *_lost_letters(world, output)]
+    return problems + charges(world, output) + _claims(world)
 
 
-def _read(world: World) -> _Output:
-    queues = world.broker.queues
-    forgotten: set[tuple[str, str | None]] = {
-        (a.customer, a.key) for a in world.schedule.actions if isinstance(a, LostRecord)
-    }
-    output = _Output(defaultdict(list), set(), [], [], forgotten)
-    for name in (CONSENSUS_TASKS, WEBHOOK_DISPATCH):
-        for stored in queues[name].ready:
-            event = json.loads(stored.message.body)
-            if event["type"].endswith("batch.accepted"):
-                output.batches.add(event["data"]["batch_id"])
-            elif name == CONSENSUS_TASKS:
-                output.tasks[event["data"]["task_id"]].append(event["data"])
-    output.feedback = [json.loads(stored.message.body) for stored in queues[FEEDBACK].ready]
-    for stored in queues[INGEST_DEAD].ready:
-        if "x-death" in stored.headers:
-            output.dead.append({"reason": "delivery_limit", "submission": {"message_id": stored.message.message_id}})
-        else:
-            output.dead.append(json.loads(stored.message.body))
-    return output
+def _answers(world: World) -> list[str]:
+    """A client is refused only for a reason that exists."""
+    problems = []
+    for attempt in world.attempts:
+        allowed = {0, 200, 202, 409, 503} | _refusals(world.schedule, attempt.submit.customer).keys()
+        if attempt.status not in allowed:
+            problems.append(f"{attempt.status} {attempt.answer.get('error')} for {_name(attempt.submit)}")
+    return problems
 
 
-def _progress(world: World) -> list[str]:
-    """Everything ends, and no process fails."""
-    problems = [f"not finished in time: {world.unfinished}"] if world.unfinished else []
-    for process in world.processes.values():
-        problems += [f"{process.name} ended: {failure!r}" for failure in process.failures]
-    return problems + [f"asyncio reports {e.get('message')}: {e.get('exception')!r}" for e in world.loop.errors]
+def _refusals(schedule: Schedule, customer: str) -> dict[int, str]:
+    """Return why submissions of a customer can be refused, as HTTP statuses and reasons of dead letters."""
+    changes = [action for action in schedule.actions if getattr(action, "customer", None) == customer]
+    refusals = {}
+    if CUSTOMERS[customer].monthly_quota is not None or any(isinstance(change, SetQuota) for change in changes):
+        refusals[403] = "quota_exhausted"
+    if any(isinstance(change, SetWebhook) for change in changes):
+        refusals[400] = "invalid"
+    if any(isinstance(change, MissingCustomer) for change in changes):
+        refusals[401] = "unknown_customer"
+    if customer == STRICT:
+        refusals[422] = "key_conflict"
+    return refusals
 
 
-def _promises(world: World, output: _Output) -> list[str]:
+def _promises(world: World, output: Output) -> list[str]:
     """2xx means durable; without a mismatch it means this body."""
     return [
         f"{attempt.status} for {_name(attempt.submit)}: {problem}"
@@ -86,13 +69,13 @@ def _promises(world: World, output: _Output) -> list[str]:
     ]
 
 
-def _broken_promises(attempt: Attempt, output: _Output) -> list[str]:
+def _broken_promises(attempt: Attempt, output: Output) -> list[str]:
     submit, answer = attempt.submit, attempt.answer
     mismatch = "idempotency-payload-mismatch" in attempt.headers
     ids = answer["task_ids"] if submit.items else [answer["task_id"]]
     problems = []
     for index, id_ in enumerate(ids):
-        if not output.tasks.get(id_):
+        if not output.events_for(submit, id_):
             problems.append(f"the event of task {index} is missing")
         # An item with a key of its own is a task of its own: it may have been accepted before with another body.
         elif mismatch or (submit.items and index == 0 and submit.item_key is not None):
@@ -102,102 +85,126 @@ def _broken_promises(attempt: Attempt, output: _Output) -> list[str]:
     return problems
 
 
-def _events(world: World, output: _Output) -> list[str]:
+def _events(world: World, output: Output) -> list[str]:
     """One acceptance for each id, and only of what was submitted."""
     submitted: dict[str, list[tuple[Submit, dict[str, Any]]]] = defaultdict(list)
     for attempt in world.attempts:
-        for id_, task in _tasks(attempt):
+        for id_, task in tasks_of(attempt):
             submitted[id_].append((attempt.submit, task))
     problems = []
-    for id_, copies in output.tasks.items():
+    for id_, events in output.tasks.items():
         sources = submitted.get(id_, [])
         keys = {(submit.customer, key) for submit, _ in sources for key in (submit.key, submit.item_key)}
-        if keys.isdisjoint(output.forgotten) and _differ(copies):
+        # With wrong clocks, the time of an event does not say to which acceptance it belongs.
+        is_unclear = bool(world.schedule.skews) and events[0].data["cust_id"] == BRIEF
+        if keys.isdisjoint(output.forgotten) and not is_unclear and any(map(_differ, acceptances(events))):
             problems.append(f"the events of {id_} differ")
-        if sources and not any(_is_body(copies[0], task) for _, task in sources):
+        if sources and not all(any(is_body(event.data, task) for _, task in sources) for event in events):
             problems.append(f"the event of {id_} has a body that was not submitted")
     return problems
 
 
-def _direct(world: World, output: _Output) -> list[str]:
+def _direct(world: World, output: Output) -> list[str]:
     """Every confirmed direct submission has an outcome that its producer can see."""
     problems = []
-    named = {event["data"].get("message_id") for event in output.feedback}
+    named = {(event.data["cust_id"], event.data["message_id"]): event.at for event in output.feedback}
     for attempt in world.attempts:
         submit = attempt.submit
-        if not submit.direct or attempt.status != 202 or (submit.key or message_id(submit)) in named:
+        if not submit.direct or attempt.status != 202:
+            continue
+        told_at = named.get(_message(attempt), -RETENTION)
+        if told_at >= (START + submit.at - RETENTION if submit.customer == BRIEF else 0.0):
             continue
         has_item_key = submit.items and submit.item_key is not None
         if not all(
             output.has_body(submit, id_, task) or (index == 0 and has_item_key and id_ in output.tasks)
-            for index, (id_, task) in enumerate(_tasks(attempt))
+            for index, (id_, task) in enumerate(tasks_of(attempt))
         ):
             problems.append(f"{_name(submit)} was confirmed, and nothing tells its outcome")
     return problems
 
 
-def _dead_letters(output: _Output) -> list[str]:
-    """Only what cannot be accepted is dead-lettered."""
-    return [
-        f"dead letter {letter['submission']['message_id']}: {letter['reason']}"
-        for letter in output.dead
-        if letter["reason"] not in ("quota_exhausted", "key_conflict")
-    ]
-
-
-def _charges(world: World, output: _Output) -> list[str]:
-    """Never under-charged; over-charged only for what a crashed process had in flight."""
-    accepted: dict[str, int] = defaultdict(int)
-    for copies in output.tasks.values():
-        accepted[copies[0]["cust_id"]] += 1
-    crashed = any(process.crashes for process in world.processes.values())
-    # A pause that outlasts a lease is a crash to the others. A lost record has forgotten what was charged.
-    excused = crashed or any(isinstance(action, LostRecord | Pause) for action in world.schedule.actions)
+def _contradictions(world: World, output: Output) -> list[str]:
+    """A message that was accepted is not rejected afterwards, although it may be delivered again."""
+    sent: dict[tuple[str, str], list[Submit]] = defaultdict(list)
+    for attempt in world.attempts:
+        sent[_message(attempt)].append(attempt.submit)
+    interrupted = {customer for process in world.processes.values() for customer in process.interrupted}
     problems = []
-    for cust_id in QUOTAS:
-        used = world.store.used_by(cust_id)
-        if used < accepted[cust_id]:
-            problems.append(f"{cust_id} is charged for {used} tasks, {accepted[cust_id]} were accepted")
-        if used > accepted[cust_id] and not excused:
-            problems.append(f"{cust_id} is charged for {used} tasks, only {accepted[cust_id]} were accepted")
+    for event in output.feedback:
+        cust_id = event.data["cust_id"]
+        submits = sent[cust_id, event.data["message_id"]]
+        if "reason" not in event.data or cust_id in interrupted or not _is_one_message(world, submits):
+            continue
+        submit = submits[0]
+        own = tasks_of(Attempt(submit, 0.0, 0))[1 if submit.item_key else 0 :]
+        if any(accepted.at < event.at for id_, _ in own for accepted in output.tasks.get(id_, [])):
+            problems.append(f"{_name(submit)} was accepted, then rejected: {event.data['reason']}")
+    return problems
+
+
+def _is_one_message(world: World, submits: list[Submit]) -> bool:
+    """Return whether a message was sent once, and no other submission has one of its keys."""
+    if len(submits) != 1 or submits[0].copies != 1:
+        return False
+    return not any(
+        isinstance(action, Redrive)
+        or (isinstance(action, LostRecord) and action.customer == submits[0].customer)
+        or (isinstance(action, Submit) and action is not submits[0] and action.shares_a_key(submits[0]))
+        for action in world.schedule.actions
+    )
+
+
+def _dead_letters(world: World, output: Output) -> list[str]:
+    """Only what cannot be accepted is dead-lettered."""
+    problems = []
+    for letter in output.dead:
+        customer = _customer(letter)
+        if letter["reason"] not in _refusals(world.schedule, customer).values():
+            problems.append(f"dead letter {letter['submission']['message_id']} of {customer}: {letter['reason']}")
+    return problems
+
+
+def _lost_letters(world: World, output: Output) -> list[str]:
+    """A submission whose rejection is the last that its producer was told is in `ingest.dead`."""
+    told: dict[tuple[str, str], Event] = {}
+    for event in output.feedback:
+        told[event.data["cust_id"], event.data["message_id"]] = event
+    kept = {(_customer(letter), letter["submission"]["message_id"]) for letter in output.dead}
+    accepted = {key: attempt for attempt in world.attempts if (key := _message(attempt)) in told}
+    problems = []
+    for key, event in told.items():
+        if "reason" not in event.data or key in kept:
+            continue
+        later = [task.at for id_, _ in tasks_of(accepted[key]) for task in output.tasks.get(id_, [])]
+        if max(later, default=0.0) < event.at:
+            problems.append(f"{key} was rejected ({event.data['reason']}), and is neither dead-lettered nor accepted")
     return problems
 
 
 def _claims(world: World) -> list[str]:
-    """A refused submission leaves no claim. Crashes, and calls to the store without an answer, may leave one."""
+    """A refused submission leaves no claim. Crashes, and calls to the store that take effect late, may leave one."""
     for action in world.schedule.actions:
-        if isinstance(action, Crash | Pause) or (isinstance(action, Outage | Doubt) and action.server == "store"):
+        if isinstance(action, Crash | Pause | Stop) or (isinstance(action, Doubt) and action.server == "store"):
             return []
     entries = [entry for _, entry in world.store.ledger.values()]
     return [f"{entry.id} is still claimed" for entry in entries if entry.lease and not entry.is_durable]
 
 
-def _tasks(attempt: Attempt) -> list[tuple[str, dict[str, Any]]]:
-    """(task id, task) of everything that an attempt submits, as far as the ids are known."""
-    submit = attempt.submit
-    key = submit.key or (message_id(submit) if submit.direct else None)
-    if not submit.items:
-        id_ = task_id(submit.customer, key) if key else attempt.answer.get("task_id")
-        return [(id_, task_of(submit.body))] if id_ else []
-    parent = batch_id(submit.customer, key) if key else attempt.answer.get("batch_id")
-    tasks = []
-    for index in range(submit.items):
-        if index == 0 and submit.item_key:
-            tasks.append((task_id(submit.customer, submit.item_key), task_of(submit.body)))
-        elif parent:
-            tasks.append((item_id(parent, index), task_of(submit.body, index)))
-    return tasks
+def _customer(letter: dict[str, Any]) -> str:
+    return str(letter["submission"]["routing_key"]).rpartition(".")[2]
 
 
-def _is_body(data: dict[str, Any], task: dict[str, Any]) -> bool:
-    return bool(data["data_url"] == task["data_url"])
+def _message(attempt: Attempt) -> tuple[str, str]:
+    """Customer and message_id of a direct submission."""
+    return attempt.submit.customer, attempt.submit.key or message_id(attempt.submit)
 
 
-def _differ(copies: list[dict[str, Any]]) -> bool:
+def _differ(copies: list[Event]) -> bool:
     """Return whether the copies of an event differ in more than their place in a batch."""
-    placed = any("batch_id" in copy for copy in copies)
+    placed = any("batch_id" in copy.data for copy in copies)
     ignored = ("batch_id", "batch_index", "created_at") if placed else ()
-    tasks = [{name: value for name, value in copy.items() if name not in ignored} for copy in copies]
+    tasks = [{name: value for name, value in copy.data.items() if name not in ignored} for copy in copies]
     return any(task != tasks[0] for task in tasks)
 
 

@@ -18,18 +18,27 @@ from tests.simulation.broker import SimulatedPublisher
 from tests.simulation.machines import Network, Process
 from tests.simulation.queues import BrokerState
 from tests.simulation.schedule import Submit
-from tests.simulation.store import SimulatedStore, StoreState
+from tests.simulation.store import SimulatedStore
+from tests.simulation.store_state import StoreState
 
 _CLIENT_TIMEOUT: Final = 15.0
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """One attempt of a client. `status` 0: no answer. A direct producer has 202 for a confirm, otherwise 503."""
+    """One attempt of a client, which ended at `at`, in virtual seconds.
+
+    `status` 0: no answer. A direct producer has 202 for a confirm, otherwise 503.
+    """
 
     submit: Submit
+    at: float
     status: int
     answer: dict[str, Any] = {}
     headers: dict[str, str] = {}
+
+
+Answer = tuple[int, dict[str, Any], dict[str, str]]
+"""Status, body and headers."""
 
 
 class Clients:
@@ -53,6 +62,8 @@ class Clients:
     ) -> None:
         self.process = Process("clients", network, idle)
         self.attempts: list[Attempt] = []
+        self.requests: dict[str, set[asyncio.Task[None]]] = {name: set() for name in shims}
+        """Requests in progress, by shim."""
         self._network = network
         self._store = store
         self._broker = broker
@@ -61,34 +72,39 @@ class Clients:
 
     async def run(self, submit: Submit) -> None:
         """Submit until there is a final answer."""
-        attempt: Callable[[Submit], Coroutine[Any, Any, Attempt]] = self._publish if submit.direct else self._post
+        attempt: Callable[[Submit], Coroutine[Any, Any, Answer]] = self._publish if submit.direct else self._post
         for _ in range(submit.attempts):
-            result = await attempt(submit)
-            self.attempts.append(result)
-            if result.status not in (0, 409, 503):
+            status, body, headers = await attempt(submit)
+            self.attempts.append(Attempt(submit, self._network.loop.time(), status, body, headers))
+            if status not in (0, 409, 503):
                 return
             await asyncio.sleep(self._network.rng.uniform(0.3, 2.0))
 
-    async def _post(self, submit: Submit) -> Attempt:
+    async def _post(self, submit: Submit) -> Answer:
         shim = self._network.rng.choice(list(self._shims.values()))
-        if not shim.alive or shim.name not in self._submitters:
-            return Attempt(submit, 0)
-        answer: list[Attempt] = []
-        request = shim.run(self._handle(shim, submit, answer))
+        if not shim.alive or shim.stopping.is_set() or shim.name not in self._submitters:
+            return 0, {}, {}
+        answers: list[Answer] = []
+        request = shim.run(self._handle(shim, submit, answers))
+        requests = self.requests[shim.name]
+        requests.add(request)
+        request.add_done_callback(requests.discard)
         await asyncio.wait({request}, timeout=_CLIENT_TIMEOUT)
         if request.done() and not request.cancelled():
             request.result()
-        return answer[0] if answer else Attempt(submit, 0)
+        return answers[0] if answers else (0, {}, {})
 
-    async def _handle(self, shim: Process, submit: Submit, answer: list[Attempt]) -> None:
+    async def _handle(self, shim: Process, submit: Submit, answers: list[Answer]) -> None:
         life = shim.life
         await shim.runs(life)
         try:
             customer = await SimulatedStore(self._store, shim).customer(submit.customer)
         except StoreUnavailable:
-            answer.append(Attempt(submit, 503))
+            answers.append((503, {}, {}))
             return
-        assert customer is not None
+        if customer is None:
+            answers.append((401, {}, {}))
+            return
         kind = SubmissionKind.BATCH if submit.items else SubmissionKind.TASK
         headers = {b"prefer": b"return=representation"}
         try:
@@ -96,11 +112,9 @@ class Clients:
         except Problem as problem:
             status, body, pairs = problem.status, problem.body(), list(problem.headers)
         await shim.runs(life)
-        answer.append(
-            Attempt(submit, status, json.loads(body), {name.decode(): value.decode() for name, value in pairs})
-        )
+        answers.append((status, json.loads(body), {name.decode(): value.decode() for name, value in pairs}))
 
-    async def _publish(self, submit: Submit) -> Attempt:
+    async def _publish(self, submit: Submit) -> Answer:
         publisher = SimulatedPublisher(self._broker, self.process, submit.customer)
         kind = "batch" if submit.items else "task"
         message = Message(
@@ -109,8 +123,8 @@ class Clients:
             body=body_of(submit),
             message_id=submit.key or message_id(submit),
         )
-        (outcome,) = await publisher.publish([message])
-        return Attempt(submit, 202 if outcome is PublishOutcome.CONFIRMED else 503)
+        outcomes = await publisher.publish([message] * submit.copies)
+        return (202 if PublishOutcome.CONFIRMED in outcomes else 503), {}, {}
 
 
 async def idle(process: Process) -> None:

@@ -27,6 +27,8 @@ class SimulatedConsumer:
         self._stopped = False
         self._tag = 0
         self._unacknowledged: dict[tuple[int, int], Stored] = {}
+        self._finished: set[tuple[int, int]] = set()
+        """Acknowledged or requeued by the process; the broker may not know yet."""
         self._arrived: list[Delivery] = []
         self._arrival = asyncio.Event()
         self._connect()
@@ -68,11 +70,12 @@ class SimulatedConsumer:
         return len(self._unacknowledged)
 
     def alive(self, delivery: Delivery) -> bool:
-        return self._connected and delivery.token[0] == self._connection
+        is_current = self._connected and delivery.token[0] == self._connection
+        return is_current and delivery.token not in self._finished
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await self._process.runs(self._life)
-        tokens = [delivery.token for delivery in deliveries]
+        tokens = self._take_tokens(deliveries)
         self._network.later(self._network.delay(), lambda: self._finish(tokens))
 
     async def allow_extra(self, count: int) -> None:
@@ -82,7 +85,7 @@ class SimulatedConsumer:
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         await self._process.runs(self._life)
-        tokens = [delivery.token for delivery in deliveries]
+        tokens = self._take_tokens(deliveries)
         self._network.later(self._network.delay(), lambda: self._return(tokens))
 
     async def pause(self) -> None:
@@ -104,8 +107,14 @@ class SimulatedConsumer:
     async def close(self) -> None:
         self._break()
 
+    def _take_tokens(self, deliveries: Sequence[Delivery]) -> list[tuple[int, int]]:
+        """Return the tokens of the deliveries that can still be acknowledged, which ends that."""
+        tokens = [delivery.token for delivery in deliveries if self.alive(delivery)]
+        self._finished.update(tokens)
+        return tokens
+
     def _connect(self) -> None:
-        if self._process.alive and not self._connected:
+        if self._process.alive and self._process.life == self._life and not self._connected and not self._stopped:
             self._connection += 1
             self._connected = True
             self._queue.consumers.append(self)

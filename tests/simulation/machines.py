@@ -1,7 +1,8 @@
-"""The machines of a simulation: processes that crash, pause and lose their connections, and the faults between them."""
+"""The machines of a simulation: processes that crash, stop, pause and lose connections, and faults between them."""
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
 from typing import Any, Final
@@ -9,7 +10,14 @@ from typing import Any, Final
 from tests.simulation.loop import SimulatedLoop
 
 EPOCH: Final = 1_790_000_000.0
-"""Unix time at the beginning of a schedule, in seconds."""
+"""Unix time at the beginning of a schedule, in seconds. It is in the middle of a month."""
+LEASE: Final = 30.0
+"""How long a claim lasts, in seconds."""
+_HARMLESS: Final = LEASE - 12.0
+"""A pause that is longer, in seconds, can end after the lease of a claim that the process had before."""
+_BETWEEN: Final = 12.0
+"""Two pauses with less time in between, in seconds, count as one."""
+_SHUTDOWN_DEADLINE: Final = 25.0
 _FASTEST: Final = 0.0005
 _SLOWEST: Final = 0.02
 """The time that a message takes on the network, in seconds."""
@@ -37,10 +45,11 @@ class Fate(Enum):
 
 
 class Network:
-    """Time, chance, and the faults that are active now."""
+    """Time, chance, and the faults that are active now. `epoch` is the Unix time at the beginning."""
 
-    def __init__(self, loop: SimulatedLoop, seed: int) -> None:
+    def __init__(self, loop: SimulatedLoop, seed: int, epoch: float = EPOCH) -> None:
         self.loop = loop
+        self.epoch = epoch
         self.rng = random.Random(seed)
         self.outages: dict[Server, float] = {}
         """Until when a server answers no call at all."""
@@ -73,12 +82,12 @@ class Network:
 
 
 class Process:
-    """A process of the service: it can crash at any await, pause, and have a wrong clock.
+    """A process of the service: it can crash or pause at any await, stop gracefully, and have a wrong clock.
 
     Args:
         name: for messages.
         network: time and faults.
-        main: runs the process; it is called again after each restart.
+        main: runs the process; it is called again after each restart. It ends if `stopping` is set.
         skew: how far its wall clock is ahead, in seconds.
     """
 
@@ -93,27 +102,39 @@ class Process:
         self.alive = False
         self.life = 0
         """Counts the starts. Whatever belongs to an earlier life has ended with it."""
-        self.crashes = 0
+        self.stopping = asyncio.Event()
+        self.charged: Counter[str] = Counter()
+        """What this life has charged, and may have to refund, in tasks by customer."""
+        self.interrupted: Counter[str] = Counter()
+        """The same of the lives that ended by a crash, or were paused for too long."""
         self.failures: list[BaseException] = []
         """What `main` raised: the process ended although nothing had crashed it."""
         self._main = main
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._paused_at = 0.0
         self._resumes_at = 0.0
+        self._down = 0.0
         self._on_crash: list[Callable[[], None]] = []
 
     def clock(self) -> float:
         """The process's wall clock, in Unix seconds."""
-        return EPOCH + self.network.loop.time() + self.skew
+        return self.network.epoch + self.network.loop.time() + self.skew
 
     def start(self) -> None:
         self.alive = True
         self.life += 1
+        self.stopping = asyncio.Event()
+        self.charged = Counter()
         self._on_crash = []
         self.run(self._guard())
 
     async def _guard(self) -> None:
         try:
             await self._main(self)
+            if self.stopping.is_set():
+                self._end(self._down)
+            else:
+                self.failures.append(AssertionError("it has stopped by itself"))
         except Exception as error:  # noqa: BLE001 - the checker reports it
             self.failures.append(error)
 
@@ -130,20 +151,36 @@ class Process:
 
     def crash(self, down: float) -> None:
         """End every task where it waits; start again after `down` seconds."""
-        if not self.alive:
+        if self.alive:
+            self.interrupted += self.charged
+            self._end(down)
+
+    def stop(self, down: float) -> None:
+        """Stop gracefully, as SIGTERM does, and start again after `down` seconds. After a deadline it is a crash."""
+        if not self.alive or self.stopping.is_set():
             return
+        self._down = down
+        self.stopping.set()
+        life = self.life
+        self.network.later(_SHUTDOWN_DEADLINE, lambda: self.crash(down) if self.life == life else None)
+
+    def _end(self, down: float) -> None:
         self.alive = False
-        self.crashes += 1
         self._resumes_at = 0.0
         for callback in self._on_crash:
             callback()
         for task in list(self._tasks):
             task.cancel()
-        self.network.loop.call_later(down, self.start)
+        self.network.later(down, self.start)
 
     def pause(self, seconds: float) -> None:
         """Stop the process as SIGSTOP does: what it waits for arrives when it continues."""
-        self._resumes_at = max(self._resumes_at, self.network.loop.time() + seconds)
+        now = self.network.loop.time()
+        if now > self._resumes_at + _BETWEEN:
+            self._paused_at = now
+        self._resumes_at = max(self._resumes_at, now + seconds)
+        if self.alive and self._resumes_at - self._paused_at > _HARMLESS:
+            self.interrupted += self.charged
 
     async def runs(self, life: int) -> None:
         """Wait while the process is paused. Raises CancelledError if the life of the caller has ended."""

@@ -1,141 +1,240 @@
-"""Faults that the simulation must find. Each is put into a copy of the code, where schedules then run."""
+"""Faults that the simulation must find. `mutation_runs` puts each into a copy of the code."""
 
-import os
-import re
-import shutil
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
 from typing import Final, NamedTuple
-
-_ROOT: Final = Path(__file__).parents[2]
 
 
 class Mutation(NamedTuple):
-    """Replaces the only occurrence of `text` in a file by `fault`."""
+    """A fault. Each change is a file below `ingest/`, a text that occurs in it once, and what replaces the text."""
 
     name: str
-    file: str
-    text: str
-    fault: str
+    changes: tuple[tuple[str, str, str], ...]
+
+
+def _mutation(name: str, file: str, text: str, fault: str) -> Mutation:
+    return Mutation(name, ((file, text, fault),))
 
 
 MUTATIONS: Final = (
-    Mutation(
+    _mutation(
         "one refused event counts as an outage",
         "worker/processor.py",
         "failed.refused.append(plan)",
         "failed.unavailable.append(plan)",
     ),
-    Mutation(
+    _mutation(
         "a redelivery with another body is only acked",
         "worker/planner.py",
         " and not decision.mismatch:\n        return None",
         ":\n        return None",
     ),
-    Mutation("another body takes over a claim in doubt", "admission/attempt.py", "max(idle, self._doubt)", "idle"),
-    Mutation("a live lease is taken over", "admission/attempt.py", "idle = stored.lease\n", "idle = 0\n"),
-    Mutation(
+    _mutation(
+        "another body takes over a claim in doubt",
+        "admission/attempt.py",
+        "max(idle, self._doubt)",
+        "idle",
+    ),
+    _mutation(
+        "a live lease is taken over",
+        "admission/attempt.py",
+        "idle = stored.lease\n",
+        "idle = 0\n",
+    ),
+    _mutation(
         "a release forgets what was charged",
         "admission/admission.py",
         "charged=max(entry.charged, entry.tasks)",
         "charged=entry.charged",
     ),
-    Mutation(
+    _mutation(
         "a publish in doubt is refunded",
         "shim/pipeline.py",
         "release(in_doubt, refund=False)",
         "release(in_doubt, refund=True)",
     ),
-    Mutation(
+    _mutation(
         "a publish that was not taken counts as confirmed",
         "shim/pipeline.py",
         "if outcome is PublishOutcome.CONFIRMED:",
         "if True:",
     ),
-    Mutation(
+    _mutation(
         "a batch is settled before its items",
         "worker/processor.py",
         "if items := [entry for plan in plans for entry in plan.entries[1:]]:",
         "if items := []:",
     ),
-    Mutation(
+    _mutation(
         "the ledger is not settled",
         "worker/processor.py",
         "await self._settle(_without(attempt.plans, failed.plans))",
         "[]",
     ),
-    Mutation(
+    _mutation(
         "deliveries are acked before they are finished",
         "worker/processor.py",
         "        attempt = Planned()\n        try:",
         "        attempt = Planned()\n        await consumer.ack(deliveries)\n        try:",
     ),
-    Mutation(
+    _mutation(
         "a refunded submission is accepted without a charge",
         "worker/planner.py",
         "if is_uncharged(admitted, stored):",
         "if False:",
     ),
-    Mutation("charges in doubt are never refunded", "worker/refunds.py", "await admission.refund_doubts()", "pass"),
-    Mutation("a repeat is charged", "admission/attempt.py", "entry.tasks - entry.charged", "entry.tasks"),
-    Mutation(
+    _mutation(
+        "charges in doubt are never refunded",
+        "worker/refunds.py",
+        "await admission.refund_doubts()",
+        "pass",
+    ),
+    _mutation(
+        "a repeat is charged",
+        "admission/attempt.py",
+        "entry.tasks - entry.charged",
+        "entry.tasks",
+    ),
+    _mutation(
         "claims that exceed the quota stay",
         "admission/attempt.py",
         "await self._store.apply([give_back(entry) for pending in refused for entry in pending.owned])",
         "pass",
     ),
-    Mutation(
+    _mutation(
         "the circuit never closes",
         "worker/breaker.py",
         "        if attempt.made_progress:\n            self._close()",
         "        if False:\n            pass",
     ),
-    Mutation(
+    _mutation(
         "a stale copy of a batch item is emitted again",
         "worker/plan.py",
         "accepted = {entry.id for entry in stored.values() if entry.phase is Phase.ACCEPTED}",
         "accepted = set()",
     ),
+    _mutation(
+        "a refund goes to the current month",
+        "admission/admission.py",
+        "month = entry.charged_month or month_of(entry.created_at)",
+        "month = month_of(int(self._clock() * 1000))",
+    ),
+    _mutation(
+        "usage without a quota is not counted",
+        "admission/attempt.py",
+        "return Charge(customer.cust_id, self._month, count, limit) if count else None",
+        "return Charge(customer.cust_id, self._month, count, limit) if count and limit != UNLIMITED else None",
+    ),
+    _mutation(
+        "an outdated quota is used for ever",
+        "worker/classify.py",
+        "(now + CUSTOMER_CACHE, customer)",
+        "(now + 1e9, customer)",
+    ),
+    _mutation(
+        "the lease is judged by the host's clock",
+        "admission/attempt.py",
+        "idle = stored.lease\n",
+        "idle = 0 if self._now > stored.created_at + stored.lease else stored.lease\n",
+    ),
+    Mutation(
+        "the claims are not checked after a pause",
+        (
+            (
+                "admission/attempt.py",
+                "if self._monotonic() >= self._held_until:",
+                "if False:",
+            ),
+            (
+                "shim/pipeline.py",
+                "if all(self._admission.holds(decisions[index]) for index in admitted):",
+                "if True:",
+            ),
+        ),
+    ),
+    _mutation(
+        "a full ingest.dead drops the letter",
+        "worker/processor.py",
+        "*[plan.delivery for plan in failed.plans])}",
+        "*[plan.delivery for plan in failed.plans if plan.outcome is not Outcome.REJECTED])}",
+    ),
+    _mutation(
+        "a refused event holds the prefetch",
+        "worker/worker.py",
+        "await self.consumer.allow_extra(min(self._apart, _MAX_APART))",
+        "pass",
+    ),
+    _mutation(
+        "a contended submission holds the prefetch",
+        "worker/worker.py",
+        "if unfinished.contended and loop.time() >= impatient_at:",
+        "if False:",
+    ),
+    _mutation(
+        "pending changes are not retried",
+        "admission/pending.py",
+        "                self._retry_later()\n                raise",
+        "                raise",
+    ),
+    _mutation(
+        "pending changes are forgotten",
+        "admission/pending.py",
+        "                self._retry_later()\n                raise",
+        "                self._pending.clear()\n                raise",
+    ),
+    _mutation(
+        "an item is settled under the wrong origin",
+        "domain/ledger.py",
+        "            lease=lease,\n            origin=batch.id,",
+        '            lease=lease,\n            origin="",',
+    ),
+    _mutation(
+        "copies under way are not held back",
+        "worker/planner.py",
+        "if submission_id in self._in_progress:",
+        "if False:",
+    ),
+    _mutation(
+        "what was charged one by one is not refunded",
+        "admission/attempt.py",
+        "        if granted:\n            self.granted.append(pending.charge)",
+        "        if False:\n            pass",
+    ),
+    _mutation(
+        "a key is forgotten while its submission waits",
+        "domain/ledger.py",
+        "return self.retention if self.phase is Phase.ACCEPTED else max(self.retention, UNFINISHED)",
+        "return self.retention",
+    ),
+    _mutation(
+        "a refunded message that becomes queued is dropped",
+        "worker/planner.py",
+        "if decision.verdict in (Verdict.CONTENDED, Verdict.REPLAY):",
+        "if decision.verdict is Verdict.REPLAY:\n"
+        "                continue\n"
+        "            if decision.verdict is Verdict.CONTENDED:",
+    ),
+    _mutation(
+        "a submission is rejected after its webhook was removed",
+        "worker/planner.py",
+        "if entry is not None and same_body and (entry.is_durable or entry.origin == request.origin):",
+        "if entry is not None and False:",
+    ),
+    _mutation(
+        "a worker that stops acks what it has not finished",
+        "worker/worker.py",
+        "await wait_for_event(self._stopping, pause):\n",
+        "await wait_for_event(self._stopping, pause):\n"
+        "                await self.consumer.ack(unfinished.deliveries)\n",
+    ),
+    _mutation(
+        "a dead letter is removed before its redrive is confirmed",
+        "operations/dead_letters.py",
+        "if out is PublishOutcome.CONFIRMED]",
+        "]",
+    ),
+    _mutation(
+        "a nacked message counts as not taken",
+        "domain/messages.py",
+        "return self in (PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT)",
+        "return self in (PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT, PublishOutcome.NACKED)",
+    ),
 )
-
-
-def main(schedules: int) -> int:
-    """Run up to `schedules` schedules for each fault; return the number of faults that were not found."""
-    missed = 0
-    for mutation in MUTATIONS:
-        with tempfile.TemporaryDirectory() as directory:
-            shutil.copytree(_ROOT / "ingest", Path(directory, "ingest"))
-            shutil.copytree(_ROOT / "tests", Path(directory, "tests"))
-            shutil.copy(_ROOT / "pyproject.toml", directory)
-            file = Path(directory, "ingest", mutation.file)
-            source = file.read_text()
-            if source.count(mutation.text) != 1:
-                raise ValueError(f"{mutation.name}: {mutation.file} has its text {source.count(mutation.text)} times")
-            file.write_text(source.replace(mutation.text, mutation.fault))
-            found = _find(directory, schedules)
-        missed += not found
-        print(f"{found or 'NOT FOUND':>24}  {mutation.name}", flush=True)
-    print(f"{len(MUTATIONS) - missed} of {len(MUTATIONS)} faults found")
-    return missed
-
-
-def _find(directory: str, schedules: int) -> str:
-    """Return what finds the fault in the copy: so many random schedules, or a test; empty if nothing does."""
-    env = os.environ | {"PYTHONPATH": directory}
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", *arguments]
-        return subprocess.run(command, cwd=directory, env=env, capture_output=True, text=True, check=False)
-
-    random_schedules = run("tests.simulation", "--schedules", str(schedules), "--seconds", "3600")
-    if ran := re.search(r"([\d,]+) schedules", random_schedules.stdout):
-        if random_schedules.returncode == 1:
-            return f"{ran[1]} schedules"
-    else:
-        raise RuntimeError(random_schedules.stderr)
-    tests = run(
-        "pytest", "-q", "-p", "no:cacheprovider", "tests/simulation", "tests/unit/worker", "-k", "not random", "-x"
-    )
-    return "a test" if tests.returncode == 1 else ""

@@ -2,19 +2,21 @@
 
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import msgspec
 
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
-from tests.simulation.machines import EPOCH, Network
+from tests.simulation.machines import Network
 
 SERVICE_USER: Final = "ingest"
 FEEDBACK: Final = "feedback"
 """A queue that the checker reads: every event about a direct submission."""
 
 _BINDINGS: Final = (*topology.QUEUES, topology.Queue(FEEDBACK, topology.EVENTS, "submission.#", topology.NO_LIMIT))
+_matches = lru_cache(maxsize=1024)(topology.matches)
 
 
 class Receiver(Protocol):
@@ -84,9 +86,7 @@ class QueueState:
         """Return whether a message is routed here now."""
         if self._network.loop.time() < self.unbound_until:
             return False
-        return message.exchange == self.definition.exchange and topology.matches(
-            self.definition.binding, message.routing_key
-        )
+        return message.exchange == self.definition.exchange and _matches(self.definition.binding, message.routing_key)
 
     def put(self, stored: Stored) -> None:
         self.ready.append(stored)
@@ -137,6 +137,6 @@ class BrokerState:
 
     def dead_letter(self, queue: topology.Queue, stored: Stored) -> None:
         """Move a message that reached the delivery limit, as RabbitMQ does."""
-        death = {"queue": queue.name, "reason": "delivery_limit", "count": 1, "time": EPOCH}
+        death = {"queue": queue.name, "reason": "delivery_limit", "count": 1, "time": self.network.epoch}
         headers = stored.headers | {"x-death": [death]}
         self.queues[topology.INGEST_DEAD].put(Stored(stored.message, stored.user, headers=headers))

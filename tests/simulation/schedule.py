@@ -1,19 +1,19 @@
-"""A schedule: what clients do and what goes wrong, at which time. It is drawn from a seed and can be shortened."""
+"""A schedule: what clients do and what goes wrong, at which time."""
 
+import math
 from typing import Final
 
 import msgspec
 
 SHIMS: Final = ("shim0", "shim1")
 WORKERS: Final = ("worker0", "worker1", "worker2")
-CUSTOMERS: Final = ("free", "paying", "strict")
-"""`free` has a quota of a few tasks, `paying` one that is never reached, and `strict` also wants conflicts refused."""
 
 
 class Submit(msgspec.Struct, frozen=True, tag=True):
     """A client submits a task (`items` 0) or a batch, over HTTP or directly, and retries up to `attempts` times.
 
-    `key` and `item_key` (of the batch's first item) are idempotency keys; `body` chooses one of a few bodies.
+    `key` and `item_key` (of the batch's first item) are idempotency keys; `body` chooses one of a few bodies, of which
+    2 has a callback. A direct producer sends `copies` at once.
     """
 
     at: float
@@ -24,12 +24,26 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     item_key: str | None = None
     direct: bool = False
     attempts: int = 10
+    copies: int = 1
+
+    def shares_a_key(self, other: "Submit") -> bool:
+        """Return whether two submissions have an idempotency key in common."""
+        keys = {self.key, self.item_key} & {other.key, other.item_key}
+        return self.customer == other.customer and bool(keys - {None})
 
 
 class Crash(msgspec.Struct, frozen=True, tag=True):
     at: float
     process: str
-    down: float
+    seconds: float
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """A process gets SIGTERM; it starts again after `seconds`."""
+
+    at: float
+    process: str
+    seconds: float
 
 
 class Pause(msgspec.Struct, frozen=True, tag=True):
@@ -48,7 +62,10 @@ class Outage(msgspec.Struct, frozen=True, tag=True):
 
 
 class Doubt(msgspec.Struct, frozen=True, tag=True):
-    """Calls to a server may be lost, take effect without an answer, or take effect late."""
+    """Calls to a server may be lost, take effect without an answer, or take effect late.
+
+    Each record of a call to the store, and some messages of a call to the broker, have a fate of their own.
+    """
 
     at: float
     server: str
@@ -85,7 +102,60 @@ class LostRecord(msgspec.Struct, frozen=True, tag=True):
     key: str
 
 
-Action = Submit | Crash | Pause | Outage | Doubt | LostConnection | FullQueue | MissingBindings | LostRecord
+class MonthEnd(msgspec.Struct, frozen=True, tag=True):
+    """A month ends (UTC)."""
+
+    at: float
+
+
+class SetQuota(msgspec.Struct, frozen=True, tag=True):
+    """A customer's monthly quota is changed, or removed (None)."""
+
+    at: float
+    customer: str
+    quota: int | None
+
+
+class SetWebhook(msgspec.Struct, frozen=True, tag=True):
+    """A customer's webhook is registered or removed."""
+
+    at: float
+    customer: str
+    registered: bool
+
+
+class MissingCustomer(msgspec.Struct, frozen=True, tag=True):
+    """A customer does not exist for so long: it is created later, or was deleted."""
+
+    at: float
+    customer: str
+    seconds: float
+
+
+class Redrive(msgspec.Struct, frozen=True, tag=True):
+    """An operator redrives all dead letters, and is interrupted after so many seconds if that is not enough."""
+
+    at: float
+    seconds: float
+
+
+Fault = (
+    Crash
+    | Stop
+    | Pause
+    | Outage
+    | Doubt
+    | LostConnection
+    | FullQueue
+    | MissingBindings
+    | LostRecord
+    | MonthEnd
+    | SetQuota
+    | SetWebhook
+    | MissingCustomer
+    | Redrive
+)
+Action = Submit | Fault
 
 
 class Schedule(msgspec.Struct, frozen=True):
@@ -94,3 +164,14 @@ class Schedule(msgspec.Struct, frozen=True):
     seed: int
     actions: tuple[Action, ...]
     skews: dict[str, float] = {}
+
+    @property
+    def end(self) -> float:
+        """When the last submission begins or the last fault ends, in virtual seconds. Some never end (`math.inf`)."""
+        ends = [action.at + getattr(action, "seconds", 0.0) for action in self.actions]
+        return max((end for end in ends if end < math.inf), default=0.0)
+
+    @property
+    def month_end(self) -> float | None:
+        """When a month ends; None if it does not."""
+        return next((action.at for action in self.actions if isinstance(action, MonthEnd)), None)

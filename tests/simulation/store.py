@@ -1,17 +1,15 @@
 """A simulated store: one shared state, reached by each process over a network with faults."""
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
-import msgspec
-
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Step, accepted, after
-from tests.simulation.machines import Fate, Network, Process, Server
+from ingest.domain.ledger import Change, Charge, Doubt, Entry
+from tests.simulation.machines import Fate, Process, Server
+from tests.simulation.store_state import StoreState
 
 T = TypeVar("T")
 
@@ -19,72 +17,7 @@ _TIMEOUT: Final = 1.0
 """Seconds after which a caller gives up."""
 _LATEST: Final = 2.0
 """Seconds after which a late call has taken effect, counted from the time at which its caller gave up."""
-
-
-class StoreState:
-    """What the store's servers hold. Its clock decides what has expired."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-        self.ledger: dict[str, tuple[float, Entry]] = {}
-        """By id: the end of its life in virtual seconds, and the entry."""
-        self.used: dict[tuple[str, str], int] = defaultdict(int)
-        self.customers: dict[str, Customer] = {}
-
-    def stored(self, id_: str) -> Entry | None:
-        expires, entry = self.ledger.get(id_, (0.0, None))
-        return entry if expires > self._network.loop.time() else None
-
-    def claim(self, entry: Entry) -> Entry:
-        return self.stored(entry.id) or self._write(msgspec.structs.replace(entry, generation=1))
-
-    def apply(self, change: Change) -> Entry | None:
-        stored = self.stored(change.entry.id)
-        if stored is None or stored.generation != change.entry.generation:
-            return None
-        if change.step is Step.FORGET and stored.owner != change.entry.owner:
-            return None
-        unchanged_for = self._network.loop.time() - (self.ledger[stored.id][0] - stored.time_to_live)
-        if change.step is Step.TAKE_OVER and unchanged_for * 1000 < change.idle:
-            return None
-        if change.step is Step.FORGET:
-            del self.ledger[change.entry.id]
-            return stored
-        return self._write(after(change, stored.generation + 1))
-
-    def in_doubt(self, idle: int) -> list[Entry]:
-        now = self._network.loop.time()
-        return [
-            entry
-            for expires, entry in self.ledger.values()
-            if expires > now and entry.charged and not entry.is_durable
-            if (now - (expires - entry.time_to_live)) * 1000 >= idle
-        ]
-
-    def accept(self, entry: Entry) -> None:
-        stored = self.stored(entry.id)
-        latest = stored if stored and entry.generation else entry
-        generation = stored.generation + 1 if stored else 1
-        self._write(msgspec.structs.replace(accepted(latest), generation=generation))
-
-    def charge(self, charge: Charge) -> bool:
-        key = (charge.cust_id, charge.month)
-        if self.used[key] + charge.count > charge.limit:
-            return False
-        self.used[key] += charge.count
-        return True
-
-    def refund(self, charge: Charge) -> None:
-        key = (charge.cust_id, charge.month)
-        self.used[key] = max(0, self.used[key] - charge.count)
-
-    def used_by(self, cust_id: str) -> int:
-        """Tasks charged, in all months."""
-        return sum(count for (customer, _), count in self.used.items() if customer == cust_id)
-
-    def _write(self, entry: Entry) -> Entry:
-        self.ledger[entry.id] = (self._network.loop.time() + entry.time_to_live, entry)
-        return entry
+_CLOSE_TIMEOUT: Final = 3.0
 
 
 class SimulatedStore:
@@ -95,6 +28,7 @@ class SimulatedStore:
         self._process = process
         self._life = process.life
         self._network = process.network
+        self._taking_back: set[asyncio.Task[None]] = set()
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
         return await self._each(entries, self._state.claim)
@@ -103,6 +37,8 @@ class SimulatedStore:
         return await self._each(ids, self._state.stored)
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
+        for entry in [change.entry for change in changes if change.entry.doubt is Doubt.REFUNDED]:
+            self._process.charged[entry.cust_id] += entry.tasks  # until its refund
         return await self._each(changes, self._state.apply)
 
     async def in_doubt(self, idle: int) -> list[Entry]:
@@ -114,6 +50,8 @@ class SimulatedStore:
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
         granted: list[Charge] = []
+        for charged in charges:
+            self._process.charged[charged.cust_id] += charged.count
 
         def charge(charge: Charge) -> bool:
             if self._state.charge(charge):
@@ -125,8 +63,13 @@ class SimulatedStore:
             return await self._each(charges, charge)
         except StoreUnavailable:
             # The port promises that a charge in doubt is taken back. A crash ends the promise with the process.
-            self._process.run(self._take_back(granted))
+            self._take_back_later(granted)
             raise
+
+    def _take_back_later(self, charges: list[Charge]) -> None:
+        task = self._process.run(self._take_back(charges))
+        self._taking_back.add(task)
+        task.add_done_callback(self._taking_back.discard)
 
     async def _take_back(self, granted: list[Charge]) -> None:
         await asyncio.sleep(_LATEST + 0.1)
@@ -136,10 +79,15 @@ class SimulatedStore:
 
     async def refund(self, charges: Sequence[Charge]) -> None:
         pending = list(charges)
+
+        def refund(charge: Charge) -> None:
+            self._state.refund(charge)
+            pending.remove(charge)
+
         try:
-            await self._each(pending, self._state.refund, certain=True)
+            await self._each(charges, refund, certain=True)
         except StoreUnavailable:
-            self._process.run(self._take_back(pending))
+            self._take_back_later(pending)
 
     async def used(self, cust_id: str, month: str) -> int:
         (used,) = await self._each([(cust_id, month)], lambda key: self._state.used[key])
@@ -153,7 +101,9 @@ class SimulatedStore:
         await self._each([None], lambda _: None)
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Spend a little time on the charges that must be taken back, as the Aerospike adapter does."""
+        if self._taking_back:
+            await asyncio.wait(self._taking_back, timeout=_CLOSE_TIMEOUT)
 
     # The operators' side of the registry is not part of the simulation.
 
