@@ -33,6 +33,7 @@ class SimulatedConsumer:
         self._arrival = asyncio.Event()
         self._connect()
         process.on_crash(self._break)
+        process.on_silence(self.lose_connection)
 
     @property
     def wants_more(self) -> bool:
@@ -114,7 +115,11 @@ class SimulatedConsumer:
         return tokens
 
     def _connect(self) -> None:
-        if self._process.alive and self._process.life == self._life and not self._connected and not self._stopped:
+        if not self._process.alive or self._process.life != self._life or self._connected or self._stopped:
+            return
+        if self._process.is_paused:
+            self._network.later(_RECONNECT, self._connect)
+        else:
             self._connection += 1
             self._connected = True
             self._queue.consumers.append(self)

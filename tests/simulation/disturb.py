@@ -9,6 +9,7 @@ from tests.simulation.customers import CUSTOMERS
 from tests.simulation.machines import Server
 from tests.simulation.queues import FEEDBACK
 from tests.simulation.schedule import (
+    Backlog,
     Crash,
     Doubt,
     Fault,
@@ -57,6 +58,8 @@ def _disturb_server(world: "World", fault: Fault) -> None:
             faults[Server[server.upper()]] = now + seconds
         case FullQueue(queue=queue, seconds=seconds):
             world.broker.queues[queue].full_until = now + seconds
+        case Backlog(queue=queue, seconds=seconds):
+            world.broker.queues[queue].hold_back(seconds)
         case MissingBindings(exchange=exchange, seconds=seconds):
             for state in world.broker.queues.values():
                 if state.definition.exchange == exchange and state.definition.name != FEEDBACK:

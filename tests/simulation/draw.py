@@ -17,6 +17,7 @@ from tests.simulation.schedule import (
     SHIMS,
     WORKERS,
     Action,
+    Backlog,
     Crash,
     Doubt,
     FullQueue,
@@ -56,6 +57,8 @@ def draw(seed: int) -> Schedule:
         actions += _retention(rng)
     elif subject < 0.4:
         actions += _changes(rng)
+    elif subject < 0.5:
+        actions += _late(rng)
     if rng.random() < 0.5:
         actions += [_quiet(rng, 0.0, 60.0) for _ in range(2)]
     skews = {}
@@ -188,6 +191,29 @@ def _changes(rng: random.Random) -> list[Action]:
     lost = LostConnection(_time(rng, at, at + 1.0), rng.choice(WORKERS))
     full = FullQueue(max(0.0, at - 1.0), WEBHOOK_DISPATCH, _time(rng, 1.0, 5.0))
     return [change, rng.choice((lost, full)), *around]
+
+
+def _late(rng: random.Random) -> list[Action]:
+    """Messages in doubt wait in a queue, perhaps until their charges are refunded and their keys are used again."""
+    at = _time(rng, 1.0, 3.0)
+    customer = rng.choice((FREE, PAYING, STRICT))
+    faults: list[Action] = [
+        Backlog(at - 0.3, queue, _time(rng, 40.0, 160.0)) for queue in (INGEST_TASKS, INGEST_BATCHES)
+    ]
+    faults += [Doubt(at - 0.2, "broker", 1.0, shim) for shim in SHIMS]
+    submits: list[Action] = [
+        Submit(
+            at=_time(rng, at - 0.2, at + 0.5) if n < 3 else _time(rng, at + 30.0, at + 140.0),
+            customer=customer,
+            key=rng.choice(_KEYS) if rng.random() < 0.8 else None,
+            body=rng.choice((1, 1, 2)),
+            items=(items := rng.choice((0, 0, 2))),
+            item_key=rng.choice(_KEYS) if items else None,
+            attempts=rng.choice((1, 1, 3)),
+        )
+        for n in range(6)
+    ]
+    return [*faults, *submits]
 
 
 def _time(rng: random.Random, start: float = 0.0, end: float = _SPAN) -> float:

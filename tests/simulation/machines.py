@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from enum import Enum, auto
+from functools import partial
 from typing import Any, Final
 
 from tests.simulation.loop import SimulatedLoop
@@ -17,6 +18,8 @@ _HARMLESS: Final = LEASE - 12.0
 """A pause that is longer, in seconds, can end after the lease of a claim that the process had before."""
 _BETWEEN: Final = 12.0
 """Two pauses with less time in between, in seconds, count as one."""
+_HEARTBEAT: Final = 20.0
+"""Seconds of silence after which the broker closes a connection."""
 _SHUTDOWN_DEADLINE: Final = 25.0
 _FASTEST: Final = 0.0005
 _SLOWEST: Final = 0.02
@@ -115,6 +118,7 @@ class Process:
         self._resumes_at = 0.0
         self._down = 0.0
         self._on_crash: list[Callable[[], None]] = []
+        self._on_silence: list[Callable[[], None]] = []
 
     def clock(self) -> float:
         """The process's wall clock, in Unix seconds."""
@@ -126,6 +130,7 @@ class Process:
         self.stopping = asyncio.Event()
         self.charged = Counter()
         self._on_crash = []
+        self._on_silence = []
         self.run(self._guard())
 
     async def _guard(self) -> None:
@@ -148,6 +153,15 @@ class Process:
     def on_crash(self, callback: Callable[[], None]) -> None:
         """Call back if the process crashes: its connections break."""
         self._on_crash.append(callback)
+
+    def on_silence(self, callback: Callable[[], None]) -> None:
+        """Call back if the process is paused until the broker closes its connections."""
+        self._on_silence.append(callback)
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether the process is suspended now."""
+        return self._resumes_at > self.network.loop.time()
 
     def crash(self, down: float) -> None:
         """End every task where it waits; start again after `down` seconds."""
@@ -181,6 +195,13 @@ class Process:
         self._resumes_at = max(self._resumes_at, now + seconds)
         if self.alive and self._resumes_at - self._paused_at > _HARMLESS:
             self.interrupted += self.charged
+        if self._resumes_at - self._paused_at > _HEARTBEAT:
+            self.network.later(max(0.0, self._paused_at + _HEARTBEAT - now), partial(self._be_silent, self.life))
+
+    def _be_silent(self, life: int) -> None:
+        if self.alive and self.life == life:
+            for callback in self._on_silence:
+                callback()
 
     async def runs(self, life: int) -> None:
         """Wait while the process is paused. Raises CancelledError if the life of the caller has ended."""

@@ -15,6 +15,7 @@ from tests.simulation.output import Event, Output, tasks_of
 from tests.simulation.schedule import (
     SHIMS,
     Action,
+    Backlog,
     FullQueue,
     LostConnection,
     LostRecord,
@@ -83,7 +84,7 @@ def _concerns(action: Action, submit: Submit) -> bool:
             return False
         case Stop() if action.process not in SHIMS:
             return False
-        case FullQueue() if not _needs(submit, action.queue):
+        case FullQueue() | Backlog() if not _needs(submit, action.queue):
             return False
         case LostConnection():
             end = action.at

@@ -77,6 +77,7 @@ class QueueState:
         self.consumers: list[Receiver] = []
         self.full_until = 0.0
         self.unbound_until = 0.0
+        self._held_back_until = 0.0
 
     @property
     def is_full(self) -> bool:
@@ -103,9 +104,14 @@ class QueueState:
                 self.ready.appendleft(stored)
         self.dispatch()
 
+    def hold_back(self, seconds: float) -> None:
+        """Deliver nothing for so long."""
+        self._held_back_until = max(self._held_back_until, self._network.loop.time() + seconds)
+        self._network.later(seconds, self.dispatch)
+
     def dispatch(self) -> None:
         """Send messages to consumers that may have more."""
-        while self.ready:
+        while self.ready and self._network.loop.time() >= self._held_back_until:
             consumer = next((c for c in self.consumers if c.wants_more), None)
             if consumer is None:
                 return

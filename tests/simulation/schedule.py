@@ -86,6 +86,14 @@ class FullQueue(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class Backlog(msgspec.Struct, frozen=True, tag=True):
+    """Messages of an ingest queue wait for so long, as they do behind many others."""
+
+    at: float
+    queue: str
+    seconds: float
+
+
 class MissingBindings(msgspec.Struct, frozen=True, tag=True):
     """No queue of the service is bound to an exchange. (If only one is missing, RabbitMQ confirms nevertheless.)"""
 
@@ -147,6 +155,7 @@ Fault = (
     | Doubt
     | LostConnection
     | FullQueue
+    | Backlog
     | MissingBindings
     | LostRecord
     | MonthEnd

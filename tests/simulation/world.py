@@ -22,7 +22,7 @@ from tests.simulation.schedule import SHIMS, WORKERS, Fault, Redrive, Schedule, 
 from tests.simulation.store import SimulatedStore
 from tests.simulation.store_state import StoreState
 
-DOUBT: Final = 60.0
+DOUBT: Final = 120.0
 """Seconds for which a claim in doubt keeps its key from other bodies."""
 START: Final = 0.2
 """Virtual seconds before the schedule begins, so that every process runs."""
