@@ -41,14 +41,14 @@ class Doubt(StrEnum):
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A ledger entry.
 
-    `created_at` is in Unix milliseconds. `lease` is how long the claim lasts after the last change of the entry, in
-    milliseconds by the store's clock; 0 means that no attempt holds the entry. `retention` is for how many seconds an
-    accepted entry is remembered, since its last change. `generation` is the store's version of the entry (0: not stored
-    yet, 1: just created). `charged` is the number of tasks that earlier attempts, none of them durable, have charged,
-    the last of them in `charged_month`; `doubt` is what those attempts have left. `origin` tells a redelivery from
-    another submission: it is the AMQP message_id of a direct submission, the batch's id for an item, otherwise empty.
-    A batch has `task_count`, and `keyed_item_ids` maps the index of each keyed item to its id (stored under the name
-    `own_ids`).
+    `created_at` is in Unix milliseconds; event ids contain it, so it never changes. `lease` is how long the claim lasts
+    after the last change of the entry, in milliseconds by the store's clock; 0 means that no attempt holds the entry.
+    `retention` is for how many seconds an accepted entry is remembered, since its last change. `generation` is the
+    store's version of the entry (0: not stored yet, 1: just created). `charged` is the number of tasks that earlier
+    attempts, none of them durable, have charged, the last of them in `charged_month`; `doubt` is what those attempts
+    have left. `origin` tells a redelivery from another submission: it is the AMQP message_id of a direct submission,
+    the batch's id for an item, otherwise empty. A batch has `task_count`, and `keyed_item_ids` maps the index of each
+    keyed item to its id (stored under the name `own_ids`).
     """
 
     id: str
