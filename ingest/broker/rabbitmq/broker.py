@@ -15,6 +15,7 @@ from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection
 from ingest.broker.rabbitmq.consumer import RabbitConsumer
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.broker.rabbitmq.publisher_pool import PublisherPool
+from ingest.broker.rabbitmq.versions import parse, version_of
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import ConnectionState, Publisher
@@ -39,8 +40,7 @@ class BrokerInfo(msgspec.Struct, frozen=True):
     @property
     def major(self) -> int:
         """The first number of the version; 0 if it is unknown."""
-        first = self.version.partition(".")[0]
-        return int(first) if first.isdigit() else 0
+        return parse(self.version)[0]
 
 
 class RabbitBroker:
@@ -105,8 +105,8 @@ class RabbitBroker:
             except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
                 raise BrokerUnavailable(f"{self} does not report its queues: {error}") from error
             transport = cast("aiormq.Connection", connection.transport and connection.transport.connection)
-            version = transport.server_properties.get("version", "")
-            return BrokerInfo(_text(version), transport.connection_tune.heartbeat or 0, depths)
+            version = version_of(transport.server_properties)
+            return BrokerInfo(version, transport.connection_tune.heartbeat or 0, depths)
 
     async def declare(self) -> None:
         async with await self.connect() as connection:
@@ -202,7 +202,3 @@ async def _depth(connection: aio_pika.abc.AbstractConnection, name: str) -> tupl
     await channel.close()
     result = declared.declaration_result
     return result.message_count or 0, result.consumer_count or 0
-
-
-def _text(value: object) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

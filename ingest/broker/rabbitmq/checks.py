@@ -7,6 +7,7 @@ from typing import Any, Final
 from ingest.broker.rabbitmq.broker import BrokerInfo, RabbitBroker
 from ingest.broker.rabbitmq.management import Management, unmet
 from ingest.broker.rabbitmq.permissions import permissions
+from ingest.broker.rabbitmq.versions import parse
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.findings import Finding, error, ok, warning
@@ -61,8 +62,7 @@ async def findings(
 
 
 def _connection(info: BrokerInfo, where: str) -> Iterator[Finding]:
-    version = tuple(int(part) if part.isdigit() else 0 for part in info.version.split(".")[:2])
-    if version < _OLDEST:
+    if parse(info.version) < _OLDEST:
         yield error(AREA, f"{where} is version {info.version}", "upgrade it: 3.10 is the oldest that works")
     else:
         yield ok(AREA, f"{where}, version {info.version}")

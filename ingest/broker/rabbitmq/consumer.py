@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, KeysView, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import aiormq
 
@@ -10,15 +10,12 @@ from ingest.broker.rabbitmq.amqp import codec
 from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection, ContentAssembler
 from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
 from ingest.broker.rabbitmq.quarantine import PoisonQuarantine
-from ingest.broker.rabbitmq.versions import ATTEMPT_HEADERS, attempts
+from ingest.broker.rabbitmq.versions import attempt_headers, attempts
 from ingest.domain import dead_letters
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
-
-_HEADERS: Final = (TRACEPARENT, TRACESTATE, *ATTEMPT_HEADERS)
-"""The headers that are read of any delivery."""
 
 
 class DeliveryToken(NamedTuple):
@@ -179,7 +176,9 @@ class _ConsumeChannel:
         self._unacked: dict[int, None] = {}  # ordered, because delivery tags only grow
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel.closing.add_done_callback(lambda _: self.finish())
-        headers = (*_HEADERS, *dead_letters.HEADERS) if queue == INGEST_DEAD else _HEADERS
+        headers = [TRACEPARENT, TRACESTATE, *attempt_headers(connection.server_version)]
+        if queue == INGEST_DEAD:
+            headers += dead_letters.HEADERS
         self._contents = ContentAssembler(self._delivered, headers)
         self.header = self._contents.header
         self.body = self._contents.body

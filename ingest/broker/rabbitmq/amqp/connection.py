@@ -19,6 +19,7 @@ from aiormq.connection import TransportFactory
 from yarl import URL
 
 from ingest.broker.rabbitmq.amqp import codec
+from ingest.broker.rabbitmq.versions import version_of
 from ingest.domain.errors import BrokerUnavailable
 
 CONNECT_TIMEOUT: Final = 10.0
@@ -97,6 +98,11 @@ class Connection:
     def frame_max(self) -> int:
         """The largest frame in bytes. If none was negotiated, 128 KiB."""
         return self._connection.connection_tune.frame_max or 131_072
+
+    @property
+    def server_version(self) -> str:
+        """The broker's version, once connected."""
+        return version_of(self._connection.server_properties)
 
     @property
     def closed(self) -> bool:
