@@ -27,6 +27,8 @@ class Reason(StrEnum):
     """JSON, but a field is missing or wrong."""
     TOO_LARGE = "too_large"
     UNSUPPORTED_CONTENT_TYPE = "unsupported_content_type"
+    BAD_PROPERTY = "bad_property"
+    """An AMQP property that gives its producer an advantage over others."""
     BAD_ROUTING_KEY = "bad_routing_key"
     MISSING_MESSAGE_ID = "missing_message_id"
     UNKNOWN_CUSTOMER = "unknown_customer"

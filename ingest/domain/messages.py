@@ -70,3 +70,4 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     deliveries: int
     token: Any
     timestamp: int | None = None
+    priority: int | None = None

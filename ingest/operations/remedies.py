@@ -10,6 +10,7 @@ REMEDIES: Final[dict[str, str]] = {
     Reason.INVALID: INVALID_PAYLOAD,
     Reason.TOO_LARGE: INVALID_PAYLOAD,
     Reason.UNSUPPORTED_CONTENT_TYPE: INVALID_PAYLOAD,
+    Reason.BAD_PROPERTY: "Redrive it: it is submitted without the property. Ask the customer to leave it out.",
     Reason.BAD_ROUTING_KEY: INVALID_PAYLOAD,
     Reason.MISSING_MESSAGE_ID: INVALID_PAYLOAD,
     Reason.UNKNOWN_CUSTOMER: "Add the customer with `ingest customer add`, then redrive.",

@@ -26,6 +26,8 @@ CUSTOMER_CACHE: Final = 2.0
 _WARNING_INTERVAL: Final = 30.0
 """Seconds between two log lines about a user who is not trusted."""
 _MAX_CUSTOMERS: Final = 10_000
+_NORMAL_PRIORITY: Final = 4
+"""The priority of a message without one, in a quorum queue of RabbitMQ 4."""
 _log = structlog.get_logger(__name__)
 _KINDS: Final = {INGEST_TASKS: SubmissionKind.TASK, INGEST_BATCHES: SubmissionKind.BATCH}
 
@@ -114,6 +116,7 @@ class DeliveryClassifier:
         message_id = delivery.message_id
         if not message_id:
             raise InvalidSubmission(Reason.MISSING_MESSAGE_ID, "property message_id is required: it makes a retry safe")
+        _check_priority(delivery)
         _check_content(delivery)
         customer = await self.customer(cust_id)
         created_at = None if delivery.timestamp is None else delivery.timestamp * 1000
@@ -177,6 +180,16 @@ def _check_attempts(delivery: Delivery) -> None:
     if delivery.deliveries > DELIVERY_LIMIT:
         raise InvalidSubmission(
             Reason.DELIVERY_LIMIT, f"the message was delivered {delivery.deliveries} times before and never finished"
+        )
+
+
+def _check_priority(delivery: Delivery) -> None:
+    # Since RabbitMQ 4, quorum queues deliver a higher priority before the messages of other customers. That cannot be
+    # turned off, so a producer must gain nothing from it. Lower priorities delay only the producer's own messages.
+    if delivery.priority is not None and delivery.priority > _NORMAL_PRIORITY:
+        raise InvalidSubmission(
+            Reason.BAD_PROPERTY,
+            f"property priority must be at most {_NORMAL_PRIORITY}, it is {delivery.priority}: leave it out",
         )
 
 

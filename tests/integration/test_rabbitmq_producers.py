@@ -1,16 +1,29 @@
 """What a direct producer can set on its messages: none of it may affect other customers or the service."""
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aio_pika
 import pytest
 
+from ingest.admission import Admission
 from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.versions import parse
 from ingest.domain import topology
+from ingest.domain.customers import Customer
+from ingest.domain.dead_letters import DeadLetter, read
+from ingest.domain.identity import SubmissionKind, keyed_id
+from ingest.store.sqlite import SqliteStore
+from ingest.worker import Worker
 from tests.contract.test_broker import take
+from tests.integration.test_rabbitmq import message
 from tests.servers import RabbitServer
+from tests.support.tasks import TASK
 
+SERVICE = frozenset({"guest"})
 CUSTOMER = "acme"
 KEY = f"task.submitted.{CUSTOMER}"
 
@@ -39,7 +52,44 @@ async def exchange(
         yield await channel.get_exchange(topology.SUBMISSIONS, ensure=False)
 
 
-def submission(message_id: str, body: bytes = b"{}", **properties: Any) -> aio_pika.Message:
+@pytest.fixture
+async def worker(broker: RabbitBroker, tmp_path: Path) -> AsyncIterator[Worker]:
+    """A running worker that knows the customer `acme`."""
+    store = await SqliteStore.open(tmp_path / "store.db")
+    await store.save_customer(Customer(cust_id=CUSTOMER))
+    worker = Worker(
+        store=store,
+        broker=broker,
+        admission=Admission(store),
+        trusted_users=SERVICE,
+        prefetch={topology.INGEST_TASKS: 100, topology.INGEST_BATCHES: 4},
+    )
+    running = asyncio.create_task(worker.run())
+    yield worker
+    worker.stop()
+    await asyncio.wait_for(running, 10)
+    await store.close()
+
+
+async def dead_letters(broker: RabbitBroker, count: int) -> dict[str, DeadLetter]:
+    """Return so many dead letters by the message_id of their submission. Raises TimeoutError after 15 s."""
+    letters = [
+        read(delivery, SERVICE) for delivery in await take(await broker.consumer(topology.INGEST_DEAD, 100), count)
+    ]
+    return {letter.origin.message_id or "": letter for letter in letters if letter.origin is not None}
+
+
+async def accepted_tasks(broker: RabbitBroker, count: int) -> set[str]:
+    """Return the ids of so many accepted tasks. Raises TimeoutError after 15 s."""
+    events = await take(await broker.consumer(topology.CONSENSUS_TASKS, 100), count)
+    return {json.loads(event.body)["data"]["task_id"] for event in events}
+
+
+def task_id(message_id: str) -> str:
+    return keyed_id(SubmissionKind.TASK, CUSTOMER, message_id)
+
+
+def submission(message_id: str, body: bytes = json.dumps(TASK).encode(), **properties: Any) -> aio_pika.Message:
     return aio_pika.Message(body, message_id=message_id, user_id=CUSTOMER, **properties)
 
 
@@ -55,3 +105,37 @@ async def test_delivery_counts_that_a_producer_forged_are_ignored(
     await consumer.close()
     redelivered = await take(await broker.consumer(topology.INGEST_TASKS, 10), 2)
     assert {delivery.message_id: delivery.deliveries for delivery in redelivered} == {"forged": 1, "plain": 1}
+
+
+async def test_message_with_a_high_priority_is_rejected(
+    broker: RabbitBroker, exchange: aio_pika.abc.AbstractExchange, worker: Worker
+) -> None:
+    """RabbitMQ 4 delivers it before the messages of other customers. It is rejected on every version."""
+    for priority in (4, 5, 255):
+        await exchange.publish(submission(f"p{priority}", priority=priority), KEY)
+    await exchange.publish(submission("plain"), KEY)
+    assert await accepted_tasks(broker, 2) == {task_id("p4"), task_id("plain")}
+    letters = await dead_letters(broker, 2)
+    assert {name: letter.reason for name, letter in letters.items()} == {"p5": "bad_property", "p255": "bad_property"}
+
+
+async def test_order_of_delivery_depends_on_the_priority_since_rabbitmq_4(
+    broker: RabbitBroker, exchange: aio_pika.abc.AbstractExchange, rabbitmq: RabbitServer
+) -> None:
+    """Without the property a message has priority 4. `bad_property` and deploy/producers.md are based on this."""
+    await (await broker.publisher()).publish([message(1, KEY)])
+    for priority in (0, 4, 5, 255):
+        await exchange.publish(submission(f"p{priority}", priority=priority), KEY)
+    consumer = await broker.consumer(topology.INGEST_TASKS, 1)
+    order: list[str | None] = []
+    while len(order) < 5:
+        (delivery,) = await take(consumer, 1)
+        order.append(delivery.message_id)
+        await consumer.ack([delivery])
+    version = parse(rabbitmq.api("GET", "overview")["rabbitmq_version"])
+    if version >= (4, 3):
+        assert order == ["p255", "p5", "m1", "p4", "p0"]
+    elif version >= (4, 0):
+        assert order.index("p5") < order.index("p4")
+    else:
+        assert order == ["m1", "p0", "p4", "p5", "p255"]

@@ -259,6 +259,7 @@ class _ConsumeChannel:
                 deliveries=attempts(headers) if headers and redelivered else 0,
                 token=DeliveryToken(self, tag),
                 timestamp=get("timestamp"),
+                priority=get("priority"),
             )
         )
 

@@ -8,6 +8,7 @@ counts as failed delivery  every return: reject, nack, as before                
 default delivery limit     none                        20                           20
 headers of a delivery      `x-delivery-count`          as before                    also `x-acquired-count`
 maximum message size       128 MiB                     16 MiB                       16 MiB
+priority                   ignored                     above 4 before 0 to 4, 2:1   strict order of 0 to 31
 global QoS                 not on quorum queues        not on quorum queues         an error
 ========================== =========================== ============================ ================================
 
@@ -24,9 +25,12 @@ Consequences for this service:
 - If a full queue (reject-publish) has nacked messages of a channel and its limit is then lifted, RabbitMQ 3.10.8
   continues to nack on that channel. So a publisher that is nacked for long opens another channel
   (`ingest.broker.rabbitmq.publisher`).
+- A priority above 4, the one of a message without the property, is rejected (`Reason.BAD_PROPERTY`). The message has
+  overtaken others by then; only the time to reject it delays them.
 - QoS is per consumer; another prefetch needs another consumer. Classic mirrored queues, removed in 4.0, are not used.
 
-https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling, https://www.rabbitmq.com/docs/4.3/nack
+https://www.rabbitmq.com/docs/quorum-queues#poison-message-handling, https://www.rabbitmq.com/docs/4.3/nack,
+https://www.rabbitmq.com/docs/4.3/quorum-queues#priorities
 """
 
 from collections.abc import Mapping

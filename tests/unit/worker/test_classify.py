@@ -25,6 +25,7 @@ from tests.support.deliveries import delivery, direct_delivery
         (b"{}", {"message_id": None}, "property message_id"),
         (b"{}", {"message_id": "\0"}, "message_id must be"),
         (b"{}", {"content_type": "text/plain"}, "property content_type"),
+        (b"{}", {"priority": 5}, "property priority must be at most 4, it is 5"),
         (b"{}", {"routing_key": "task.submitted."}, "the routing key"),
         (b"{}", {"type": "ingest.admitted.v1"}, "type ingest.admitted.v1"),
         (b"{}", {"type": "ingest.admitted.v1", "user_id": "shim"}, "body is not an admitted submission"),
@@ -64,6 +65,18 @@ async def test_admitted_submission_of_an_unknown_service_user_is_kept_and_a_forg
     assert classified.untrusted == [kept, kept]
     assert [rejection.error.reason for rejection in classified.rejected] == [Reason.FORGED_ADMISSION]
     assert [(log["event"], log["user"]) for log in logs] == [("untrusted_service_user", "shim-2")]
+    await store.close()
+
+
+@pytest.mark.parametrize(("priority", "accepted"), [(None, True), (0, True), (4, True), (5, False), (255, False)])
+async def test_priority_above_the_normal_one_is_rejected(tmp_path: Path, priority: int | None, accepted: bool) -> None:
+    """RabbitMQ 4 delivers it before the messages of other customers. aio-pika sends 0 unless it is told otherwise."""
+    store = await SqliteStore.open(tmp_path / "store.db")
+    await store.save_customer(Customer(cust_id="c"))
+    classified = await DeliveryClassifier(store, frozenset()).classify([direct_delivery("m", priority=priority)])
+    assert [request.origin for _, request in classified.direct] == ["m"] * accepted
+    reasons = [rejection.error.reason for rejection in classified.rejected]
+    assert reasons == [Reason.BAD_PROPERTY] * (not accepted)
     await store.close()
 
 

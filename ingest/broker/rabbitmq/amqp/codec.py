@@ -207,6 +207,8 @@ class PropertyReader:
             else:
                 if name == "timestamp":
                     properties[name] = _timestamp.unpack_from(data, position)[0]
+                elif name == "priority":
+                    properties[name] = data[position]
                 position += width
         return size, properties
 
