@@ -11,7 +11,7 @@ import typer
 from ingest.domain.dead_letters import DeadLetter, body_fields
 from ingest.domain.events import rfc3339
 from ingest.operations.dead_letters import Group, Report
-from ingest.operations.remedies import INVALID_PAYLOAD, REMEDIES
+from ingest.operations.remedies import INVALID_PAYLOAD, REMEDIES, remedy
 from ingest.telemetry.logs import redact
 
 _MAX_SHOWN: Final = 64 * 1024
@@ -41,7 +41,7 @@ def groups_json(groups: Iterable[Group]) -> list[dict[str, Any]]:
             "without_time": group.undated,
             "customers": len(group.customers),
             "example": {"id": group.example, "error": redact(group.error)},
-            "what_to_do": REMEDIES.get(group.reason, ""),
+            "what_to_do": " ".join(group.remedies),
         }
         for group in _ordered(groups)
     ]
@@ -62,8 +62,9 @@ def groups_text(groups: Iterable[Group]) -> str:
             f"  example    {_line(group.example)}",
             f"             {_line(group.error)}",
         ]
-        if remedy := REMEDIES.get(group.reason):
-            lines.append(f"  what to do {remedy}")
+        for advice, count in group.remedies.most_common():
+            part = f"(for {count}) " if count < group.count else ""
+            lines += [f"  what to do {part}{advice}"] if advice else []
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
@@ -100,8 +101,8 @@ def dead_text(dead: DeadLetter) -> str:
     body = {name: holder.pop(name) for holder in (shown, origin) for name in ("body", "body_base64") if name in holder}
     lines = [f"{name}: {_line(value)}" for name, value in shown.items()]
     lines += [f"  {_line(error.get('error', error))}" for error in errors]
-    if remedy := REMEDIES.get(dead.reason):
-        lines.append(f"what to do: {remedy}")
+    if advice := remedy(dead):
+        lines.append(f"what to do: {advice}")
     lines += ["", "submission", *[f"  {name}: {_line(value)}" for name, value in origin.items()], ""]
     for name, text in body.items():
         lines.append(f"{name} ({len(dead.origin.body if dead.origin else dead.delivery.body):,} bytes)")
@@ -124,8 +125,8 @@ def report_text(report: Report, *, dry_run: bool) -> str:
     verb = "would redrive" if dry_run else "redrove"
     lines = [f"{verb} {report.done.total()} of {report.matched}"]
     for reason, count in report.done.most_common():
-        remedy = REMEDIES.get(reason, "")
-        lines.append(f"  {count} {reason}" + (f" ({INVALID_PAYLOAD})" if remedy == INVALID_PAYLOAD else ""))
+        invalid = REMEDIES.get(reason) == INVALID_PAYLOAD
+        lines.append(f"  {count} {reason}" + (f" ({INVALID_PAYLOAD})" if invalid else ""))
     lines += [f"  kept {count}: {_line(blocker)}" for blocker, count in report.kept.most_common()]
     if report.failed:
         what = ", ".join(f"{count} {outcome}" for outcome, count in report.failed.items())

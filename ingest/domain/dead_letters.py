@@ -11,7 +11,7 @@ import hashlib
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -40,7 +40,11 @@ _LARGEST_HEADER: Final = 64 * 1024
 UNKNOWN: Final = "unknown"
 """The reason of a message that neither a worker nor the broker put there."""
 
+EXPIRED: Final = "expired"
+"""RabbitMQ's reason for a message that waited longer than its `expiration` or the queue's message-ttl."""
+
 _ADDRESS: Final = re.compile(r"(?:task|batch)\.submitted\.(?P<cust_id>[^.]*)")
+_MILLISECONDS: Final = re.compile("[0-9]{1,20}")
 _SHORT: Final = 255
 """Bytes of an AMQP short string."""
 
@@ -63,6 +67,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
     `id` is its message_id, or a hash if it has none; copies have the same id. `died_at` is in Unix seconds, None if
     it is not recorded. If `origin` is None, the message is not a submission, and only `delivery` can be shown.
+    `expiration` is the producer's property of a submission that expired in its queue, in milliseconds.
     """
 
     id: str
@@ -72,6 +77,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     cust_id: str = ""
     died_at: float | None = None
     origin: Origin | None = None
+    expiration: str | None = None
     delivery: Delivery
 
 
@@ -142,16 +148,16 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
             f"not a submission: user {delivery.user_id} put it here, who is not one of the service's users "
             "(INGEST_TRUSTED_USERS)"
         )
-        return DeadLetter(id=_id(delivery), reason=UNKNOWN, error=error, died_at=death[2], delivery=delivery)
-    queue, reason, died_at = death
+        return DeadLetter(id=_id(delivery), reason=UNKNOWN, error=error, died_at=death.died_at, delivery=delivery)
     return DeadLetter(
         id=_id(delivery),
-        reason=reason,
-        error=f"dead-lettered by the broker: {reason}",
+        reason=death.reason,
+        error=f"dead-lettered by the broker: {death.reason}{death.cause}",
         cust_id=address["cust_id"],
-        died_at=died_at,
+        died_at=death.died_at,
+        expiration=death.expiration,
         origin=Origin(
-            queue=queue,
+            queue=death.queue,
             routing_key=delivery.routing_key,
             message_id=delivery.message_id,
             content_type=delivery.content_type,
@@ -255,13 +261,32 @@ def _id(delivery: Delivery) -> str:
     return delivery.message_id or f"none:{digest(delivery)}"
 
 
-def _death(headers: Mapping[str, Any]) -> tuple[str | None, str, float | None]:
-    """(queue, reason, Unix seconds) of the latest death that the broker has recorded."""
+class _Death(NamedTuple):
+    """What the broker has recorded about the latest death of a message."""
+
+    queue: str | None
+    reason: str
+    died_at: float | None
+    expiration: str | None
+
+    @property
+    def cause(self) -> str:
+        """Whose setting made it expire, as the end of a sentence; empty for other reasons."""
+        if self.reason != EXPIRED:
+            return ""
+        if self.expiration is None:
+            return "; a policy or the queue sets a message-ttl"
+        return f"; its producer set the property expiration to {self.expiration} ms"
+
+
+def _death(headers: Mapping[str, Any]) -> _Death:
     deaths = headers.get("x-death")
     last = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else {}
     queue = last.get("queue") or headers.get("x-first-death-queue")
     reason = last.get("reason") or headers.get("x-first-death-reason")
-    return queue and str(queue), str(reason or UNKNOWN), _seconds(last.get("time"))
+    expiration = last.get("original-expiration")
+    own = expiration if isinstance(expiration, str) and _MILLISECONDS.fullmatch(expiration) else None
+    return _Death(queue and str(queue), str(reason or UNKNOWN), _seconds(last.get("time")), own)
 
 
 def _seconds(time: Any) -> float | None:

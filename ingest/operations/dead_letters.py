@@ -12,6 +12,7 @@ from ingest.domain import dead_letters
 from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.ports import DeadLetterQueue, Publisher
+from ingest.operations.remedies import remedy
 
 _CHUNK: Final = 200
 _TICK: Final = 0.1
@@ -49,7 +50,7 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
 class Group(msgspec.Struct):
     """The dead letters of one reason.
 
-    Times are in Unix seconds; `undated` counts those without; `example` is the last.
+    Times are in Unix seconds; `undated` counts those without; `example` is the last; `remedies` counts the advice.
     """
 
     reason: str
@@ -60,11 +61,13 @@ class Group(msgspec.Struct):
     newest: float | None = None
     undated: int = 0
     customers: Counter[str] = msgspec.field(default_factory=Counter)
+    remedies: Counter[str] = msgspec.field(default_factory=Counter)
 
     def add(self, dead: DeadLetter) -> None:
         self.count += 1
         self.example, self.error = dead.id, dead.error
         self.customers[dead.cust_id] += 1
+        self.remedies[remedy(dead)] += 1
         if dead.died_at is None:
             self.undated += 1
             return

@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from ingest.domain.dead_letters import EXPIRED, DeadLetter
 from ingest.domain.errors import Reason
 
 INVALID_PAYLOAD: Final = "Invalid payload: redriving fails again; ask the customer to resubmit."
@@ -23,9 +24,20 @@ REMEDIES: Final[dict[str, str]] = {
     Reason.QUOTA_EXHAUSTED: "Redrive it next month, or after `ingest customer set CUST --quota N`.",
     "delivery_limit": "Workers failed on it repeatedly: read their logs, correct the cause, then redrive.",
     "rejected": "Redrive it.",
-    "expired": (
-        "Its producer has set `expiration`, or a policy a message-ttl (see `ingest doctor`): remove that, then redrive."
-    ),
     "maxlen": "Remove the policy's max-length (`ingest doctor` shows it), then redrive.",
     "unknown": "It is not from this service: read it with `ingest dlq show`.",
 }
+_OWN_EXPIRATION: Final = (
+    "Its producer has set `expiration`: ask the customer to leave it out. Redrive it: it is submitted without. (If "
+    "`ingest doctor` also reports a message-ttl, remove that first.)"
+)
+_MESSAGE_TTL: Final = (
+    "Its queue has a message-ttl (see `ingest doctor`): remove it from the policy or the queue, then redrive."
+)
+
+
+def remedy(dead: DeadLetter) -> str:
+    """Return what to do about a dead letter; empty if its reason is not known."""
+    if dead.reason == EXPIRED:
+        return _MESSAGE_TTL if dead.expiration is None else _OWN_EXPIRATION
+    return REMEDIES.get(dead.reason, "")

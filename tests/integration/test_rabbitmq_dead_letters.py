@@ -1,12 +1,16 @@
 """Reading dead letters must not make RabbitMQ drop them."""
 
+import aio_pika
 import pytest
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters, reading_hazard
 from ingest.broker.rabbitmq.management import Management
 from ingest.domain import topology
+from ingest.domain.dead_letters import read
 from ingest.domain.errors import ConfigurationError
+from ingest.operations.remedies import remedy
+from tests.contract.test_broker import take
 from tests.contract.test_dead_letters import rejected_message
 from tests.servers import RabbitServer
 
@@ -54,6 +58,34 @@ async def test_dead_letters_are_not_read_while_a_policy_sets_a_low_delivery_limi
     browsed = [delivery async for deliveries in queue.browse() for delivery in deliveries]
     await queue.close()
     assert [(delivery.message_id, delivery.deliveries) for delivery in browsed] == [("d1", 0)]
+
+
+async def test_expired_submission_says_whether_its_producer_or_a_policy_made_it_expire(
+    rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    """RabbitMQ takes the shorter one if both are set; the record of the death then has the producer's setting."""
+    vhost = rabbitmq_url.rpartition("/")[2]
+    management = Management(rabbitmq.management_url.replace("//", "//guest:guest@"), vhost)
+    broker = RabbitBroker(rabbitmq_url)
+    await broker.declare()
+    management.apply_policies()
+    batches = management.policies().of(topology.INGEST_BATCHES) | {"message-ttl": 100}
+    policy = {"pattern": "batches", "definition": batches, "apply-to": "queues", "priority": 9}
+    rabbitmq.api("PUT", f"policies/{vhost}/ttl", policy)
+    async with await broker.connect() as connection, connection.channel() as channel:
+        exchange = await channel.get_exchange(topology.SUBMISSIONS, ensure=False)
+        own = aio_pika.Message(b"{}", message_id="own", expiration=0.1)
+        await exchange.publish(own, "task.submitted.acme")
+        await exchange.publish(aio_pika.Message(b"{}", message_id="policy"), "batch.submitted.acme")
+    letters = [
+        read(delivery, frozenset()) for delivery in await take(await broker.consumer(topology.INGEST_DEAD, 10), 2)
+    ]
+    await broker.close()
+    assert {letter.reason for letter in letters} == {"expired"}
+    assert {letter.id: letter.expiration for letter in letters} == {"own": "100", "policy": None}
+    remedies = {letter.id: remedy(letter) for letter in letters}
+    assert "Its producer has set `expiration`" in remedies["own"]
+    assert "message-ttl" in remedies["policy"]
 
 
 async def test_error_for_a_missing_queue_names_the_command_that_creates_it(rabbitmq_url: str) -> None:

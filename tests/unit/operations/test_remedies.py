@@ -1,8 +1,44 @@
 """The advice for dead letters."""
 
+from typing import Any
+
+import pytest
+
+from ingest.domain.dead_letters import read
 from ingest.domain.errors import Reason
-from ingest.operations.remedies import REMEDIES
+from ingest.operations.dead_letters import Group, add_to
+from ingest.operations.remedies import REMEDIES, remedy
+from tests.support.deliveries import delivery
+
+
+def expired(**fields: Any) -> Any:
+    """Return a submission that expired in its queue, with further fields in RabbitMQ's record of it."""
+    death = {"queue": "ingest.tasks", "reason": "expired"} | fields
+    return read(delivery(headers={"x-death": [death]}), frozenset())
 
 
 def test_every_reason_has_a_remedy() -> None:
     assert [str(reason) for reason in Reason if not REMEDIES.get(reason)] == []
+
+
+def test_remedy_for_an_expired_submission_names_the_setting_that_made_it_expire() -> None:
+    own, policy = expired(**{"original-expiration": "60000"}), expired()
+    assert own.error == "dead-lettered by the broker: expired; its producer set the property expiration to 60000 ms"
+    assert "ask the customer to leave it out" in remedy(own)
+    assert policy.error == "dead-lettered by the broker: expired; a policy or the queue sets a message-ttl"
+    assert "remove it from the policy" in remedy(policy)
+
+
+@pytest.mark.parametrize("forged", ["9" * 100, "1\n", 5, [], None])
+def test_expiration_that_rabbitmq_cannot_have_written_is_ignored(forged: object) -> None:
+    """RabbitMQ 3 keeps the fields of an x-death header that the producer has sent."""
+    dead = expired(**{"original-expiration": forged})
+    assert dead.expiration is None
+    assert len(dead.error) < 100
+
+
+def test_group_counts_its_dead_letters_by_remedy() -> None:
+    groups: dict[str, Group] = {}
+    own, policy = expired(**{"original-expiration": "100"}), expired()
+    add_to(groups, [own, policy, own])
+    assert groups["expired"].remedies == {remedy(own): 2, remedy(policy): 1}
