@@ -226,6 +226,7 @@ async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Tel
         outage_hold=settings.outage_hold,
     )
     telemetry.breaker_open = lambda: worker.breaker.is_open
+    telemetry.worker_problems = lambda: worker.problems
 
     async def stop_worker() -> None:
         await stop.wait()

@@ -126,7 +126,8 @@ REPEATED_DELIVERIES: Final = _counter(
 WAITING_SUBMISSIONS: Final = _counter(
     "ingest_waiting_submissions_total",
     "Submissions that an attempt could not finish and that wait for the next one; cause is busy (contended with "
-    "another attempt), refused (a queue of events is full or not bound) or unavailable (store or broker)",
+    "another attempt), untrusted (its user is not in INGEST_TRUSTED_USERS), refused (a queue of events is full or not "
+    "bound) or unavailable (store or broker)",
     "cause",
 )
 

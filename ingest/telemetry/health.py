@@ -76,6 +76,8 @@ class Health:
         self._last: frozenset[str] = frozenset()
         self.breaker_open: Callable[[], bool] = lambda: False
         """Whether the worker's circuit breaker is open."""
+        self.worker_problems: Callable[[], list[str]] = list
+        """What an operator must correct so that the worker can continue."""
         self.in_flight: Callable[[], int] = lambda: 0
         """The number of HTTP requests that are not answered yet."""
 
@@ -140,7 +142,7 @@ class Health:
             self._meter.set(metrics.LAST_PROGRESS, max(consumer.last_finished for consumer in consumers))
         if breaker_open:
             problems.append("breaker: open; no deliveries are attempted until the broker and the store are available")
-        return problems
+        return problems + self.worker_problems()
 
 
 class _Watchdog:

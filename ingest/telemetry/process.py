@@ -69,6 +69,8 @@ class Telemetry:
         self._app: MeteredApp | None = None
         self.breaker_open: Callable[[], bool] = lambda: False
         """Whether the worker's circuit breaker is open."""
+        self.worker_problems: Callable[[], list[str]] = list
+        """What an operator must correct so that the worker can continue."""
         if endpoint is not None:
             self._prometheus = PrometheusMeter(endpoint.process, endpoint.shared.directory if endpoint.shared else None)
             self.meter = self._prometheus
@@ -117,6 +119,7 @@ class Telemetry:
             self._broker, self._store.ready, self.meter, self._endpoint.process, self._watchdog, self._store_report
         )
         health.breaker_open = lambda: self.breaker_open()
+        health.worker_problems = lambda: self.worker_problems()
         health.in_flight = lambda: self._app.in_flight if self._app else 0
         async with asyncio.TaskGroup() as group:
             checking = group.create_task(health.run())

@@ -25,6 +25,8 @@ CUSTOMER_CACHE: Final = 2.0
 """Seconds for which a customer's settings are cached."""
 _WARNING_INTERVAL: Final = 30.0
 """Seconds between two log lines about a user who is not trusted."""
+UNTRUSTED_FOR: Final = 30.0
+"""Seconds after its last attempted submission for which a user is reported as not trusted."""
 _MAX_CUSTOMERS: Final = 10_000
 _NORMAL_PRIORITY: Final = 4
 """The priority of a message without one, in a quorum queue of RabbitMQ 4."""
@@ -62,7 +64,16 @@ class DeliveryClassifier:
         self._trusted = trusted_users
         self._clock = clock
         self._next_warning = 0.0
+        self._untrusted: dict[str, float] = {}
+        """User to the time of the last attempt at one of its submissions."""
         self._customers: dict[str, tuple[float, Customer | None]] = {}
+
+    @property
+    def untrusted_users(self) -> list[str]:
+        """Users who, it seems, belong to the service, and whose submissions wait because they are not trusted."""
+        latest = self._clock() - UNTRUSTED_FOR
+        self._untrusted = {user: time for user, time in self._untrusted.items() if time > latest}
+        return sorted(self._untrusted)
 
     async def classify(self, deliveries: Sequence[Delivery]) -> Classified:
         """Classify deliveries of one queue. Raises StoreUnavailable."""
@@ -92,9 +103,14 @@ class DeliveryClassifier:
         user = delivery.user_id
         if user is None or user == cust_id or user in self._trusted:
             return False
-        if self._clock() >= self._next_warning:
-            self._next_warning = self._clock() + _WARNING_INTERVAL
-            _log.error("untrusted_service_user", user=user, action=f"add {user} to INGEST_TRUSTED_USERS of the workers")
+        now = self._untrusted[user] = self._clock()
+        if now >= self._next_warning:
+            self._next_warning = now + _WARNING_INTERVAL
+            _log.error(
+                "untrusted_service_user",
+                user=user,
+                action="if this user belongs to the service, add it to INGEST_TRUSTED_USERS of the workers",
+            )
         return True
 
     def _admitted(self, delivery: Delivery, cust_id: str) -> Admitted:

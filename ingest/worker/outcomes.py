@@ -15,6 +15,7 @@ _OLDEST: Final = 366 * 86_400
 """A timestamp property that is more than this many seconds old is ignored."""
 
 CONTENDED: Final = "busy"
+UNTRUSTED: Final = "untrusted"
 REFUSED: Final = "refused"
 UNAVAILABLE: Final = "unavailable"
 """Values of the label `cause` of `ingest_waiting_submissions_total`."""
@@ -25,7 +26,7 @@ def init_worker_series(meter: Meter) -> None:
     metrics.init_series(meter, EntryPoint.AMQP)
     for entry_point in EntryPoint:
         meter.add(metrics.ACCEPTED_TASKS, 0, entry_point)
-    for cause in (CONTENDED, REFUSED, UNAVAILABLE):
+    for cause in (CONTENDED, UNTRUSTED, REFUSED, UNAVAILABLE):
         meter.add(metrics.WAITING_SUBMISSIONS, 0, cause)
 
 

@@ -30,13 +30,14 @@ _log = structlog.get_logger(__name__)
 
 
 class Planned(msgspec.Struct):
-    """The plans of one attempt. A delivery that is in neither list needs only an ack.
+    """The plans of one attempt. A delivery that is in none of the lists needs only an ack.
 
     `in_progress` are the ids that this attempt has marked as in progress.
     """
 
     plans: list[OutboundPlan] = msgspec.field(default_factory=list)
     contended: list[Delivery] = msgspec.field(default_factory=list)
+    untrusted: list[Delivery] = msgspec.field(default_factory=list)
     in_progress: set[str] = msgspec.field(default_factory=set)
 
 
@@ -63,7 +64,7 @@ class DeliveryPlanner:
         """Fill in the plans; call `end` in any case. Raises StoreUnavailable, after which nothing is published."""
         classified = await self._classifier.classify(deliveries)
         attempt.plans += [plan_rejection(rejection) for rejection in classified.rejected]
-        attempt.contended += classified.untrusted  # kept until the setting is corrected
+        attempt.untrusted += classified.untrusted  # kept until the setting is corrected
         if classified.admitted:
             await self._plan_admitted(attempt, classified.admitted)
         direct = classified.direct

@@ -19,7 +19,7 @@ from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter, Outcome
 from ingest.domain.ports import Consumer, Ledger, Publisher
 from ingest.worker.classify import DeliveryClassifier
-from ingest.worker.outcomes import CONTENDED, REFUSED, UNAVAILABLE, init_worker_series, record_finished
+from ingest.worker.outcomes import CONTENDED, REFUSED, UNAVAILABLE, UNTRUSTED, init_worker_series, record_finished
 from ingest.worker.plan import OutboundPlan
 from ingest.worker.planner import DeliveryPlanner, Planned
 
@@ -29,10 +29,9 @@ _log = structlog.get_logger(__name__)
 class Unfinished(msgspec.Struct):
     """The deliveries that an attempt could not finish.
 
-    `contended`: another attempt is working on the same submission. `refused`: one of its events cannot be published,
-    because a queue is full or not bound, or because it is too large; other submissions are not affected. `rejected`:
-    the same for its dead letter.
-    `unavailable`: a dependency did not answer.
+    `contended`: another attempt is working on the same submission, or its user is not trusted. `refused`: one of its
+    events cannot be published, because a queue is full or not bound, or because it is too large; other submissions are
+    not affected. `rejected`: the same for its dead letter. `unavailable`: a dependency did not answer.
     """
 
     contended: list[Delivery] = msgspec.field(default_factory=list)
@@ -103,14 +102,15 @@ class DeliveryProcessor:
             return Unfinished(unavailable=list(deliveries))
         finally:
             self._planner.end(attempt)
-        unfinished = {id(delivery) for delivery in (*attempt.contended, *[plan.delivery for plan in failed.plans])}
+        waiting = [*attempt.contended, *attempt.untrusted]
+        unfinished = {id(delivery) for delivery in (*waiting, *[plan.delivery for plan in failed.plans])}
         if self._meter.on:
             finished = [plan for plan in attempt.plans if id(plan.delivery) not in unfinished]
             self._record(len(deliveries), attempt, finished, failed)
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
         rejected = [plan.delivery for plan in failed.refused if plan.outcome is Outcome.REJECTED]
         refused = [plan for plan in failed.refused if plan.outcome is not Outcome.REJECTED]
-        return Unfinished(attempt.contended, _redelivered(refused), rejected, _redelivered(failed.unavailable))
+        return Unfinished(waiting, _redelivered(refused), rejected, _redelivered(failed.unavailable))
 
     async def move_to_end(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Publish deliveries again, at the end of their queue, and ack those; return the ones that were not confirmed.
@@ -123,12 +123,13 @@ class DeliveryProcessor:
         return [delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if not moved]
 
     def _record(self, deliveries: int, attempt: Planned, finished: list[OutboundPlan], failed: _Failed) -> None:
-        planned, contended = len(attempt.plans), len(attempt.contended)
+        planned, contended, untrusted = len(attempt.plans), len(attempt.contended), len(attempt.untrusted)
         record_finished(self._meter, finished)
-        if repeated := deliveries - planned - contended:
+        if repeated := deliveries - planned - contended - untrusted:
             self._meter.add(metrics.REPEATED_DELIVERIES, repeated)
         for cause, waiting in (
             (CONTENDED, contended),
+            (UNTRUSTED, untrusted),
             (REFUSED, len(failed.refused)),
             (UNAVAILABLE, len(failed.unavailable)),
         ):

@@ -79,13 +79,12 @@ class Worker:
         self._store = store
         self._broker = broker
         self._admission = admission
-        self._trusted_users = trusted_users
         self._prefetch = prefetch
         self._meter = meter
         self._outage_hold = outage_hold
         self._refund_interval = refund_interval
         self._breaker = circuit_breaker or CircuitBreaker()
-        self._monotonic = monotonic
+        self._classifier = DeliveryClassifier(store, trusted_users, monotonic)
         self._stopping = asyncio.Event()
 
     @property
@@ -93,11 +92,19 @@ class Worker:
         """Whether the circuit is open because of an outage, and since when."""
         return self._breaker.state
 
+    @property
+    def problems(self) -> list[str]:
+        """What an operator must correct, as sentences with a name before them."""
+        return [
+            f"untrusted: user {user} publishes submissions as the service does, but INGEST_TRUSTED_USERS of this "
+            "worker does not name it; they wait"
+            for user in self._classifier.untrusted_users
+        ]
+
     async def run(self) -> None:
         """Consume until `stop`; then finish and ack what was delivered, and close. Cancelling closes at once."""
         publisher = await self._broker.publisher(_PUBLISHING_CONNECTIONS)
-        classifier = DeliveryClassifier(self._store, self._trusted_users, self._monotonic)
-        processor = DeliveryProcessor(self._store, publisher, self._admission, classifier, self._meter)
+        processor = DeliveryProcessor(self._store, publisher, self._admission, self._classifier, self._meter)
         loops: list[QueueConsumerLoop] = []
         try:
             for queue, prefetch in self._prefetch.items():

@@ -69,9 +69,10 @@ async def test_problems_name_the_store_the_broker_and_the_circuit_breaker(harnes
     publisher = await harness.broker.publisher()
     harness.store_error = "no answer from 10.0.0.1"
     harness.health.breaker_open = lambda: True
+    harness.health.worker_problems = lambda: ["untrusted: user x"]
     await publisher.close()
     problems = await harness.problems()
-    assert [problem.partition(":")[0] for problem in problems] == ["store", "broker", "breaker"]
+    assert [problem.partition(":")[0] for problem in problems] == ["store", "broker", "breaker", "untrusted"]
     assert "no answer from 10.0.0.1" in problems[0]
     assert harness.gauge("ingest_ready") == 0
 

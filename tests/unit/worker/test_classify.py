@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 from ingest.domain.customers import Customer
 from ingest.domain.errors import Reason
 from ingest.store.sqlite import SqliteStore
-from ingest.worker.classify import DeliveryClassifier
+from ingest.worker.classify import UNTRUSTED_FOR, DeliveryClassifier
 from tests.support.deliveries import delivery, direct_delivery
+from tests.support.fakes import Clock
 
 
 @pytest.mark.parametrize(
@@ -60,9 +61,14 @@ async def test_admitted_submission_of_an_unknown_service_user_is_kept_and_a_forg
     store = await SqliteStore.open(tmp_path / "store.db")
     kept = delivery(type="ingest.admitted.v1", routing_key="task.submitted.c", user_id="shim-2")
     forged = delivery(type="ingest.admitted.v1", routing_key="task.submitted.c", user_id="c")
+    clock = Clock(1000.0)
+    classifier = DeliveryClassifier(store, frozenset({"shim"}), clock)
     with capture_logs() as logs:
-        classified = await DeliveryClassifier(store, frozenset({"shim"})).classify([kept, kept, forged])
+        classified = await classifier.classify([kept, kept, forged])
     assert classified.untrusted == [kept, kept]
+    assert classifier.untrusted_users == ["shim-2"]
+    clock.now += UNTRUSTED_FOR
+    assert classifier.untrusted_users == [], "its submissions are attempted more often than that"
     assert [rejection.error.reason for rejection in classified.rejected] == [Reason.FORGED_ADMISSION]
     assert [(log["event"], log["user"]) for log in logs] == [("untrusted_service_user", "shim-2")]
     await store.close()
