@@ -23,7 +23,7 @@ from ingest.domain.customers import (
 )
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
-from ingest.domain.validation import is_https_url
+from ingest.domain.validation import url_problem
 
 customer_app = typer.Typer(help="Customers: quota, retention, strictness.", no_args_is_help=True)
 key_app = typer.Typer(help="API keys. Only their hashes are stored.", no_args_is_help=True)
@@ -147,8 +147,9 @@ def webhook_remove(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")
 
 def check_webhook(url: str) -> None:
     """Raise ConfigurationError unless the URL can be a webhook."""
-    if not is_https_url(url):
-        raise ConfigurationError(f"{url!r} cannot be a webhook: it must be an https URL without credentials")
+    problem = url_problem(url)
+    if problem:
+        raise ConfigurationError(f"{url!r} cannot be a webhook: it {problem}")
 
 
 async def save_key(store: Store, cust: str, api_key: str) -> str:

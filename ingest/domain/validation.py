@@ -12,9 +12,9 @@ from pydantic_core import ErrorDetails, PydanticCustomError
 from typing_extensions import TypedDict
 
 from ingest.domain.errors import MAX_FIELD_ERRORS, FieldError, InvalidSubmission, Reason
+from ingest.domain.urls import MAX_URL, URL_PATTERN, explain
 
 MAX_BATCH = 1_000
-MAX_URL = 2_048
 MAX_DEPTH = 32
 NOT_REGISTERED = "is not one of your registered webhook URLs"
 _TOO_MANY = 5_000
@@ -22,9 +22,6 @@ _TOO_MANY = 5_000
 # The patterns are published in the API's documents, so they must mean the same in every engine. pydantic's (Rust),
 # Python's and ECMAScript's differ in `\s`, in `\p{C}` and in inline flags.
 _BLANK = r"\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
-_HOST = rf"(?:\[[0-9A-Fa-f:.]+\]|[^/?#@:\[\]\\\u0000-\u001b\u007f{_BLANK}]+)"
-_PORT = r"(?::(?:[0-9]{1,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]))?"
-_URL_PATTERN = rf"^[hH][tT][tT][pP][sS]://{_HOST}{_PORT}(?:[/?#][^\u0000-\u001b\u007f{_BLANK}]*)?$"
 # A key has no control characters, no line ends, no invisible characters and none that change the writing direction.
 _KEY_PATTERN = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\uffff]*$"
 
@@ -60,8 +57,12 @@ def _deeper_than(value: object, depth: int) -> bool:
 
 TaskType = Literal["image_classification", "text_classification", "sentiment", "moderation"]
 TASK_TYPES: tuple[str, ...] = get_args(TaskType)
-_URL = StringConstraints(pattern=_URL_PATTERN, max_length=MAX_URL)
-HttpsUrl = Annotated[str, Field(description="An https URL with a host and without credentials."), _URL]
+_URL_RULES = (
+    "An https URL without credentials and invisible characters. Its host is a domain name in ASCII (`xn--` for other "
+    "letters) or an IP address."
+)
+_URL = StringConstraints(pattern=URL_PATTERN, max_length=MAX_URL)
+HttpsUrl = Annotated[str, Field(description=_URL_RULES), _URL]
 CallbackUrl = Annotated[
     str,
     Field(description="Exactly one of the customer's registered webhook URLs; any other is refused with 400."),
@@ -153,7 +154,7 @@ def _invalid(error: ValidationError) -> InvalidSubmission:
         # A body of 8 MiB can contain a million wrong fields; listing them would delay all other requests.
         return InvalidSubmission(Reason.INVALID, f"body has {count} errors, too many to list")
     errors = []
-    for detail in error.errors(include_url=False, include_input=False)[:MAX_FIELD_ERRORS]:
+    for detail in error.errors(include_url=False)[:MAX_FIELD_ERRORS]:
         field = _path(detail["loc"])
         errors.append(FieldError(field, _sentence(field, detail)))
     return InvalidSubmission(Reason.INVALID, errors[0].error, tuple(errors))
@@ -187,6 +188,8 @@ _EXPECTED: Mapping[str, str] = {
 
 
 def _sentence(field: str, detail: ErrorDetails) -> str:
+    if detail["type"] == "string_pattern_mismatch" and field.endswith("_url"):
+        return f"{field} {explain(detail['input'])}"
     rule = _FIELD_RULES.get((field.rpartition(".")[2].partition("[")[0], detail["type"]))
     if rule is None:
         rule = _EXPECTED.get(detail["type"]) or detail["msg"]
@@ -197,9 +200,6 @@ def _sentence(field: str, detail: ErrorDetails) -> str:
 _KEY_RULE = "must be 1 to 255 printable characters"
 # Rules that are clearer with the name of the field than with the type of the error alone.
 _FIELD_RULES: Mapping[tuple[str, str], str] = {
-    ("data_url", "string_pattern_mismatch"): "must be an https URL",
-    ("callback_url", "string_pattern_mismatch"): NOT_REGISTERED,
-    ("callback_url", "string_too_long"): NOT_REGISTERED,
     ("question", "string_too_short"): "must not be empty",
     ("question", "string_pattern_mismatch"): "must not be empty",
     ("options", "string_too_short"): "must not be empty",
@@ -215,10 +215,13 @@ _FIELD_RULES: Mapping[tuple[str, str], str] = {
 }
 
 
-def is_https_url(url: str) -> bool:
-    """Return whether `url` is a valid `data_url`. The same rule applies to webhooks."""
+def url_problem(url: str) -> str | None:
+    """Return what is wrong with a URL, such as "must not contain credentials"; None if it is valid.
+
+    The rules are those of `data_url`. They apply to webhooks, too.
+    """
     try:
         _HTTPS_URL.validate_python(url)
-    except ValidationError:
-        return False
-    return True
+    except ValidationError as error:
+        return _sentence("data_url", error.errors()[0]).removeprefix("data_url ")
+    return None
