@@ -71,3 +71,4 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     token: Any
     timestamp: int | None = None
     priority: int | None = None
+    content_encoding: str | None = None

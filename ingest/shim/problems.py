@@ -67,12 +67,6 @@ contended = partial(
 too_large = partial(
     Problem, 413, f"body is too large, at most {MAX_BODY} bytes are allowed", (_CLOSE,), reason=Reason.TOO_LARGE
 )
-unsupported_content_type = partial(
-    Problem,
-    415,
-    "Content-Type must be application/json (UTF-8, without Content-Encoding)",
-    reason=Reason.UNSUPPORTED_CONTENT_TYPE,
-)
 key_conflict = partial(Problem, 422, "this idempotency key was used with another body", reason=Reason.KEY_CONFLICT)
 internal = partial(Problem, 500, "internal error", reason="internal")
 store_unavailable = partial(Problem, 503, "the task store is unavailable, retry later", (_RETRY,), reason="store")
@@ -87,6 +81,11 @@ deadline_exceeded = partial(
 def method_not_allowed(method: str) -> Problem:
     """405 on a path that takes only POST."""
     return Problem(405, f"{method} is not allowed here", ((b"allow", b"POST"),), reason="method_not_allowed")
+
+
+def unsupported_content(message: str) -> Problem:
+    """415 for a body that is not JSON in UTF-8, or compressed."""
+    return Problem(415, message, reason=Reason.UNSUPPORTED_CONTENT_TYPE)
 
 
 def repeated_header(name: str) -> Problem:

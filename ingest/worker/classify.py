@@ -11,6 +11,7 @@ import structlog
 from ingest.admission import Request
 from ingest.domain import admitted
 from ingest.domain.admitted import Admitted
+from ingest.domain.content import content_problem
 from ingest.domain.customers import Customer, is_cust_id
 from ingest.domain.errors import InvalidSubmission, Reason, UnregisteredWebhook
 from ingest.domain.identity import SubmissionKind
@@ -210,11 +211,14 @@ def _check_priority(delivery: Delivery) -> None:
 
 
 def _check_content(delivery: Delivery) -> None:
-    content_type = (delivery.content_type or JSON).partition(";")[0].strip().lower()
-    if content_type != JSON:
-        raise InvalidSubmission(
-            Reason.UNSUPPORTED_CONTENT_TYPE, f"property content_type must be {JSON}, it is {content_type[:100]}"
-        )
+    problem = content_problem(
+        delivery.content_type or JSON,
+        delivery.content_encoding or "",
+        "property content_type",
+        "property content_encoding",
+    )
+    if problem is not None:
+        raise InvalidSubmission(Reason.UNSUPPORTED_CONTENT_TYPE, problem)
     if len(delivery.body) > MAX_BODY:
         raise InvalidSubmission(
             Reason.TOO_LARGE, f"the body has {len(delivery.body):,} bytes, at most {MAX_BODY:,} are allowed"

@@ -325,3 +325,22 @@ async def test_publisher_refuses_a_message_above_16_mib_and_confirms_its_neighbo
         outcomes = await publisher.publish([message(1), too_large, message(3)])
         assert outcomes == [PublishOutcome.CONFIRMED, PublishOutcome.TOO_LARGE, PublishOutcome.CONFIRMED]
     assert [state.reconnects for state in broker.connections()] == [0]
+
+
+async def test_delivery_has_the_properties_that_a_producer_set(broker: RabbitBroker, rabbitmq_url: str) -> None:
+    connection = await aio_pika.connect(rabbitmq_url)
+    async with connection, connection.channel() as channel:
+        message = aio_pika.Message(
+            b"{}", message_id="m", content_type="text/plain", content_encoding="gzip", timestamp=1_775_000_000
+        )
+        exchange = await channel.get_exchange(topology.SUBMISSIONS)
+        await exchange.publish(message, "task.submitted.c")
+    consumer = await broker.consumer(topology.INGEST_TASKS, 1)
+    (delivery,) = await asyncio.wait_for(consumer.receive(), 10)
+    assert (delivery.message_id, delivery.content_type, delivery.content_encoding, delivery.timestamp) == (
+        "m",
+        "text/plain",
+        "gzip",
+        1_775_000_000,
+    )
+    await consumer.close()

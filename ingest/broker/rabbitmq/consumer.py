@@ -260,6 +260,7 @@ class _ConsumeChannel:
                 token=DeliveryToken(self, tag),
                 timestamp=get("timestamp"),
                 priority=get("priority"),
+                content_encoding=get("content_encoding"),
             )
         )
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from starlette.types import Message, Receive, Send
 
+from ingest.domain.content import content_problem
 from ingest.domain.submissions import MAX_BODY
 from ingest.shim import problems
 from ingest.shim.problems import Header
@@ -125,7 +126,7 @@ async def read_json_body(headers: dict[bytes, bytes], receive: Receive, reservat
         Problem: 413, 415 or 503.
         ClientDisconnected: the body did not arrive completely.
     """
-    _check_content_type(headers)
+    _check_content(headers)
     length = headers.get(b"content-length", b"0")
     if not length.isdigit() or int(length) > MAX_BODY:
         if b"expect" not in headers:  # a client that sent Expect waits for this answer and sends nothing
@@ -142,13 +143,14 @@ async def read_json_body(headers: dict[bytes, bytes], receive: Receive, reservat
     return await _read_chunks(message, receive, reservation)
 
 
-def _check_content_type(headers: dict[bytes, bytes]) -> None:
-    content_type, _, parameters = headers.get(b"content-type", b"").partition(b";")
-    charset = parameters.strip().lower().replace(b'"', b"")
-    if content_type.strip().lower() != b"application/json" or charset not in (b"", b"charset=utf-8"):
-        raise problems.unsupported_content_type()
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise problems.unsupported_content_type()
+def _check_content(headers: dict[bytes, bytes]) -> None:
+    content_type = headers.get(b"content-type", b"")
+    encoding = headers.get(b"content-encoding", b"")
+    if content_type == b"application/json" and not encoding:
+        return  # the fast path, for nearly every request
+    problem = content_problem(content_type.decode("latin-1"), encoding.decode("latin-1"))
+    if problem is not None:
+        raise problems.unsupported_content(problem)
 
 
 async def _read_chunks(message: Message, receive: Receive, reservation: Reservation) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 
 from ingest import __version__
 from ingest.domain import event_data, topology
+from ingest.domain.content import content_problem
 from ingest.domain.dead_letters import ENVELOPE_HEADER, LARGEST, REASON_HEADER, TIME_HEADER
 from ingest.domain.errors import Reason
 from ingest.domain.submissions import MAX_BODY, MAX_TASK
@@ -40,7 +41,10 @@ ERRORS: dict[int, list[Problem]] = {
     408: [Problem(408, HEAD_TOO_SLOW), Problem(408, BODY_TOO_SLOW)],
     409: [problems.contended()],
     413: [problems.too_large()],
-    415: [problems.unsupported_content_type()],
+    415: [
+        problems.unsupported_content(str(content_problem("text/plain", ""))),
+        problems.unsupported_content(str(content_problem("application/json", "gzip"))),
+    ],
     422: [problems.key_conflict()],
     431: [Problem(431, HEAD_TOO_LARGE)],
     500: [problems.internal()],

@@ -184,7 +184,7 @@ async def test_customers_share_neither_keys_nor_lookups(harness: ShimHarness) ->
         (b"[]", {}, 400, "body must be"),
         (b"{}", {"Content-Type": "text/plain"}, 415, "Content-Type must be application/json"),
         (b"{}", {"Content-Type": "application/json; charset=latin-1"}, 415, "Content-Type must be application/json"),
-        (b"{}", {"Content-Encoding": "gzip"}, 415, "Content-Type must be application/json"),
+        (b"{}", {"Content-Encoding": "gzip"}, 415, "Content-Encoding must be left out, it is gzip"),
         (b"{}", {"Authorization": "Bearer wrong"}, 401, "the API key is unknown or revoked"),
         (b"{}", {"Authorization": "Basic a2V5"}, 401, "Authorization: Bearer <api_key> is required"),
         (b"{}", {"Authorization": "Bearer"}, 401, "Authorization: Bearer <api_key> is required"),

@@ -27,6 +27,7 @@ from tests.support.fakes import Clock
         (b"{}", {"message_id": "\0"}, "message_id must be"),
         (b"{}", {"content_type": "text/plain"}, "property content_type"),
         (b"{}", {"priority": 5}, "property priority must be at most 4, it is 5"),
+        (b"{}", {"content_encoding": "gzip"}, "property content_encoding"),
         (b"{}", {"routing_key": "task.submitted."}, "the routing key"),
         (b"{}", {"type": "ingest.admitted.v1"}, "type ingest.admitted.v1"),
         (b"{}", {"type": "ingest.admitted.v1", "user_id": "shim"}, "body is not an admitted submission"),
