@@ -110,14 +110,12 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self._awaiting, self._head_size = _Awaiting.HEAD, 0
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by the parser for each header, and for each trailer of a chunked body, which is ignored."""
+        """Called by the parser for each header, and for each trailer of a chunked body."""
         self._head_size += len(name) + len(value)
-        is_trailer = self._awaiting is _Awaiting.BODY
-        if self._head_size > MAX_HEAD or (len(self.headers) >= MAX_HEADERS and not is_trailer):
+        if self._head_size > MAX_HEAD or len(self.headers) >= MAX_HEADERS:
             self._refusal = RefusedRequest(431, HEAD_TOO_LARGE)
             raise self._refusal  # httptools replaces it with an error of its own
-        if not is_trailer:
-            super().on_header(name, value)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._awaiting, self._body_deadline = _Awaiting.BODY, math.inf
@@ -127,6 +125,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self._refusal = refusal
             raise
         super().on_headers_complete()
+        self.headers = []  # trailers, which are ignored; the scope has the headers
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():

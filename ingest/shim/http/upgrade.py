@@ -26,7 +26,7 @@ def feed(protocol: HttpToolsProtocol, data: bytes) -> None:
             rest = memoryview(rest)[upgrade.args[0] :]
             protocol.parser = httptools.HttpRequestParser(_AfterHead(protocol))
             protocol.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as in uvicorn
-            framing = [b"%b: %b\r\n" % header for header in protocol.headers if header[0] in _FRAMING]
+            framing = [b"%b: %b\r\n" % header for header in protocol.scope["headers"] if header[0] in _FRAMING]
             protocol.parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % b"".join(framing))
         else:
             return
