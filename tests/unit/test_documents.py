@@ -12,6 +12,8 @@ from ingest.broker.rabbitmq.management import definitions
 from ingest.cli import app
 from ingest.domain.errors import ConfigurationError, Reason
 from ingest.shim import openapi_document
+from ingest.shim.http.body import DEFAULT_MEMORY, SMALL
+from ingest.shim.http.protocol import BODY_MAX_LAG, BODY_MIN_RATE, BODY_TIMEOUT
 from ingest.telemetry.logs import redact
 from tests.support.settings_table import markdown
 
@@ -30,6 +32,15 @@ def test_every_setting_is_in_the_settings_page_and_in_help() -> None:
 
 def test_every_dead_letter_reason_is_in_the_producers_page() -> None:
     assert [str(reason) for reason in Reason if f"| `{reason}` |" not in PRODUCERS] == []
+
+
+def test_sizing_page_names_the_limits_of_bodies() -> None:
+    page = " ".join((ROOT / "deploy/sizing.md").read_text().split())
+    assert f"at most {DEFAULT_MEMORY // 2**20} MiB of request bodies" in page
+    assert f"at most {SMALL // 1024} KiB" in page
+    assert (
+        f"at {BODY_MIN_RATE // 1024} KiB/s (it may be {BODY_MAX_LAG:g} s behind) and within {BODY_TIMEOUT:g} s" in page
+    )
 
 
 def test_deployed_definitions_match_the_topology() -> None:
