@@ -1,7 +1,6 @@
 """Forms micro-batches from what waits. There is no timer: under light traffic an item runs alone, at once.
 
-Items wait per customer, and micro-batches take one item of each customer in turn. If the queue is full, the customer
-with the most waiting items loses one. So a customer with many connections delays only itself.
+Items wait in a `FairQueue`, so a customer with many connections delays only itself.
 """
 
 import asyncio
@@ -10,12 +9,10 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
+from ingest.fair_queue import FairQueue, QueueFull
+
 T = TypeVar("T")
 R = TypeVar("R")
-
-
-class QueueFull(Exception):
-    """`max_queue` items wait already, and no customer has more of them."""
 
 
 class MicroBatcher(Generic[T, R]):
@@ -50,7 +47,7 @@ class MicroBatcher(Generic[T, R]):
         self._min_batch = min_batch
         self._running = 0
         self._deadline = _Deadline(deadline)
-        self._waiting: _FairQueue[tuple[T, asyncio.Future[R]]] = _FairQueue(max_queue)
+        self._waiting: FairQueue[tuple[T, asyncio.Future[R]]] = FairQueue(max_queue)
         self._tasks: set[asyncio.Task[None]] = set()
         self._context = contextvars.copy_context()
 
@@ -101,51 +98,6 @@ class MicroBatcher(Generic[T, R]):
                         future.set_result(result)
         finally:
             self._running -= 1
-
-
-class _FairQueue(Generic[T]):
-    """A bounded queue that serves customers in turn."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._size = 0
-        self._queues: dict[str, deque[T]] = {}
-        """Only customers with waiting items, the one to serve next first."""
-
-    def __len__(self) -> int:
-        return self._size
-
-    def put(self, customer: str, item: T) -> T | None:
-        """Add an item; return the item that had to leave for it, if the queue was full.
-
-        Raises:
-            QueueFull: the queue is full, and no customer has more items in it than this one.
-        """
-        displaced = None
-        if self._size >= self._limit:
-            longest = max(self._queues.values(), key=len)
-            if len(longest) <= len(self._queues.get(customer, ())) + 1:
-                raise QueueFull
-            displaced = longest.pop()
-            self._size -= 1
-        self._queues.setdefault(customer, deque()).append(item)
-        self._size += 1
-        return displaced
-
-    def take(self, count: int) -> list[T]:
-        """Remove and return up to `count` items, one of each customer in turn."""
-        taken: list[T] = []
-        while self._queues and len(taken) < count:
-            customer = next(iter(self._queues))
-            queue = self._queues.pop(customer)
-            if self._queues:
-                taken.append(queue.popleft())
-            else:  # a single customer, which is usual: no turns
-                taken += [queue.popleft() for _ in range(min(count - len(taken), len(queue)))]
-            if queue:
-                self._queues[customer] = queue
-        self._size -= len(taken)
-        return taken
 
 
 class _Deadline:

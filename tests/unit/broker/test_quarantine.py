@@ -12,7 +12,7 @@ from ingest.domain.messages import Delivery
 from ingest.domain.topology import DELIVERY_LIMIT
 from tests.support.deliveries import delivery
 from tests.support.eventually import eventually
-from tests.unit.broker.virtual_time_loop import in_virtual_time
+from tests.support.virtual_time_loop import in_virtual_time
 
 PREFETCH = 50
 

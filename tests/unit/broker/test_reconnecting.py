@@ -8,7 +8,7 @@ import pytest
 from ingest.broker.rabbitmq.amqp.connection import Connection
 from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
 from ingest.domain.errors import BrokerUnavailable
-from tests.unit.broker.virtual_time_loop import in_virtual_time
+from tests.support.virtual_time_loop import in_virtual_time
 
 
 class FakeConnection:

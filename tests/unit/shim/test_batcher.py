@@ -8,7 +8,8 @@ import structlog
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.shim.batcher import MicroBatcher, QueueFull
+from ingest.fair_queue import QueueFull
+from ingest.shim.batcher import MicroBatcher
 
 
 async def test_micro_batch_logs_without_context_of_its_first_request() -> None:
