@@ -33,9 +33,9 @@ HEADERS: Final = (
     "x-first-death-reason",
 )
 """The headers that `read` uses. RabbitMQ sets the last three."""
-LARGEST: Final = 15 * 1024 * 1024
-"""Bytes of an envelope. 8 MiB of control characters are 48 MiB in JSON. A message above MAX_MESSAGE would be refused on
-every attempt, and its submission would never be finished."""
+MAX_ENVELOPED: Final = 256 * 1024
+"""The most bytes of a submission's body in an envelope. 8 MiB of control characters are 48 MiB in JSON, which takes
+0.1 s. A message above MAX_MESSAGE would be refused on every attempt, and its submission would never be finished."""
 _LARGEST_HEADER: Final = 64 * 1024
 UNKNOWN: Final = "unknown"
 """The reason of a message that neither a worker nor the broker put there."""
@@ -100,8 +100,9 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
     }
     detail = {"reason": error.reason, "error": error.message, "errors": error.errors, "submission": submission}
     headers = {REASON_HEADER: str(error.reason), TIME_HEADER: now}
-    body = msgspec.json.encode(detail | {"submission": submission | body_fields(delivery.body)})
-    if len(body) > LARGEST:
+    if len(delivery.body) <= MAX_ENVELOPED:
+        body = msgspec.json.encode(detail | {"submission": submission | body_fields(delivery.body)})
+    else:
         envelope = msgspec.json.encode(detail)
         if len(envelope) > _LARGEST_HEADER:
             envelope = msgspec.json.encode(detail | {"errors": []})
@@ -121,8 +122,9 @@ def digest(delivery: Delivery) -> str:
 
     It is the same for a redelivery and a redrive, and different for another body or another timestamp.
     """
-    whole = f"{delivery.routing_key}:{delivery.message_id}:{delivery.timestamp}:".encode() + delivery.body
-    return hashlib.sha256(whole).hexdigest()[:32]
+    whole = hashlib.sha256(f"{delivery.routing_key}:{delivery.message_id}:{delivery.timestamp}:".encode())
+    whole.update(delivery.body)
+    return whole.hexdigest()[:32]
 
 
 def body_fields(body: bytes) -> dict[str, str]:

@@ -9,7 +9,7 @@ import structlog
 from ingest.admission import Decision
 from ingest.domain import events
 from ingest.domain.admitted import Admitted
-from ingest.domain.dead_letters import dead_letter, digest
+from ingest.domain.dead_letters import dead_letter
 from ingest.domain.errors import Reason
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import Doubt, Entry, Phase, item_entries, submission_entry
@@ -47,10 +47,12 @@ def plan_rejection(rejection: Rejection) -> OutboundPlan:
     """
     now = time.time_ns() // 1_000_000
     delivery, error = rejection.delivery, rejection.error
-    event = events.rejected(rejection.cust_id, delivery.message_id or "", now, error, digest(delivery))
+    letter = dead_letter(delivery, error, events.rfc3339(now))
+    digest = letter.message_id.removeprefix("dead:")  # computing it takes long for a large body
+    event = events.rejected(rejection.cust_id, delivery.message_id or "", now, error, digest)
     return OutboundPlan(
         delivery,
-        [dead_letter(delivery, error, events.rfc3339(now))],
+        [letter],
         event,
         outcome=Outcome.REJECTED,
         reason=error.reason,

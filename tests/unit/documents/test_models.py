@@ -8,7 +8,7 @@ import pytest
 from ingest import __version__
 from ingest.domain import event_data, topology
 from ingest.domain.content import content_problem
-from ingest.domain.dead_letters import ENVELOPE_HEADER, LARGEST, REASON_HEADER, TIME_HEADER
+from ingest.domain.dead_letters import ENVELOPE_HEADER, MAX_ENVELOPED, REASON_HEADER, TIME_HEADER
 from ingest.domain.errors import Reason
 from ingest.domain.submissions import MAX_BODY, MAX_TASK
 from ingest.domain.validation import MAX_BATCH, TASK_TYPES, BatchBody, TaskBody
@@ -102,7 +102,7 @@ def test_documents_name_the_limits_of_the_code() -> None:
     for limit in (MAX_BODY, MAX_TASK):
         assert f"{limit} bytes" in OPENAPI["components"]["responses"]["413"]["description"]
         assert f"{limit} bytes" in messages["taskSubmission"]["description"]
-    assert f"{LARGEST} bytes" in messages["largeDeadLetter"]["summary"]
+    assert f"{MAX_ENVELOPED} bytes" in messages["largeDeadLetter"]["summary"]
     too_slow = OPENAPI["components"]["responses"]["408"]["description"]
     for seconds in (HEAD_TIMEOUT, BODY_TIMEOUT, BODY_MAX_LAG):
         assert f"{seconds:g} s" in too_slow
