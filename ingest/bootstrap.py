@@ -92,12 +92,19 @@ async def run_shim_and_worker(
             shim_stopped.set()
 
 
-def run(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
-    """Run until SIGTERM or SIGINT, then set the event and wait at most `deadline` seconds. Return the exit code."""
-    # Everything loaded so far stays, and a micro-batch creates no reference cycles. So the collector would examine
-    # thousands of live deliveries again and again without finding anything.
+def tune_garbage_collector() -> None:
+    """Collect garbage seldom.
+
+    Everything loaded so far stays, and a micro-batch creates no reference cycles. So the collector would examine
+    thousands of live deliveries again and again without finding anything.
+    """
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+
+
+def run(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
+    """Run until SIGTERM or SIGINT, then set the event and wait at most `deadline` seconds. Return the exit code."""
+    tune_garbage_collector()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run_until_signal(main, deadline))
 

@@ -49,7 +49,7 @@ class Settings(BaseSettings):
         10.0,
         gt=0,
         le=60,
-        description="time for admission and publish of an HTTP submission, after its body was read, seconds",
+        description="time to parse a large HTTP submission, and then to admit and publish it, seconds",
     )
     outage_hold: float = Field(
         600.0,

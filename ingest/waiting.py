@@ -1,4 +1,4 @@
-"""Waiting without copies of the same loop: a backoff with jitter, and a wait that ends with an event or a deadline."""
+"""Waiting without copies of the same loop: a backoff, a wait that ends with an event or a deadline, and time slices."""
 
 import asyncio
 import random
@@ -35,6 +35,27 @@ class Backoff:
     def reset(self) -> None:
         """Start again with the first pause."""
         self._pause = self._first
+
+
+class TimeSlices:
+    """Divides long work, so that the event loop runs everything else that is ready in between.
+
+    Args:
+        seconds: the length of a slice.
+    """
+
+    __slots__ = ("_clock", "_end", "_seconds")
+
+    def __init__(self, seconds: float = 0.005) -> None:
+        self._seconds = seconds
+        self._clock = asyncio.get_running_loop().time
+        self._end = self._clock() + seconds
+
+    async def between(self) -> None:
+        """Call it between two steps of the work: it lets others run if the slice is over."""
+        if self._clock() > self._end:
+            await asyncio.sleep(0)
+            self._end = self._clock() + self._seconds
 
 
 async def wait_for_event(event: asyncio.Event, timeout: float | None) -> bool:  # noqa: ASYNC109 - returns, never raises

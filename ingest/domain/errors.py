@@ -5,6 +5,7 @@
     IngestError
     |-- InvalidSubmission      the submission is wrong: 400, or a dead letter with `reason`
     |   `-- UnregisteredWebhook
+    |-- ParserFailed           the body may have killed its parser: 503, or a failed attempt of the worker
     |-- Unavailable            a dependency is unavailable: 503, or the worker waits; never a dead letter
     |   |-- StoreUnavailable
     |   `-- BrokerUnavailable
@@ -69,6 +70,10 @@ class InvalidSubmission(IngestError):
 
 class UnregisteredWebhook(InvalidSubmission):
     """A callback_url is not registered. It may have been when the submission was admitted."""
+
+
+class ParserFailed(IngestError):
+    """The process that parses large bodies died or took too long. The body may be the reason."""
 
 
 class Unavailable(IngestError):

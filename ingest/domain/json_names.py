@@ -9,9 +9,8 @@ import json
 import re
 from typing import Any, Final
 
-_NAME_ENDS: Final = re.compile(rb'"[ \t\n\r]*:')
-
-
+# The group is empty, so that a list of a million matches is a million times the same object.
+_NAME_ENDS: Final = re.compile(rb'"[ \t\n\r]*:()')
 _CONTAINERS: Final = frozenset({dict, list})
 
 

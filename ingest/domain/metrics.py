@@ -95,7 +95,7 @@ SUBMISSIONS: Final = _counter(
     "Submissions decided. door is their entry point: http (the shim) or amqp (direct producers, counted by the worker "
     "once settled); kind is task or batch; outcome is accepted, replay (http), duplicate (amqp), rejected, busy (409) "
     "or unavailable (503). reason of rejected: as in ingest.dead (such as quota_exhausted), unauthorized, "
-    "method_not_allowed or internal; of unavailable: store, broker, overloaded or deadline",
+    "method_not_allowed or internal; of unavailable: store, broker, overloaded, deadline or parser",
     "door",
     "kind",
     "outcome",
@@ -283,7 +283,7 @@ _HTTP_REASONS: Final = {
         "method_not_allowed",
         "internal",
     ),
-    Outcome.UNAVAILABLE: ("store", "broker", "overloaded", "deadline"),
+    Outcome.UNAVAILABLE: ("store", "broker", "overloaded", "deadline", "parser"),
 }
 _REASONS: Final[dict[EntryPoint, dict[Outcome, tuple[str, ...]]]] = {
     EntryPoint.HTTP: {Outcome.ACCEPTED: ("",), Outcome.REPLAY: ("",), Outcome.BUSY: ("",), **_HTTP_REASONS},

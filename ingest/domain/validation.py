@@ -18,6 +18,10 @@ MAX_BATCH = 1_000
 MAX_DEPTH = 32
 NOT_REGISTERED = "is not one of your registered webhook URLs"
 _TOO_MANY = 5_000
+_MAX_FIELDS = 100
+"""An object with more names is refused before pydantic makes an error for each of a million unknown ones."""
+
+_CONTAINERS = frozenset({dict, list})
 
 # The patterns are published in the API's documents, so they must mean the same in every engine. pydantic's (Rust),
 # Python's and ECMAScript's differ in `\s`, in `\p{C}` and in inline flags.
@@ -48,11 +52,14 @@ def _nested_at_most(depth: int) -> Any:
 
 
 def _deeper_than(value: object, depth: int) -> bool:
-    if isinstance(value, dict):
-        return depth == 0 or any(_deeper_than(child, depth - 1) for child in value.values())
-    if isinstance(value, list):
-        return depth == 0 or any(_deeper_than(child, depth - 1) for child in value)
-    return False
+    """Return whether arrays and objects are nested in more than `depth` levels; `value` is the first."""
+    level: list[Any] = [value]
+    for _ in range(depth):
+        members = [container.values() if type(container) is dict else container for container in level]
+        level = [member for container in members for member in container if type(member) in _CONTAINERS]
+        if not level:
+            return False
+    return True
 
 
 TaskType = Literal["image_classification", "text_classification", "sentiment", "moderation"]
@@ -83,7 +90,10 @@ class LabelSpec(TypedDict):
 
     question: NonBlank
     options: Annotated[
-        list[NonBlank], Field(min_length=2, description="At least 2 distinct entries."), AfterValidator(_two_distinct)
+        list[NonBlank],
+        # Only the first wrong entry is reported: an error takes 400 bytes, and there may be a million.
+        Field(min_length=2, description="At least 2 distinct entries.", fail_fast=True),
+        AfterValidator(_two_distinct),
     ]
 
 
@@ -120,6 +130,7 @@ _HTTPS_URL: Final = TypeAdapter[str](HttpsUrl)
 
 def validate_task(data: object) -> TaskBody:
     """Return `data` (decoded JSON) as a task. Raises InvalidSubmission with every field error."""
+    _refuse_many_fields(data, "body")
     try:
         return cast("TaskBody", TASK.validator.validate_python(data))
     except ValidationError as error:
@@ -128,10 +139,21 @@ def validate_task(data: object) -> TaskBody:
 
 def validate_batch(data: object) -> BatchBody:
     """Return `data` (decoded JSON) as a batch. Raises InvalidSubmission with every field error."""
+    _refuse_many_fields(data, "body")
+    items = data.get("tasks") if isinstance(data, dict) else None
+    if isinstance(items, list):
+        for index, item in enumerate(items[:MAX_BATCH]):
+            _refuse_many_fields(item, f"tasks[{index}]")
     try:
         return cast("BatchBody", BATCH.validator.validate_python(data))
     except ValidationError as error:
         raise _invalid(error) from None
+
+
+def _refuse_many_fields(value: object, path: str) -> None:
+    if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+        error = FieldError(path, f"{path} has {len(value)} fields: remove the unknown ones")
+        raise InvalidSubmission(Reason.INVALID, error.error, (error,))
 
 
 def validate_key(key: str, source: str) -> str:

@@ -21,6 +21,7 @@ from ingest.domain.header_lines import joined
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.metrics import NO_METER, EntryPoint, Meter, Outcome
 from ingest.domain.ports import Publisher, Store
+from ingest.parsing.parser import SubmissionParser
 from ingest.shim import pages
 from ingest.shim.auth import Auth
 from ingest.shim.http.body import (
@@ -52,9 +53,10 @@ class Shim:
         store: ledger, quotas and customers.
         publisher: publishes to the ingest queues.
         admission: uses the same store.
-        deadline: time for admission and publish of a submission, after its body was read, in seconds.
+        deadline: time for parsing a large body, and then for admission and publish, in seconds.
         meter: counts each submission's outcome.
         memory: the memory for bodies of requests in progress.
+        parser: for tests; by default one of its own.
     """
 
     def __init__(
@@ -66,13 +68,14 @@ class Shim:
         deadline: float = REQUEST_DEADLINE,
         meter: Meter = NO_METER,
         memory: BodyMemoryBudget | None = None,
+        parser: SubmissionParser | None = None,
     ) -> None:
         self._meter = meter
         metrics.init_series(meter, EntryPoint.HTTP)
         # Half of the deadline, so that a look-up and what follows it stay within one and a half.
         self._auth = Auth(store, deadline=deadline / 2)
         self._memory = memory or BodyMemoryBudget()
-        self._submitter = Submitter(admission, publisher, deadline)
+        self._submitter = Submitter(admission, publisher, deadline, parser)
         self._other_routes = Starlette(
             routes=[*Lookups(store, publisher, self._auth).routes(), *pages.routes()],
             exception_handlers={

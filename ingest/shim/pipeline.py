@@ -10,6 +10,7 @@ from ingest.domain.admitted import Admitted, to_message
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.messages import Message, PublishOutcome
 from ingest.domain.ports import Publisher
+from ingest.waiting import TimeSlices
 
 _log = structlog.get_logger(__name__)
 
@@ -41,7 +42,7 @@ class SubmissionPipeline:
         if not admitted:
             return decisions
         if all(self._admission.holds(decisions[index]) for index in admitted):
-            outcomes = await self._publisher.publish([_message(decisions[index]) for index in admitted])
+            outcomes = await self._publisher.publish(await _messages([decisions[index] for index in admitted]))
         else:
             outcomes = [PublishOutcome.UNSENT] * len(admitted)
         confirmed: list[Decision] = []
@@ -70,6 +71,15 @@ class SubmissionPipeline:
             # The broker has the submissions, which is what a 2xx promises. The worker settles entries that stay
             # claimed.
             _log.warning("queued_not_recorded", error=str(error), requests=len(confirmed))
+
+
+async def _messages(decisions: Sequence[Decision]) -> list[Message]:
+    messages = []
+    slices = TimeSlices()
+    for decision in decisions:
+        await slices.between()
+        messages.append(_message(decision))
+    return messages
 
 
 def _message(decision: Decision) -> Message:

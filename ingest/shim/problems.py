@@ -73,6 +73,9 @@ store_unavailable = partial(Problem, 503, "the task store is unavailable, retry 
 broker_unavailable = partial(Problem, 503, "the task queue is unavailable, retry later", (_RETRY,), reason="broker")
 overloaded = partial(Problem, 503, "too many requests are waiting, retry later", (_RETRY,), reason="overloaded")
 at_capacity = partial(Problem, 503, "server is at capacity, retry later", (_RETRY, _CLOSE), reason="overloaded")
+parser_failed = partial(
+    Problem, 503, "the body could not be processed; retry later, or send less in one body", (_RETRY,), reason="parser"
+)
 deadline_exceeded = partial(
     Problem, 503, "the request took too long, retry it with the same idempotency key", (_RETRY,), reason="deadline"
 )

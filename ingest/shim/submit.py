@@ -11,15 +11,18 @@ import structlog
 from ingest.admission import Admission, Decision, Request, Verdict
 from ingest.domain import events
 from ingest.domain.customers import Customer
-from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable
+from ingest.domain.errors import InvalidSubmission, ParserFailed, Reason, StoreUnavailable
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import Entry
+from ingest.domain.parsing import Unparsed
 from ingest.domain.ports import Publisher
-from ingest.domain.submissions import Submission, batch_submission, decode_json, task_submission
+from ingest.domain.submissions import Submission
 from ingest.domain.trace import trace_of_http
 from ingest.domain.validation import validate_key
+from ingest.fair_queue import QueueFull
+from ingest.parsing.parser import SubmissionParser
 from ingest.shim import problems
-from ingest.shim.batcher import MicroBatcher, QueueFull
+from ingest.shim.batcher import MicroBatcher
 from ingest.shim.pipeline import SubmissionPipeline
 from ingest.shim.problems import Header
 from ingest.waiting import Backoff
@@ -28,6 +31,8 @@ _CONTENDED_WAIT: Final = 2.0
 """Seconds to wait for another request with the same key before the answer is 409."""
 _CONTENDED_PAUSES: Final = (0.01, 0.2)
 """First and longest pause in between, in seconds."""
+_MAX_UNPARSED: Final = 1000
+"""Bodies that wait to be parsed. Their memory is bounded by `BodyMemoryBudget`."""
 
 _log = structlog.get_logger(__name__)
 _encode = msgspec.json.encode
@@ -43,11 +48,15 @@ class Submitter:
     Args:
         admission: claims and charges.
         publisher: publishes to the ingest queues.
-        deadline: time limit for one pass through the pipeline, in seconds. A contended request makes further passes
-            for up to 2 s, so it can take 2 s longer.
+        deadline: time limit for parsing, and for one pass through the pipeline, in seconds. A contended request makes
+            further passes for up to 2 s, so it can take 2 s longer.
+        parser: for tests; by default one of its own.
     """
 
-    def __init__(self, admission: Admission, publisher: Publisher, deadline: float) -> None:
+    def __init__(
+        self, admission: Admission, publisher: Publisher, deadline: float, parser: SubmissionParser | None = None
+    ) -> None:
+        self._parser = parser or SubmissionParser(_MAX_UNPARSED, deadline)
         run = SubmissionPipeline(admission, publisher).run
         # Two batchers, so that a single task never waits behind batches of a thousand.
         self._batchers: dict[SubmissionKind, MicroBatcher[Request, Decision]] = {
@@ -70,7 +79,7 @@ class Submitter:
     ) -> Answer:
         """Return the answer to a submission. Raises Problem for every answer that is not 2xx."""
         try:
-            submission = _parse(kind, body, headers.get(b"idempotency-key"), customer)
+            submission = await self._parse(kind, body, headers.get(b"idempotency-key"), customer)
         except InvalidSubmission as error:
             raise problems.invalid(error) from None
         request = Request(submission, customer, trace=trace_of_http(headers))
@@ -78,9 +87,31 @@ class Submitter:
         return _answer(decision, _wants_representation(headers))
 
     async def drain(self) -> None:
-        """Wait for the requests in progress."""
+        """Wait for the requests in progress, and end the process that parses."""
         for batcher in self._batchers.values():
             await batcher.drain()
+        await self._parser.close()
+
+    async def _parse(
+        self, kind: SubmissionKind, body: bytes, key_header: bytes | None, customer: Customer
+    ) -> Submission:
+        """Return the submission in a body. Raises InvalidSubmission, Problem."""
+        key = None
+        if key_header is not None:
+            # Clients send ASCII, or UTF-8 as in the body. Other bytes become characters that a key must not contain.
+            key = validate_key(key_header.decode("utf-8", "replace"), "Idempotency-Key")
+        try:
+            submission = await self._parser.parse(Unparsed(kind, body, customer.cust_id, customer.webhooks, key))
+        except QueueFull:
+            raise problems.overloaded() from None
+        except TimeoutError:
+            raise problems.deadline_exceeded() from None
+        except ParserFailed as error:
+            _log.error("parsing_failed", cust_id=customer.cust_id, error=str(error), bytes=len(body))
+            raise problems.parser_failed() from None
+        if key is not None and submission.key != key:
+            raise InvalidSubmission(Reason.INVALID, "idempotency_key and the Idempotency-Key header must be equal")
+        return submission
 
     async def _decide(self, request: Request) -> Decision:
         """Return an ADMITTED decision, confirmed by the broker, or a REPLAY. Raises Problem for every other verdict."""
@@ -112,20 +143,6 @@ class Submitter:
 
 def _customer_of(request: Request) -> str:
     return request.customer.cust_id
-
-
-def _parse(kind: SubmissionKind, body: bytes, key_header: bytes | None, customer: Customer) -> Submission:
-    """Return the submission in a body. Raises InvalidSubmission."""
-    data = decode_json(body)
-    key = None
-    if key_header is not None:
-        # Clients send ASCII, or UTF-8 as in the body. Other bytes become characters that a key must not contain.
-        key = validate_key(key_header.decode("utf-8", "replace"), "Idempotency-Key")
-    make = task_submission if kind is SubmissionKind.TASK else batch_submission
-    submission = make(data, customer.cust_id, customer.webhooks, key)
-    if key is not None and submission.key != key:
-        raise InvalidSubmission(Reason.INVALID, "idempotency_key and the Idempotency-Key header must be equal")
-    return submission
 
 
 def _wants_representation(headers: dict[bytes, bytes]) -> bool:

@@ -16,10 +16,13 @@ from ingest.domain.customers import Customer, is_cust_id
 from ingest.domain.errors import InvalidSubmission, Reason, UnregisteredWebhook
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.messages import JSON, Delivery
+from ingest.domain.parsing import Unparsed
 from ingest.domain.ports import Registry
-from ingest.domain.submissions import MAX_BODY, Submission, batch_submission, decode_json, task_submission
+from ingest.domain.submissions import MAX_BODY
 from ingest.domain.topology import DELIVERY_LIMIT, INGEST_BATCHES, INGEST_TASKS
 from ingest.domain.validation import validate_key
+from ingest.parsing.parser import SubmissionParser, is_large
+from ingest.waiting import TimeSlices
 from ingest.worker.rejections import Rejection, rejection
 
 CUSTOMER_CACHE: Final = 2.0
@@ -55,13 +58,19 @@ class DeliveryClassifier:
         registry: looks customers up.
         trusted_users: the service's own AMQP users. Only they may say that a submission was admitted, and they may
             submit for any customer: one of them publishes redriven dead letters.
+        parser: parses direct submissions.
         clock: returns monotonic seconds.
     """
 
     def __init__(
-        self, registry: Registry, trusted_users: frozenset[str], clock: Callable[[], float] = time.monotonic
+        self,
+        registry: Registry,
+        trusted_users: frozenset[str],
+        parser: SubmissionParser,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
+        self._parser = parser
         self._trusted = trusted_users
         self._clock = clock
         self._next_warning = 0.0
@@ -77,9 +86,14 @@ class DeliveryClassifier:
         return sorted(self._untrusted)
 
     async def classify(self, deliveries: Sequence[Delivery]) -> Classified:
-        """Classify deliveries of one queue. Raises StoreUnavailable."""
+        """Classify deliveries of one queue. Raises StoreUnavailable, and ParserFailed if one of them has a large body.
+
+        A delivery that `waits_for_parser` should be the only one, because it may take seconds.
+        """
         classified = Classified()
+        slices = TimeSlices()
         for delivery in deliveries:
+            await slices.between()
             cust_id = ""
             try:
                 kind, cust_id = _address(delivery.queue, delivery.routing_key)
@@ -136,11 +150,12 @@ class DeliveryClassifier:
         _check_priority(delivery)
         _check_content(delivery)
         customer = await self.customer(cust_id)
+        key = validate_key(message_id, "message_id")
         created_at = None if delivery.timestamp is None else delivery.timestamp * 1000
         try:
             if customer is None:
                 raise InvalidSubmission(Reason.UNKNOWN_CUSTOMER, f"customer {cust_id} does not exist")
-            submission = _submission(delivery.body, kind, customer, message_id)
+            submission = await self._parser.parse(Unparsed(kind, delivery.body, cust_id, customer.webhooks, key))
             request = Request(submission, customer, origin=message_id, created_at=created_at)
             classified.direct.append((delivery, request))
         except InvalidSubmission as error:
@@ -149,7 +164,7 @@ class DeliveryClassifier:
             rejected = rejection(delivery, error, cust_id)
             customer = customer or Customer(cust_id=cust_id)
             try:
-                submission = _submission(delivery.body, kind, customer, message_id, any_webhook=True)
+                submission = await self._parser.parse(Unparsed(kind, delivery.body, cust_id, None, key))
             except InvalidSubmission:
                 classified.rejected.append(rejected)
             else:
@@ -169,12 +184,9 @@ class DeliveryClassifier:
         return customer
 
 
-def _submission(
-    body: bytes, kind: SubmissionKind, customer: Customer, message_id: str, *, any_webhook: bool = False
-) -> Submission:
-    key = validate_key(message_id, "message_id")
-    make = task_submission if kind is SubmissionKind.TASK else batch_submission
-    return make(decode_json(body), customer.cust_id, None if any_webhook else customer.webhooks, key)
+def waits_for_parser(delivery: Delivery) -> bool:
+    """Return whether classifying a delivery waits for the process that parses large bodies."""
+    return delivery.type != admitted.TYPE and is_large(delivery.body)
 
 
 @lru_cache(maxsize=_MAX_CUSTOMERS)

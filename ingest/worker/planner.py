@@ -12,6 +12,7 @@ from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.ledger import Change, Step
 from ingest.domain.messages import Delivery
 from ingest.domain.ports import Ledger
+from ingest.waiting import TimeSlices
 from ingest.worker.classify import DeliveryClassifier
 from ingest.worker.plan import (
     OutboundPlan,
@@ -63,7 +64,10 @@ class DeliveryPlanner:
     async def plan(self, attempt: Planned, deliveries: Sequence[Delivery]) -> None:
         """Fill in the plans; call `end` in any case. Raises StoreUnavailable, after which nothing is published."""
         classified = await self._classifier.classify(deliveries)
-        attempt.plans += [plan_rejection(rejection) for rejection in classified.rejected]
+        slices = TimeSlices()
+        for rejection in classified.rejected:
+            await slices.between()
+            attempt.plans.append(plan_rejection(rejection))
         attempt.untrusted += classified.untrusted  # kept until the setting is corrected
         if classified.admitted:
             await self._plan_admitted(attempt, classified.admitted)
@@ -92,7 +96,9 @@ class DeliveryPlanner:
             wanted += ids
         entries = await self._ledger.read(wanted)
         uncharged = []
+        slices = TimeSlices()
         for delivery, admitted, start, stop in reads:
+            await slices.between()
             stored = entries[start:stop]
             if is_uncharged(admitted, stored):
                 uncharged.append((delivery, admitted))
@@ -147,7 +153,9 @@ class DeliveryPlanner:
     async def _plan_direct(self, attempt: Planned, arrived: Sequence[tuple[Delivery, Request]]) -> None:
         """Admit direct submissions, as the shim does, and plan them."""
         decisions = await self._admission.admit([request for _, request in arrived])
+        slices = TimeSlices()
         for (delivery, _), decision in zip(arrived, decisions, strict=True):
+            await slices.between()
             if decision.verdict is Verdict.CONTENDED:
                 attempt.contended.append(delivery)
             elif (plan := _plan_decision(delivery, decision)) is not None:

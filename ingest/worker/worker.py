@@ -9,14 +9,15 @@ from typing import Final
 import structlog
 
 from ingest.admission import Admission
-from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.errors import BrokerUnavailable, ParserFailed
 from ingest.domain.messages import Delivery
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
 from ingest.domain.topology import INGEST_BATCHES
+from ingest.parsing.parser import SubmissionParser
 from ingest.waiting import Backoff, wait_for_event
 from ingest.worker.breaker import PAUSES, BreakerState, CircuitBreaker, Stopping
-from ingest.worker.classify import DeliveryClassifier
+from ingest.worker.classify import DeliveryClassifier, waits_for_parser
 from ingest.worker.outage import return_deliveries_in_long_outages
 from ingest.worker.processor import DeliveryProcessor, Unfinished
 from ingest.worker.refunds import INTERVAL, refund_doubts_regularly
@@ -35,7 +36,7 @@ _APART_HOLD: Final = 1200.0
 _MAX_APART: Final = 10_000
 """The most submissions that wait apart, in addition to the prefetch."""
 _DEFECT_PAUSE: Final = 0.2
-"""Seconds before a delivery that triggers a defect in the worker is requeued."""
+"""Seconds before a delivery whose attempt failed for no other reason than itself is requeued."""
 OUTAGE_HOLD: Final = 600.0
 """Seconds for which deliveries are held through an outage."""
 _MAX_CONCURRENCY: Final = 3
@@ -60,6 +61,7 @@ class Worker:
         refund_interval: seconds between two searches for charges of submissions that never became tasks.
         circuit_breaker: for tests; by default one with the pauses `breaker.PAUSES`.
         monotonic: monotonic time in seconds; it limits the age of cached customers.
+        parser: for tests; by default one of its own.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Worker:
         refund_interval: float = INTERVAL,
         circuit_breaker: CircuitBreaker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
+        parser: SubmissionParser | None = None,
     ) -> None:
         self._store = store
         self._broker = broker
@@ -84,7 +87,8 @@ class Worker:
         self._outage_hold = outage_hold
         self._refund_interval = refund_interval
         self._breaker = circuit_breaker or CircuitBreaker()
-        self._classifier = DeliveryClassifier(store, trusted_users, monotonic)
+        self._parser = parser or SubmissionParser()
+        self._classifier = DeliveryClassifier(store, trusted_users, self._parser, monotonic)
         self._stopping = asyncio.Event()
 
     @property
@@ -127,6 +131,7 @@ class Worker:
             for loop in loops:
                 await loop.consumer.close()
             await publisher.close()
+            await self._parser.close()
 
     def stop(self) -> None:
         """Take no more deliveries and finish those in progress. Call it in the event loop's thread."""
@@ -139,6 +144,9 @@ class QueueConsumerLoop:
 
     While one micro-batch is in progress, the next one waits until it has `max_batch` deliveries: large ones cost less
     per delivery, also for RabbitMQ. There is no timer, so under light traffic small ones start at once.
+
+    A delivery that waits for the process that parses large bodies is a micro-batch by itself, and does not count as in
+    progress, so that it delays no other delivery.
     """
 
     def __init__(
@@ -167,7 +175,11 @@ class QueueConsumerLoop:
                 # If many are waiting, some may belong to a lost connection. The broker delivers those again.
                 if len(self._waiting) > self._max_batch * _MAX_CONCURRENCY:
                     self._waiting = list(filter(self.consumer.alive, self._waiting))
-                self._waiting += deliveries
+                for delivery in deliveries:
+                    if waits_for_parser(delivery):
+                        self._group.create_task(self._process_alone(delivery))
+                    else:
+                        self._waiting.append(delivery)
                 self._start()
 
     def _start(self) -> None:
@@ -189,6 +201,10 @@ class QueueConsumerLoop:
         self._in_progress -= 1
         self._start()
         if unfinished:
+            await self._retry(unfinished)
+
+    async def _process_alone(self, delivery: Delivery) -> None:
+        if unfinished := await self._attempt_under_breaker([delivery]):
             await self._retry(unfinished)
 
     async def _retry(self, unfinished: Unfinished) -> None:
@@ -265,16 +281,20 @@ class QueueConsumerLoop:
     async def _attempt(self, deliveries: Sequence[Delivery]) -> Unfinished:
         """Make one attempt. After a defect, attempt each delivery alone and requeue the one that triggers it.
 
+        The same if the process that parses large bodies failed: the body may be the reason.
+
         So the other deliveries are finished, and the broker dead-letters the requeued one at the delivery limit.
         """
         try:
             return await self._processor.attempt(self.consumer, deliveries)
+        except ParserFailed as error:
+            _log.error("parsing_failed", error=str(error), ids=[delivery.message_id for delivery in deliveries])
         except Exception:  # noqa: BLE001 - a defect must not stop the worker
             _log.exception("attempt_crashed", submissions=len(deliveries))
-            if len(deliveries) == 1:
-                await asyncio.sleep(_DEFECT_PAUSE)
-                await self.consumer.requeue(deliveries)
-                return Unfinished()
+        if len(deliveries) == 1:
+            await asyncio.sleep(_DEFECT_PAUSE)
+            await self.consumer.requeue(deliveries)
+            return Unfinished()
         unfinished = Unfinished()
         for delivery in deliveries:
             single = await self._attempt([delivery])

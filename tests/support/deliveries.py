@@ -28,10 +28,11 @@ def delivery(**changes: Any) -> Delivery:
 
 
 def direct_delivery(message_id: str, body: object = TASK, *, cust_id: str = "c", **changes: Any) -> Delivery:
-    """A delivery of a direct submission: a batch if the body has `tasks`, otherwise a task."""
-    is_batch = isinstance(body, dict) and "tasks" in body
+    """A delivery of a direct submission: a batch if the body has `tasks`, otherwise a task. Bytes are sent as is."""
+    encoded = body if isinstance(body, bytes) else json.dumps(body).encode()
+    is_batch = encoded.startswith(b'{"tasks"')
     fields: dict[str, Any] = {
-        "body": json.dumps(body).encode(),
+        "body": encoded,
         "queue": INGEST_BATCHES if is_batch else INGEST_TASKS,
         "routing_key": f"{'batch' if is_batch else 'task'}.submitted.{cust_id}",
         "message_id": message_id,

@@ -8,6 +8,7 @@ from ingest.admission import Admission
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
 from ingest.domain.ports import Publisher
+from ingest.parsing.parser import SubmissionParser
 from ingest.serving import listen
 from ingest.shim import Shim, shim_server
 from ingest.shim.http.body import BodyMemoryBudget
@@ -20,14 +21,19 @@ class ShimHarness:
     """A running shim. `client` sends requests to it as the customer `c`."""
 
     def __init__(
-        self, store: SqliteStore, broker: EmbeddedBroker, publisher: Publisher, memory: BodyMemoryBudget | None = None
+        self,
+        store: SqliteStore,
+        broker: EmbeddedBroker,
+        publisher: Publisher,
+        memory: BodyMemoryBudget | None = None,
+        parser: SubmissionParser | None = None,
     ) -> None:
         self.store = store
         self.broker = broker
         self.port = 0
         self.client: httpx.AsyncClient
-        self._app = Shim(store=store, publisher=publisher, admission=Admission(store), memory=memory)
-        self._server = shim_server(self._app, 5)
+        self.app = Shim(store=store, publisher=publisher, admission=Admission(store), memory=memory, parser=parser)
+        self._server = shim_server(self.app, 5)
 
     async def __aenter__(self) -> "ShimHarness":
         listener = listen("127.0.0.1", 0)
@@ -41,6 +47,7 @@ class ShimHarness:
         await self.client.aclose()
         self._server.should_exit = True
         await self._task
+        await self.app.drain()
 
     async def add_customer(self, customer: Customer, api_key: str) -> None:
         await self.store.save_customer(customer)

@@ -3,13 +3,14 @@
 import asyncio
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from ingest.admission import Admission
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter
+from ingest.parsing.parser import SubmissionParser
 from ingest.store.sqlite import SqliteStore
 from ingest.worker import Worker
 from ingest.worker.breaker import CircuitBreaker
@@ -29,7 +30,8 @@ class ProcessorHarness:
         self.consumer = AckingConsumer()
         self.unavailable: list[Delivery] = []
         """The deliveries that the last attempt did not finish because a dependency was unavailable."""
-        classifier = DeliveryClassifier(store, frozenset({"shim"}), clock)
+        self._parser = SubmissionParser()
+        classifier = DeliveryClassifier(store, frozenset({"shim"}), self._parser, clock)
         self._processor = DeliveryProcessor(store, self.publisher, self.admission, classifier, meter)
 
     async def attempt(self, *deliveries: Delivery) -> list[str]:
@@ -43,6 +45,10 @@ class ProcessorHarness:
         self.publisher.sent.clear()
         return await self._processor.move_to_end(self.consumer, deliveries)
 
+    async def close(self) -> None:
+        """End the process that parses, if an attempt has started it."""
+        await self._parser.close()
+
 
 class WorkerHarness:
     """A worker on the embedded broker. It runs while the context is open."""
@@ -55,6 +61,7 @@ class WorkerHarness:
         *,
         outage_hold: float = OUTAGE_HOLD,
         circuit_breaker: CircuitBreaker | None = None,
+        parser: SubmissionParser | None = None,
     ) -> None:
         self.broker = broker
         self.worker = Worker(
@@ -65,6 +72,7 @@ class WorkerHarness:
             prefetch=prefetch,
             outage_hold=outage_hold,
             circuit_breaker=circuit_breaker,
+            parser=parser,
         )
         self.running: asyncio.Task[None]
         self._submitted = 0
@@ -79,24 +87,28 @@ class WorkerHarness:
 
     async def submit(self, count: int) -> None:
         """Publish tasks of the direct producer `c` in one publish, with the message_ids m0, m1, and so on."""
-        first, self._submitted = self._submitted, self._submitted + count
+        await self.publish([json.dumps(TASK).encode()] * count)
+
+    async def publish(self, bodies: Sequence[bytes]) -> None:
+        """The same with any bodies."""
+        first, self._submitted = self._submitted, self._submitted + len(bodies)
         messages = [
             Message(
                 exchange=topology.SUBMISSIONS,
                 routing_key="task.submitted.c",
-                body=json.dumps(TASK).encode(),
+                body=body,
                 message_id=f"m{number}",
             )
-            for number in range(first, self._submitted)
+            for number, body in enumerate(bodies, first)
         ]
         publisher = await self.broker.publisher()
         assert set(await publisher.publish(messages)) == {PublishOutcome.CONFIRMED}
 
-    async def take(self, queue: str, count: int) -> list[Delivery]:
-        """Receive and ack at least `count` messages of a queue. Raises TimeoutError after 10 s."""
+    async def take(self, queue: str, count: int, seconds: float = 10) -> list[Delivery]:
+        """Receive and ack at least `count` messages of a queue. Raises TimeoutError after `seconds`."""
         consumer = await self.broker.consumer(queue, 100)
         deliveries: list[Delivery] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(seconds):
             while len(deliveries) < count:
                 deliveries += await consumer.receive()
         await consumer.ack(deliveries)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ingest.domain.content import content_problem
 from ingest.domain.errors import Reason
+from ingest.parsing.parser import SubmissionParser
 from ingest.worker.classify import DeliveryClassifier
 from tests.support.deliveries import direct_delivery
 from tests.support.shim_harness import ShimHarness
@@ -52,7 +53,7 @@ async def test_http_and_amqp_agree_on_content(
         headers["Content-Encoding"] = content_encoding
     answer = await harness.client.post("/v1/tasks", content=json.dumps(TASK).encode(), headers=headers)
     direct = direct_delivery("m", content_type=content_type, content_encoding=content_encoding)
-    classified = await DeliveryClassifier(harness.store, frozenset()).classify([direct])
+    classified = await DeliveryClassifier(harness.store, frozenset(), SubmissionParser()).classify([direct])
     if problem is None:
         assert answer.status_code == 202
         assert classified.rejected == []
@@ -71,7 +72,7 @@ async def test_http_requires_a_content_type_and_amqp_does_not(harness: ShimHarne
         {"error": "Content-Type must be application/json in UTF-8, it is missing"},
     )
     direct = direct_delivery("m", content_type=None)
-    assert (await DeliveryClassifier(harness.store, frozenset()).classify([direct])).rejected == []
+    assert (await DeliveryClassifier(harness.store, frozenset(), SubmissionParser()).classify([direct])).rejected == []
 
 
 @given(st.text(max_size=300), st.text(max_size=50))

@@ -13,7 +13,7 @@ from ingest.broker.rabbitmq.amqp.connection import Connection, FrameSink
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.domain import topology
 from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome
-from tests.unit.broker.virtual_time_loop import in_virtual_time
+from tests.support.virtual_time_loop import in_virtual_time
 
 CONFIRMED, NACKED, TOO_LARGE = PublishOutcome.CONFIRMED, PublishOutcome.NACKED, PublishOutcome.TOO_LARGE
 

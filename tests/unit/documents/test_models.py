@@ -10,6 +10,8 @@ from ingest.domain import event_data, topology
 from ingest.domain.content import content_problem
 from ingest.domain.dead_letters import ENVELOPE_HEADER, MAX_ENVELOPED, REASON_HEADER, TIME_HEADER
 from ingest.domain.errors import Reason
+from ingest.domain.identity import SubmissionKind
+from ingest.domain.parsing import MAX_STRUCTURE
 from ingest.domain.submissions import MAX_BODY, MAX_TASK
 from ingest.domain.validation import MAX_BATCH, TASK_TYPES, BatchBody, TaskBody
 from ingest.shim import SCHEMAS, asyncapi_document, event_schema, openapi_document, problems
@@ -54,6 +56,7 @@ ERRORS: dict[int, list[Problem]] = {
         problems.overloaded(),
         problems.at_capacity(),
         problems.deadline_exceeded(),
+        problems.parser_failed(),
     ],
     505: [Problem(505, UNSUPPORTED_VERSION)],
 }
@@ -99,6 +102,9 @@ def test_documents_name_the_limits_of_the_code() -> None:
     assert f"{MAX_BODY} bytes" in text
     assert f"{MAX_BATCH:,} at once" in text
     messages = ASYNCAPI["components"]["messages"]
+    values = f"{MAX_STRUCTURE[SubmissionKind.BATCH]:,} commas, colons and opening brackets"
+    assert values in OPENAPI["components"]["responses"]["413"]["description"]
+    assert values in messages["batchSubmission"]["description"]
     for limit in (MAX_BODY, MAX_TASK):
         assert f"{limit} bytes" in OPENAPI["components"]["responses"]["413"]["description"]
         assert f"{limit} bytes" in messages["taskSubmission"]["description"]

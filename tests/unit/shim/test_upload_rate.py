@@ -12,7 +12,7 @@ from uvicorn.server import ServerState
 
 from ingest.shim.http.body import BodyMemoryBudget, ClientDisconnected, Reservation, read_json_body, send_json
 from ingest.shim.http.protocol import BODY_MAX_LAG, BODY_MIN_RATE, BODY_TIMEOUT, CHECK_INTERVAL, LimitedHttpProtocol
-from tests.unit.broker.virtual_time_loop import in_virtual_time
+from tests.support.virtual_time_loop import in_virtual_time
 
 MIB: Final = 1024 * 1024
 

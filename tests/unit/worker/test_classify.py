@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 
 from ingest.domain.customers import Customer
 from ingest.domain.errors import Reason
+from ingest.parsing.parser import SubmissionParser
 from ingest.store.sqlite import SqliteStore
 from ingest.worker.classify import UNTRUSTED_FOR, DeliveryClassifier
 from tests.support.deliveries import delivery, direct_delivery
@@ -39,7 +40,7 @@ async def test_body_of_rejected_delivery_is_freed_without_the_garbage_collector(
     """The error of a rejection does not refer to the deliveries of its micro-batch."""
     store = await SqliteStore.open(tmp_path / "store.db")
     await store.save_customer(Customer(cust_id="c"))
-    classifier = DeliveryClassifier(store, frozenset({"shim"}))
+    classifier = DeliveryClassifier(store, frozenset({"shim"}), SubmissionParser())
     body = bytes(bytearray(content + b" " * 1000))
     valid: dict[str, Any] = {"body": body, "routing_key": "task.submitted.c", "user_id": None}
     gc.disable()
@@ -63,7 +64,7 @@ async def test_admitted_submission_of_an_unknown_service_user_is_kept_and_a_forg
     kept = delivery(type="ingest.admitted.v1", routing_key="task.submitted.c", user_id="shim-2")
     forged = delivery(type="ingest.admitted.v1", routing_key="task.submitted.c", user_id="c")
     clock = Clock(1000.0)
-    classifier = DeliveryClassifier(store, frozenset({"shim"}), clock)
+    classifier = DeliveryClassifier(store, frozenset({"shim"}), SubmissionParser(), clock)
     with capture_logs() as logs:
         classified = await classifier.classify([kept, kept, forged])
     assert classified.untrusted == [kept, kept]
@@ -80,7 +81,8 @@ async def test_priority_above_the_normal_one_is_rejected(tmp_path: Path, priorit
     """RabbitMQ 4 delivers it before the messages of other customers. aio-pika sends 0 unless it is told otherwise."""
     store = await SqliteStore.open(tmp_path / "store.db")
     await store.save_customer(Customer(cust_id="c"))
-    classified = await DeliveryClassifier(store, frozenset()).classify([direct_delivery("m", priority=priority)])
+    classifier = DeliveryClassifier(store, frozenset(), SubmissionParser())
+    classified = await classifier.classify([direct_delivery("m", priority=priority)])
     assert [request.origin for _, request in classified.direct] == ["m"] * accepted
     reasons = [rejection.error.reason for rejection in classified.rejected]
     assert reasons == [Reason.BAD_PROPERTY] * (not accepted)
@@ -91,7 +93,7 @@ async def test_direct_submission_needs_no_content_type_and_no_user_id(tmp_path: 
     store = await SqliteStore.open(tmp_path / "store.db")
     await store.save_customer(Customer(cust_id="c"))
     direct = direct_delivery("m", content_type=None, user_id=None)
-    classified = await DeliveryClassifier(store, frozenset({"shim"})).classify([direct])
+    classified = await DeliveryClassifier(store, frozenset({"shim"}), SubmissionParser()).classify([direct])
     assert [request.origin for _, request in classified.direct] == ["m"]
     assert classified.rejected == []
     await store.close()
