@@ -14,14 +14,19 @@ from tests.servers.process import wait_until
 
 
 class Ingest:
-    """One running `ingest …` command that writes its output to a file. The context manager kills it at the end."""
+    """One running `ingest …` command that writes its output to a file. The context manager kills it at the end.
 
-    def __init__(self, *arguments: str, directory: Path, env: Mapping[str, str] | None = None) -> None:
+    `module` is the Python module to run, with the same arguments.
+    """
+
+    def __init__(
+        self, *arguments: str, directory: Path, env: Mapping[str, str] | None = None, module: str = "ingest"
+    ) -> None:
         self.output = directory / f"{arguments[0]}-{time.monotonic_ns()}.log"
         clean = {name: value for name, value in os.environ.items() if not name.startswith("INGEST_")}
         with self.output.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "ingest", *arguments],
+                [sys.executable, "-m", module, *arguments],
                 cwd=directory,
                 env={**clean, **(env or {})},
                 stdin=subprocess.DEVNULL,

@@ -26,10 +26,15 @@ class World:
     """A context manager that runs a shim and a worker.
 
     The customers `acme` and `other` each have an API key in `keys` and the URL of an AMQP user in `producer_urls`.
+    `module` is what runs in place of `ingest` as shim and worker.
     """
 
     def __init__(
-        self, rabbitmq: RabbitServer, aerospike: AerospikeServer, env: Mapping[str, str] | None = None
+        self,
+        rabbitmq: RabbitServer,
+        aerospike: AerospikeServer,
+        env: Mapping[str, str] | None = None,
+        module: str = "ingest",
     ) -> None:
         self._temporary_directory = tempfile.TemporaryDirectory(prefix="ingest-fuzz-")
         self.directory = Path(self._temporary_directory.name)
@@ -54,8 +59,8 @@ class World:
             self.keys[name] = self.ingest("key", "create", name)["api_key"]
         (self.port,) = free_ports(1)
         self.url = f"http://127.0.0.1:{self.port}"
-        self.shim = Ingest("serve", "--port", str(self.port), directory=self.directory, env=self.env)
-        self.worker = Ingest("work", directory=self.directory, env=self.env)
+        self.shim = Ingest("serve", "--port", str(self.port), directory=self.directory, env=self.env, module=module)
+        self.worker = Ingest("work", directory=self.directory, env=self.env, module=module)
         wait_ready(self.url)
         self.worker.wait_for("worker_started")
 
