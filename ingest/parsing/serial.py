@@ -10,7 +10,7 @@ from ingest.fair_queue import FairQueue, QueueFull
 T = TypeVar("T")
 R = TypeVar("R")
 
-_LONG: Final = 0.002
+_LONG: Final = 0.01
 """Seconds after which an item that holds the event loop has held it for long."""
 
 

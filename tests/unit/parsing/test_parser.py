@@ -97,7 +97,7 @@ async def test_largest_bodies_without_a_process_do_not_hold_the_loop(
     parser: SubmissionParser, process: ParserProcess, element: str
 ) -> None:
     """Ten of them arrive at once; one iteration of the loop parses one of them."""
-    size = 256 * 1024
+    size = 384 * 1024
     while is_large(hostile.task(hostile.repeated(element, size))):
         size -= 1024
     body = unparsed(hostile.task(hostile.repeated(element, size)))
@@ -113,7 +113,7 @@ async def test_largest_bodies_without_a_process_do_not_hold_the_loop(
 
 async def test_others_run_between_bodies_that_are_parsed_without_a_process(parser: SubmissionParser) -> None:
     """They get as much time as the bodies: a request needs several iterations of the event loop."""
-    body = unparsed(hostile.task(hostile.repeated("5e-324", 30_000)))
+    body = unparsed(hostile.task(hostile.repeated("5e-324", 160_000)))
     parsing = asyncio.gather(*[parser.parse(body) for _ in range(10)])
     iterations = 0
     while not parsing.done():
@@ -124,7 +124,7 @@ async def test_others_run_between_bodies_that_are_parsed_without_a_process(parse
 
 async def test_small_body_starts_no_process(parser: SubmissionParser, process: ParserProcess) -> None:
     await parser.parse(unparsed(hostile.task("1")))
-    await parser.parse(unparsed(hostile.batch(hostile.task("1"), 400)))
+    await parser.parse(unparsed(hostile.batch(hostile.task("1"), 1000)))
     assert process.pid is None
 
 

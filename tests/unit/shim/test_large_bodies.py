@@ -18,7 +18,7 @@ from tests.support.tasks import TASK
 
 HOLD = 0.05
 """The longest time for which a body may hold the event loop, in seconds."""
-LARGE = hostile.batch(hostile.task("1"), 1000)
+LARGE = hostile.batch(hostile.task(hostile.repeated("1", 400)))
 """A valid batch that is parsed in the child process."""
 JSON = {"Content-Type": "application/json"}
 
