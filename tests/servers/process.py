@@ -101,6 +101,11 @@ class PrivateServer:
             except ProcessLookupError:
                 return
 
+    def is_stopped(self) -> bool:
+        """Return whether every thread of the server is stopped; on a busy machine that takes some milliseconds."""
+        states = [path.read_text().rpartition(") ")[2][0] for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
+        return set(states) == {"T"}
+
     def kill(self) -> None:
         """End the server without warning, with SIGKILL."""
         self.signal(signal.SIGKILL)
@@ -148,9 +153,10 @@ class Server:
         self._process.kill()
 
     def pause(self) -> None:
-        """Stop the process, so that it neither answers nor closes its connections."""
+        """Stop the process, so that it neither answers nor closes its connections. Returns when it has stopped."""
         assert self._process is not None
         self._process.signal(signal.SIGSTOP)
+        wait_until(self._process.is_stopped, "the pause of a server")
 
     def resume(self) -> None:
         assert self._process is not None
