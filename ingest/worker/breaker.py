@@ -51,9 +51,9 @@ class CircuitBreaker:
     """One breaker for all queues of a worker, because they share the store and the publisher.
 
     Closed: every attempt is admitted, and one without progress opens the circuit. Open: one trial attempt at a time is
-    admitted, each after a pause (half-open), and all others wait. Each trial without progress lengthens the pause; an
-    attempt with progress closes the circuit. So an outage costs one call every few seconds, however many deliveries are
-    held.
+    admitted, each after a pause (half-open), and all others wait for their turn. Each trial without progress lengthens
+    the pause; an attempt with progress closes the circuit. So an outage costs one call every few seconds, however many
+    deliveries are held, and deliveries that fail again and again do not keep the others from a trial.
 
     Args:
         clock: returns monotonic seconds.
@@ -74,6 +74,7 @@ class CircuitBreaker:
         self._backoff = backoff or Backoff(*PAUSES)
         self._pause = 0.0
         self._trial: Attempt | None = None
+        self._turn = asyncio.Lock()
         self._stopped = False
         self._change = asyncio.Event()
 
@@ -121,6 +122,11 @@ class CircuitBreaker:
         return not self.state.is_open or self._stopped
 
     async def _admit(self, attempt: Attempt) -> None:
+        if self.state.is_open:
+            async with self._turn:
+                await self._admit_in_turn(attempt)
+
+    async def _admit_in_turn(self, attempt: Attempt) -> None:
         while self.state.is_open:
             if self._stopped:
                 raise Stopping

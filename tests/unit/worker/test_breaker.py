@@ -39,6 +39,24 @@ async def test_open_circuit_admits_one_trial_attempt_until_it_makes_progress() -
     assert not breaker.state.is_open
 
 
+async def test_trial_attempts_take_turns() -> None:
+    """Deliveries that fail again and again must not keep the others from the trial that closes the circuit."""
+    breaker = CircuitBreaker(backoff=Backoff(0, 0))
+    await fail(breaker)
+    admitted = []
+
+    async def make_attempts(name: str, count: int, *, made_progress: bool) -> None:
+        for _ in range(count):
+            async with breaker.attempt() as attempt:
+                admitted.append(name)
+                await asyncio.sleep(0)
+                attempt.made_progress = made_progress
+
+    failing = make_attempts("failing", 20, made_progress=False)
+    await asyncio.gather(failing, make_attempts("other", 1, made_progress=True))
+    assert admitted.index("other") <= 1
+
+
 async def test_pauses_before_trial_attempts_double_up_to_the_longest() -> None:
     virtual_time = VirtualTime()
     breaker = CircuitBreaker(
