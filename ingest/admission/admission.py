@@ -52,24 +52,24 @@ class Admission:
         self._pending_refunds: list[Charge] = []
 
     async def admit(self, requests: Sequence[Request]) -> list[Decision]:
-        """Decide on every request, in order.
+        """Decide on every request, in order. Trouble of the store with one of them leaves only that one UNDECIDED.
 
         Raises:
             StoreUnavailable: nothing is decided. What was charged is refunded, if the store takes that. Claims made so
                 far are given back, at the latest when the store is available again.
         """
-        await self._pending.flush()
         attempt = Attempt(
             self._store, requests, clock=self._clock, monotonic=self._monotonic, lease=self._lease, doubt=self._doubt
         )
         try:
-            return await attempt.run()
+            decisions = await attempt.run()
         except StoreUnavailable:
             with contextlib.suppress(StoreUnavailable):
                 await self._store.refund(attempt.granted)
-            with contextlib.suppress(StoreUnavailable):
-                await self._pending.apply(attempt.claims_to_give_back())
+            await self._apply_releases(attempt.releases)
             raise
+        await self._apply_releases(attempt.releases)
+        return decisions
 
     async def refund_doubts(self) -> int:
         """Refund submissions that were charged, left in doubt, and never became tasks; return how many entries.
@@ -84,7 +84,8 @@ class Admission:
             owner = f"refund.{uuid.uuid4().hex}"
             released = msgspec.structs.replace(entry, owner=owner, charged=0, doubt=Doubt.REFUNDED)
             # Before the refund: if the process crashes in between, a customer is charged too much, never too little.
-            if await self._store.apply([Change(Step.RELEASE, released)]) != [None]:
+            (stored,) = await self._store.apply([Change(Step.REFUND, released)])
+            if stored:
                 month = entry.charged_month or month_of(entry.created_at)
                 self._pending_refunds.append(Charge(entry.cust_id, month, entry.charged, UNLIMITED))
                 refunded += 1
@@ -105,14 +106,19 @@ class Admission:
     async def queued(self, decisions: Sequence[Decision]) -> None:
         """Record that the broker confirmed these submissions. Entries that are accepted already stay accepted.
 
+        Entries that the store could not decide stay claimed until it can.
+
         Raises:
             StoreUnavailable: some entries may still be claimed. The record is made when the store is available again.
         """
         await self._pending.apply([Change(Step.QUEUE, entry) for decision in decisions for entry in decision.owned])
 
-    async def accepted(self, entries: Sequence[Entry]) -> None:
-        """Settle: record that all events of these entries are confirmed. Raises StoreUnavailable."""
-        await self._store.accept(entries)
+    async def accepted(self, entries: Sequence[Entry]) -> Sequence[bool]:
+        """Settle: record that all events of these entries are confirmed; return whether each of them is recorded.
+
+        Raises StoreUnavailable if none is.
+        """
+        return await self._store.accept(entries)
 
     async def release(self, decisions: Sequence[Decision], *, refund: bool) -> None:
         """Release the claims of failed publishes, so that a retry can continue at once.
@@ -141,6 +147,11 @@ class Admission:
                 for decision in decisions
                 for entry in decision.owned
             ]
+        await self._apply_releases(changes)
+
+    async def _apply_releases(self, changes: Sequence[Change]) -> None:
+        if not changes:
+            return
         try:
             await self._pending.apply(changes)
         except StoreUnavailable as error:

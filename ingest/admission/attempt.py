@@ -2,17 +2,34 @@
 
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
+import structlog
 
 from ingest.admission.decision import Decision, Request, Verdict
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.identity import SubmissionKind
-from ingest.domain.ledger import UNLIMITED, Change, Charge, Doubt, Entry, Phase, Step, item_entries, submission_entry
+from ingest.domain.ledger import (
+    UNDECIDED,
+    UNLIMITED,
+    Change,
+    Charge,
+    Doubt,
+    Entry,
+    Phase,
+    Step,
+    Undecided,
+    item_entries,
+    submission_entry,
+)
 from ingest.domain.ports import Ledger, Quotas
+
+T = TypeVar("T")
+
+_log = structlog.get_logger(__name__)
 
 
 class AdmissionStore(Ledger, Quotas, Protocol):
@@ -41,6 +58,7 @@ class _PendingDecision:
         "owner",
         "replayed",
         "request",
+        "undecided",
     )
 
     def __init__(self, request: Request, owner: str) -> None:
@@ -52,10 +70,13 @@ class _PendingDecision:
         self.item_created_at: dict[str, int] = {}
         self.charge: Charge | None = None
         self.contended = False
+        self.undecided = False
         self.is_replay = False
 
     @property
     def verdict(self) -> Verdict:
+        if self.undecided:
+            return Verdict.UNDECIDED
         if self.is_replay:
             return Verdict.REPLAY
         if self.contended:
@@ -74,10 +95,12 @@ class _PendingDecision:
             self.item_created_at,
         )
 
-    def drop_claims(self) -> None:
-        """Forget the claims, which were released or deleted in the store."""
+    def give_up(self) -> list[Change]:
+        """Drop the claims and the charge; return the changes that give the claims back."""
+        changes = [give_back(entry) for entry in self.owned]
         self.owned.clear()
         self.charge = None
+        return changes
 
 
 class Attempt:
@@ -103,11 +126,23 @@ class Attempt:
         # One owner per request, not per attempt: only one of two equal ids in a list may win.
         owner = uuid.uuid4().hex
         self._pending = [_PendingDecision(request, f"{owner}.{i}") for i, request in enumerate(requests)]
-        self._undecided: Sequence[Entry] = ()
+        self._failure: StoreUnavailable | None = None
         self.granted: list[Charge] = []
         """What the store has charged so far."""
+        self.releases: list[Change] = []
+        """Changes that give back claims which no decision holds. The caller applies them, also if `run` raises."""
 
     async def run(self) -> list[Decision]:
+        """Return the decisions, in order. Raises StoreUnavailable if nothing could be decided."""
+        try:
+            await self._run()
+        except StoreUnavailable:
+            for pending in self._pending:
+                self.releases += pending.give_up()
+            raise
+        return [pending.decision(self._held_until) for pending in self._pending]
+
+    async def _run(self) -> None:
         await self._claim_submissions()
         batches = [p for p in self._pending if p.owned and p.request.submission.kind is SubmissionKind.BATCH]
         if batches:
@@ -115,18 +150,24 @@ class Attempt:
         self._check_lease()
         await self._charge([pending for pending in self._pending if pending.owned])
         self._check_lease()
-        return [pending.decision(self._held_until) for pending in self._pending]
+        if self._failure is not None and all(pending.undecided for pending in self._pending):
+            raise self._failure
 
     def _check_lease(self) -> None:
         """Raise StoreUnavailable if the process was suspended until another attempt may have taken the claims over."""
         if self._monotonic() >= self._held_until:
             raise StoreUnavailable("the claims expired before they were charged")
 
-    def claims_to_give_back(self) -> list[Change]:
-        """Return the changes that give back every claim of this attempt, also those of a call that has failed."""
-        owned = [give_back(entry) for pending in self._pending for entry in pending.owned]
-        undecided = [Change(Step.FORGET, msgspec.structs.replace(entry, generation=1)) for entry in self._undecided]
-        return owned + undecided
+    async def _answers(self, call: Awaitable[Sequence[T]], count: int) -> list[T | Undecided]:
+        """Return the results of a call of the store; if it fails as a whole, each of the `count` is undecided.
+
+        Requests that do not depend on this call can then be decided nevertheless.
+        """
+        try:
+            return [*await call]
+        except StoreUnavailable as error:
+            self._failure = error
+            return [UNDECIDED] * count
 
     async def _claim_submissions(self) -> None:
         wanted = [
@@ -141,9 +182,11 @@ class Attempt:
             for pending in self._pending
         ]
         stored, held = await self._claim(self._pending, wanted)
-        for pending, entry, is_held in zip(self._pending, stored, held, strict=True):
-            pending.entry = entry
-            if is_held:
+        for pending, own_entry, entry, is_held in zip(self._pending, wanted, stored, held, strict=True):
+            pending.entry = entry or own_entry
+            if not entry:
+                pending.undecided = True
+            elif is_held:
                 pending.owned.append(entry)
             elif entry.is_durable:
                 pending.is_replay = True
@@ -174,6 +217,9 @@ class Attempt:
             wanted += items
         stored, held = await self._claim(claimants, wanted)
         for pending, item, entry, is_held in zip(claimants, wanted, stored, held, strict=True):
+            if not entry:
+                pending.undecided = True
+                continue
             if is_held:
                 pending.owned.append(entry)
             elif not entry.is_durable:
@@ -187,25 +233,37 @@ class Attempt:
             # message, which may be the only one with the item.
             if entry.created_at != pending.entry.created_at:
                 pending.item_created_at[entry.id] = entry.created_at
-        await self._yield_contended([pending for pending in batches if pending.contended])
+        # Neither of two batches that share an item waits for the other. A batch is never admitted in part.
+        self._give_up(pending for pending in batches if pending.contended or pending.undecided)
 
     async def _claim(
         self, claimants: Sequence[_PendingDecision], wanted: Sequence[Entry]
-    ) -> tuple[list[Entry], list[bool]]:
+    ) -> tuple[list[Entry | Undecided], list[bool]]:
         """Claim each entry for its claimant, and take over claims whose lease has ended.
 
         Returns what is stored now, and for each entry whether the claimant holds it.
         """
-        self._undecided = wanted
-        stored = await self._store.claim(wanted)
-        held = [entry.owner == p.owner and not entry.is_durable for p, entry in zip(claimants, stored, strict=True)]
-        claimed = [index for index, entry in enumerate(stored) if not held[index] and not entry.is_durable]
-        if claimed:
-            takeovers = [self._take_over(wanted[index], stored[index]) for index in claimed]
-            for index, entry in zip(claimed, await self._store.apply(takeovers), strict=True):
-                if entry is not None:
-                    stored[index], held[index] = entry, True
-        self._undecided = ()
+        stored = await self._answers(self._store.claim(wanted), len(wanted))
+        held = [False] * len(stored)
+        takeovers: dict[int, Change] = {}
+        for index, entry in enumerate(stored):
+            if not entry:
+                self.releases.append(Change(Step.FORGET, msgspec.structs.replace(wanted[index], generation=1)))
+            elif entry.is_durable:
+                continue
+            elif entry.owner == claimants[index].owner:
+                held[index] = True
+            else:
+                takeovers[index] = self._take_over(wanted[index], entry)
+        if takeovers:
+            results = await self._answers(self._store.apply(list(takeovers.values())), len(takeovers))
+            for (index, change), result in zip(takeovers.items(), results, strict=True):
+                if result is UNDECIDED:
+                    stored[index] = UNDECIDED
+                    taken_over = msgspec.structs.replace(change.entry, generation=change.entry.generation + 1)
+                    self.releases.append(give_back(taken_over))
+                elif result is not None:
+                    stored[index], held[index] = result, True
         return stored, held
 
     def _take_over(self, wanted: Entry, stored: Entry) -> Change:
@@ -230,19 +288,24 @@ class Attempt:
         if not groups:
             return
         sums = [_sum(group) for group in groups.values()]
-        answers = await self._store.charge(sums)
-        self.granted += [charge for charge, granted in zip(sums, answers, strict=True) if granted]
+        answers = await self._granted(sums)
         for group, granted in zip(groups.values(), answers, strict=True):
-            if not granted:
-                await self._drop_unpaid([pending for pending in group if not await self._charge_alone(group, pending)])
+            for pending in group:
+                is_granted = await self._granted_alone(pending) if granted is False and len(group) > 1 else granted
+                if not is_granted:
+                    pending.undecided = is_granted is UNDECIDED
+                    self._give_up([pending])
 
-    async def _charge_alone(self, group: list[_PendingDecision], pending: _PendingDecision) -> bool:
-        if len(group) == 1 or pending.charge is None:
-            return False
-        (granted,) = await self._store.charge([pending.charge])
-        if granted:
-            self.granted.append(pending.charge)
+    async def _granted_alone(self, pending: _PendingDecision) -> bool | Undecided:
+        if pending.charge is None or self._failure is not None:
+            return UNDECIDED  # an outage costs a call or two, not one for each request
+        (granted,) = await self._granted([pending.charge])
         return granted
+
+    async def _granted(self, charges: list[Charge]) -> list[bool | Undecided]:
+        answers = await self._answers(self._store.charge(charges), len(charges))
+        self.granted += [charge for charge, granted in zip(charges, answers, strict=True) if granted]
+        return answers
 
     def _charge_of(self, pending: _PendingDecision) -> Charge | None:
         customer = pending.request.customer
@@ -250,17 +313,9 @@ class Attempt:
         count = sum(max(0, entry.tasks - entry.charged) for entry in pending.owned)
         return Charge(customer.cust_id, self._month, count, limit) if count else None
 
-    async def _drop_unpaid(self, refused: list[_PendingDecision]) -> None:
-        """Give back the claims of requests that exceed the quota."""
-        await self._store.apply([give_back(entry) for pending in refused for entry in pending.owned])
-        _drop_claims(refused)
-
-    async def _yield_contended(self, contended: list[_PendingDecision]) -> None:
-        """Give back the claims of batches that share an item with another attempt, so that neither waits."""
-        entries = [entry for pending in contended for entry in pending.owned]
-        if entries:
-            await self._store.apply([give_back(entry) for entry in entries])
-        _drop_claims(contended)
+    def _give_up(self, decisions: Iterable[_PendingDecision]) -> None:
+        for pending in decisions:
+            self.releases += pending.give_up()
 
 
 def month_of(milliseconds: int) -> str:
@@ -288,8 +343,3 @@ def _inherit(wanted: Entry, expired: Entry) -> Entry:
 def _sum(group: list[_PendingDecision]) -> Charge:
     charges = [pending.charge for pending in group if pending.charge is not None]
     return msgspec.structs.replace(charges[0], count=sum(charge.count for charge in charges))
-
-
-def _drop_claims(decisions: Iterable[_PendingDecision]) -> None:
-    for pending in decisions:
-        pending.drop_claims()

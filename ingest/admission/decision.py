@@ -34,6 +34,8 @@ class Verdict(StrEnum):
     CONTENDED = "contended"
     """Another attempt holds a live claim on the key, or on the key of an item."""
     QUOTA_EXHAUSTED = "quota_exhausted"
+    UNDECIDED = "undecided"
+    """The store could not decide one of its claims, or its charge; its other claims are given back."""
     UNCONFIRMED = "unconfirmed"
     """Admitted, but the broker did not confirm the publish; the claim was released. Only the shim uses it."""
 
@@ -41,7 +43,8 @@ class Verdict(StrEnum):
 class Decision(msgspec.Struct, frozen=True, gc=False):
     """The verdict on one request.
 
-    `entry` is the submission's ledger entry: its own, the original's (REPLAY), or the other attempt's (CONTENDED).
+    `entry` is the submission's ledger entry: its own, the original's (REPLAY), or the other attempt's (CONTENDED). That
+    of an UNDECIDED request may not be stored.
     `owned` are the entries that this admission claimed, `entry` first. `charge` is what was charged now, in tasks.
     `replayed` are the ids of the batch's tasks that were accepted before. `held_until` is the monotonic time until
     which the claims are certainly held. `item_created_at` has the keyed items to publish whose entries are older or

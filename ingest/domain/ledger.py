@@ -3,8 +3,8 @@
 Only keyed items of a batch have entries of their own; the batch's entry covers the others.
 """
 
-from enum import StrEnum
-from typing import Final
+from enum import Enum, StrEnum, auto
+from typing import Final, Literal
 
 import msgspec
 
@@ -102,8 +102,10 @@ class Step(StrEnum):
     QUEUE = "queue"
     """Set phase queued and end the lease."""
     RELEASE = "release"
-    """Give the claim back, so that a retry can continue at once: end the lease; set `owner`, `charged`,
-    `charged_month` and `doubt`."""
+    """Give the claim back, if `owner` has not changed, so that a retry can continue at once: end the lease; set
+    `charged`, `charged_month` and `doubt`."""
+    REFUND = "refund"
+    """Mark a claim in doubt before its charge is taken back: set `owner`, `charged`, `charged_month` and `doubt`."""
     FORGET = "forget"
     """Delete the entry, if `owner` has not changed: a new entry of the same id has the same generation again."""
 
@@ -119,6 +121,17 @@ class Change(msgspec.Struct, frozen=True, gc=False):
     entry: Entry
     idle: int = 0
 
+
+class Undecided(Enum):
+    """The result for one entry or charge of a call that the store could not decide. It is false."""
+
+    UNDECIDED = auto()
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+UNDECIDED: Final = Undecided.UNDECIDED
 
 UNLIMITED: Final = 2**62
 
@@ -136,13 +149,20 @@ class Charge(msgspec.Struct, frozen=True):
     limit: int
 
 
+def takes_effect(change: Change, stored: Entry, idle: int) -> bool:
+    """Return whether a change takes effect on the stored entry, which has not changed for `idle` milliseconds."""
+    if stored.generation != change.entry.generation or idle < change.idle:
+        return False
+    return change.step not in (Step.RELEASE, Step.FORGET) or stored.owner == change.entry.owner
+
+
 def after(change: Change, generation: int) -> Entry:
     """Return the entry as it is stored after the change; for FORGET, the deleted entry."""
     replace = msgspec.structs.replace
     match change.step:
         case Step.QUEUE:
             return replace(change.entry, phase=Phase.QUEUED, lease=0, generation=generation)
-        case Step.RELEASE:
+        case Step.RELEASE | Step.REFUND:
             return replace(change.entry, lease=0, generation=generation)
         case _:
             return replace(change.entry, generation=generation)

@@ -165,7 +165,9 @@ STORE_CALL_DURATION: Final = _histogram(
     "operation",
 )
 STORE_ERRORS: Final = _counter(
-    "ingest_store_errors_total", "Calls to the store that failed because it was unavailable", "operation"
+    "ingest_store_errors_total",
+    "Calls to the store that failed, as a whole or for some of their entries, because it was unavailable",
+    "operation",
 )
 PUBLISH_DURATION: Final = _histogram(
     "ingest_publish_duration_seconds",

@@ -2,6 +2,9 @@
 
 Results are in the order of the arguments, and lists are never partial. For operational trouble an adapter raises
 `StoreUnavailable` or `BrokerUnavailable` and nothing else.
+
+Trouble with one record, or with one node of a cluster, does not fail the rest of a call: the results of entries and
+charges that the store cannot decide are UNDECIDED. StoreUnavailable means that it could decide nothing.
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -10,35 +13,32 @@ from typing import Protocol
 import msgspec
 
 from ingest.domain.customers import ApiKey, Customer
-from ingest.domain.ledger import Change, Charge, Entry
+from ingest.domain.ledger import Change, Charge, Entry, Undecided
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 
 
 class Ledger(Protocol):
     """Entries by id. A change of one entry is atomic. Ids may repeat within one call."""
 
-    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+    async def claim(self, entries: Sequence[Entry]) -> Sequence[Entry | Undecided]:
         """Create each entry unless its id exists; return what is stored now, with its generation (1 if it is new).
 
         The caller has the claim if the returned `owner` is its own. This also holds after a write that timed out or was
-        retried, so an owner must be unique per attempt. Of equal ids in one call exactly one wins.
-
-        Raises:
-            StoreUnavailable: a claim could not be decided. Others may have been written; their lease ends them.
+        retried, so an owner must be unique per attempt. Of equal ids in one call exactly one wins. An UNDECIDED claim
+        may have been written, also if StoreUnavailable is raised.
         """
         ...
 
-    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        """Return the stored entries; None for an entry that does not exist or has expired. Raises StoreUnavailable."""
+    async def read(self, ids: Sequence[str]) -> Sequence[Entry | Undecided | None]:
+        """Return the stored entries; None for an entry that does not exist or has expired."""
         ...
 
-    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
-        """Apply each change; return the entry as stored after it, or None if it took no effect.
-
-        A change takes no effect if the generation of the entry has changed, or if a TAKE_OVER is too early.
+    async def apply(self, changes: Sequence[Change]) -> Sequence[Entry | Undecided | None]:
+        """Apply each change; return the entry as stored after it, or None if it took no effect (`takes_effect`).
 
         FORGET returns the deleted entry. If a change is retried after a write in doubt that had succeeded, the entry is
-        returned if the adapter can recognise this, otherwise None. Raises StoreUnavailable.
+        returned if the adapter can recognise this, otherwise None. An UNDECIDED change may have taken effect, or may do
+        so later.
         """
         ...
 
@@ -50,11 +50,11 @@ class Ledger(Protocol):
         """
         ...
 
-    async def accept(self, entries: Sequence[Entry]) -> None:
-        """Set phase accepted and end the lease, whatever is stored.
+    async def accept(self, entries: Sequence[Entry]) -> Sequence[bool]:
+        """Set phase accepted and end the lease, whatever is stored; return whether each entry is accepted now.
 
         If the store has lost the entry, or it was never stored (generation 0), the whole entry is written. A second
-        call has no effect. Raises StoreUnavailable; some entries may be accepted then.
+        call has no effect.
         """
         ...
 
@@ -62,13 +62,11 @@ class Ledger(Protocol):
 class Quotas(Protocol):
     """Counters of new tasks, one per customer and month."""
 
-    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+    async def charge(self, charges: Sequence[Charge]) -> Sequence[bool | Undecided]:
         """Add each `count` if used + count <= `limit`, atomically; return False for a charge that was refused.
 
-        One call has at most one charge per customer and month.
-
-        Raises:
-            StoreUnavailable: nothing is charged. What was, or still may be, added is taken back once the store answers.
+        One call has at most one charge per customer and month. An UNDECIDED charge does not count: if it was added, or
+        still is, the store takes it back once it answers. The same holds if StoreUnavailable is raised.
         """
         ...
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 from ingest.domain import events
 from ingest.domain.errors import StoreUnavailable, Unavailable
 from ingest.domain.identity import SubmissionKind, batch_and_index, is_id
-from ingest.domain.ledger import Entry
+from ingest.domain.ledger import UNDECIDED, Entry
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
 from ingest.shim.problems import Problem, store_unavailable
@@ -93,9 +93,12 @@ class Lookups:
         Raises Problem: 503 if the store is unavailable.
         """
         try:
-            return await self._store.read(ids)
+            entries = await self._store.read(ids)
         except StoreUnavailable:
             raise store_unavailable() from None
+        if UNDECIDED in entries:
+            raise store_unavailable()
+        return [entry or None for entry in entries]
 
 
 def _durable(kind: SubmissionKind, entry: Entry | None, cust_id: str) -> Entry:

@@ -135,6 +135,8 @@ class Submitter:
                     raise problems.quota_exhausted()
                 case Verdict.UNCONFIRMED:
                     raise problems.broker_unavailable()
+                case Verdict.UNDECIDED:
+                    raise problems.store_unavailable()
             pause = backoff.next()
             if loop.time() + pause > give_up:
                 raise problems.contended()

@@ -18,7 +18,7 @@ import msgspec
 
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Step, accepted, after
+from ingest.domain.ledger import Change, Charge, Entry, Step, accepted, after, takes_effect
 from ingest.sqlite.file import SqliteFile
 
 _MIGRATIONS: Final = (
@@ -87,10 +87,11 @@ class SqliteStore:
         now = self._now()
         return await self._file.read(lambda db: _in_doubt(db, idle, now))
 
-    async def accept(self, entries: Sequence[Entry]) -> None:
+    async def accept(self, entries: Sequence[Entry]) -> list[bool]:
         now = self._now()
         if entries:
             await self._file.change(lambda db: _accept(db, entries, now))
+        return [True] * len(entries)
 
     # Quotas
 
@@ -186,11 +187,7 @@ def _apply(db: sqlite3.Connection, change: Change, now: int) -> Entry | None:
         "SELECT entry, expires FROM ledger WHERE id = ? AND expires > ?", (change.entry.id, now)
     ).fetchone()
     stored = _entry(row[0]) if row else None
-    if stored is None or stored.generation != change.entry.generation:
-        return None
-    if change.step is Step.FORGET and stored.owner != change.entry.owner:
-        return None
-    if change.step is Step.TAKE_OVER and now - (row[1] - stored.time_to_live * 1000) < change.idle:
+    if stored is None or not takes_effect(change, stored, now - (row[1] - stored.time_to_live * 1000)):
         return None
     if change.step is Step.FORGET:
         db.execute("DELETE FROM ledger WHERE id = ?", (change.entry.id,))

@@ -8,7 +8,7 @@ from ingest.admission import Admission, Decision, Request
 from ingest.domain import metrics
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Step
+from ingest.domain.ledger import UNDECIDED, Change, Charge, Entry, Step, Undecided
 from ingest.domain.metrics import Meter
 from ingest.domain.ports import Store
 
@@ -17,6 +17,7 @@ T = TypeVar("T")
 _OPERATIONS: Final = {
     Step.QUEUE: "queue",
     Step.RELEASE: "release",
+    Step.REFUND: "release",
     Step.TAKE_OVER: "take_over",
     Step.FORGET: "forget",
 }
@@ -32,33 +33,36 @@ class MeteredStore:
         for operation in (*operations, *_OPERATIONS.values()):
             meter.add(metrics.STORE_ERRORS, 0, operation)
 
-    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+    async def claim(self, entries: Sequence[Entry]) -> Sequence[Entry | Undecided]:
         self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(entries),), "claim")
-        return await self._timed("claim", self._store.claim(entries))
+        return await self._timed_list("claim", self._store.claim(entries))
 
-    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        return await self._timed("read", self._store.read(ids))
+    async def read(self, ids: Sequence[str]) -> Sequence[Entry | Undecided | None]:
+        return await self._timed_list("read", self._store.read(ids))
 
-    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
+    async def apply(self, changes: Sequence[Change]) -> Sequence[Entry | Undecided | None]:
         if not changes:
             return await self._store.apply(changes)
         operation = _OPERATIONS[changes[0].step]  # a list that mixes kinds, such as releases, counts as its first one
         if operation == "queue":
             self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(changes),), operation)
-        return await self._timed(operation, self._store.apply(changes))
+        return await self._timed_list(operation, self._store.apply(changes))
 
     async def in_doubt(self, idle: int) -> list[Entry]:
         return await self._timed("in_doubt", self._store.in_doubt(idle))
 
-    async def accept(self, entries: Sequence[Entry]) -> None:
+    async def accept(self, entries: Sequence[Entry]) -> Sequence[bool]:
         if not entries:
-            return
+            return []
         self._meter.observe(metrics.MICRO_BATCH_ITEMS, (len(entries),), "settle")
-        await self._timed("settle", self._store.accept(entries))
+        accepted = await self._timed("settle", self._store.accept(entries))
+        if not all(accepted):
+            self._meter.add(metrics.STORE_ERRORS, 1, "settle")
+        return accepted
 
-    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+    async def charge(self, charges: Sequence[Charge]) -> Sequence[bool | Undecided]:
         self._meter.observe(metrics.MICRO_BATCH_ITEMS, (sum(charge.count for charge in charges),), "charge")
-        return await self._timed("charge", self._store.charge(charges))
+        return await self._timed_list("charge", self._store.charge(charges))
 
     async def refund(self, charges: Sequence[Charge]) -> None:
         await self._timed("refund", self._store.refund(charges))
@@ -102,6 +106,12 @@ class MeteredStore:
             raise
         finally:
             self._meter.observe(metrics.STORE_CALL_DURATION, (perf_counter() - start,), operation)
+
+    async def _timed_list(self, operation: str, call: Awaitable[Sequence[T]]) -> Sequence[T]:
+        results = await self._timed(operation, call)
+        if any(result is UNDECIDED for result in results):
+            self._meter.add(metrics.STORE_ERRORS, 1, operation)
+        return results
 
 
 class MeteredAdmission(Admission):

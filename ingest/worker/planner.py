@@ -1,6 +1,7 @@
 """Plans a micro-batch: classifies deliveries, admits what the shim has not, and reads what is accepted already."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
+from itertools import islice
 
 import msgspec
 import structlog
@@ -8,8 +9,8 @@ import structlog
 from ingest.admission import Admission, Decision, Request, Verdict
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
-from ingest.domain.errors import InvalidSubmission, Reason
-from ingest.domain.ledger import Change, Step
+from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable
+from ingest.domain.ledger import UNDECIDED, Change, Entry, Step
 from ingest.domain.messages import Delivery
 from ingest.domain.ports import Ledger
 from ingest.waiting import TimeSlices
@@ -30,15 +31,21 @@ from ingest.worker.rejections import Rejection
 _log = structlog.get_logger(__name__)
 
 
+_Arrived = tuple[Delivery, Admitted]
+
+
 class Planned(msgspec.Struct):
     """The plans of one attempt. A delivery that is in none of the lists needs only an ack.
 
-    `in_progress` are the ids that this attempt has marked as in progress.
+    `undecided` are deliveries whose entries or charges the store could not decide; `failure` is its error if a whole
+    call failed. `in_progress` are the ids that this attempt has marked as in progress.
     """
 
     plans: list[OutboundPlan] = msgspec.field(default_factory=list)
     contended: list[Delivery] = msgspec.field(default_factory=list)
     untrusted: list[Delivery] = msgspec.field(default_factory=list)
+    undecided: list[Delivery] = msgspec.field(default_factory=list)
+    failure: StoreUnavailable | None = None
     in_progress: set[str] = msgspec.field(default_factory=set)
 
 
@@ -71,19 +78,30 @@ class DeliveryPlanner:
         attempt.untrusted += classified.untrusted  # kept until the setting is corrected
         if classified.admitted:
             await self._plan_admitted(attempt, classified.admitted)
-        direct = classified.direct
         if classified.revoked:
-            direct = direct + await self._admitted_before(attempt, classified.revoked)
-        if direct:
-            await self._plan_direct(attempt, direct)
+            part = [(rejected.delivery, request) for request, rejected in classified.revoked]
+            await self._plan_part(attempt, part, self._plan_revoked(attempt, classified.revoked))
+        if classified.direct:
+            await self._plan_part(attempt, classified.direct, self._plan_direct(attempt, classified.direct))
+        if attempt.failure is not None and len(attempt.undecided) == len(deliveries):
+            raise attempt.failure
         for plan in attempt.plans:
             if plan.delivery.headers:
                 add_trace(plan)
 
-    async def _plan_admitted(self, attempt: Planned, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
-        """Plan submissions that the shim admitted. The ledger says which of their events were published before."""
-        reads = []
-        wanted: list[str] = []
+    async def _plan_part(
+        self, attempt: Planned, part: Sequence[tuple[Delivery, object]], planning: Awaitable[None]
+    ) -> None:
+        """Plan some of the deliveries. If the store fails, they are undecided, and the others are not affected."""
+        try:
+            await planning
+        except StoreUnavailable as error:
+            attempt.failure = error
+            attempt.undecided += [delivery for delivery, _ in part]
+
+    async def _plan_admitted(self, attempt: Planned, arrived: Sequence[_Arrived]) -> None:
+        """Plan submissions that the shim admitted; leave copies of those that are in progress."""
+        new = []
         for delivery, admitted in arrived:
             submission_id = admitted.submission.id
             if submission_id in self._in_progress:
@@ -91,32 +109,58 @@ class DeliveryPlanner:
                 continue
             self._in_progress.add(submission_id)
             attempt.in_progress.add(submission_id)
-            ids = ids_to_read(admitted.submission)
-            reads.append((delivery, admitted, len(wanted), len(wanted) + len(ids)))
-            wanted += ids
-        entries = await self._ledger.read(wanted)
-        uncharged = []
+            new.append((delivery, admitted))
+        await self._plan_part(attempt, new, self._plan_new(attempt, new))
+
+    async def _plan_new(self, attempt: Planned, arrived: Sequence[_Arrived]) -> None:
+        """Read the ledger, which says which events of the submissions were published before, and plan them."""
+        ids = [ids_to_read(admitted.submission) for _, admitted in arrived]
+        entries = iter(await self._ledger.read([entry_id for own in ids for entry_id in own]))
+        uncharged: list[_Arrived] = []
+        released: list[tuple[Delivery, Admitted, list[Entry | None]]] = []
         slices = TimeSlices()
-        for delivery, admitted, start, stop in reads:
+        for (delivery, admitted), own in zip(arrived, ids, strict=True):
             await slices.between()
-            stored = entries[start:stop]
-            if is_uncharged(admitted, stored):
+            results = list(islice(entries, len(own)))
+            stored = [entry or None for entry in results]
+            if UNDECIDED in results:
+                attempt.undecided.append(delivery)
+            elif is_uncharged(admitted, stored):
                 uncharged.append((delivery, admitted))
-                continue
-            if released := released_entries(admitted, stored):
-                # Make them durable first: then no other attempt can take them over, and no refund can be made.
-                queued = await self._ledger.apply([Change(Step.QUEUE, entry) for entry in released])
-                if None in queued:
-                    attempt.contended.append(delivery)
-                    continue
-                by_id = {entry.id: entry for entry in queued if entry is not None}
-                stored = [by_id.get(entry.id, entry) if entry is not None else None for entry in stored]
-            if plan := plan_admitted(delivery, admitted, stored):
+            elif released_entries(admitted, stored):
+                released.append((delivery, admitted, stored))
+            elif plan := plan_admitted(delivery, admitted, stored):
                 attempt.plans.append(plan)
         if uncharged:
-            await self._plan_uncharged(attempt, uncharged)
+            await self._plan_part(attempt, uncharged, self._plan_uncharged(attempt, uncharged))
+        if released:
+            part = [(delivery, admitted) for delivery, admitted, _ in released]
+            await self._plan_part(attempt, part, self._plan_released(attempt, released))
 
-    async def _plan_uncharged(self, attempt: Planned, arrived: Sequence[tuple[Delivery, Admitted]]) -> None:
+    async def _plan_released(
+        self, attempt: Planned, arrived: Sequence[tuple[Delivery, Admitted, list[Entry | None]]]
+    ) -> None:
+        """Plan submissions that other attempts could take over, or refund.
+
+        They become durable first: then no other attempt can take them over, and no refund can be made.
+        """
+        released = [released_entries(admitted, stored) for _, admitted, stored in arrived]
+        changes = [Change(Step.QUEUE, entry) for own in released for entry in own]
+        results = iter(await self._ledger.apply(changes))
+        for (delivery, admitted, stored), own in zip(arrived, released, strict=True):
+            queued = list(islice(results, len(own)))
+            if UNDECIDED in queued:
+                attempt.undecided.append(delivery)
+                continue
+            if None in queued:
+                attempt.contended.append(delivery)
+                continue
+            by_id = {entry.id: entry for entry in queued if entry}
+            stored = [by_id.get(entry.id, entry) if entry is not None else None for entry in stored]
+            if plan := plan_admitted(delivery, admitted, stored):
+                attempt.plans.append(plan)
+
+    async def _plan_uncharged(self, attempt: Planned, arrived: Sequence[_Arrived]) -> None:
         """Admit submissions again whose charge was taken back, and plan them."""
         requests = []
         for delivery, admitted in arrived:
@@ -127,28 +171,32 @@ class DeliveryPlanner:
             requests.append((delivery, request))
         decisions = await self._admission.admit([request for _, request in requests])
         for (delivery, _), decision in zip(requests, decisions, strict=True):
-            if decision.verdict in (Verdict.CONTENDED, Verdict.REPLAY):
-                # If another attempt has just made it durable, the next one reads whether its events are published.
+            if decision.verdict is Verdict.REPLAY:
+                # Another attempt has just made it durable. The next one reads whether its events are published.
                 attempt.contended.append(delivery)
-            elif plan := _plan_decision(delivery, decision):
-                attempt.plans.append(plan)
+            else:
+                self._plan_decision(attempt, delivery, decision)
 
-    async def _admitted_before(
-        self, attempt: Planned, revoked: Sequence[tuple[Request, Rejection]]
-    ) -> list[tuple[Delivery, Request]]:
-        """Return the submissions that were admitted before their webhook or customer was removed; reject the others.
+    async def _plan_revoked(self, attempt: Planned, revoked: Sequence[tuple[Request, Rejection]]) -> None:
+        """Plan submissions that were admitted before their webhook or customer was removed; reject the others.
 
         Some of their events may have been published, so they must not be rejected now.
         """
         admitted = []
         entries = await self._ledger.read([request.submission.id for request, _ in revoked])
         for (request, rejected), entry in zip(revoked, entries, strict=True):
-            same_body = entry is not None and entry.fingerprint == request.submission.fingerprint
-            if entry is not None and same_body and (entry.is_durable or entry.origin == request.origin):
+            if entry is UNDECIDED:
+                attempt.undecided.append(rejected.delivery)
+            elif (
+                entry
+                and entry.fingerprint == request.submission.fingerprint
+                and (entry.is_durable or entry.origin == request.origin)
+            ):
                 admitted.append((rejected.delivery, request))
             else:
                 attempt.plans.append(plan_rejection(rejected))
-        return admitted
+        if admitted:
+            await self._plan_part(attempt, admitted, self._plan_direct(attempt, admitted))
 
     async def _plan_direct(self, attempt: Planned, arrived: Sequence[tuple[Delivery, Request]]) -> None:
         """Admit direct submissions, as the shim does, and plan them."""
@@ -156,10 +204,15 @@ class DeliveryPlanner:
         slices = TimeSlices()
         for (delivery, _), decision in zip(arrived, decisions, strict=True):
             await slices.between()
-            if decision.verdict is Verdict.CONTENDED:
-                attempt.contended.append(delivery)
-            elif (plan := _plan_decision(delivery, decision)) is not None:
-                attempt.plans.append(plan)
+            self._plan_decision(attempt, delivery, decision)
+
+    def _plan_decision(self, attempt: Planned, delivery: Delivery, decision: Decision) -> None:
+        if decision.verdict is Verdict.CONTENDED:
+            attempt.contended.append(delivery)
+        elif decision.verdict is Verdict.UNDECIDED:
+            attempt.undecided.append(delivery)
+        elif (plan := _plan_decision(delivery, decision)) is not None:
+            attempt.plans.append(plan)
 
 
 def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:

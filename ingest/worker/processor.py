@@ -7,6 +7,7 @@ same ids.
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 
 import msgspec
 import structlog
@@ -15,6 +16,7 @@ from ingest.admission import Admission
 from ingest.domain import metrics
 from ingest.domain.dead_letters import submit_again
 from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import Entry
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter, Outcome
 from ingest.domain.ports import Consumer, Ledger, Publisher
@@ -31,33 +33,36 @@ class Unfinished(msgspec.Struct):
 
     `contended`: another attempt is working on the same submission, or its user is not trusted. `refused`: one of its
     events cannot be published, because a queue is full or not bound, or because it is too large; other submissions are
-    not affected. `rejected`: the same for its dead letter. `unavailable`: a dependency did not answer.
+    not affected. `rejected`: the same for its dead letter. `undecided`: the store has trouble with one of its records;
+    other submissions are not affected. `unavailable`: a dependency did not answer.
     """
 
     contended: list[Delivery] = msgspec.field(default_factory=list)
     refused: list[Delivery] = msgspec.field(default_factory=list)
     rejected: list[Delivery] = msgspec.field(default_factory=list)
+    undecided: list[Delivery] = msgspec.field(default_factory=list)
     unavailable: list[Delivery] = msgspec.field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.contended or self.refused or self.rejected or self.unavailable)
+        return bool(self.deliveries)
 
     @property
     def deliveries(self) -> list[Delivery]:
         """All of them."""
-        return [*self.contended, *self.refused, *self.rejected, *self.unavailable]
+        return [*self.contended, *self.refused, *self.rejected, *self.undecided, *self.unavailable]
 
 
 class _Failed(msgspec.Struct):
-    """Plans that were not published or settled completely; `refused` and `unavailable` as in `Unfinished`."""
+    """Plans that were not published or settled completely; the lists as in `Unfinished`."""
 
     refused: list[OutboundPlan] = msgspec.field(default_factory=list)
+    undecided: list[OutboundPlan] = msgspec.field(default_factory=list)
     unavailable: list[OutboundPlan] = msgspec.field(default_factory=list)
 
     @property
     def plans(self) -> list[OutboundPlan]:
         """All of them."""
-        return [*self.refused, *self.unavailable]
+        return [*self.refused, *self.undecided, *self.unavailable]
 
 
 class DeliveryProcessor:
@@ -91,7 +96,7 @@ class DeliveryProcessor:
         try:
             await self._planner.plan(attempt, deliveries)
             failed = await self._publish(attempt.plans)
-            failed.unavailable += await self._settle(_without(attempt.plans, failed.plans))
+            await self._settle(_without(attempt.plans, failed.plans), failed)
             # There is no refund, because the broker may have taken the messages.
             await self._admission.release(
                 [plan.decision for plan in failed.plans if plan.decision is not None], refund=False
@@ -103,14 +108,21 @@ class DeliveryProcessor:
         finally:
             self._planner.end(attempt)
         waiting = [*attempt.contended, *attempt.untrusted]
-        unfinished = {id(delivery) for delivery in (*waiting, *[plan.delivery for plan in failed.plans])}
+        unplanned = [*waiting, *attempt.undecided]
+        unfinished = {id(delivery) for delivery in (*unplanned, *[plan.delivery for plan in failed.plans])}
         if self._meter.on:
             finished = [plan for plan in attempt.plans if id(plan.delivery) not in unfinished]
             self._record(len(deliveries), attempt, finished, failed)
         await consumer.ack([delivery for delivery in deliveries if id(delivery) not in unfinished])
         rejected = [plan.delivery for plan in failed.refused if plan.outcome is Outcome.REJECTED]
         refused = [plan for plan in failed.refused if plan.outcome is not Outcome.REJECTED]
-        return Unfinished(waiting, _redelivered(refused), rejected, _redelivered(failed.unavailable))
+        return Unfinished(
+            contended=waiting,
+            refused=_redelivered(refused),
+            rejected=rejected,
+            undecided=[*attempt.undecided, *_redelivered(failed.undecided)],
+            unavailable=_redelivered(failed.unavailable),
+        )
 
     async def move_to_end(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Publish deliveries again, at the end of their queue, and ack those; return the ones that were not confirmed.
@@ -123,15 +135,15 @@ class DeliveryProcessor:
         return [delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if not moved]
 
     def _record(self, deliveries: int, attempt: Planned, finished: list[OutboundPlan], failed: _Failed) -> None:
-        planned, contended, untrusted = len(attempt.plans), len(attempt.contended), len(attempt.untrusted)
+        contended, untrusted, undecided = len(attempt.contended), len(attempt.untrusted), len(attempt.undecided)
         record_finished(self._meter, finished)
-        if repeated := deliveries - planned - contended - untrusted:
+        if repeated := deliveries - len(attempt.plans) - contended - untrusted - undecided:
             self._meter.add(metrics.REPEATED_DELIVERIES, repeated)
         for cause, waiting in (
             (CONTENDED, contended),
             (UNTRUSTED, untrusted),
             (REFUSED, len(failed.refused)),
-            (UNAVAILABLE, len(failed.unavailable)),
+            (UNAVAILABLE, undecided + len(failed.undecided) + len(failed.unavailable)),
         ):
             if waiting:
                 self._meter.add(metrics.WAITING_SUBMISSIONS, waiting, cause)
@@ -163,19 +175,36 @@ class DeliveryProcessor:
             elif part_outcomes - {PublishOutcome.CONFIRMED}:
                 failed.refused.append(plan)
 
-    async def _settle(self, plans: Sequence[OutboundPlan]) -> list[OutboundPlan]:
-        """Settle the entries of the plans; return the plans for which that failed."""
+    async def _settle(self, plans: Sequence[OutboundPlan], failed: _Failed) -> None:
+        """Settle the entries of the plans; add the plans for which that failed to `failed`."""
+        plans = [plan for plan in plans if plan.entries]
+        with_items = [plan for plan in plans if len(plan.entries) > 1]
+        # Items first: once a batch is accepted, a redelivery of it is only acked.
+        unsettled, error = await self._unsettled(with_items, [plan.entries[1:] for plan in with_items])
+        complete = _without(plans, unsettled)
+        without_own, own_error = await self._unsettled(complete, [plan.entries[:1] for plan in complete])
+        unsettled += without_own
+        error = error or own_error
+        if error is not None:
+            _log.warning("settle_failed", error=str(error), submissions=len(unsettled))
+        if error is not None and len(unsettled) == len(plans):
+            failed.unavailable += unsettled
+        else:
+            failed.undecided += unsettled
+        _log.debug("accepted", ids=[plan.entries[0].id for plan in _without(plans, unsettled)])
+
+    async def _unsettled(
+        self, plans: Sequence[OutboundPlan], entries: Sequence[Sequence[Entry]]
+    ) -> tuple[list[OutboundPlan], StoreUnavailable | None]:
+        """Settle some entries of each plan; return the plans for which that failed, and the error if all did."""
+        if not plans:
+            return [], None
         try:
-            # Items first: once a batch is accepted, a redelivery of it is only acked.
-            if items := [entry for plan in plans for entry in plan.entries[1:]]:
-                await self._admission.accepted(items)
-            await self._admission.accepted([plan.entries[0] for plan in plans if plan.entries])
+            results = iter(await self._admission.accepted([entry for own in entries for entry in own]))
         except StoreUnavailable as error:
-            unsettled = sum(1 for plan in plans if plan.entries)
-            _log.warning("settle_failed", error=str(error), submissions=unsettled)
-            return list(plans)
-        _log.debug("accepted", ids=[plan.entries[0].id for plan in plans if plan.entries])
-        return []
+            return list(plans), error
+        answers = [list(islice(results, len(own))) for own in entries]
+        return [plan for plan, own in zip(plans, answers, strict=True) if not all(own)], None
 
 
 def _redelivered(plans: Sequence[OutboundPlan]) -> list[Delivery]:

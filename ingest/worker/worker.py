@@ -221,7 +221,7 @@ class QueueConsumerLoop:
                 unfinished.contended = []
             if not unfinished:
                 return
-            pause = (unavailable if unfinished.unavailable else contended).next()
+            pause = (unavailable if unfinished.unavailable or unfinished.undecided else contended).next()
             # With an open circuit the breaker decides when the next attempt is made.
             if not self._breaker.state.is_open and await wait_for_event(self._stopping, pause):
                 return  # the broker delivers them again
@@ -301,5 +301,6 @@ class QueueConsumerLoop:
             unfinished.contended += single.contended
             unfinished.refused += single.refused
             unfinished.rejected += single.rejected
+            unfinished.undecided += single.undecided
             unfinished.unavailable += single.unavailable
         return unfinished

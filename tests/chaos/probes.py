@@ -18,7 +18,7 @@ from ingest.domain.dead_letters import digest
 from ingest.domain.errors import Reason, StoreUnavailable
 from ingest.domain.events import acceptance_id
 from ingest.domain.identity import SubmissionKind, keyed_id
-from ingest.domain.ledger import Charge, Entry, Phase
+from ingest.domain.ledger import UNDECIDED, Charge, Entry, Phase, Undecided
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher, Store
 from ingest.domain.topology import INGEST_BATCHES
@@ -96,25 +96,26 @@ class _Probe:
 
 
 class _StoreProbe(_Probe):
-    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+    async def claim(self, entries: Sequence[Entry]) -> list[Entry | Undecided]:
         self._probes.kill_if_poisoned([entry.origin for entry in entries])
-        stored: list[Entry] = await self._inner.claim(entries)
-        claims = sum(entry.owner == own.owner for own, entry in zip(entries, stored, strict=True))
+        stored: list[Entry | Undecided] = await self._inner.claim(entries)
+        claims = sum(entry.owner == own.owner for own, entry in zip(entries, stored, strict=True) if entry)
         if claims:
             self._probes.kill_if_armed(AFTER_CLAIM, f"{claims} claims just made")
         return stored
 
-    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
-        granted: list[bool] = await self._inner.charge(charges)
+    async def charge(self, charges: Sequence[Charge]) -> list[bool | Undecided]:
+        granted: list[bool | Undecided] = await self._inner.charge(charges)
         if any(granted):
             tasks = sum(charge.count for charge, ok in zip(charges, granted, strict=True) if ok)
             self._probes.kill_if_armed(AFTER_CHARGE, f"{tasks} tasks just charged")
         return granted
 
-    async def accept(self, entries: Sequence[Entry]) -> None:
-        await self._inner.accept(entries)
-        if entries:
-            self._probes.kill_if_armed(AFTER_SETTLE, f"{len(entries)} entries just settled")
+    async def accept(self, entries: Sequence[Entry]) -> list[bool]:
+        accepted: list[bool] = await self._inner.accept(entries)
+        if any(accepted):
+            self._probes.kill_if_armed(AFTER_SETTLE, f"{sum(accepted)} entries just settled")
+        return accepted
 
 
 class _PublisherProbe(_Probe):
@@ -216,6 +217,8 @@ class _ConsumerProbe(_Probe):
         else:
             return
         for (delivery, submission_id), entry in zip(unconfirmed, entries, strict=True):
+            if entry is UNDECIDED:
+                continue
             if delivery.type != admitted.TYPE and (entry is None or entry.is_durable):
                 continue  # a duplicate or a rejection: the checker counts the events of these
             if entry is None or entry.phase is not Phase.ACCEPTED:

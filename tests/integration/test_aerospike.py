@@ -12,7 +12,7 @@ from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Phase, Step
 from ingest.store.aerospike.store import AerospikeStore
-from tests.contract.test_store import new_entry
+from tests.contract.test_store import claim, new_entry, read
 from tests.servers import AerospikeServer, Unavailable, until_ready
 
 MONTH = "2026-11"
@@ -37,7 +37,7 @@ async def test_accept_fails_while_server_stalls_and_writes_again_what_a_restart_
     """StoreUnavailable is raised within 5 s; `accept` never returns without an effect."""
     store = await AerospikeStore.open(private_server.url, call_timeout=1.0)
     try:
-        entries = await store.claim([new_entry() for _ in range(50)])
+        entries = await claim(store, [new_entry() for _ in range(50)])
         ids = [entry.id for entry in entries]
         private_server.pause()
         start = time.monotonic()
@@ -46,7 +46,7 @@ async def test_accept_fails_while_server_stalls_and_writes_again_what_a_restart_
         assert time.monotonic() - start < 5
         private_server.resume()
         await store.accept(entries)
-        assert [entry and entry.phase for entry in await store.read(ids)] == [Phase.ACCEPTED] * 50
+        assert [entry and entry.phase for entry in await read(store, ids)] == [Phase.ACCEPTED] * 50
         await asyncio.to_thread(private_server.kill)
         with pytest.raises(StoreUnavailable):
             await store.accept(entries)
@@ -58,7 +58,7 @@ async def test_accept_fails_while_server_stalls_and_writes_again_what_a_restart_
                     break
                 except StoreUnavailable:
                     await asyncio.sleep(0.2)
-        stored = await store.read(ids)
+        stored = await read(store, ids)
         assert [entry and entry.id for entry in stored] == ids
         assert [entry and entry.fingerprint for entry in stored] == [entry.fingerprint for entry in entries]
     finally:
@@ -76,7 +76,7 @@ async def test_every_call_raises_store_unavailable_if_the_client_has_removed_its
     store = await AerospikeStore.open(private_server.url, call_timeout=1.0)
     charge = Charge("c", MONTH, 1, 1000)
     try:
-        (entry,) = await store.claim([new_entry()])
+        (entry,) = await claim(store, [new_entry()])
         assert await store.charge([charge]) == [True]
         private_server.pause()
         calls: list[Callable[[], Awaitable[object]]] = [

@@ -42,6 +42,7 @@ network {{
         mode mesh
         address 127.0.0.1
         port {heartbeat}
+        {heartbeat_lines}
         interval 150
         timeout 10
     }}
@@ -51,7 +52,7 @@ network {{
     }}
 }}
 namespace test {{
-    replication-factor 1
+    replication-factor {replication}
     nsup-period {nsup}
     index-stage-size 128M
     sindex-stage-size 128M
@@ -72,6 +73,8 @@ def configure(
     storage: str,
     namespace: str = "",
     access: str = "",
+    heartbeat_lines: str = "",
+    replication: int = 1,
 ) -> None:
     """Create the files of a node: the directory `state`, and `aerospike.conf` with a namespace `test`.
 
@@ -83,6 +86,8 @@ def configure(
         storage: configuration lines for the storage engine.
         namespace: configuration lines for the namespace.
         access: configuration lines for the network service.
+        heartbeat_lines: configuration lines for the heartbeat.
+        replication: copies of each record, if there are several nodes.
     """
     (directory / "state/smd").mkdir(parents=True)
     (directory / "state/lua").mkdir()
@@ -98,6 +103,8 @@ def configure(
         storage=storage,
         namespace=namespace,
         access=access,
+        heartbeat_lines=heartbeat_lines,
+        replication=replication,
     )
     (directory / "aerospike.conf").write_text(text)
 
@@ -159,6 +166,47 @@ class AerospikeServer(Server):
             client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": self._ttl})
         finally:
             client.close()
+
+
+class AerospikeCluster:
+    """Nodes on this machine that share a namespace `test` in memory, with two copies of each record.
+
+    Raises Unavailable.
+    """
+
+    def __init__(self, size: int = 3) -> None:
+        if not shutil.which("asd"):
+            raise Unavailable("asd is not on PATH")
+        self.nodes = [PrivateServer("aerospike") for _ in range(size)]
+        ports = [free_ports(4) for _ in self.nodes]
+        seeds = "\n".join(f"mesh-seed-address-port 127.0.0.1 {heartbeat}" for _, _, heartbeat, _ in ports)
+        for node, node_ports in zip(self.nodes, ports, strict=True):
+            configure(
+                node.directory,
+                node_ports,
+                nsup=10,
+                engine="memory",
+                storage="data-size 512M",
+                access="access-address 127.0.0.1",
+                heartbeat_lines=seeds,
+                replication=2,
+            )
+            launch(node)
+        self._addresses = [("127.0.0.1", service) for service, *_ in ports]
+        self.url = f"aerospike://{','.join(f'{host}:{port}' for host, port in self._addresses)}/test"
+        wait_until(self._is_complete, "the Aerospike cluster")
+
+    def _is_complete(self) -> bool:
+        client = aerospike.client({"hosts": self._addresses})
+        try:
+            client.connect()
+            return len(client.get_nodes()) == len(self.nodes)
+        finally:
+            client.close()
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.stop()
 
 
 async def until_ready(store: Store, seconds: float = 30.0) -> None:

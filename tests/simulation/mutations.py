@@ -60,14 +60,14 @@ MUTATIONS: Final = (
     _mutation(
         "a batch is settled before its items",
         "worker/processor.py",
-        "if items := [entry for plan in plans for entry in plan.entries[1:]]:",
-        "if items := []:",
+        "with_items = [plan for plan in plans if len(plan.entries) > 1]",
+        "with_items = []",
     ),
     _mutation(
         "the ledger is not settled",
         "worker/processor.py",
-        "await self._settle(_without(attempt.plans, failed.plans))",
-        "[]",
+        "await self._settle(_without(attempt.plans, failed.plans), failed)",
+        "pass",
     ),
     _mutation(
         "deliveries are acked before they are finished",
@@ -96,8 +96,8 @@ MUTATIONS: Final = (
     _mutation(
         "claims that exceed the quota stay",
         "admission/attempt.py",
-        "await self._store.apply([give_back(entry) for pending in refused for entry in pending.owned])",
-        "pass",
+        "                    self._give_up([pending])",
+        "                    pending.give_up()",
     ),
     _mutation(
         "the circuit never closes",

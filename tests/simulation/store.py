@@ -1,13 +1,14 @@
 """A simulated store: one shared state, reached by each process over a network with faults."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeVar
 
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Doubt, Entry
+from ingest.domain.ledger import UNDECIDED, Change, Charge, Doubt, Entry, Undecided
 from tests.simulation.machines import Fate, Process, Server
 from tests.simulation.store_state import StoreState
 
@@ -30,25 +31,25 @@ class SimulatedStore:
         self._network = process.network
         self._taking_back: set[asyncio.Task[None]] = set()
 
-    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
-        return await self._each(entries, self._state.claim)
+    async def claim(self, entries: Sequence[Entry]) -> list[Entry | Undecided]:
+        return await self._call(entries, self._state.claim)
 
-    async def read(self, ids: Sequence[str]) -> list[Entry | None]:
-        return await self._each(ids, self._state.stored)
+    async def read(self, ids: Sequence[str]) -> list[Entry | Undecided | None]:
+        return await self._call(ids, self._state.stored)
 
-    async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
+    async def apply(self, changes: Sequence[Change]) -> list[Entry | Undecided | None]:
         for entry in [change.entry for change in changes if change.entry.doubt is Doubt.REFUNDED]:
             self._process.charged[entry.cust_id] += entry.tasks  # until its refund
-        return await self._each(changes, self._state.apply)
+        return await self._call(changes, self._state.apply)
 
     async def in_doubt(self, idle: int) -> list[Entry]:
-        (entries,) = await self._each([idle], self._state.in_doubt)
-        return entries
+        (entries,) = await self._call([idle], self._state.in_doubt)
+        return entries or []
 
-    async def accept(self, entries: Sequence[Entry]) -> None:
-        await self._each(entries, self._state.accept)
+    async def accept(self, entries: Sequence[Entry]) -> list[bool]:
+        return [bool(accepted) for accepted in await self._call(entries, self._state.accept)]
 
-    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+    async def charge(self, charges: Sequence[Charge]) -> list[bool | Undecided]:
         granted: list[Charge] = []
         for charged in charges:
             self._process.charged[charged.cust_id] += charged.count
@@ -59,46 +60,46 @@ class SimulatedStore:
                 return True
             return False
 
+        results: list[bool | Undecided] = [UNDECIDED] * len(charges)
         try:
-            return await self._each(charges, charge)
-        except StoreUnavailable:
-            # The port promises that a charge in doubt is taken back. A crash ends the promise with the process.
-            self._take_back_later(granted)
-            raise
+            results = await self._call(charges, charge)
+            return results
+        finally:
+            # The port promises that an undecided charge is taken back. A crash ends the promise with the process.
+            undecided = [charge for charge, result in zip(charges, results, strict=True) if result is UNDECIDED]
+            if undecided:
+                self._take_back_later(granted, undecided)
 
-    def _take_back_later(self, charges: list[Charge]) -> None:
-        task = self._process.run(self._take_back(charges))
+    def _take_back_later(self, granted: list[Charge], undecided: list[Charge]) -> None:
+        task = self._process.run(self._take_back(granted, undecided))
         self._taking_back.add(task)
         task.add_done_callback(self._taking_back.discard)
 
-    async def _take_back(self, granted: list[Charge]) -> None:
+    async def _take_back(self, granted: list[Charge], undecided: list[Charge]) -> None:
         await asyncio.sleep(_LATEST + 0.1)
-        while granted:
+        for charge in undecided:
             await self._process.runs(self._life)
-            self._state.refund(granted.pop())
+            if charge in granted:
+                self._state.refund(charge)
 
     async def refund(self, charges: Sequence[Charge]) -> None:
-        pending = list(charges)
-
-        def refund(charge: Charge) -> None:
-            self._state.refund(charge)
-            pending.remove(charge)
-
-        try:
-            await self._each(charges, refund, certain=True)
-        except StoreUnavailable:
-            self._take_back_later(pending)
+        results: list[object] = [UNDECIDED] * len(charges)
+        with contextlib.suppress(StoreUnavailable):
+            results = await self._call(charges, self._state.refund, certain=True)
+        undecided = [charge for charge, result in zip(charges, results, strict=True) if result is UNDECIDED]
+        if undecided:
+            self._take_back_later(undecided, undecided)
 
     async def used(self, cust_id: str, month: str) -> int:
-        (used,) = await self._each([(cust_id, month)], lambda key: self._state.used[key])
-        return used
+        (used,) = await self._call([(cust_id, month)], lambda key: self._state.used[key])
+        return used or 0
 
     async def customer(self, cust_id: str) -> Customer | None:
-        (customer,) = await self._each([cust_id], self._state.customers.get)
-        return customer
+        (customer,) = await self._call([cust_id], self._state.customers.get)
+        return customer or None
 
     async def ready(self) -> None:
-        await self._each([None], lambda _: None)
+        await self._call([None], lambda _: None)
 
     async def close(self) -> None:
         """Spend a little time on the charges that must be taken back, as the Aerospike adapter does."""
@@ -125,12 +126,12 @@ class SimulatedStore:
     async def revoke_key(self, key_id: str) -> bool:
         raise NotImplementedError
 
-    async def _each(
+    async def _call(
         self, arguments: Sequence[object], operation: Callable[..., T], *, certain: bool = False
-    ) -> list[T]:
+    ) -> list[T | Undecided]:
         """Make one call for many records. Each record has a fate and a time of its own.
 
-        `certain`: a call without an answer has no effect (an adapter that recognises its own writes).
+        `certain`: a record without an answer has not changed (an adapter that recognises its own writes).
         """
         if not arguments:
             return []
@@ -142,7 +143,7 @@ class SimulatedStore:
             results[index] = operation(argument)
             network.note(self._process.name, operation.__name__, argument, "->", results[index])
 
-        answered = True
+        answered: set[int] = set()
         slowest = 0.0
         for index, argument in enumerate(arguments):
             fate = network.fate(self._process, Server.STORE)
@@ -153,11 +154,10 @@ class SimulatedStore:
             elif fate is Fate.LATE and not certain:
                 delay = _TIMEOUT + network.rng.uniform(0.0, _LATEST)
                 network.later(delay, partial(take_effect, index, argument))
-            answered = answered and fate is Fate.ANSWERED
-        if not answered:
-            await asyncio.sleep(_TIMEOUT)
-            await self._process.runs(self._life)
-            raise StoreUnavailable("the simulated store does not answer")
-        await asyncio.sleep(slowest + network.delay())
+            if fate is Fate.ANSWERED:
+                answered.add(index)
+        await asyncio.sleep(slowest + network.delay() if len(answered) == len(arguments) else _TIMEOUT)
         await self._process.runs(self._life)
-        return [results[index] for index in range(len(arguments))]
+        if not answered:
+            raise StoreUnavailable("the simulated store does not answer")
+        return [results[index] if index in answered else UNDECIDED for index in range(len(arguments))]

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from ingest.domain.customers import Customer
-from ingest.domain.ledger import UNLIMITED, Change, Charge, Entry, Phase, Step, accepted, after
+from ingest.domain.ledger import UNLIMITED, Change, Charge, Entry, Phase, Step, accepted, after, takes_effect
 from tests.simulation.machines import Network
 
 _OUTDATED: Final = 100.0
@@ -41,12 +41,10 @@ class StoreState:
 
     def apply(self, change: Change) -> Entry | None:
         stored = self.stored(change.entry.id)
-        if stored is None or stored.generation != change.entry.generation:
-            return None
-        if change.step is Step.FORGET and stored.owner != change.entry.owner:
+        if stored is None:
             return None
         unchanged_for = self._network.loop.time() - (self.ledger[stored.id][0] - stored.time_to_live)
-        if change.step is Step.TAKE_OVER and unchanged_for * 1000 < change.idle:
+        if not takes_effect(change, stored, int(unchanged_for * 1000)):
             return None
         if change.step is Step.FORGET:
             del self.ledger[change.entry.id]
@@ -62,13 +60,14 @@ class StoreState:
             if (now - (expires - entry.time_to_live)) * 1000 >= idle
         ]
 
-    def accept(self, entry: Entry) -> None:
+    def accept(self, entry: Entry) -> bool:
         stored = self.stored(entry.id)
         if stored is None or stored.phase is not Phase.ACCEPTED:
             self.accepted[entry.cust_id] += entry.tasks
         latest = stored if stored and entry.generation else entry
         generation = stored.generation + 1 if stored else 1
         self._write(msgspec.structs.replace(accepted(latest), generation=generation))
+        return True
 
     def charge(self, charge: Charge) -> bool:
         key = (charge.cust_id, charge.month)

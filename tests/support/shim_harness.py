@@ -7,12 +7,11 @@ import httpx
 from ingest.admission import Admission
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
-from ingest.domain.ports import Publisher
+from ingest.domain.ports import Publisher, Store
 from ingest.parsing.parser import SubmissionParser
 from ingest.serving import listen
 from ingest.shim import Shim, shim_server
 from ingest.shim.http.body import BodyMemoryBudget
-from ingest.store.sqlite import SqliteStore
 
 HOOK = "https://a.example/hook"
 
@@ -22,7 +21,7 @@ class ShimHarness:
 
     def __init__(
         self,
-        store: SqliteStore,
+        store: Store,
         broker: EmbeddedBroker,
         publisher: Publisher,
         memory: BodyMemoryBudget | None = None,

@@ -10,8 +10,8 @@ from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter
+from ingest.domain.ports import Store
 from ingest.parsing.parser import SubmissionParser
-from ingest.store.sqlite import SqliteStore
 from ingest.worker import Worker
 from ingest.worker.breaker import CircuitBreaker
 from ingest.worker.classify import DeliveryClassifier
@@ -24,12 +24,14 @@ from tests.support.tasks import TASK
 class ProcessorHarness:
     """A `DeliveryProcessor` on a real ledger; its publisher and consumer record the calls."""
 
-    def __init__(self, store: SqliteStore, *, clock: Callable[[], float] = time.time, meter: Meter = NO_METER) -> None:
+    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time, meter: Meter = NO_METER) -> None:
         self.admission = Admission(store, clock=clock)
         self.publisher = ScriptedPublisher()
         self.consumer = AckingConsumer()
         self.unavailable: list[Delivery] = []
         """The deliveries that the last attempt did not finish because a dependency was unavailable."""
+        self.undecided: list[Delivery] = []
+        """Those that it did not finish because the store had trouble with one of their records."""
         self._parser = SubmissionParser()
         classifier = DeliveryClassifier(store, frozenset({"shim"}), self._parser, clock)
         self._processor = DeliveryProcessor(store, self.publisher, self.admission, classifier, meter)
@@ -37,7 +39,8 @@ class ProcessorHarness:
     async def attempt(self, *deliveries: Delivery) -> list[str]:
         """Make one attempt; return the ids of the messages that it published."""
         self.publisher.sent.clear()
-        self.unavailable = (await self._processor.attempt(self.consumer, deliveries)).unavailable
+        unfinished = await self._processor.attempt(self.consumer, deliveries)
+        self.unavailable, self.undecided = unfinished.unavailable, unfinished.undecided
         return [message.message_id for message in self.publisher.sent]
 
     async def move_to_end(self, *deliveries: Delivery) -> list[Delivery]:
@@ -55,7 +58,7 @@ class WorkerHarness:
 
     def __init__(
         self,
-        store: SqliteStore,
+        store: Store,
         broker: EmbeddedBroker,
         prefetch: Mapping[str, int],
         *,

@@ -10,7 +10,7 @@ import pytest
 from ingest.admission import Admission, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Entry, Phase
+from ingest.domain.ledger import Change, Charge, Entry, Phase
 from ingest.store.sqlite import SqliteStore
 from tests.support.fakes import Clock
 from tests.unit.test_admission import MONTHS, task
@@ -41,34 +41,48 @@ async def store(tmp_path: Path) -> AsyncIterator[ApplyFails]:
     await store.close()
 
 
-async def test_granted_charges_are_refunded_if_rest_of_admission_fails(store: ApplyFails) -> None:
-    """One customer is charged, the other exceeds its quota, and deleting its claim fails.
-
-    The claims are released on the next admission, so a retry does not wait for the lease.
-    """
+async def test_refused_request_is_decided_although_its_claim_cannot_be_deleted(store: ApplyFails) -> None:
+    """Another customer in the same list is admitted. The claim is deleted once the store takes changes again."""
     admission = Admission(store, lease=30, clock=Clock())
     over_quota = task("k", Customer(cust_id="poor", monthly_quota=0))
     store.unavailable = True
-    with pytest.raises(StoreUnavailable):
-        await admission.admit([task("k"), over_quota])
-    assert await store.used("c", MONTHS[0]) == 0
-    store.unavailable = False
     verdicts = [decision.verdict for decision in await admission.admit([task("k"), over_quota])]
     assert verdicts == [Verdict.ADMITTED, Verdict.QUOTA_EXHAUSTED]
+    store.unavailable = False
+    async with asyncio.timeout(10):
+        while await store.read([over_quota.submission.id]) != [None]:
+            await asyncio.sleep(0.02)
     assert await store.used("c", MONTHS[0]) == 1
 
 
-async def test_failed_release_is_retried_before_next_admission(store: ApplyFails) -> None:
+async def test_granted_charge_is_refunded_if_the_claims_expired_before_the_end(tmp_path: Path) -> None:
+    """The process was suspended for longer than the lease, so nothing is decided."""
+
+    class SuspendedAfterCharge(SqliteStore):
+        async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+            granted = await super().charge(charges)
+            clock.now += 31
+            return granted
+
+    clock = Clock()
+    store = await SuspendedAfterCharge.open(tmp_path / "s.db", clock=clock)
+    with pytest.raises(StoreUnavailable):
+        await Admission(store, lease=30, clock=clock, monotonic=clock).admit([task("k")])
+    assert await store.used("c", MONTHS[0]) == 0
+    await store.close()
+
+
+async def test_failed_release_is_retried(store: ApplyFails) -> None:
     """The publish is unconfirmed, so the retry is not charged again."""
     admission = Admission(store, lease=30, clock=Clock())
     first = await admission.admit([task("k")])
     store.unavailable = True
     await admission.release(first, refund=False)
-    with pytest.raises(StoreUnavailable):
-        await admission.admit([task("k")])
     store.unavailable = False
-    (retry,) = await admission.admit([task("k")])
-    assert (retry.verdict, await store.used("c", MONTHS[0])) == (Verdict.ADMITTED, 1)
+    async with asyncio.timeout(10):
+        while [decision.verdict for decision in await admission.admit([task("k")])] != [Verdict.ADMITTED]:
+            await asyncio.sleep(0.02)
+    assert await store.used("c", MONTHS[0]) == 1
 
 
 async def test_claims_are_released_if_charge_fails(tmp_path: Path) -> None:
@@ -111,17 +125,20 @@ async def test_claims_of_a_call_that_failed_are_given_back(tmp_path: Path) -> No
     with pytest.raises(StoreUnavailable):
         await admission.admit([task("k")])
     store.loses_answer = False
-    assert [decision.verdict for decision in await admission.admit([task("k")])] == [Verdict.ADMITTED]
+    async with asyncio.timeout(10):
+        while [decision.verdict for decision in await admission.admit([task("k")])] != [Verdict.ADMITTED]:
+            await asyncio.sleep(0.02)
     await store.close()
 
 
-async def test_new_claims_are_given_back_if_a_take_over_in_the_same_list_fails(store: ApplyFails) -> None:
+async def test_new_claims_are_admitted_if_a_take_over_in_the_same_list_fails(store: ApplyFails) -> None:
     """One claim is new; the other one was released in doubt, and the change that takes it over fails."""
     admission = Admission(store)
     await admission.release(await admission.admit([task("old")]), refund=False)
     store.unavailable = True
-    with pytest.raises(StoreUnavailable):
-        await admission.admit([task("new"), task("old")])
+    requests = [task("new"), task("old")]
+    verdicts = [decision.verdict for decision in await admission.admit(requests)]
+    assert verdicts == [Verdict.ADMITTED, Verdict.UNDECIDED]
     store.unavailable = False
-    verdicts = [decision.verdict for decision in await admission.admit([task("new"), task("old")])]
-    assert verdicts == [Verdict.ADMITTED, Verdict.ADMITTED]
+    verdicts = [decision.verdict for decision in await admission.admit(requests)]
+    assert verdicts == [Verdict.CONTENDED, Verdict.ADMITTED]

@@ -119,38 +119,60 @@ class AerospikeClient:
 
     async def write(self, records: Sequence[Any]) -> None:
         """Write records with `batch_write`, in chunks; each record then has its outcome. Raises StoreUnavailable."""
-        for start in range(0, len(records), _CHUNK):
-            chunk = batch.BatchRecords(list(records[start : start + _CHUNK]))
-            await self.call(partial(_batch_write, chunk))
-            self._check(chunk, len(chunk.batch_records))
+        answers = await self._in_chunks(records, _batch_write)
+        for record, answer in zip(records, answers, strict=True):
+            if answer is None:
+                record.result, record.in_doubt = result_codes.NO_RESPONSE, True
 
     async def operate(
         self, keys: Sequence[tuple[str, str, str]], ops: list[dict[str, Any]], policy: dict[str, Any]
     ) -> list[int]:
         """Make the same writes for every key, which is cheaper; return the result codes. Raises StoreUnavailable."""
-        codes: list[int] = []
-        for start in range(0, len(keys), _CHUNK):
-            chunk = list(keys[start : start + _CHUNK])
-            done = await self.call(partial(_batch_operate, chunk, ops, policy))
-            self._check(done, len(chunk))
-            codes += [record.result for record in done.batch_records]
-        return codes
+        answers = await self._in_chunks(keys, partial(_batch_operate, ops, policy))
+        return [result_codes.NO_RESPONSE if answer is None else answer.result for answer in answers]
 
     async def read(self, keys: Sequence[tuple[str, str, str]]) -> list[tuple[int, dict[str, Any]] | None]:
         """Return (generation, bins) of each record; None if it does not exist. Raises StoreUnavailable."""
         records: list[tuple[int, dict[str, Any]] | None] = []
-        for start in range(0, len(keys), _CHUNK):
-            chunk = list(keys[start : start + _CHUNK])
-            answer = await self.call(partial(_batch_read, chunk))
-            self._check(answer, len(chunk))
-            for record in answer.batch_records:
-                if record.result == result_codes.OK:
-                    records.append((record.record[1]["gen"], record.record[2]))
-                elif record.result == result_codes.NOT_FOUND:
-                    records.append(None)
-                else:
-                    raise self.unavailable(record.result, "reading a record failed")
+        for record in await self.try_read(keys):
+            if isinstance(record, int):
+                raise self.unavailable(record, "reading a record failed")
+            records.append(record)
         return records
+
+    async def try_read(self, keys: Sequence[tuple[str, str, str]]) -> list[tuple[int, dict[str, Any]] | int | None]:
+        """Return records as `read` does, but the result code of a record that cannot be read.
+
+        Raises StoreUnavailable if the whole call fails.
+        """
+        records: list[tuple[int, dict[str, Any]] | int | None] = []
+        for answer in await self._in_chunks(keys, _batch_read):
+            if answer is None:
+                records.append(result_codes.NO_RESPONSE)
+            elif answer.result == result_codes.OK:
+                records.append((answer.record[1]["gen"], answer.record[2]))
+            else:
+                records.append(None if answer.result == result_codes.NOT_FOUND else answer.result)
+        return records
+
+    async def _in_chunks(self, items: Sequence[T], job: Callable[[list[T], Any], Any]) -> list[Any]:
+        """Run a batch job for chunks of items; return what the client says about each item, in order.
+
+        If a chunk fails as a whole, StoreUnavailable is raised, unless an earlier one was answered: then its items and
+        the remaining ones are None.
+        """
+        answers: list[Any] = []
+        for start in range(0, len(items), _CHUNK):
+            chunk = list(items[start : start + _CHUNK])
+            try:
+                answer = await self.call(partial(job, chunk))
+                self._check(answer, len(chunk))
+            except StoreUnavailable:
+                if not answers:
+                    raise
+                return answers + [None] * (len(items) - start)
+            answers += answer.batch_records
+        return answers
 
     async def query(self, set_name: str, bin_name: str, filter_: Any) -> list[tuple[int, dict[str, Any]]]:
         """Return (generation, bins) of the records of a set whose bin is above 0 and that pass a filter expression.
@@ -178,6 +200,8 @@ class AerospikeClient:
             hint = "; is nsup-period of the namespace above 0? Otherwise records with a time to live are refused"
         elif code == aerospike_errors.DeviceOverload.code:
             hint = "; its device cannot keep up with the writes"
+        elif code == result_codes.NO_RESPONSE:
+            hint = "; a node does not answer"
         return StoreUnavailable(f"{self._address!r}: {message} (code {code}){hint}")
 
     async def close(self) -> None:
@@ -190,12 +214,14 @@ class AerospikeClient:
                 await asyncio.to_thread(client.close)
 
 
-def _batch_write(records: Any, client: Any) -> None:
-    client.batch_write(records)
+def _batch_write(records: list[Any], client: Any) -> Any:
+    answer = batch.BatchRecords(records)
+    client.batch_write(answer)
+    return answer
 
 
 def _batch_operate(
-    keys: list[tuple[str, str, str]], ops: list[dict[str, Any]], policy: dict[str, Any], client: Any
+    ops: list[dict[str, Any]], policy: dict[str, Any], keys: list[tuple[str, str, str]], client: Any
 ) -> Any:
     return client.batch_operate(keys, ops, None, policy)
 

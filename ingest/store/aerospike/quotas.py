@@ -21,7 +21,7 @@ from aerospike_helpers.operations import expression_operations, map_operations, 
 
 from ingest.domain.customers import DAY
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Charge
+from ingest.domain.ledger import UNDECIDED, Charge, Undecided
 from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient
 from ingest.waiting import Backoff
@@ -70,44 +70,79 @@ class AerospikeQuotas:
         self._doubts: list[_Doubt] = []
         self._resolving: asyncio.Task[None] | None = None
 
-    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+    async def charge(self, charges: Sequence[Charge]) -> list[bool | Undecided]:
         slot = self._take_slot()
-        granted = [False] * len(charges)
         # Aerospike does not apply the filter if there is no record yet.
-        tried = {
+        changes = {
             index: self._change(_name(charge.cust_id, charge.month), charge.count, charge.limit, slot)
             for index, charge in enumerate(charges)
             if charge.count <= charge.limit
         }
-        undecided = dict(tried)
+        results: list[bool | Undecided] = [UNDECIDED if index in changes else False for index in range(len(charges))]
         doubted: set[int] = set()
-        backoff = Backoff(*_RETRY_PAUSES)
         try:
-            for attempt in range(_ROUNDS):
-                if attempt:
-                    await asyncio.sleep(backoff.next())
-                records = await self._write([self._charge(change) for change in undecided.values()])
-                for (index, change), record in zip(list(undecided.items()), records, strict=True):
-                    if record.in_doubt:
-                        doubted.add(index)
-                    elif record.result in (result_codes.OK, result_codes.FILTERED_OUT):
-                        # If it was in doubt, filtered out means: beyond the limit, or applied already.
-                        granted[index] = record.result == result_codes.OK or (
-                            index in doubted and await self._is_applied(change)
-                        )
-                        del undecided[index]
-                    elif record.result != result_codes.KEY_BUSY:
-                        raise self._client.unavailable(record.result, "charge failed")
-                if not undecided:
-                    # The first try of a charge may have been in doubt and a later one refused. The first could take
-                    # effect if the counter decreases, so it is voided.
-                    self._resolve_later(slot, [(self._void, tried[index]) for index in doubted if not granted[index]])
-                    return granted
-            raise StoreUnavailable("a quota record is too busy, or the store did not answer")
+            await self._try_charges(changes, results, doubted)
         except BaseException:
             # Some charges were applied, or may be. None may count, because the caller does not learn of them.
-            self._resolve_later(slot, [(self._void, change) for change in tried.values()])
+            results = [UNDECIDED] * len(charges)
             raise
+        finally:
+            # The first try of a charge may have been in doubt and a later one refused. The first could take effect if
+            # the counter decreases, so it is voided, too.
+            voids = [i for i in changes if results[i] is UNDECIDED or (i in doubted and not results[i])]
+            self._resolve_later(slot, [(self._void, changes[i]) for i in voids])
+        return results
+
+    async def _try_charges(
+        self, changes: dict[int, _Change], results: list[bool | Undecided], doubted: set[int]
+    ) -> None:
+        """Charge in a few rounds; fill in `results`, and in `doubted` the charges with a try in doubt.
+
+        Raises StoreUnavailable if nothing is decided and the records are not the reason.
+        """
+        codes: dict[int, int] = {}
+        backoff = Backoff(*_RETRY_PAUSES)
+        left = changes
+        for attempt in range(_ROUNDS):
+            if attempt:
+                await asyncio.sleep(backoff.next())
+            try:
+                records = await self._write([self._charge(change) for change in left.values()])
+            except StoreUnavailable:
+                if len(left) == len(changes):
+                    raise
+                break
+            codes |= {index: record.result for index, record in zip(left, records, strict=True)}
+            again = {i: change for (i, change), record in zip(left.items(), records, strict=True) if _can_retry(record)}
+            doubted.update(i for i, record in zip(left, records, strict=True) if record.in_doubt)
+            for index in left.keys() - again.keys():
+                results[index] = await self._result(changes[index], codes[index], index in doubted)
+            left = again
+            if not left:
+                break
+        self._check_decided({codes[index] for index in changes if results[index] is UNDECIDED}, results)
+
+    def _check_decided(self, codes: set[int], results: Sequence[bool | Undecided]) -> None:
+        """Log that charges are undecided, with their result codes; raise StoreUnavailable if the store is down."""
+        if not codes:
+            return
+        undecided = sum(result is UNDECIDED for result in results)
+        if undecided == len(results) and not codes <= result_codes.OF_ONE_RECORD:
+            raise self._client.unavailable(min(codes), "charge failed")
+        _log.warning("charges_undecided", charges=undecided, of=len(results), codes=sorted(codes))
+
+    async def _result(self, change: _Change, code: int, doubted: bool) -> bool | Undecided:
+        """Return the result of a charge from the code of its latest try; `doubted`: an earlier one is in doubt."""
+        if code == result_codes.OK:
+            return True
+        if code != result_codes.FILTERED_OUT:
+            return UNDECIDED
+        if not doubted:
+            return False
+        try:
+            return await self._is_applied(change)  # filtered out: beyond the limit, or applied already
+        except StoreUnavailable:
+            return UNDECIDED
 
     async def refund(self, charges: Sequence[Charge]) -> None:
         counts: Counter[str] = Counter()
@@ -223,6 +258,10 @@ class AerospikeQuotas:
 
     def _key(self, key: str) -> tuple[str, str, str]:
         return (self._client.namespace, "quota", key)
+
+
+def _can_retry(record: Any) -> bool:
+    return bool(record.in_doubt or record.result == result_codes.KEY_BUSY)
 
 
 def _name(cust_id: str, month: str) -> str:

@@ -47,8 +47,11 @@ def write_step(change: Change) -> list[dict[str, Any]]:
         return ops
     if change.step is Step.QUEUE:
         return _QUEUED
-    # The owner tells this release from an equal one, if the answer is lost.
-    return [_write("lease", 0), _write("owner", entry.owner), *_charge_bins(entry)]
+    ops = [_write("lease", 0), *_charge_bins(entry)]
+    if change.step is Step.REFUND:
+        # The owner tells this refund from another one, if the answer is lost.
+        ops.append(_write("owner", entry.owner))
+    return ops
 
 
 def _charge_bins(entry: Entry) -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ from aerospike_helpers.batch import records as batch
 from aerospike_helpers.operations import operations
 
 from ingest.domain.customers import ApiKey, Customer, key_id_of
-from ingest.domain.ledger import Charge
+from ingest.domain.ledger import Charge, Undecided
 from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient, parse_url
 from ingest.store.aerospike.ledger import AerospikeLedger
@@ -49,7 +49,7 @@ class AerospikeStore(AerospikeLedger):
 
     # Quotas
 
-    async def charge(self, charges: Sequence[Charge]) -> list[bool]:
+    async def charge(self, charges: Sequence[Charge]) -> list[bool | Undecided]:
         return await self._quotas.charge(charges)
 
     async def refund(self, charges: Sequence[Charge]) -> None:

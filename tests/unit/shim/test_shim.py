@@ -7,18 +7,20 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+import httpx
 import msgspec
 import pytest
 
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.customers import Customer
-from ingest.domain.identity import SubmissionKind, fresh_id, item_id
+from ingest.domain.identity import SubmissionKind, fresh_id, item_id, keyed_id
 from ingest.domain.ledger import Change, Entry, Phase
 from ingest.domain.messages import PublishOutcome
 from ingest.store.sqlite import SqliteStore
 from tests.support.embedded_queue import depth
 from tests.support.fakes import ScriptedPublisher
+from tests.support.partial_store import PartialStore
 from tests.support.shim_harness import HOOK, ShimHarness
 from tests.support.tasks import TASK
 
@@ -96,7 +98,7 @@ async def test_id_that_is_not_an_item_of_a_durable_batch_is_not_found(harness: S
     async with harness.client_of("d-key") as client:
         assert (await client.get(f"/v1/tasks/{item_id(batch_id, 0)}")).status_code == 404
     (entry,) = await harness.store.read([batch_id])
-    assert entry is not None
+    assert entry
     claimed = msgspec.structs.replace(entry, id=fresh_id(SubmissionKind.BATCH), phase=Phase.CLAIMED)
     await harness.store.claim([claimed])
     assert (await harness.client.get(f"/v1/tasks/{item_id(claimed.id, 0)}")).status_code == 404
@@ -131,6 +133,28 @@ async def test_repeated_header_lines_are_joined(harness: ShimHarness) -> None:
     consumer = await harness.broker.consumer(topology.INGEST_BATCHES, 1)
     (delivery,) = await consumer.receive()
     assert delivery.headers == {"traceparent": parent, "tracestate": "a=1, b=2"}
+
+
+async def test_299_of_300_posts_are_answered_202_if_the_record_of_one_cannot_be_decided(
+    parts: tuple[SqliteStore, EmbeddedBroker],
+) -> None:
+    """The other one is answered 503. Once its record can be written, it is admitted."""
+    store, broker = PartialStore(parts[0]), parts[1]
+    store.undecided = {keyed_id(SubmissionKind.TASK, "c", "k150")}
+    async with ShimHarness(store, broker, await broker.publisher()) as harness:
+
+        async def post(number: int) -> httpx.Response:
+            return await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": f"k{number}"})
+
+        answers = await asyncio.gather(*[post(number) for number in range(300)])
+        assert [number for number, answer in enumerate(answers) if answer.status_code != 202] == [150]
+        assert (answers[150].status_code, answers[150].headers["Retry-After"]) == (503, "1")
+        lookup = await harness.client.get(f"/v1/tasks/{keyed_id(SubmissionKind.TASK, 'c', 'k150')}")
+        assert lookup.status_code == 503
+        store.undecided = set()
+        assert (await post(150)).status_code == 202
+    assert await depth(broker, topology.INGEST_TASKS) == 300
+    assert await store.used("c", current_month()) == 300
 
 
 class SlowApplyStore(SqliteStore):

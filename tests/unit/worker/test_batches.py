@@ -34,12 +34,13 @@ class UnreliableStore(SqliteStore):
     can_settle = True
     loses_answer = False
 
-    async def accept(self, entries: Sequence[Entry]) -> None:
+    async def accept(self, entries: Sequence[Entry]) -> list[bool]:
         if not self.can_settle:
             raise StoreUnavailable("unavailable")
-        await super().accept(entries)
+        accepted = await super().accept(entries)
         if self.loses_answer:
             raise StoreUnavailable("no answer")
+        return accepted
 
 
 @pytest.fixture
