@@ -329,13 +329,16 @@ def _was_accepted_with_another_body(stored: Entry, wanted: Entry) -> bool:
 
 def _inherit(wanted: Entry, expired: Entry) -> Entry:
     """Return the claim that takes over an expired one. The body may differ, so its fields come from `wanted`."""
+    doubt = expired.doubt
+    if expired.lease and not doubt and wanted.fingerprint == expired.fingerprint:
+        doubt = Doubt.OPEN  # its owner may have crashed after the publish; so it is in doubt if it is given back
     return msgspec.structs.replace(
         wanted,
         created_at=expired.created_at,
         retention=expired.retention,
         charged=expired.charged,
         charged_month=expired.charged_month,
-        doubt=expired.doubt,
+        doubt=doubt,
         generation=expired.generation,
     )
 

@@ -97,8 +97,8 @@ class Step(StrEnum):
     """A kind of change. It takes effect only if the stored generation is still `entry.generation`."""
 
     TAKE_OVER = "take_over"
-    """Claim an entry that has not changed for `Change.idle`: write `owner`, `lease`, `origin`, and what the body
-    decides (`fingerprint`, `task_count`, `keyed_item_ids`)."""
+    """Claim an entry that has not changed for `Change.idle`: write `owner`, `lease`, `origin`, `doubt`, and what the
+    body decides (`fingerprint`, `task_count`, `keyed_item_ids`)."""
     QUEUE = "queue"
     """Set phase queued and end the lease."""
     RELEASE = "release"

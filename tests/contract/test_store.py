@@ -156,7 +156,8 @@ async def test_apply_stores_the_step_and_returns_the_entry_with_a_new_generation
 
 async def test_take_over_replaces_the_fields_that_the_body_decides_and_keeps_the_others(store: Store) -> None:
     (dead,) = await claim(store, [new_entry(task_count=3, keyed_item_ids={1: "tsk_1"}, charged=2)])
-    changes = {"fingerprint": bytes(32), "task_count": 5, "keyed_item_ids": {0: "tsk_0", 4: "tsk_4"}, "owner": "new"}
+    changes: dict[str, object] = {"fingerprint": bytes(32), "owner": "new", "doubt": Doubt.OPEN}
+    changes |= {"task_count": 5, "keyed_item_ids": {0: "tsk_0", 4: "tsk_4"}}
     (after,) = await apply(store, [Change(Step.TAKE_OVER, msgspec.structs.replace(dead, **changes))])
     assert after == msgspec.structs.replace(dead, **changes, generation=after.generation if after else 0)
     assert await read(store, [dead.id]) == [after]

@@ -42,6 +42,8 @@ def write_step(change: Change) -> list[dict[str, Any]]:
     entry = change.entry
     if change.step is Step.TAKE_OVER:
         ops = [_write(name, getattr(entry, name)) for name in ("owner", "lease", "origin", "fingerprint")]
+        if entry.doubt:
+            ops.append(_write("doubt", entry.doubt.value))
         if entry.task_count:
             ops += [_write("task_count", entry.task_count), _write("own_ids", entry.keyed_item_ids)]
         return ops
