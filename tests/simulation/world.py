@@ -30,7 +30,7 @@ _REQUEST_DEADLINE: Final = 10.0
 _PREFETCH: Final = 4
 _REFUND_INTERVAL: Final = 20.0
 _AFTERWARDS: Final = DOUBT / 2 + 2 * _REFUND_INTERVAL + 10.0
-_SETTLE: Final = 120.0
+_SETTLE: Final = DOUBT + 60.0
 _MONTH_END: Final = datetime(2026, 10, 1, tzinfo=UTC).timestamp()
 
 
