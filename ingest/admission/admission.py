@@ -16,6 +16,7 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNLIMITED, Change, Charge, Doubt, Entry, Step
 
 DEFAULT_LEASE: Final = 30.0
+CLOSE_TIMEOUT: Final = 5.0
 DOUBT: Final = 3600.0
 """Seconds for which a claim in doubt keeps its key from other bodies."""
 
@@ -94,6 +95,10 @@ class Admission:
             await self._store.refund(self._pending_refunds[:1])
             del self._pending_refunds[0]
         return refunded
+
+    async def close(self, seconds: float = CLOSE_TIMEOUT) -> None:
+        """Apply the changes that the store has not taken yet, for up to so many seconds. Call it last."""
+        await self._pending.close(seconds)
 
     def holds(self, decision: Decision) -> bool:
         """Return whether the claims of an ADMITTED decision are still held. If not, the shim does not publish it.

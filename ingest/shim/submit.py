@@ -57,6 +57,7 @@ class Submitter:
         self, admission: Admission, publisher: Publisher, deadline: float, parser: SubmissionParser | None = None
     ) -> None:
         self._parser = parser or SubmissionParser(_MAX_UNPARSED, deadline)
+        self._admission = admission
         run = SubmissionPipeline(admission, publisher).run
         # Two batchers, so that a single task never waits behind batches of a thousand.
         self._batchers: dict[SubmissionKind, MicroBatcher[Request, Decision]] = {
@@ -87,9 +88,10 @@ class Submitter:
         return _answer(decision, _wants_representation(headers))
 
     async def drain(self) -> None:
-        """Wait for the requests in progress, and end the process that parses."""
+        """Wait for the requests in progress, and a little for what the store has not recorded yet."""
         for batcher in self._batchers.values():
             await batcher.drain()
+        await self._admission.close()
         await self._parser.close()
 
     async def _parse(

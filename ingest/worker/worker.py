@@ -126,6 +126,7 @@ class Worker:
                 group.create_task(refund_doubts_regularly(self._admission, self._stopping, self._refund_interval))
                 for loop in loops:
                     group.create_task(loop.run())
+            await self._admission.close()
             _log.info("worker_stopped")
         finally:
             for loop in loops:

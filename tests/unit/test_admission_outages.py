@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.admission import Admission, Verdict
 from ingest.domain.customers import Customer
@@ -106,6 +107,28 @@ async def test_queued_is_recorded_when_the_store_is_available_again(store: Apply
     async with asyncio.timeout(10):
         while [entry and entry.phase for entry in await store.read([decision.entry.id])] != [Phase.QUEUED]:
             await asyncio.sleep(0.05)
+
+
+async def test_changes_that_the_store_has_not_taken_are_applied_when_the_process_stops(store: ApplyFails) -> None:
+    """Otherwise a retry waits for the lease, and is charged again."""
+    admission = Admission(store, lease=30, clock=Clock())
+    first = await admission.admit([task("k")])
+    store.unavailable = True
+    await admission.release(first, refund=False)
+    asyncio.get_running_loop().call_later(0.1, setattr, store, "unavailable", False)
+    await admission.close()
+    (retry,) = await Admission(store, lease=30, clock=Clock()).admit([task("k")])
+    assert (retry.verdict, await store.used("c", MONTHS[0])) == (Verdict.ADMITTED, 1)
+
+
+async def test_stop_does_not_wait_long_for_a_store_that_is_unavailable(store: ApplyFails) -> None:
+    admission = Admission(store, lease=30, clock=Clock())
+    first = await admission.admit([task("k")])
+    store.unavailable = True
+    await admission.release(first, refund=False)
+    with capture_logs() as logs:
+        await admission.close(0.2)
+    assert [log["changes"] for log in logs if log["event"] == "ledger_changes_lost"] == [1]
 
 
 async def test_claims_of_a_call_that_failed_are_given_back(tmp_path: Path) -> None:
