@@ -1,12 +1,21 @@
 """Settings from `INGEST_*` environment variables, validated once."""
 
+import json
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from ingest.domain.errors import ConfigurationError
+from ingest.urls import BROKER_EXAMPLE, MANAGEMENT_EXAMPLE, STORE_EXAMPLE, parse_multi_host_url
+
+_URLS: Final = {
+    "broker_url": (("amqp", "amqps"), BROKER_EXAMPLE),
+    "store_url": (("aerospike",), STORE_EXAMPLE),
+    "management_url": (("http", "https"), MANAGEMENT_EXAMPLE),
+}
+"""Schemes of servers, and what such a URL looks like. Other schemes are files, or the backends report them."""
 
 
 class Settings(BaseSettings):
@@ -36,7 +45,7 @@ class Settings(BaseSettings):
         SecretStr(""),
         description="RabbitMQ management API, http[s]://user:password@host:15672; needed for policies and status",
     )
-    trusted_users: frozenset[str] = Field(
+    trusted_users: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),
         description="AMQP users that the service publishes as, a JSON list; default: the user of the broker URL or "
         "certificate",
@@ -88,6 +97,29 @@ class Settings(BaseSettings):
         "auto", description="json, console (text), or auto: console on a terminal, else json"
     )
 
+    @field_validator("trusted_users", mode="before")
+    @classmethod
+    def _decode_users(cls, value: Any) -> Any:
+        try:
+            decoded = json.loads(value or "[]") if isinstance(value, str) else value
+        except ValueError:
+            decoded = None
+        if not isinstance(decoded, list | frozenset) or not all(isinstance(user, str) for user in decoded):
+            raise ValueError('it must be a JSON list, such as ["shim", "worker"]')
+        return decoded
+
+    @field_validator("broker_url", "store_url", "management_url")
+    @classmethod
+    def _check_url(cls, value: SecretStr, info: ValidationInfo) -> SecretStr:
+        name = str(info.field_name)
+        schemes, example = _URLS[name]
+        url = value.get_secret_value()
+        if url.partition("://")[0] in schemes:
+            hosts = parse_multi_host_url(url, _variable(name), example).hosts()
+            if name == "management_url" and len(hosts) > 1:
+                raise ConfigurationError(f"{_variable(name)}: it can have one host only; it must look like {example}")
+        return value
+
     @model_validator(mode="after")
     def _check_lease(self) -> Self:
         # An admission must succeed or fail before its lease ends.
@@ -120,16 +152,20 @@ def load(**overrides: object) -> Settings:
         return Settings(**changes)  # type: ignore[arg-type]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        name = f"INGEST_{str(first['loc'][0]).upper()}: " if first["loc"] else ""
-        raise ConfigurationError(f"{name}{first['msg']}") from None
+        name = f"{_variable(str(first['loc'][0]))}: " if first["loc"] else ""
+        raise ConfigurationError(name + first["msg"].removeprefix("Value error, ")) from None
 
 
 def described() -> list[tuple[str, str, str]]:
     """Return (variable, default, description) of each setting."""
     return [
-        (f"INGEST_{name.upper()}", _default(field.default), field.description or "")
+        (_variable(name), _default(field.default), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
+
+
+def _variable(name: str) -> str:
+    return f"INGEST_{name.upper()}"
 
 
 def _default(value: object) -> str:

@@ -1,9 +1,22 @@
-"""URLs with several hosts, as the settings for the broker and the store take them."""
+"""URLs of the broker, the store and the management API, as the settings take them."""
+
+import re
+from typing import Final
 
 from pydantic import ValidationError
 from pydantic_core import MultiHostUrl
 
 from ingest.domain.errors import ConfigurationError
+
+BROKER_EXAMPLE: Final = "amqp://user:password@host:5672,host2:5672/vhost"
+STORE_EXAMPLE: Final = "aerospike://user:password@host:3000,host2:3000/namespace"
+MANAGEMENT_EXAMPLE: Final = "http://user:password@host:15672"
+
+_RESERVED: Final = re.compile(r"[/?#\[\]@\s]")
+_ENCODE: Final = (
+    "write / as %2F, ? as %3F, # as %23, [ as %5B, ] as %5D, @ as %40 and a space as %20 in the user and the password, "
+    "and @ as %40 everywhere else"
+)
 
 
 def parse_multi_host_url(url: str, variable: str, example: str) -> MultiHostUrl:
@@ -15,11 +28,20 @@ def parse_multi_host_url(url: str, variable: str, example: str) -> MultiHostUrl:
         example: what the URL must look like, for the error.
 
     Raises:
-        ConfigurationError: the URL is invalid. The message never contains the password.
+        ConfigurationError: the URL is invalid. The message contains no part of the URL.
     """
-    try:
-        return MultiHostUrl(url)
-    except ValidationError as error:
-        details = error.errors(include_url=False, include_input=False)[0].get("ctx", {})
-        problem = details.get("error", "invalid URL")
+    problem = ""
+    # A reserved character in a password ends the authority too soon: what is before it would be taken for a host.
+    if _RESERVED.search(url.partition("://")[2].rpartition("@")[0]):
+        problem = _ENCODE
+    else:
+        try:
+            parsed = MultiHostUrl(url)
+        except ValidationError as error:
+            details = error.errors(include_url=False, include_input=False)[0].get("ctx", {})
+            problem = details.get("error", "invalid URL")
+        else:
+            if parsed.hosts():
+                return parsed
+            problem = "the host is missing"
     raise ConfigurationError(f"{variable}: {problem}; it must look like {example}")

@@ -262,6 +262,16 @@ async def test_broker_lets_a_direct_producer_publish_for_its_own_customer_only(
     await service.close()
 
 
+async def test_missing_virtual_host_is_named_with_what_to_do(rabbitmq: RabbitServer) -> None:
+    broker = RabbitBroker(f"{rabbitmq.url.rstrip('/')}/no%2Fsuch")
+    with pytest.raises(BrokerUnavailable, match=r"virtual host no/such .* user guest .*rabbitmqctl add_vhost"):
+        await broker.inspect()
+    publisher = await broker.publisher()
+    with pytest.raises(BrokerUnavailable, match="virtual host no/such"):
+        await publisher.ready()
+    await broker.close()
+
+
 @pytest.mark.parametrize("url", ["amqp://guest:wrong@{}/", "amqp://guest:guest@127.0.0.1:1/"])
 async def test_publisher_that_cannot_connect_is_not_ready_and_its_error_hides_the_password(
     rabbitmq_url: str, url: str

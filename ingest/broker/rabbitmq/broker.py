@@ -11,7 +11,7 @@ import aiormq
 import msgspec
 from yarl import URL
 
-from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection
+from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection, connect_problem
 from ingest.broker.rabbitmq.consumer import RabbitConsumer
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.broker.rabbitmq.publisher_pool import PublisherPool
@@ -19,9 +19,7 @@ from ingest.broker.rabbitmq.versions import parse, version_of
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import ConnectionState, Publisher
-from ingest.urls import parse_multi_host_url
-
-_EXAMPLE: Final = "amqp://user:password@host:5672,host2:5672/vhost"
+from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url
 
 _ISOLATED: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
 
@@ -93,7 +91,7 @@ class RabbitBroker:
                 return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, ssl_context=self._ssl_context)
             except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
                 last_error = error
-        raise BrokerUnavailable(f"cannot connect to {self}: {str(last_error or '') or 'no answer'}")
+        raise BrokerUnavailable(f"cannot connect to {self}: {connect_problem(last_error, self._urls[-1])}")
 
     async def inspect(self, queues: Iterable[str] = ()) -> BrokerInfo:
         """Return version, negotiated heartbeat, and the depth of queues. Raises BrokerUnavailable."""
@@ -162,9 +160,9 @@ class RabbitBroker:
 
 def parse_urls(url: str) -> list[URL]:
     """Return one URL per host. Raises ConfigurationError, whose message never contains the password."""
-    parsed = parse_multi_host_url(url, "INGEST_BROKER_URL", _EXAMPLE)
+    parsed = parse_multi_host_url(url, "INGEST_BROKER_URL", BROKER_EXAMPLE)
     if parsed.scheme not in ("amqp", "amqps"):
-        raise ConfigurationError(f"INGEST_BROKER_URL must begin with amqp:// or amqps://, for example {_EXAMPLE}")
+        raise ConfigurationError(f"INGEST_BROKER_URL must begin with amqp:// or amqps://, for example {BROKER_EXAMPLE}")
     hosts = parsed.hosts()
     user, password = hosts[0]["username"], hosts[0]["password"]
     userinfo = "" if user is None else f"{user}@" if password is None else f"{user}:{password}@"

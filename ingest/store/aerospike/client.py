@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from aerospike_helpers.batch import records as batch
 
 from ingest.domain.errors import ConfigurationError, StoreUnavailable
 from ingest.store.aerospike import result_codes
-from ingest.urls import parse_multi_host_url
+from ingest.urls import STORE_EXAMPLE, parse_multi_host_url
 
 _CHUNK: Final = 1000
 """Records in one call; the client works on them for about 10 ms."""
@@ -26,8 +27,10 @@ _CONNECT_PAUSE: Final = 1.0
 """Seconds after a failed connection during which calls fail at once."""
 _MAX_INDEXED: Final = 2**62
 _DEFAULT_PORT: Final = 3000
-_EXAMPLE: Final = "aerospike://user:password@host:3000,host2:3000/namespace"
-_OPTIONS: Final = frozenset({"tls", "tls_name", "cafile", "certfile", "keyfile"})
+_FILES: Final = ("cafile", "certfile", "keyfile")
+_OPTIONS: Final = frozenset({"tls", "tls_name", *_FILES})
+_TRUE: Final = frozenset({"true", "1", "yes"})
+_FALSE: Final = frozenset({"false", "0", "no"})
 
 T = TypeVar("T")
 
@@ -41,6 +44,11 @@ class Address(msgspec.Struct, frozen=True):
     password: str | None
     options: dict[str, str]
 
+    @property
+    def tls(self) -> bool:
+        """Whether connections use TLS."""
+        return self.options.get("tls", "").lower() in _TRUE
+
     def __repr__(self) -> str:
         return f"Aerospike at {', '.join(f'{name}:{port}' for name, port in self.hosts)}"
 
@@ -50,17 +58,35 @@ def parse_url(url: str) -> Address:
 
     Raises ConfigurationError, whose message never contains the password.
     """
-    parsed = parse_multi_host_url(url, "INGEST_STORE_URL", _EXAMPLE)
+    parsed = parse_multi_host_url(url, "INGEST_STORE_URL", STORE_EXAMPLE)
     namespace = unquote((parsed.path or "").removeprefix("/"))
     if parsed.scheme != "aerospike" or not namespace or "/" in namespace:
-        raise ConfigurationError(f"INGEST_STORE_URL must look like {_EXAMPLE}")
+        raise ConfigurationError(f"INGEST_STORE_URL must look like {STORE_EXAMPLE}")
     hosts = parsed.hosts()
     seeds = tuple([((host["host"] or "").strip("[]"), host["port"] or _DEFAULT_PORT) for host in hosts])
-    options = {name: values[-1] for name, values in parse_qs(parsed.query or "").items()}
-    if unknown := sorted(options.keys() - _OPTIONS):
-        raise ConfigurationError(f"INGEST_STORE_URL has unknown options {unknown}; known are {sorted(_OPTIONS)}")
     user, password = hosts[0]["username"], hosts[0]["password"]
+    options = _options(parsed.query or "")
     return Address(seeds, namespace, user and unquote(user), password and unquote(password), options)
+
+
+def _options(query: str) -> dict[str, str]:
+    """Return the options in a URL's query. Raises ConfigurationError: they decide whether data crosses a network."""
+    values = parse_qs(query, keep_blank_values=True)
+    if unknown := sorted(values.keys() - _OPTIONS):
+        raise ConfigurationError(f"INGEST_STORE_URL has unknown options {unknown}; known are {sorted(_OPTIONS)}")
+    if repeated := [name for name in values if len(values[name]) > 1]:
+        raise ConfigurationError(f"INGEST_STORE_URL has the option {repeated[0]} twice: remove one")
+    options = {name: value for name, (value,) in values.items()}
+    if options.get("tls", "false").lower() not in _TRUE | _FALSE:
+        raise ConfigurationError(f"INGEST_STORE_URL: tls must be true or false, it is {options['tls']!r}")
+    if options.get("tls", "false").lower() in _FALSE and (useless := sorted(options.keys() - {"tls"})):
+        raise ConfigurationError(f"INGEST_STORE_URL: {useless[0]} needs tls=true, without it nothing is encrypted")
+    if "keyfile" in options and "certfile" not in options:
+        raise ConfigurationError("INGEST_STORE_URL: keyfile needs certfile, the certificate of the key")
+    for name in _FILES:
+        if name in options and not os.access(options[name], os.R_OK):
+            raise ConfigurationError(f"INGEST_STORE_URL: {name}={options[name]} does not exist or cannot be read")
+    return options
 
 
 class AerospikeClient:
@@ -262,8 +288,7 @@ def _config(address: Address, timeout: float) -> dict[str, Any]:
     }
     if address.user:
         config |= {"user": address.user, "password": address.password or ""}
-    options = address.options
-    if options.get("tls", "false").lower() in ("1", "true", "yes"):
-        named = {name: options[name] for name in ("cafile", "certfile", "keyfile") if name in options}
-        config["tls"] = {"enable": True, **named}
+    if address.tls:
+        files = {name: address.options[name] for name in _FILES if name in address.options}
+        config["tls"] = {"enable": True, **files}
     return config

@@ -74,7 +74,9 @@ class Connection:
         # aiormq raises StopAsyncIteration if the other side closes during the handshake.
         except (aiormq.exceptions.AMQPError, OSError, EOFError, TimeoutError, StopAsyncIteration) as error:
             self.abort()
-            raise BrokerUnavailable(f"cannot connect to {self}: {str(error) or 'no answer'}") from error
+            raise BrokerUnavailable(
+                f"cannot connect to {self}: {connect_problem(error, self._connection.url)}"
+            ) from error
         except BaseException:
             self.abort()
             raise
@@ -146,6 +148,18 @@ class Connection:
 
     def __str__(self) -> str:
         return f"RabbitMQ at {self._connection.url.host}:{self._connection.url.port}"
+
+
+def connect_problem(error: BaseException | None, url: URL) -> str:
+    """Return why a connection to the URL failed, as a clause without the password."""
+    # RabbitMQ answers Connection.Open with Close only for the virtual host; aiormq's error says neither.
+    if isinstance(error, aiormq.exceptions.InvalidFrameError) and "Connection.OpenOk" in str(error):
+        vhost, user = url.path[1:] or "/", url.user or "guest"
+        return (
+            f"virtual host {vhost} does not exist, or user {user} may not use it: correct the URL, or run "
+            f"`rabbitmqctl add_vhost {vhost}` and `rabbitmqctl set_permissions --vhost {vhost} {user} …`"
+        )
+    return str(error or "") or "no answer"
 
 
 class _Transport(TransportFactory):
