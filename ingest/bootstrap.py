@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,7 +16,7 @@ from ingest.backends import broker_backend, store_backend
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import Broker, Store
 from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
-from ingest.settings import Settings
+from ingest.settings import Settings, unknown_variables
 from ingest.shim import Shim, shim_server
 from ingest.telemetry.process import MetricsEndpoint, Telemetry
 from ingest.waiting import Backoff
@@ -162,10 +163,13 @@ async def _adapters(
     settings: Settings, purpose: str, telemetry: Telemetry, decorate: Decorate = undecorated
 ) -> AsyncIterator[Adapters]:
     backend = broker_backend(settings)
+    stored = store_backend(settings)
+    for name, closest in unknown_variables(os.environ).items():
+        _log.warning("unknown_setting", name=name, closest=closest or None)
     async with AsyncExitStack() as stack:
         plain_broker = await backend.open(purpose)
         stack.push_async_callback(plain_broker.close)
-        plain_store = await store_backend(settings).open()
+        plain_store = await stored.open()
         stack.push_async_callback(plain_store.close)
         decorated_broker, decorated_store = decorate(plain_broker, plain_store)
         broker, store = telemetry.broker(decorated_broker, backend.system), telemetry.store(decorated_store)

@@ -1,6 +1,8 @@
 """Settings from `INGEST_*` environment variables, validated once."""
 
+import difflib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -162,6 +164,21 @@ def described() -> list[tuple[str, str, str]]:
         (_variable(name), _default(field.default), field.description or "")
         for name, field in Settings.model_fields.items()
     ]
+
+
+def unknown_variables(names: Iterable[str]) -> dict[str, str]:
+    """Return those variables that begin as settings do and are none, each with the closest setting or ""."""
+    known = [name for name, _, _ in described()]
+    return {
+        name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), "")
+        for name in sorted(names)
+        if name.startswith("INGEST_") and name not in known and not name.startswith("INGEST_TEST_")
+    }
+
+
+def misspelt(name: str, closest: str) -> str:
+    """Return a sentence about an unknown variable."""
+    return f"{name} is not a setting" + (f": did you mean {closest}?" if closest else "")
 
 
 def _variable(name: str) -> str:

@@ -1,6 +1,7 @@
 """The store that the settings name: an Aerospike cluster, or a SQLite file."""
 
 import asyncio
+import os
 import sqlite3
 from typing import Final, Protocol
 
@@ -9,7 +10,7 @@ from ingest.domain.errors import ConfigurationError, StoreUnavailable
 from ingest.domain.findings import Finding, error, ok
 from ingest.domain.overview import StoreState
 from ingest.domain.ports import Store
-from ingest.settings import Settings
+from ingest.settings import Settings, misspelt, unknown_variables
 from ingest.sqlite.checks import check_file, read_time
 from ingest.store.aerospike import checks
 from ingest.store.aerospike.info import AerospikeView
@@ -41,8 +42,20 @@ class StoreBackend(Protocol):
 
 
 def store_backend(settings: Settings) -> StoreBackend:
-    """Return the backend of INGEST_STORE_URL. Raises ConfigurationError."""
+    """Return the backend of INGEST_STORE_URL.
+
+    Raises:
+        ConfigurationError: the URL is invalid, or a file beside RabbitMQ: several processes would not share it, and a
+            worker would reject the tasks of customers that are in the real store.
+    """
     scheme = settings.store.partition("://")[0]
+    if scheme == "sqlite" and settings.broker.partition("://")[0] in ("amqp", "amqps"):
+        wrong = "is a file" if settings.store_url.get_secret_value() else "is not set"
+        hints = [f" {misspelt(name, closest)}" for name, closest in unknown_variables(os.environ).items()]
+        raise ConfigurationError(
+            f"{_VARIABLE} {wrong}: with RabbitMQ, customers and keys are in Aerospike; set "
+            f"{_VARIABLE}=aerospike://host:3000/namespace.{''.join(hints)}"
+        )
     if scheme == "aerospike":
         return AerospikeBackend(settings)
     if scheme == "sqlite":

@@ -29,11 +29,9 @@ def settings_error(problem: ConfigurationError) -> Finding:
 
 
 def _settings(current: Settings) -> list[Finding]:
-    known = {name for name, _, _ in settings.described()}
     findings = [
-        warning("settings", f"{name} is not a setting", "is it misspelt? `ingest --help` lists all settings")
-        for name in sorted(os.environ)
-        if name.startswith("INGEST_") and name not in known and not name.startswith("INGEST_TEST_")
+        warning("settings", settings.misspelt(name, closest), "correct or unset it; `ingest settings` lists them all")
+        for name, closest in settings.unknown_variables(os.environ).items()
     ]
     for name, url in (
         ("INGEST_BROKER_URL", current.broker),

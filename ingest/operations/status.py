@@ -4,10 +4,10 @@ import asyncio
 import time
 from typing import Final
 
-from ingest.backends import broker_backend, store_backend
+from ingest.backends import StoreBackend, broker_backend, store_backend
 from ingest.domain import topology
-from ingest.domain.errors import IngestError
-from ingest.domain.overview import BrokerState, DeadReason, Overview
+from ingest.domain.errors import ConfigurationError, IngestError
+from ingest.domain.overview import BrokerState, DeadReason, Overview, StoreState
 from ingest.operations.dead_letters import Group, Selection, add_to, select
 from ingest.operations.scrape import Scraper
 from ingest.settings import Settings
@@ -28,7 +28,12 @@ class StatusCollector:
     def __init__(self, settings: Settings, urls: list[str]) -> None:
         self._settings = settings
         self._broker = broker_backend(settings)
-        self._store = store_backend(settings)
+        self._store: StoreBackend | None = None
+        self._store_problem = ""
+        try:
+            self._store = store_backend(settings)
+        except ConfigurationError as problem:
+            self._store_problem = str(problem)  # the broker's state does not depend on it
         self._scraper = Scraper(urls)
         self._dead: list[DeadReason] | None = None
         self._dead_read_at = 0.0
@@ -39,12 +44,13 @@ class StatusCollector:
         try:
             return await self.collect()
         finally:
-            await self._store.close()
+            if self._store is not None:
+                await self._store.close()
 
     async def collect(self) -> Overview:
         """Collect the state now. What is unavailable is part of it. Raises ConfigurationError."""
         broker, store, (processes, problems) = await asyncio.gather(
-            self._broker.state(), self._store.state(), self._scraper.scrape()
+            self._broker.state(), self._store_state(), self._scraper.scrape()
         )
         note = await self._read_dead_letters(broker)
         return Overview(
@@ -56,6 +62,11 @@ class StatusCollector:
             dead=self._dead,
             dead_note=note,
         )
+
+    async def _store_state(self) -> StoreState:
+        if self._store is None:
+            return StoreState(name="unknown", problems=[self._store_problem])
+        return await self._store.state()
 
     async def _read_dead_letters(self, broker: BrokerState) -> str:
         """Read the dead letters if there are new ones and few; return a note to show with them."""

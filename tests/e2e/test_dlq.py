@@ -5,6 +5,7 @@ import json
 import stat
 import subprocess
 import time
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,7 +25,7 @@ from ingest.worker.classify import CUSTOMER_CACHE
 from tests.contract.test_dead_letters import rejected_message
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest
-from tests.servers import RabbitServer
+from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import wait_until
 
 TASKS = 80
@@ -32,11 +33,12 @@ QUOTA = 5
 
 
 class Operator:
-    """Runs commands in one environment."""
+    """Runs commands in one environment. `customer` is unknown to other tests, which share the store."""
 
     def __init__(self, directory: Path, env: dict[str, str]) -> None:
         self.directory = directory
         self.env = env
+        self.customer = f"acme-{uuid.uuid4().hex[:12]}"
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return run_ingest(*arguments, env=self.env, directory=self.directory)
@@ -46,31 +48,33 @@ class Operator:
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
 
+    def submission(self, number: int, **changes: Any) -> Message:
+        """Return a submission of the customer."""
+        fields: dict[str, Any] = {
+            "exchange": topology.SUBMISSIONS,
+            "routing_key": f"task.submitted.{self.customer}",
+            "body": msgspec.json.encode(TASK),
+            "message_id": f"order-{number}",
+        }
+        return Message(**(fields | changes))
+
     def counts(self) -> dict[str, int]:
         return {group["reason"]: group["count"] for group in self.json("dlq", "list")}
 
 
-def submission(number: int, **changes: Any) -> Message:
-    fields: dict[str, Any] = {
-        "exchange": topology.SUBMISSIONS,
-        "routing_key": "task.submitted.acme",
-        "body": msgspec.json.encode(TASK),
-        "message_id": f"order-{number}",
-    }
-    return Message(**(fields | changes))
-
-
 @pytest.fixture
-async def operator(rabbitmq: RabbitServer, rabbitmq_url: str, tmp_path: Path) -> AsyncIterator[Operator]:
+async def operator(
+    rabbitmq: RabbitServer, aerospike: AerospikeServer, rabbitmq_url: str, tmp_path: Path
+) -> AsyncIterator[Operator]:
     """Create the topology and a customer with a small quota, and start a worker."""
     env = {
         "INGEST_BROKER_URL": rabbitmq_url,
-        "INGEST_STORE_URL": f"sqlite:///{tmp_path}/store.db",
+        "INGEST_STORE_URL": aerospike.url,
         "INGEST_MANAGEMENT_URL": rabbitmq.management_url.replace("//", "//guest:guest@"),
     }
     operator = Operator(tmp_path, env)
     assert (await asyncio.to_thread(operator.run, "topology", "apply")).returncode == 0
-    operator.json("customer", "add", "acme", "--quota", str(QUOTA))
+    operator.json("customer", "add", operator.customer, "--quota", str(QUOTA))
     with Ingest("work", directory=tmp_path, env=env) as worker:
         worker.wait_for("worker_started")
         yield operator
@@ -100,8 +104,8 @@ async def test_dead_letters_are_redriven_exactly_once_even_if_a_redrive_crashes(
     operator: Operator, tmp_path: Path
 ) -> None:
     """The operator lists, shows, exports, redrives (one redrive is killed), and purges."""
-    invalid = submission(900, body=b'{"type": "moderation", "password": "asg_live_topsecret"}')
-    await publish(operator, [submission(i) for i in range(TASKS)] + [invalid])
+    invalid = operator.submission(900, body=b'{"type": "moderation", "password": "asg_live_topsecret"}')
+    await publish(operator, [operator.submission(i) for i in range(TASKS)] + [invalid])
     dead = TASKS - QUOTA + 1
     await wait_for_depth(operator, topology.INGEST_DEAD, dead)
 
@@ -121,7 +125,7 @@ async def test_dead_letters_are_redriven_exactly_once_even_if_a_redrive_crashes(
     assert stat.S_IMODE((tmp_path / "dead.jsonl").stat().st_mode) == 0o600
     assert operator.run("dlq", "export", "dead.jsonl").returncode == 2
 
-    operator.json("customer", "set", "acme", "--quota", "unlimited")
+    operator.json("customer", "set", operator.customer, "--quota", "unlimited")
     await asyncio.sleep(CUSTOMER_CACHE + 0.1)  # until the quota in the cache of the worker expires
     dry = operator.json("dlq", "redrive", "--reason", "quota_exhausted", "--dry-run")
     assert (dry["matched"], dry["redriven"]) == (dead - 1, {"quota_exhausted": dead - 1})
@@ -170,7 +174,9 @@ async def accepted_orders(operator: Operator) -> Counter[int]:
         deliveries += await consumer.receive()
     await broker.close()
     ids = Counter(json.loads(delivery.body)["data"]["task_id"] for delivery in deliveries)
-    return Counter({number: ids[keyed_id(SubmissionKind.TASK, "acme", f"order-{number}")] for number in range(TASKS)})
+    return Counter(
+        {number: ids[keyed_id(SubmissionKind.TASK, operator.customer, f"order-{number}")] for number in range(TASKS)}
+    )
 
 
 class NeverRemovingDeadLetters(RabbitDeadLetters):
@@ -181,10 +187,10 @@ class NeverRemovingDeadLetters(RabbitDeadLetters):
 
 
 async def test_dead_letters_redriven_twice_after_a_missing_ack_are_accepted_once(operator: Operator) -> None:
-    await publish(operator, [submission(i) for i in range(TASKS)])
+    await publish(operator, [operator.submission(i) for i in range(TASKS)])
     dead = TASKS - QUOTA
     await wait_for_depth(operator, topology.INGEST_DEAD, dead)
-    operator.json("customer", "set", "acme", "--quota", "unlimited")
+    operator.json("customer", "set", operator.customer, "--quota", "unlimited")
     await asyncio.sleep(CUSTOMER_CACHE + 0.1)  # until the quota in the cache of the worker expires
     url = operator.env["INGEST_BROKER_URL"]
     for dead_letters_class in (NeverRemovingDeadLetters, RabbitDeadLetters):

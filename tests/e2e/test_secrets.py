@@ -101,6 +101,8 @@ def test_errors_about_a_url_that_does_not_work_do_not_contain_its_password(
         closed.bind(("127.0.0.1", 0))  # the port is taken, but the socket does not listen
         password = PASSWORDS[0]
         env = {
+            "INGEST_BROKER_URL": "amqp://127.0.0.1:1/",
+            "INGEST_STORE_URL": "aerospike://127.0.0.1:1/test",
             variable: url.format(password=password, port=closed.getsockname()[1]),
             "INGEST_LOG_LEVEL": "debug",
             "INGEST_DATA_DIR": str(tmp_path / "data"),
