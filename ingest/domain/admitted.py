@@ -42,6 +42,7 @@ def to_message(admitted: Admitted, trace: Trace | None = None) -> Message:
         body=_encode(admitted),
         message_id=submission.id,
         type=TYPE,
+        timestamp=admitted.created_at // 1000,
         headers=trace.headers() if trace is not None else {},
     )
 

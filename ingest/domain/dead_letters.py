@@ -114,6 +114,7 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
         body=body,
         message_id=f"dead:{digest(delivery)}",
         headers=headers,
+        timestamp=None if (seconds := _seconds(now)) is None else int(seconds),
     )
 
 

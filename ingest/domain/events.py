@@ -68,6 +68,7 @@ def task_accepted(task: Task, cust_id: str, created_at: int, batch: tuple[str, i
         body=body,
         message_id=event_id,
         content_type=CLOUDEVENTS,
+        timestamp=created_at // 1000,
     )
 
 
@@ -159,4 +160,5 @@ def _event(
         message_id=event_id,
         content_type=CLOUDEVENTS,
         mandatory=mandatory,
+        timestamp=time // 1000,
     )
