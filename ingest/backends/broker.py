@@ -1,5 +1,6 @@
 """The broker that the settings name: RabbitMQ, or the embedded queue in a SQLite file."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -14,9 +15,10 @@ from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
 from ingest.broker.rabbitmq import checks
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
-from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.management import Management, unmet
 from ingest.broker.rabbitmq.status import broker_state
-from ingest.domain.errors import ConfigurationError, IngestError
+from ingest.domain import topology
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError, IngestError
 from ingest.domain.findings import Finding, ok
 from ingest.domain.overview import BrokerState, QueueState
 from ingest.domain.ports import Broker, DeadLetterQueue, Publisher
@@ -142,7 +144,12 @@ class RabbitMQBackend:
             await queue.close()
 
     async def state(self) -> BrokerState:
-        return await broker_state(self.new_broker("ingest status"), self.management)
+        state = await broker_state(self.new_broker("ingest status"), self.management)
+        if state.problems or self.management is None:
+            return state
+        missing = await asyncio.to_thread(_queues_without_policy, self.management, state.version)
+        problem = f"policies are missing for {', '.join(missing)}: run `ingest topology apply`"
+        return msgspec.structs.replace(state, problems=[problem]) if missing else state
 
     async def findings(self, outage_hold: float) -> list[Finding]:
         broker = self.new_broker("ingest doctor")
@@ -204,6 +211,17 @@ class EmbeddedBackend:
             ok("broker", "embedded: for one process (`ingest dev`); several processes need RabbitMQ"),
             *check_file("broker", self._path),
         ]
+
+
+def _queues_without_policy(management: Management, version: str) -> list[str]:
+    """Return the queues that can lose messages without their policy; none if the user may not read policies."""
+    try:
+        in_force = management.policies()
+    except (BrokerUnavailable, ConfigurationError):
+        return []
+    # Before RabbitMQ 4, a queue has no delivery limit by default, and then it drops nothing.
+    ignored = {"delivery-limit"} if version.startswith("3.") else set()
+    return [queue.name for queue in topology.QUEUES if unmet(queue.name, in_force.of(queue.name)).keys() - ignored]
 
 
 async def _no_publisher() -> Publisher:

@@ -31,7 +31,7 @@ def status(
     """Show queues, dead letters by reason, processes and store, live. Ctrl-C ends it.
 
     Rates, unacknowledged messages and alarms need INGEST_MANAGEMENT_URL. Readiness and circuit breakers come from the
-    processes' own ports (INGEST_METRICS_PORT). What is unknown is shown as unknown.
+    processes' own ports (INGEST_METRICS_PORT). What is unknown or does not apply is shown as -.
 
     Exit code with --once or --json: 0, or 1 if the broker or the store has a problem.
     """

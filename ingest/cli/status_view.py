@@ -1,8 +1,8 @@
 """The output of `ingest status` for people."""
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
+from collections.abc import Iterator, Sequence
+
+from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.text import Text
 
 from ingest.cli.dlq_view import age
@@ -10,25 +10,67 @@ from ingest.domain.events import rfc3339
 from ingest.domain.overview import Overview
 from ingest.telemetry.logs import redact
 
-_UNKNOWN = "unknown"
+_NONE = "-"
+"""Shown for what is unknown or does not apply."""
 
 
 def render(overview: Overview) -> RenderableType:
-    """Return the whole status as text. Problems come last, because people read the end of the output first."""
-    problems = [*overview.broker.problems, *overview.store.problems, *overview.process_problems]
-    problem_lines = [Text(f"! {redact(problem)}", style="bold red") for problem in problems] or [
+    """Return the whole status as text. Problems come first, so that a small terminal shows them."""
+    problem_lines = [Text(f"! {redact(problem)}", style="bold red") for problem in overview.problems()] or [
         Text("no problems seen", style="green")
     ]
     broker = " ".join(filter(None, (overview.broker.name, overview.broker.version)))
     return Group(
         Text(f"ingest status  {rfc3339(int(overview.at * 1000))}", style="bold"),
+        *problem_lines,
         Text(f"broker  {redact(broker)}"),
         _store(overview),
         _queues(overview),
         _dead(overview),
         *([_processes(overview)] if overview.processes else []),
-        *problem_lines,
     )
+
+
+class _Table:
+    """A table whose first column is a name. If it is too wide, each row becomes a name and a list of its values.
+
+    A value is never cut: a number without its first or last digits looks like another number.
+    """
+
+    def __init__(self, *columns: str) -> None:
+        self._columns = columns
+        self._rows: list[tuple[str, ...]] = []
+
+    def add(self, *row: str) -> None:
+        self._rows.append(row)
+
+    def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
+        lines = [self._columns, *self._rows]
+        widths = [max(len(line[index]) for line in lines) for index in range(len(self._columns))]
+        if sum(widths) + 2 * (len(widths) - 1) <= options.max_width:
+            for line in lines:
+                numbers = [value.rjust(width) for value, width in zip(line[1:], widths[1:], strict=True)]
+                text = "  ".join([line[0].ljust(widths[0]), *numbers])
+                yield Text(text, style="bold" if line is self._columns else "")
+            return
+        yield Text(self._columns[0], style="bold")
+        for name, *values in self._rows:
+            yield Text(name)
+            pairs = [f"{label} {value}" for label, value in zip(self._columns[1:], values, strict=True)]
+            for text in _filled(pairs, options.max_width - 2):
+                yield Text(f"  {text}")
+
+
+def _filled(parts: Sequence[str], width: int) -> Iterator[str]:
+    """Yield lines of at most `width` characters that do not split a part, unless it is longer."""
+    line = ""
+    for part in parts:
+        longer = f"{line}, {part}" if line else part
+        if line and len(longer) > width:
+            yield line
+            longer = part
+        line = longer
+    yield line
 
 
 def _store(overview: Overview) -> Text:
@@ -43,19 +85,11 @@ def _store(overview: Overview) -> Text:
     return Text(f"store   {', '.join(parts)}")
 
 
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold")
-    table.add_column(first)
-    for column in columns:
-        table.add_column(column, justify="right")
-    return table
-
-
-def _queues(overview: Overview) -> Table:
-    table = _table("queues", "queue", "ready", "unacked", "in/s", "out/s", "consumers", "oldest")
+def _queues(overview: Overview) -> _Table:
+    table = _Table("queue", "ready", "unacked", "in/s", "out/s", "consumers", "oldest")
     for queue in overview.broker.queues:
-        oldest = _UNKNOWN if queue.oldest is None else "-" if not queue.ready else age(queue.oldest)
-        table.add_row(
+        oldest = age(queue.oldest) if queue.ready and queue.oldest is not None else _NONE
+        table.add(
             queue.name,
             f"{queue.ready:,}",
             _number(queue.unacked),
@@ -71,34 +105,34 @@ def _dead(overview: Overview) -> RenderableType:
     note = Text(redact(overview.dead_note), style="yellow")
     if not overview.dead:
         return Text.assemble("dead letters  ", "none" if overview.dead is not None and not overview.dead_note else note)
-    table = _table("dead letters", "reason", "count", "oldest")
+    table = _Table("dead letters", "count", "oldest")
     for group in overview.dead:
-        table.add_row(group.reason, f"{group.count:,}", age(group.oldest))
+        table.add(group.reason, f"{group.count:,}", age(group.oldest))
     return Group(table, note) if overview.dead_note else table
 
 
-def _processes(overview: Overview) -> Table:
-    table = _table("processes", "process", "ready", "breaker", "stalled", "in flight", "tasks/s", "idle")
+def _processes(overview: Overview) -> _Table:
+    table = _Table("process", "ready", "breaker", "stalled", "in flight", "tasks/s", "idle")
     for process in overview.processes:
-        table.add_row(
+        table.add(
             f"{process.url} {process.process}",
             _yes(process.ready),
             _yes(process.breaker_open),
             _yes(process.stalled),
             _number(process.in_flight),
             _rate(process.accepted),
-            age(process.idle),
+            _NONE if process.idle is None else age(process.idle),
         )
     return table
 
 
 def _number(value: int | None) -> str:
-    return _UNKNOWN if value is None else f"{value:,}"
+    return _NONE if value is None else f"{value:,}"
 
 
 def _rate(value: float | None) -> str:
-    return _UNKNOWN if value is None else f"{value:,.1f}"
+    return _NONE if value is None else f"{value:,.1f}"
 
 
 def _yes(value: bool | None) -> str:
-    return _UNKNOWN if value is None else "yes" if value else "no"
+    return _NONE if value is None else "yes" if value else "no"

@@ -2,6 +2,8 @@
 
 import msgspec
 
+from ingest.domain import topology
+
 
 class QueueState(msgspec.Struct, frozen=True, kw_only=True):
     """What `ingest status` shows about a queue.
@@ -79,3 +81,14 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     process_problems: list[str] = []
     dead: list[DeadReason] | None = None
     dead_note: str = ""
+
+    def problems(self) -> list[str]:
+        """Return everything that needs an operator, as sentences."""
+        problems = [*self.broker.problems, *self.store.problems]
+        for queue in self.broker.queues:
+            if queue.name == topology.INGEST_DEAD:
+                if queue.ready:
+                    problems.append(f"{queue.ready:,} dead letters: run `ingest dlq list`")
+            elif queue.ready and queue.consumers == 0:
+                problems.append(f"{queue.name}: {queue.ready:,} messages and no consumer")
+        return [*problems, *self.process_problems]

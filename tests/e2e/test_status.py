@@ -29,6 +29,10 @@ async def test_status_shows_queues_processes_dead_letters_and_store(
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 90))
     await (await broker.publisher()).publish([rejected_message(i, now=now) for i in range(3)])
     await broker.close()
+    missing = await asyncio.to_thread(run_ingest, "status", "--once", env=env, directory=tmp_path)
+    assert missing.returncode == 1
+    assert "policies are missing for ingest.tasks, ingest.batches" in missing.stdout
+    assert (await asyncio.to_thread(run_ingest, "topology", "apply", env=env, directory=tmp_path)).returncode == 0
     with Ingest("work", directory=tmp_path, env=env):
         url = f"http://127.0.0.1:{port}/readyz"
         await asyncio.to_thread(wait_until, lambda: httpx.get(url, timeout=5).status_code == 200, url, 30)
@@ -45,7 +49,7 @@ async def test_status_shows_queues_processes_dead_letters_and_store(
         assert status["store"]["round_trip"] < 3
         shown = await asyncio.to_thread(run_ingest, "status", "--once", env=env, directory=tmp_path)
         assert "quota_exhausted" in shown.stdout
-        assert "no problems seen" in shown.stdout
+        assert shown.stdout.splitlines()[1] == "! 3 dead letters: run `ingest dlq list`"
         assert "guest:guest" not in shown.stdout + done.stdout
 
 

@@ -1,0 +1,72 @@
+"""What `ingest status` prints for people, on terminals of several sizes."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from ingest.cli.status_view import render
+from ingest.domain.overview import BrokerState, DeadReason, Overview, ProcessState, QueueState, StoreState
+
+QUEUES = [
+    QueueState(name="ingest.tasks", ready=1_234_567, unacked=1000, consumers=0, rate_in=812.5, oldest=93_784.0),
+    QueueState(name="ingest.batches", ready=0, unacked=0, consumers=2, rate_in=0.0, rate_out=0.0, oldest=0.0),
+    QueueState(name="consensus.tasks", ready=98_765, unacked=0, consumers=0, rate_in=11.0, rate_out=0.0),
+    QueueState(name="webhook.dispatch", ready=7, unacked=0, consumers=1, rate_in=11.0, rate_out=10.0, oldest=3.0),
+    QueueState(name="ingest.dead", ready=42, unacked=0, consumers=0, rate_in=0.0, rate_out=0.0, oldest=7200.0),
+]
+PROCESSES = [
+    ProcessState(url="http://10.20.30.40:9464", process=str(number), ready=True, in_flight=1000, accepted=12345.6)
+    for number in range(2)
+]
+OVERVIEW = Overview(
+    at=1_775_735_999.0,
+    broker=BrokerState(
+        name="RabbitMQ at 10.20.30.41:5672", version="4.3.0", queues=QUEUES, problems=["node r1 is down"]
+    ),
+    store=StoreState(name="Aerospike at 10.20.30.51:3000", version="8.1.0", round_trip=0.0012, entries=1_234_567_890),
+    processes=PROCESSES,
+    dead=[DeadReason(reason="quota_exhausted", count=42, oldest=7200.0)],
+)
+
+
+def shown(overview: Overview, width: int = 80) -> str:
+    output = io.StringIO()
+    Console(file=output, width=width, height=24, force_terminal=False).print(render(overview))
+    return output.getvalue()
+
+
+def test_problems_are_first_and_name_dead_letters_and_queues_that_nothing_consumes() -> None:
+    lines = shown(OVERVIEW).splitlines()
+    assert [line for line in lines if line.startswith("! ")] == lines[1:5]
+    problems = "\n".join(lines[1:5])
+    assert "node r1 is down" in problems
+    assert "42 dead letters" in problems
+    assert "ingest.tasks: 1,234,567 messages and no consumer" in problems
+    assert "consensus.tasks: 98,765 messages and no consumer" in problems
+
+
+def test_everything_fits_80_columns_and_24_lines() -> None:
+    text = shown(OVERVIEW)
+    assert len(text.splitlines()) <= 24
+    assert "…" not in text
+    for value in ("webhook.dispatch", "1,234,567", "1d 2h", "812.5", "quota_exhausted", "12,345.6"):
+        assert value in text
+
+
+@pytest.mark.parametrize("width", [40, 60])
+def test_narrow_terminal_cuts_no_number(width: int) -> None:
+    """A number that does not fit its column would lose digits, and be read as another number."""
+    words = shown(OVERVIEW, width).replace(", ", " ").replace(",\n", " ").split()
+    for value in ("1,234,567", "98,765", "42", "812.5", "12,345.6"):
+        assert value in words
+    assert all(len(line) <= width for line in shown(OVERVIEW, width).splitlines())
+
+
+def test_what_does_not_apply_is_a_dash() -> None:
+    embedded = BrokerState(name="embedded", queues=[QueueState(name="ingest.tasks", ready=0, unacked=0)])
+    text = shown(Overview(at=0.0, broker=embedded, store=StoreState(name="embedded"), dead=[]))
+    assert "no problems seen" in text.splitlines()[1]
+    assert "unknown" not in text
+    row = next(line for line in text.splitlines() if "ingest.tasks" in line)
+    assert row.split()[1:] == ["0", "0", "-", "-", "-", "-"]
