@@ -12,6 +12,7 @@ import typer
 
 from ingest import settings
 from ingest.backends import store_backend
+from ingest.cli.dlq_view import age
 from ingest.cli.options import Json, seconds
 from ingest.domain.customers import (
     ApiKey,
@@ -22,6 +23,7 @@ from ingest.domain.customers import (
     new_api_key,
 )
 from ingest.domain.errors import ConfigurationError
+from ingest.domain.events import rfc3339
 from ingest.domain.ports import Store
 from ingest.domain.validation import url_problem
 
@@ -142,7 +144,14 @@ def webhook_add(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")], 
 @webhook_app.command("remove")
 def webhook_remove(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")], json: Json = False) -> None:
     """Remove a webhook URL. Tasks that were accepted before keep it."""
-    _show(_change_webhooks(cust, lambda webhooks: webhooks - {url}), json)
+
+    def without(webhooks: frozenset[str]) -> frozenset[str]:
+        if url not in webhooks:
+            registered = ", ".join(sorted(webhooks)) or "none"
+            raise ConfigurationError(f"{url} is not a webhook of {cust}; registered: {registered}")
+        return webhooks - {url}
+
+    _show(_change_webhooks(cust, without), json)
 
 
 def check_webhook(url: str) -> None:
@@ -234,8 +243,24 @@ def _show_fields(fields: dict[str, Any], json: bool) -> None:
         _print_json(fields)
         return
     for name, value in fields.items():
-        for line in value if isinstance(value, list) else [value]:
-            typer.echo(f"{name}: {line}")
+        first, *others = (
+            [_text(name, line) for line in value] or ["none"] if isinstance(value, list) else [_text(name, value)]
+        )
+        typer.echo(f"{name.replace('_', ' '):<16} {first}")
+        for line in others:
+            typer.echo(f"{'':<16} {line}")
+
+
+def _text(name: str, value: Any) -> str:
+    """Return a value of a customer or key for people."""
+    if isinstance(value, dict):  # a key
+        created = rfc3339(value["created_at"])
+        return f"{value['key_id']}, created {created}" + (", revoked" if value["revoked"] else "")
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if name == "retention":
+        return age(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _print_json(data: Any) -> None:

@@ -22,6 +22,7 @@ from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.errors import ConfigurationError
 from ingest.operations import dead_letters
 from ingest.operations.dead_letters import Group, Selection
+from ingest.operations.remedies import REMEDIES
 from ingest.telemetry import logs
 
 app = typer.Typer(
@@ -232,6 +233,9 @@ def _selection(
     *,
     all_: bool | None = None,
 ) -> Selection:
+    for name in reason or ():
+        if name not in REMEDIES:
+            raise ConfigurationError(f"--reason: unknown reason {name!r}; known are {', '.join(REMEDIES)}")
     selection = Selection(
         ids=frozenset(ids or ()),
         reasons=frozenset(reason or ()),

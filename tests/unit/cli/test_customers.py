@@ -46,6 +46,8 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
         (("webhook", "add", "x", "http://a.example"), "it must be an https URL"),
         (("webhook", "add", "x", "https://münchen.de/"), "write xn--mnchen-3ya.de for münchen.de"),
         (("key", "revoke", "key_0"), "there is no key"),
+        (("dlq", "list", "--reason", "quota"), "unknown reason 'quota'; known are malformed, invalid,"),
+        (("dlq", "redrive", "--reason", "invalid", "--reason", "exipred"), "unknown reason 'exipred'"),
         (("serve",), "needs RabbitMQ"),
         (("work",), "needs RabbitMQ"),
         (("topology", "check"), "needs RabbitMQ"),
@@ -58,3 +60,24 @@ def test_invalid_command_exits_with_code_2_and_prints_one_line(
     assert process.returncode == 2
     assert message in process.stderr
     assert len(process.stderr.splitlines()) == 1
+
+
+def test_customer_show_is_readable_text(tmp_path: Path) -> None:
+    ingest(tmp_path, "customer", "add", "acme", "--quota", "100000")
+    key_id = json.loads(ingest(tmp_path, "key", "create", "acme", "--json").stdout)["key_id"]
+    shown = ingest(tmp_path, "customer", "show", "acme").stdout
+    assert "monthly quota    100,000" in shown
+    assert "retention        7d" in shown
+    assert "strict           no" in shown
+    assert "webhooks         none" in shown
+    assert f"{key_id}, created 2" in shown
+    assert not any(literal in shown for literal in ("{", "True", "False", "None"))
+
+
+def test_removing_an_unregistered_webhook_says_so_and_names_the_registered_ones(tmp_path: Path) -> None:
+    ingest(tmp_path, "customer", "add", "acme")
+    ingest(tmp_path, "webhook", "add", "acme", "https://a.example/h")
+    process = ingest(tmp_path, "webhook", "remove", "acme", "https://a.example/h/")
+    assert process.returncode == 2
+    assert "https://a.example/h/ is not a webhook of acme; registered: https://a.example/h" in process.stderr
+    assert ingest(tmp_path, "webhook", "remove", "acme", "https://a.example/h").returncode == 0
