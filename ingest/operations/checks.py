@@ -30,7 +30,7 @@ def settings_error(problem: ConfigurationError) -> Finding:
 
 def _settings(current: Settings) -> list[Finding]:
     findings = [
-        warning("settings", settings.misspelt(name, closest), "correct or unset it; `ingest settings` lists them all")
+        warning("settings", settings.misspelt(name, closest), "correct or unset it; `ingest --help` lists all settings")
         for name, closest in settings.unknown_variables(os.environ).items()
     ]
     for name, url in (
