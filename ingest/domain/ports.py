@@ -154,10 +154,16 @@ class Consumer(Protocol):
         """Acknowledge deliveries. Those of a lost connection are ignored, because the broker delivers them again."""
         ...
 
-    async def allow_extra(self, count: int) -> None:
-        """Allow `count` unacknowledged deliveries in addition to the prefetch, until the connection is lost.
+    async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
+        """Let deliveries that were attempted wait without delaying others.
 
-        A smaller count than before has no effect. Raises BrokerUnavailable.
+        Args:
+            deliveries: they are not finished yet.
+            extra: how many unacknowledged deliveries to allow in addition to the prefetch, until the connection is
+                lost. A smaller number than before has no effect.
+
+        Raises:
+            BrokerUnavailable: no more deliveries can be allowed now.
         """
         ...
 

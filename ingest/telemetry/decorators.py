@@ -1,5 +1,7 @@
 """Base classes of decorators: they pass every call on, and subclasses override what they observe."""
 
+from collections.abc import Sequence
+
 from ingest.domain.messages import Delivery
 from ingest.domain.ports import Broker, ConnectionState, Consumer, Publisher
 
@@ -50,8 +52,8 @@ class ConsumerDecorator:
     def alive(self, delivery: Delivery) -> bool:
         return self._consumer.alive(delivery)
 
-    async def allow_extra(self, count: int) -> None:
-        await self._consumer.allow_extra(count)
+    async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
+        await self._consumer.set_apart(deliveries, extra)
 
     async def pause(self) -> None:
         await self._consumer.pause()

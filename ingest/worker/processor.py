@@ -31,13 +31,15 @@ _log = structlog.get_logger(__name__)
 class Unfinished(msgspec.Struct):
     """The deliveries that an attempt could not finish.
 
-    `contended`: another attempt is working on the same submission, or its user is not trusted. `refused`: one of its
-    events cannot be published, because a queue is full or not bound, or because it is too large; other submissions are
-    not affected. `rejected`: the same for its dead letter. `undecided`: the store has trouble with one of its records;
-    other submissions are not affected. `unavailable`: a dependency did not answer.
+    `contended`: another attempt is working on the same submission. `untrusted`: it was admitted, it seems, by a user
+    whom the worker does not trust. `refused`: one of its events cannot be published, because a queue is full or not
+    bound, or because it is too large; other submissions are not affected. `rejected`: the same for its dead letter.
+    `undecided`: the store has trouble with one of its records; other submissions are not affected. `unavailable`: a
+    dependency did not answer.
     """
 
     contended: list[Delivery] = msgspec.field(default_factory=list)
+    untrusted: list[Delivery] = msgspec.field(default_factory=list)
     refused: list[Delivery] = msgspec.field(default_factory=list)
     rejected: list[Delivery] = msgspec.field(default_factory=list)
     undecided: list[Delivery] = msgspec.field(default_factory=list)
@@ -49,7 +51,7 @@ class Unfinished(msgspec.Struct):
     @property
     def deliveries(self) -> list[Delivery]:
         """All of them."""
-        return [*self.contended, *self.refused, *self.rejected, *self.undecided, *self.unavailable]
+        return [*self.contended, *self.untrusted, *self.refused, *self.rejected, *self.undecided, *self.unavailable]
 
 
 class _Failed(msgspec.Struct):
@@ -117,7 +119,8 @@ class DeliveryProcessor:
         rejected = [plan.delivery for plan in failed.refused if plan.outcome is Outcome.REJECTED]
         refused = [plan for plan in failed.refused if plan.outcome is not Outcome.REJECTED]
         return Unfinished(
-            contended=waiting,
+            contended=attempt.contended,
+            untrusted=attempt.untrusted,
             refused=_redelivered(refused),
             rejected=rejected,
             undecided=[*attempt.undecided, *_redelivered(failed.undecided)],

@@ -217,6 +217,9 @@ class QueueConsumerLoop:
                 refused = Unfinished(refused=unfinished.refused, rejected=unfinished.rejected)
                 self._wait_apart(refused, _REFUSED_PAUSES)
                 unfinished.refused, unfinished.rejected = [], []
+            if unfinished.untrusted:
+                self._wait_apart(Unfinished(untrusted=unfinished.untrusted), _CONTENDED_APART_PAUSES)
+                unfinished.untrusted = []
             if unfinished.contended and loop.time() >= impatient_at:
                 self._wait_apart(Unfinished(contended=unfinished.contended), _CONTENDED_APART_PAUSES)
                 unfinished.contended = []
@@ -243,7 +246,7 @@ class QueueConsumerLoop:
         self._apart += count
         try:
             with contextlib.suppress(BrokerUnavailable):
-                await self.consumer.allow_extra(min(self._apart, _MAX_APART))
+                await self.consumer.set_apart(waiting.deliveries, min(self._apart, _MAX_APART))
             while waiting:
                 if await wait_for_event(self._stopping, backoff.next()):
                     return  # the broker delivers them again
@@ -300,6 +303,7 @@ class QueueConsumerLoop:
         for delivery in deliveries:
             single = await self._attempt([delivery])
             unfinished.contended += single.contended
+            unfinished.untrusted += single.untrusted
             unfinished.refused += single.refused
             unfinished.rejected += single.rejected
             unfinished.undecided += single.undecided

@@ -79,9 +79,9 @@ class SimulatedConsumer:
         tokens = self._take_tokens(deliveries)
         self._network.later(self._network.delay(), lambda: self._finish(tokens))
 
-    async def allow_extra(self, count: int) -> None:
+    async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
         await self._process.runs(self._life)
-        self._extra = max(self._extra, count)
+        self._extra = max(self._extra, extra)
         self._queue.dispatch()
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:

@@ -44,7 +44,7 @@ class AckingConsumer:
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         self.acked += deliveries
 
-    async def allow_extra(self, count: int) -> None:
+    async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
         """There is no prefetch."""
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:

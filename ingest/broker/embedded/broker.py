@@ -155,8 +155,8 @@ class EmbeddedConsumer:
         await self._file.change(lambda db: schema.delete(db, ids))
         self._wakeups[self._queue].set()
 
-    async def allow_extra(self, count: int) -> None:
-        self._extra = max(self._extra, count)
+    async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
+        self._extra = max(self._extra, extra)
         self._wakeups[self._queue].set()
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:

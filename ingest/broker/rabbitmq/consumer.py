@@ -98,10 +98,12 @@ class RabbitConsumer(ReconnectingChannel):
         self._stopping = True
         self._arrived.set()
 
-    async def allow_extra(self, count: int) -> None:
-        if count > self._extra:
+    async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
+        if self._quarantine is not None:
+            self._quarantine.set_apart(self._tags(deliveries))
+        if extra > self._extra:
             # In steps, because each one is a further consumer of the channel.
-            more = max(count - self._extra, self._prefetch)
+            more = max(extra - self._extra, self._prefetch)
             self._extra += more
             await self.raise_prefetch(more)
 

@@ -6,7 +6,8 @@ deliveries are withheld and handed out in rounds: first all others that have arr
 time, those with the fewest deliveries first, in random order among equals. Deliveries that arrive during a round wait
 for the next one; the first round without suspects ends the quarantine. So what was delivered together with a poison
 message is finished before the poison has its turn, except for suspects with the same count, of which half are
-finished. Only the poison message reaches the delivery limit.
+finished. Only the poison message reaches the delivery limit. A turn also ends when the delivery is set apart: its
+attempt has crashed nothing, and it waits for something else.
 
 The consumer is not cancelled to make it hold less: if the node of a cancelled consumer dies, its unacknowledged
 deliveries belong to no consumer until the queue has another leader (seen on RabbitMQ 3.10.8;
@@ -16,6 +17,7 @@ https://github.com/rabbitmq/rabbitmq-server/issues/15473 describes the same on 4
 import asyncio
 import random
 from collections.abc import Callable, Collection, KeysView, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Final, Protocol
 
 import structlog
@@ -74,6 +76,8 @@ class PoisonQuarantine:
         self._isolating: asyncio.Task[None] | None = None
         self._raising: asyncio.Task[None] | None = None
         self._stopped = False
+        self._apart: set[int] = set()
+        """Tags of deliveries that survived an attempt and wait for something else. Nothing waits for them."""
         self._change = asyncio.Event()
 
     @property
@@ -102,6 +106,11 @@ class PoisonQuarantine:
             more, self._current_prefetch = self._prefetch - self._current_prefetch, self._prefetch
             self._raising = asyncio.create_task(self._raise_prefetch(more))
 
+    def set_apart(self, tags: Collection[int]) -> None:
+        """Take note that deliveries survived an attempt and wait for something else: their turn ends."""
+        self._apart = self._apart & self._channel.unacked | set(tags)
+        self._change.set()
+
     async def stop(self) -> None:
         """Expect no more deliveries. What is withheld is still handed out, as long as it is finished in time."""
         self._stopped = True
@@ -113,12 +122,18 @@ class PoisonQuarantine:
         """Forget all deliveries, because the channel is lost."""
         self._withheld.clear()
         self._suspects.clear()
+        self._apart.clear()
         for task in (self._isolating, self._raising):
             if task is not None:
                 task.cancel()
 
+    @property
+    def _in_progress(self) -> AbstractSet[int]:
+        """Tags of the deliveries that are neither finished nor set apart."""
+        return self._channel.unacked - self._apart if self._apart else self._channel.unacked
+
     async def _isolate(self) -> None:
-        await self._wait_until_finished(self._channel.unacked - {_tag(delivery) for delivery in self._withheld})
+        await self._wait_until_finished(self._in_progress - {_tag(delivery) for delivery in self._withheld})
         while any(map(_is_suspect, self._withheld)):
             await self._wait_for_arrivals()
             arrived, self._withheld = self._withheld, []
@@ -138,7 +153,7 @@ class PoisonQuarantine:
 
     async def _wait_until_finished(self, tags: Collection[int]) -> None:
         end = _now() + PATIENCE
-        while not self._channel.unacked.isdisjoint(tags):
+        while not self._in_progress.isdisjoint(tags):
             if not await self._changed_before(end):
                 if self._stopped:  # a stopping worker finishes a delivery at once or not at all; the broker redelivers
                     self._withheld, self._suspects = [], []
@@ -147,7 +162,7 @@ class PoisonQuarantine:
     async def _wait_for_arrivals(self) -> None:
         """Wait until nothing more arrives or the prefetch is used up; under steady traffic, for a limited time."""
         end = _now() + PATIENCE
-        while not self._stopped and len(self._channel.unacked) < self._current_prefetch:
+        while not self._stopped and len(self._in_progress) < self._current_prefetch:
             if not await self._changed_before(min(_now() + QUIET, end)):
                 return
 

@@ -246,3 +246,25 @@ async def test_neighbours_of_a_poison_message_are_finished_before_the_delivery_l
         crashes += 1
         counts = [delivery.deliveries + 1 for delivery in (poison, *others) if delivery.token.tag in consumer.unacked]
     assert SUSPECT + crashes < DELIVERY_LIMIT
+
+
+@in_virtual_time
+async def test_suspects_that_were_attempted_and_wait_apart_delay_no_others() -> None:
+    """They wait for something else, perhaps for minutes. A poison message would have crashed its consumer."""
+    consumer = FakeConsumer()
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    consumer.deliver(*[SUSPECT] * 30)
+    for _ in range(30):
+        await eventually(lambda: consumer.in_progress)
+        waiting = list(consumer.in_progress)
+        consumer.in_progress.clear()
+        consumer.quarantine.set_apart([one.token.tag for one in waiting])
+    (later,) = consumer.deliver(0)
+    await eventually(lambda: consumer.in_progress)
+    assert consumer.in_progress == [later]
+    consumer.ack([later])
+    (suspect,) = consumer.deliver(SUSPECT)
+    await eventually(lambda: consumer.in_progress)
+    assert consumer.in_progress == [suspect]
+    assert loop.time() - start < PATIENCE
