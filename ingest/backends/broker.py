@@ -153,7 +153,7 @@ class RabbitMQBackend:
 
     async def findings(self, outage_hold: float) -> list[Finding]:
         broker = self.new_broker("ingest doctor")
-        return await checks.findings(broker, self.management, self.trusted_users, outage_hold)
+        return await checks.findings(broker, self.management, self._settings.trusted_users, outage_hold)
 
 
 class EmbeddedBackend:

@@ -25,7 +25,8 @@ def doctor(
 ) -> None:
     """Check settings, broker and store, and say what to do about each problem. Nothing that is stored changes.
 
-    It checks settings and client libraries. RabbitMQ: version, topology, policies, permissions, alarms, queue members.
+    It checks settings and client libraries. RabbitMQ: version, topology, policies, permissions, alarms, queue members,
+    and whether workers trust the users of all connected shims and workers.
     Aerospike: expiry, eviction, copies, clocks, free space. Embedded: the files. A check that needs
     INGEST_MANAGEMENT_URL, or a tag that its user lacks, is left out, and the output says so.
 

@@ -157,8 +157,10 @@ def vhost_of(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-async def check_rabbitmq(url: str, management: Management | None) -> list[Finding]:
-    return await rabbitmq_findings(RabbitBroker(url), management, frozenset({"guest"}), 600)
+async def check_rabbitmq(
+    url: str, management: Management | None, trusted_users: frozenset[str] = frozenset()
+) -> list[Finding]:
+    return await rabbitmq_findings(RabbitBroker(url), management, trusted_users, 600)
 
 
 async def test_broker_has_no_errors_after_topology_apply(rabbitmq_url: str, management: Management) -> None:
@@ -168,7 +170,8 @@ async def test_broker_has_no_errors_after_topology_apply(rabbitmq_url: str, mana
     management.apply_policies()
     findings = await check_rabbitmq(rabbitmq_url, management)
     assert errors(findings) == []
-    assert {finding.what.split(":")[0] for finding in findings if finding.severity is WARNING} == {
+    warnings = {finding.what.split(":")[0] for finding in findings if finding.severity is WARNING}
+    assert warnings - {"RabbitMQ 3 is out of support, and a direct producer can stop its queues"} == {
         "only one RabbitMQ node",
         "the service's user is guest, whose password is public",
     }
@@ -256,12 +259,18 @@ async def test_users_with_too_many_permissions_are_reported(
         "no-topics": PRODUCER,
         "reader": PRODUCER | {"read": ".*"},
         "loose-topics": PRODUCER,
+        "other-name": PRODUCER,
         "correct": PRODUCER,
     }
     for name, permissions in permissions_by_user.items():
         rabbitmq.api("PUT", f"users/{vhost}-{name}", {"password": "pw", "tags": ""})
         rabbitmq.api("PUT", f"permissions/{vhost}/{vhost}-{name}", permissions)
-    for name, pattern in (("correct", r"^(task|batch)\.submitted\.{username}$"), ("loose-topics", "submitted")):
+    patterns = {
+        "correct": r"^(task|batch)\.submitted\.{username}$",
+        "loose-topics": "submitted",
+        "other-name": r"^task\.submitted\.acme$",
+    }
+    for name, pattern in patterns.items():
         topic = {"exchange": topology.SUBMISSIONS, "write": pattern, "read": "^$"}
         rabbitmq.api("PUT", f"topic-permissions/{vhost}/{vhost}-{name}", topic)
     try:
@@ -269,10 +278,59 @@ async def test_users_with_too_many_permissions_are_reported(
         assert reports(findings, ERROR, "-no-topics may submit for any customer")
         assert reports(findings, ERROR, "-loose-topics may submit for any customer")
         assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, ingest.tasks")
+        assert reports(findings, ERROR, "-other-name may submit, but not for a customer of its own name")
         assert not any("-correct" in finding.what for finding in findings)
     finally:
         for name in permissions_by_user:
             rabbitmq.api("DELETE", f"users/{vhost}-{name}")
+
+
+@pytest.mark.parametrize(
+    ("shim", "trusted", "untrusted"),
+    [
+        ("shim", set(), "shim"),
+        ("shim", {"guest"}, "shim"),
+        ("shim", {"shim"}, "guest"),
+        ("shim", {"guest", "shim"}, ""),
+        ("guest", set(), ""),
+    ],
+)
+async def test_user_of_a_connected_shim_or_worker_whom_the_workers_do_not_trust_is_an_error(
+    rabbitmq: RabbitServer, rabbitmq_url: str, management: Management, shim: str, trusted: set[str], untrusted: str
+) -> None:
+    """A worker trusts its own user unless INGEST_TRUSTED_USERS is set. It publishes submissions again, too."""
+    vhost = vhost_of(rabbitmq_url)
+    users = {"guest": "guest", "shim": f"{vhost}-shim", "": "none"}
+    rabbitmq.api("PUT", f"users/{users['shim']}", {"password": "pw", "tags": ""})
+    everything = {"configure": ".*", "write": ".*", "read": ".*"}
+    rabbitmq.api("PUT", f"permissions/{vhost}/{users['shim']}", everything)
+    worker = RabbitBroker(rabbitmq_url, name="ingest work")
+    shim_url = rabbitmq_url.replace("guest:guest", f"{users['shim']}:pw") if shim == "shim" else rabbitmq_url
+    serve = RabbitBroker(shim_url, name="ingest serve")
+    await worker.declare()
+    try:
+        await worker.publisher()
+        await serve.publisher()
+        findings: list[Finding] = []
+        async with asyncio.timeout(20):
+            while not reports(findings, ERROR, "trust") and not reports(
+                findings, OK, "2 connections of shims and workers"
+            ):
+                await asyncio.sleep(0.3)
+                findings = await check_rabbitmq(rabbitmq_url, management, frozenset(users[name] for name in trusted))
+        about = [finding for finding in findings if "do not trust" in finding.what]
+        assert [f"user {users[untrusted]} " in finding.what for finding in about] == [True] * bool(untrusted)
+        assert all("INGEST_TRUSTED_USERS" in (finding.do or "") for finding in about)
+    finally:
+        await worker.close()
+        await serve.close()
+        rabbitmq.api("DELETE", f"users/{users['shim']}")
+
+
+async def test_users_are_not_compared_if_nothing_is_connected(rabbitmq_url: str, management: Management) -> None:
+    await RabbitBroker(rabbitmq_url).declare()
+    findings = await check_rabbitmq(rabbitmq_url, management)
+    assert reports(findings, OK, "no shim and worker is connected: their users are not compared")
 
 
 async def test_memory_alarm_is_an_error_until_it_ends(
@@ -294,7 +352,9 @@ async def test_memory_alarm_is_an_error_until_it_ends(
 
 async def test_missing_management_url_is_a_warning(rabbitmq_url: str) -> None:
     await RabbitBroker(rabbitmq_url).declare()
-    assert reports(await check_rabbitmq(rabbitmq_url, None), WARNING, "INGEST_MANAGEMENT_URL is not set")
+    findings = await check_rabbitmq(rabbitmq_url, None)
+    assert reports(findings, WARNING, "INGEST_MANAGEMENT_URL is not set")
+    assert reports(findings, WARNING, "the users of connected shims and workers are not checked")
 
 
 async def test_wrong_management_password_is_a_warning_that_hides_it(rabbitmq: RabbitServer, rabbitmq_url: str) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Final
 from ingest.broker.rabbitmq.broker import BrokerInfo, RabbitBroker
 from ingest.broker.rabbitmq.management import Management, unmet
 from ingest.broker.rabbitmq.permissions import permissions
+from ingest.broker.rabbitmq.service_users import service_users
 from ingest.broker.rabbitmq.versions import parse
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
@@ -30,7 +31,7 @@ async def findings(
     Args:
         broker: connects as the service does.
         management: None if INGEST_MANAGEMENT_URL is not set.
-        trusted: the service's users.
+        trusted: INGEST_TRUSTED_USERS, empty if it is not set.
         outage_hold: seconds for which workers hold deliveries in an outage.
     """
     try:
@@ -41,7 +42,10 @@ async def findings(
     results = [*_connection(info, str(broker))]
     if management is None:
         results += _missing(info)
-        what = "INGEST_MANAGEMENT_URL is not set: policies, alarms, members and permissions are not checked"
+        what = (
+            "INGEST_MANAGEMENT_URL is not set: policies, alarms, members, permissions and the users of connected shims "
+            "and workers are not checked"
+        )
         return [
             *results,
             warning(AREA, what, "set it to http://user:password@host:15672, with a user that has the tag `monitoring`"),
@@ -51,6 +55,7 @@ async def findings(
         lambda: list(_nodes(management)),
         lambda: list(_members(management)),
         lambda: permissions(management, broker.user, trusted),
+        lambda: service_users(management, trusted),
     )
     for check in checks:
         try:
@@ -66,6 +71,13 @@ def _connection(info: BrokerInfo, where: str) -> Iterator[Finding]:
         yield error(AREA, f"{where} is version {info.version}", "upgrade it: 3.10 is the oldest that works")
     else:
         yield ok(AREA, f"{where}, version {info.version}")
+    if info.major == 3:
+        yield warning(
+            AREA,
+            "RabbitMQ 3 is out of support, and a direct producer can stop its queues: it crashes if a message with a "
+            "forged header x-death expires",
+            "upgrade to RabbitMQ 4; until then, only let producers publish whom you trust",
+        )
     if not 0 < info.heartbeat <= _SLOW_HEARTBEAT:
         yield warning(
             AREA,

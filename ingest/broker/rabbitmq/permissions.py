@@ -25,7 +25,7 @@ def permissions(management: Management, user: str | None, trusted: frozenset[str
     Args:
         management: its user needs the tag `administrator` for this check.
         user: the user that the service connects as.
-        trusted: the service's users.
+        trusted: further users of the service.
     """
     vhost = unquote(management.vhost)
     try:
@@ -87,11 +87,25 @@ def _other_user(row: dict[str, Any], topics: list[dict[str, Any]], tags: set[str
             f"rabbitmqctl set_topic_permissions {user} {topology.SUBMISSIONS} "
             r"'^(task|batch)\.submitted\.{username}$' '^$'",
         )
+    elif _may(row["write"], topology.SUBMISSIONS) and not any(_own_customer(topic, user) for topic in topics):
+        yield error(
+            AREA,
+            f"user {user} may submit, but not for a customer of its own name: what it claims to be admitted is kept",
+            "name the user of a producer as its cust_id: deploy/README.md, Users",
+        )
 
 
 def _any_customer(topic: dict[str, Any], user: str) -> bool:
+    return _may_submit(topic, user, _OTHER)
+
+
+def _own_customer(topic: dict[str, Any], user: str) -> bool:
+    return _may_submit(topic, user, user)
+
+
+def _may_submit(topic: dict[str, Any], user: str, cust_id: str) -> bool:
     pattern = topic["write"].replace("{username}", re.escape(user)).replace("{vhost}", re.escape(topic["vhost"]))
-    return _may(pattern, f"task.submitted.{_OTHER}") or _may(pattern, f"batch.submitted.{_OTHER}")
+    return _may(pattern, f"task.submitted.{cust_id}") or _may(pattern, f"batch.submitted.{cust_id}")
 
 
 def _may(pattern: str, name: str) -> bool:

@@ -8,6 +8,8 @@ counts as failed delivery  every return: reject, nack, as before                
 default delivery limit     none                        20                           20
 headers of a delivery      `x-delivery-count`          as before                    also `x-acquired-count`
 maximum message size       128 MiB                     16 MiB                       16 MiB
+forged header `x-death`    can crash queues            ignored                      ignored
+permission of header `CC`  not checked                 checked                      checked
 priority                   ignored                     above 4 before 0 to 4, 2:1   strict order of 0 to 31
 global QoS                 not on quorum queues        not on quorum queues         an error
 ========================== =========================== ============================ ================================
