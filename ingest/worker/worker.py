@@ -25,7 +25,8 @@ from ingest.worker.refunds import INTERVAL, refund_doubts_regularly
 _CONTENDED_PAUSES: Final = (0.05, 1.0)
 """First and longest pause before another attempt at contended submissions, in seconds."""
 _PATIENCE: Final = 0.5
-"""Seconds after which submissions that are still contended wait apart: they no longer take part of the prefetch."""
+"""Seconds after which submissions that are still contended or undecided wait apart: they no longer take part of the
+prefetch."""
 _CONTENDED_APART_PAUSES: Final = (1.0, 5.0)
 """First and longest pause before another attempt at contended submissions that wait apart, in seconds."""
 _REFUSED_PAUSES: Final = (0.5, 30.0)
@@ -220,9 +221,10 @@ class QueueConsumerLoop:
             if unfinished.untrusted:
                 self._wait_apart(Unfinished(untrusted=unfinished.untrusted), _CONTENDED_APART_PAUSES)
                 unfinished.untrusted = []
-            if unfinished.contended and loop.time() >= impatient_at:
-                self._wait_apart(Unfinished(contended=unfinished.contended), _CONTENDED_APART_PAUSES)
-                unfinished.contended = []
+            if (unfinished.contended or unfinished.undecided) and loop.time() >= impatient_at:
+                waiting = Unfinished(contended=unfinished.contended, undecided=unfinished.undecided)
+                self._wait_apart(waiting, _CONTENDED_APART_PAUSES)
+                unfinished.contended, unfinished.undecided = [], []
             if not unfinished:
                 return
             pause = (unavailable if unfinished.unavailable or unfinished.undecided else contended).next()

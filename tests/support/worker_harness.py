@@ -15,7 +15,7 @@ from ingest.parsing.parser import SubmissionParser
 from ingest.worker import Worker
 from ingest.worker.breaker import CircuitBreaker
 from ingest.worker.classify import DeliveryClassifier
-from ingest.worker.processor import DeliveryProcessor
+from ingest.worker.processor import DeliveryProcessor, Unfinished
 from ingest.worker.worker import OUTAGE_HOLD
 from tests.support.fakes import AckingConsumer, ScriptedPublisher
 from tests.support.tasks import TASK
@@ -24,29 +24,43 @@ from tests.support.tasks import TASK
 class ProcessorHarness:
     """A `DeliveryProcessor` on a real ledger; its publisher and consumer record the calls."""
 
-    def __init__(self, store: Store, *, clock: Callable[[], float] = time.time, meter: Meter = NO_METER) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], float] = time.time,
+        meter: Meter = NO_METER,
+        publisher: ScriptedPublisher | None = None,
+    ) -> None:
         self.admission = Admission(store, clock=clock)
-        self.publisher = ScriptedPublisher()
+        self.publisher = publisher or ScriptedPublisher()
         self.consumer = AckingConsumer()
-        self.unavailable: list[Delivery] = []
-        """The deliveries that the last attempt did not finish because a dependency was unavailable."""
-        self.undecided: list[Delivery] = []
-        """Those that it did not finish because the store had trouble with one of their records."""
+        self.unfinished = Unfinished()
+        """What the last attempt did not finish."""
         self._parser = SubmissionParser()
         classifier = DeliveryClassifier(store, frozenset({"shim"}), self._parser, clock)
-        self._processor = DeliveryProcessor(store, self.publisher, self.admission, classifier, meter)
+        self.processor = DeliveryProcessor(store, self.publisher, self.admission, classifier, meter)
+
+    @property
+    def unavailable(self) -> list[Delivery]:
+        """The deliveries that the last attempt did not finish because a dependency was unavailable."""
+        return self.unfinished.unavailable
+
+    @property
+    def undecided(self) -> list[Delivery]:
+        """Those that it did not finish because the store had trouble with one of their records."""
+        return self.unfinished.undecided
 
     async def attempt(self, *deliveries: Delivery) -> list[str]:
         """Make one attempt; return the ids of the messages that it published."""
         self.publisher.sent.clear()
-        unfinished = await self._processor.attempt(self.consumer, deliveries)
-        self.unavailable, self.undecided = unfinished.unavailable, unfinished.undecided
+        self.unfinished = await self.processor.attempt(self.consumer, deliveries)
         return [message.message_id for message in self.publisher.sent]
 
     async def move_to_end(self, *deliveries: Delivery) -> list[Delivery]:
         """Move deliveries to the end of their queue; return those that were not moved."""
         self.publisher.sent.clear()
-        return await self._processor.move_to_end(self.consumer, deliveries)
+        return await self.processor.move_to_end(self.consumer, deliveries)
 
     async def close(self) -> None:
         """End the process that parses, if an attempt has started it."""

@@ -8,7 +8,7 @@ from typing import Any
 from ingest.admission.pending import PendingChanges
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Entry, Step
-from tests.unit.broker.virtual_time_loop import in_virtual_time
+from tests.support.virtual_time_loop import in_virtual_time
 
 
 def change(name: str) -> Change:
@@ -38,7 +38,7 @@ class SlowLedger:
     async def in_doubt(self, idle: int) -> list[Entry]:
         raise NotImplementedError
 
-    async def accept(self, entries: Sequence[Entry]) -> None:
+    async def accept(self, entries: Sequence[Entry]) -> list[bool]:
         raise NotImplementedError
 
 
@@ -48,48 +48,6 @@ async def fails(awaitable: Any) -> bool:
     except StoreUnavailable:
         return True
     return False
-
-
-@in_virtual_time
-async def test_nothing_pending_costs_no_call() -> None:
-    ledger = SlowLedger()
-    pending = PendingChanges(ledger)
-    await pending.flush()
-    await pending.apply([])
-    assert ledger.calls == []
-
-
-@in_virtual_time
-async def test_change_is_applied_once_and_a_concurrent_one_after_it() -> None:
-    """The second caller waits for the first call, and a third one that has no changes waits for both."""
-    ledger = SlowLedger()
-    pending = PendingChanges(ledger)
-
-    async def apply_later(name: str) -> None:
-        await asyncio.sleep(0.5)
-        await pending.apply([change(name)])
-
-    async def flush_later() -> float:
-        await asyncio.sleep(0.6)
-        await pending.flush()
-        return asyncio.get_running_loop().time()
-
-    _, _, flushed = await asyncio.gather(pending.apply([change("a")]), apply_later("b"), flush_later())
-    assert ledger.calls == [(0, ["a"]), (1, ["b"])]
-    assert flushed == 2
-
-
-@in_virtual_time
-async def test_outage_costs_one_call_however_many_callers_wait() -> None:
-    """All of them get the error, and what they wanted to change is applied afterwards."""
-    ledger = SlowLedger()
-    pending = PendingChanges(ledger)
-    ledger.fails = True
-    assert all(await asyncio.gather(*[fails(pending.apply([change(name)])) for name in "abc"]))
-    assert ledger.calls == [(0, ["a"])]
-    ledger.fails = False
-    await pending.flush()
-    assert ledger.calls[-1] == (1, ["a", "b", "c"])
 
 
 @in_virtual_time
@@ -104,8 +62,8 @@ async def test_retries_pause_longer_each_time_and_end_when_the_ledger_answers() 
     await asyncio.sleep(100)
     starts = [time for time, _ in ledger.calls]
     pauses = [later - earlier - 1 for earlier, later in itertools.pairwise(starts)]
-    assert all(0.5 * 0.2 <= pause <= 1.5 * 5 for pause in pauses)
-    assert all(pause >= 2.5 for pause in pauses[6:])
+    assert all(0.5 * 0.2 <= pause <= 1.5 * 1 for pause in pauses)
+    assert all(pause >= 0.5 for pause in pauses[6:])
     assert len(pauses) > 10
     ledger.fails = False
     await asyncio.sleep(10)

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from ingest.shim.batcher import MicroBatcher, QueueFull
+from ingest.fair_queue import QueueFull
+from ingest.shim.batcher import MicroBatcher
 from tests.simulation.loop import SimulatedLoop
-from tests.unit.broker.virtual_time_loop import in_virtual_time
+from tests.support.virtual_time_loop import in_virtual_time
 
 
 class Runs:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ingest.admission import Request
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
 from ingest.domain.errors import Reason
@@ -117,3 +118,12 @@ async def test_failed_attempt_counts_as_waiting_and_the_outcome_counts_later(har
     harness.publisher.outcome = PublishOutcome.CONFIRMED
     await harness.attempt(direct_delivery("1", redelivered=True), direct_delivery("2", {}, redelivered=True))
     assert harness.counted(SUBMISSIONS) == {"amqp,task,accepted": 1, "amqp,task,rejected,invalid": 1}
+
+
+async def test_copy_and_contended_submission_of_one_micro_batch_are_counted_apart(harness: OutcomesHarness) -> None:
+    submission = task_submission(TASK, "c", frozenset(), "held")
+    await harness.admission.admit([Request(submission, Customer(cust_id="c"))])
+    await harness.attempt(from_shim("a", time.time()))
+    await harness.attempt(from_shim("a", time.time()), direct_delivery("held"))
+    assert harness.counted("ingest_repeated_deliveries_total") == {"": 1}
+    assert harness.counted("ingest_waiting_submissions_total") == {"busy": 1}

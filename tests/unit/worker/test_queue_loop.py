@@ -1,0 +1,313 @@
+"""How one queue's deliveries are attempted, retried and put back: a scripted processor, in virtual time."""
+
+import asyncio
+import itertools
+
+from tests.support.loop_harness import LoopHarness, now
+from tests.support.virtual_time_loop import in_virtual_time
+
+
+def between(times: list[float], least: float, most: float) -> bool:
+    """Return whether all pauses are within the limits, and there is at least one."""
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    return bool(pauses) and all(least <= pause <= most for pause in pauses)
+
+
+@in_virtual_time
+async def test_contended_delivery_is_attempted_again_soon_and_after_half_a_second_apart() -> None:
+    """Then it takes no part of the prefetch, and is attempted every few seconds until it is finished."""
+    harness = LoopHarness()
+    harness.processor.trouble = {"contended": "contended"}
+    harness.consumer.deliver("contended", "other")
+
+    async def use() -> None:
+        await asyncio.sleep(100)
+        assert harness.processor.times_of("other") == [0]
+        harness.processor.trouble = {}
+        await asyncio.sleep(8)
+        harness.processor.attempts.clear()
+        await asyncio.sleep(100)
+
+    await harness.run(use())
+    assert harness.consumer.extra == [1]
+    assert harness.processor.attempts == []
+
+
+@in_virtual_time
+async def test_pauses_of_a_contended_delivery() -> None:
+    harness = LoopHarness()
+    harness.processor.trouble = {"contended": "contended"}
+    harness.consumer.deliver("contended")
+    await harness.run_for(100)
+    times = harness.processor.times_of("contended")
+    soon = [time for time in times if time < 0.5]
+    assert 3 <= len(soon) <= 6
+    assert between([time for time in times if time > 12], 2.5, 7.5)
+    assert harness.breaker.state.opened_at is None
+
+
+@in_virtual_time
+async def test_refused_and_rejected_deliveries_wait_apart_at_once() -> None:
+    """Both wait together. Each pause is twice as long as the one before, up to half a minute."""
+    harness = LoopHarness()
+    harness.processor.trouble = {"refused": "refused", "rejected": "rejected"}
+    harness.consumer.deliver("refused", "other", "rejected")
+    await harness.run_for(600)
+    times = harness.processor.times_of("refused")
+    assert times == harness.processor.times_of("rejected")
+    assert times[0] == 0
+    assert 0.25 <= times[1] <= 0.75
+    assert between([time for time in times if time > 60], 15, 45)
+    assert harness.processor.times_of("other") == [0]
+    assert harness.consumer.extra == [2]
+
+
+@in_virtual_time
+async def test_extra_prefetch_covers_everything_that_waits_apart_now() -> None:
+    """What is finished counts no longer."""
+    harness = LoopHarness()
+    harness.processor.trouble = dict.fromkeys("abcd", "refused")
+    harness.consumer.deliver("a", "b")
+
+    async def use() -> None:
+        await asyncio.sleep(1)
+        harness.consumer.deliver("c")
+        await asyncio.sleep(1)
+        del harness.processor.trouble["a"], harness.processor.trouble["c"]
+        await asyncio.sleep(100)
+        harness.consumer.deliver("d")
+        await asyncio.sleep(1)
+
+    await harness.run(use())
+    assert harness.consumer.extra == [2, 3, 2]
+
+
+@in_virtual_time
+async def test_deliveries_that_waited_until_the_worker_stopped_count_no_longer() -> None:
+    harness = LoopHarness()
+    harness.processor.trouble = {"a": "refused", "b": "contended"}
+    harness.consumer.deliver("a", "b")
+    await harness.run_for(10)
+    assert harness.loop._apart == 0
+
+
+@in_virtual_time
+async def test_deliveries_wait_apart_even_if_the_broker_allows_no_extra_prefetch() -> None:
+    harness = LoopHarness()
+    harness.processor.trouble = {"refused": "refused"}
+    harness.consumer.is_connected = False
+    harness.consumer.deliver("refused")
+    await harness.run_for(100)
+    assert len(harness.processor.times_of("refused")) > 3
+
+
+@in_virtual_time
+async def test_extra_prefetch_has_a_limit() -> None:
+    names = [f"m{number}" for number in range(10_001)]
+    harness = LoopHarness(max_batch=20_000)
+    harness.processor.trouble = dict.fromkeys(names, "refused")
+    harness.consumer.deliver(*names)
+    await harness.run_for(0.2)
+    assert harness.consumer.extra == [10_000]
+
+
+@in_virtual_time
+async def test_delivery_that_was_held_too_long_is_put_back() -> None:
+    """One whose events are refused moves to the end of the queue; others are requeued. What is lost is neither.
+
+    The broker would close the channel after half an hour. A delivery that could not be moved is held again.
+    """
+    harness = LoopHarness()
+    names = ("refused", "unmoved", "lost", "rejected")
+    harness.processor.trouble = dict(zip(names, ["refused"] * 3 + ["rejected"], strict=True))
+    harness.processor.unmoved = {"unmoved"}
+    harness.consumer.lost = [harness.consumer.deliver(*names)[2]]
+
+    async def use() -> None:
+        await asyncio.sleep(1199)
+        assert (harness.processor.moves, harness.consumer.requeued) == ([], [])
+        await asyncio.sleep(46)
+        harness.processor.attempts.clear()
+        await asyncio.sleep(50)
+
+    await harness.run(use())
+    (moved_at, moved), (_, moved_again) = harness.processor.moves[:2]
+    assert (moved, moved_again) == (["refused", "unmoved"], ["unmoved"])
+    assert moved_at >= 1200
+    assert harness.consumer.requeued[0] == (moved_at, ["rejected"])
+    assert {name for _, names in harness.processor.attempts for name in names} == {"unmoved"}
+
+
+@in_virtual_time
+async def test_contended_delivery_that_was_held_too_long_is_requeued() -> None:
+    """It must not be published in the service's own name."""
+    harness = LoopHarness()
+    harness.processor.trouble = {"contended": "contended"}
+    harness.consumer.deliver("contended")
+    await harness.run_for(1300)
+    ((time, requeued),) = harness.consumer.requeued
+    assert (requeued, harness.processor.moves) == (["contended"], [(time, [])])
+    assert 1200 <= time <= 1210
+    assert harness.processor.times_of("contended")[-1] == round(time, 3)
+
+
+@in_virtual_time
+async def test_defect_costs_only_the_delivery_that_triggers_it() -> None:
+    """The others are attempted alone, and their trouble is treated as usual. The defective one is requeued later."""
+    harness = LoopHarness()
+    harness.processor.trouble = {
+        "defect": ZeroDivisionError(),
+        "contended": "contended",
+        "refused": "refused",
+        "rejected": "rejected",
+        "unavailable": "unavailable",
+    }
+    harness.consumer.deliver("good", "defect", *list(harness.processor.trouble)[1:])
+
+    async def use() -> None:
+        await asyncio.sleep(0.25)
+        alone = [names for _, names in harness.processor.attempts[1:7]]
+        assert alone == [["good"], ["defect"], ["contended"], ["refused"], ["rejected"], ["unavailable"]]
+        assert harness.consumer.requeued == [(0.2, ["defect"])]
+        harness.processor.trouble = {}
+        harness.processor.attempts.clear()
+        await asyncio.sleep(5)
+        again = sorted(name or "" for _, names in harness.processor.attempts for name in names)
+        assert again == ["contended", "refused", "rejected", "unavailable"]
+
+    await harness.run(use())
+
+
+@in_virtual_time
+async def test_single_delivery_that_triggers_a_defect_is_requeued_once() -> None:
+    harness = LoopHarness()
+    harness.processor.trouble = {"defect": ZeroDivisionError()}
+    harness.consumer.deliver("defect")
+    await harness.run_for(10)
+    assert harness.processor.attempts == [(0, ["defect"])]
+    assert harness.consumer.requeued == [(0.2, ["defect"])]
+
+
+@in_virtual_time
+async def test_unavailable_dependency_opens_the_circuit_only_if_nothing_was_finished() -> None:
+    """Then the next attempt is a trial, after the breaker's pause and not after one of the loop's own."""
+    harness = LoopHarness()
+    harness.processor.trouble = {"unavailable": "unavailable"}
+    harness.consumer.deliver("unavailable", "good")
+
+    async def use() -> None:
+        await asyncio.sleep(0.01)
+        assert not harness.breaker.state.is_open
+        await asyncio.sleep(0.2)
+        assert harness.breaker.state.is_open
+        opened_at = harness.breaker.state.opened_at or 0.0
+        await asyncio.sleep(10)
+        assert harness.processor.times_of("unavailable")[-1] == round(opened_at + 10, 3)
+        harness.processor.trouble = {}
+        await asyncio.sleep(10)
+        assert not harness.breaker.state.is_open
+
+    await harness.run(use())
+
+
+@in_virtual_time
+async def test_first_pause_after_an_outage_is_twice_as_long_as_after_contention() -> None:
+    """Each is random, between a half and one and a half of 100 ms or 50 ms."""
+    for trouble, pause in (("contended", 0.05), ("unavailable", 0.1)):
+        names = [f"{trouble} {number}" for number in range(30)]
+        harness = LoopHarness(max_batch=2)
+        harness.processor.trouble = dict.fromkeys(names, trouble)
+        for name in names:
+            harness.consumer.deliver(name, f"good {name}")
+        began = now()
+
+        async def use(harness: LoopHarness = harness) -> None:
+            await asyncio.sleep(0.01)
+            harness.processor.trouble = {}
+            await asyncio.sleep(0.5)
+
+        await harness.run(use())
+        pauses = sorted(harness.processor.times_of(name)[1] - began for name in names)
+        assert pause * 0.5 <= pauses[0] < pause * 0.7
+        assert pause * 1.3 < pauses[-1] <= pause * 1.5
+
+
+@in_virtual_time
+async def test_contended_delivery_does_not_open_the_circuit() -> None:
+    """Nor one that is refused: that is trouble of a single submission."""
+    harness = LoopHarness()
+    harness.processor.trouble = {"contended": "contended", "refused": "refused"}
+    harness.consumer.deliver("contended")
+    harness.consumer.deliver("refused")
+    await harness.run_for(0.3)
+    assert not harness.breaker.state.is_open
+
+
+@in_virtual_time
+async def test_lost_delivery_is_not_attempted() -> None:
+    """The broker delivers it again. If all are lost, there is nothing to attempt, which is not a success."""
+    harness = LoopHarness()
+    harness.processor.trouble = {"unavailable": "unavailable"}
+
+    async def use() -> None:
+        harness.consumer.lost = [harness.consumer.deliver("lost", "good")[0]]
+        await asyncio.sleep(1)
+        assert harness.processor.attempts == [(0, ["good"])]
+        waiting = harness.consumer.deliver("unavailable")
+        await asyncio.sleep(1)
+        harness.consumer.lost += waiting
+        await asyncio.sleep(100)
+        assert harness.processor.times_of("unavailable") == [1]
+        assert harness.breaker.state.is_open
+
+    await harness.run(use())
+
+
+@in_virtual_time
+async def test_lost_deliveries_do_not_accumulate_while_they_wait() -> None:
+    """The connection is lost again and again during an outage, and each time everything is delivered again."""
+    harness = LoopHarness(max_batch=1)
+    harness.processor.seconds = 100
+
+    async def use() -> None:
+        harness.consumer.deliver("in progress", "in progress too", "and this")
+        await asyncio.sleep(1)
+        for round_ in range(10):
+            harness.consumer.lost += harness.consumer.deliver(*[f"{round_}.{number}" for number in range(3)])
+            await asyncio.sleep(1)
+        assert len(harness.loop._waiting) <= 6
+        harness.consumer.deliver("good")
+        await asyncio.sleep(1)
+        assert "good" in [waiting.message_id for waiting in harness.loop._waiting]
+
+    await harness.run(use())
+
+
+@in_virtual_time
+async def test_at_most_three_micro_batches_are_in_progress() -> None:
+    """A single delivery starts at once only if nothing is in progress. Retries do not count."""
+    harness = LoopHarness(max_batch=2)
+    harness.processor.seconds = 10
+    harness.processor.trouble = {"0": "contended"}
+
+    async def use() -> None:
+        harness.consumer.deliver("0", "1", "2")
+        await asyncio.sleep(1)
+        assert harness.processor.attempts == [(0, ["0", "1"])]
+        harness.consumer.deliver("3", "4", "5", "6", "7")
+        await asyncio.sleep(1)
+        assert harness.processor.attempts[1:] == [(1, ["2", "3"]), (1, ["4", "5"])]
+        await asyncio.sleep(8.01)
+        assert harness.processor.attempts[3:4] == [(10, ["6", "7"])]
+
+    await harness.run(use())
+    assert harness.loop._in_progress == 0
+
+
+@in_virtual_time
+async def test_stop_ends_every_wait_for_another_attempt() -> None:
+    harness = LoopHarness()
+    harness.processor.trouble = {"refused": "refused", "unavailable": "unavailable"}
+    harness.consumer.deliver("refused", "unavailable")
+    await harness.run_for(30)
+    assert now() == 30
