@@ -12,7 +12,7 @@ from ingest.domain.dead_letters import REASON_HEADER
 
 
 class Watch:
-    """Consumes all events of asg.events and all dead letters of ingest.dead.
+    """Consumes all events of asg.events since its start, and all dead letters of ingest.dead.
 
     `tasks` counts acceptance events by task id, `outcomes` events by kind, `dead` dead letters by reason.
     """
@@ -27,7 +27,7 @@ class Watch:
         self._connection = await aio_pika.connect(self._url)
         channel = await self._connection.channel()
         await channel.set_qos(1000)
-        events = await channel.declare_queue("fuzz.events", durable=True)
+        events = await channel.declare_queue(exclusive=True)
         await events.bind("asg.events", "#")
         await events.consume(self._event)
         await (await channel.get_queue("ingest.dead")).consume(self._dead)
