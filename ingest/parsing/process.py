@@ -69,7 +69,8 @@ class ParserProcess:
         child, self._child = self._child, None
         if child is not None:
             if child.returncode is None:
-                child.kill()
+                with contextlib.suppress(ProcessLookupError):  # it has just ended
+                    child.kill()
             await child.wait()
 
     async def _start(self) -> asyncio.subprocess.Process:
@@ -97,7 +98,7 @@ class ParserProcess:
         except TimeoutError:
             _log.error("parser_killed", pid=child.pid, seconds=self._time_limit)
             raise ParserFailed(f"parsing the body took more than {self._time_limit:g} s") from None
-        except (ConnectionError, asyncio.IncompleteReadError):
+        except (OSError, RuntimeError, asyncio.IncompleteReadError):  # RuntimeError: uvloop, if the pipe is closed
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_EXIT):
                     await child.wait()
