@@ -2,11 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aio_pika
+import aiormq
 import pytest
 
 from ingest.admission import Admission
@@ -16,10 +19,11 @@ from ingest.domain import topology
 from ingest.domain.customers import Customer
 from ingest.domain.dead_letters import DeadLetter, read
 from ingest.domain.identity import SubmissionKind, keyed_id
+from ingest.domain.messages import MAX_MESSAGE
 from ingest.store.sqlite import SqliteStore
 from ingest.worker import Worker
 from tests.contract.test_broker import take
-from tests.integration.test_rabbitmq import message
+from tests.integration.test_rabbitmq import message, skip_unless_controllable
 from tests.servers import RabbitServer
 from tests.support.tasks import TASK
 
@@ -52,9 +56,9 @@ async def exchange(
         yield await channel.get_exchange(topology.SUBMISSIONS, ensure=False)
 
 
-@pytest.fixture
-async def worker(broker: RabbitBroker, tmp_path: Path) -> AsyncIterator[Worker]:
-    """A running worker that knows the customer `acme`."""
+@asynccontextmanager
+async def running_worker(broker: RabbitBroker, tmp_path: Path) -> AsyncIterator[Worker]:
+    """Run a worker that knows the customer `acme`."""
     store = await SqliteStore.open(tmp_path / "store.db")
     await store.save_customer(Customer(cust_id=CUSTOMER))
     worker = Worker(
@@ -69,6 +73,12 @@ async def worker(broker: RabbitBroker, tmp_path: Path) -> AsyncIterator[Worker]:
     worker.stop()
     await asyncio.wait_for(running, 10)
     await store.close()
+
+
+@pytest.fixture
+async def worker(broker: RabbitBroker, tmp_path: Path) -> AsyncIterator[Worker]:
+    async with running_worker(broker, tmp_path) as worker:
+        yield worker
 
 
 async def dead_letters(broker: RabbitBroker, count: int) -> dict[str, DeadLetter]:
@@ -139,3 +149,60 @@ async def test_order_of_delivery_depends_on_the_priority_since_rabbitmq_4(
         assert order.index("p5") < order.index("p4")
     else:
         assert order == ["m1", "p0", "p4", "p5", "p255"]
+
+
+async def test_large_header_tables_do_not_delay_the_submissions_of_others(
+    broker: RabbitBroker, exchange: aio_pika.abc.AbstractExchange, tmp_path: Path
+) -> None:
+    """To decode such a table completely takes almost a second, in which the worker does nothing else."""
+    headers: dict[str, Any] = {"x": [None] * 100_000}
+    for number in range(30):
+        await exchange.publish(submission(f"h{number}", headers=headers | {"n": number}), KEY)
+    await exchange.publish(submission("plain"), KEY)
+    start = time.monotonic()
+    async with running_worker(broker, tmp_path):
+        assert task_id("plain") in await accepted_tasks(broker, 31)
+    assert time.monotonic() - start < 10
+    assert sum(state.reconnects for state in broker.connections()) == 0
+
+
+@pytest.mark.parametrize("header", ["CC", "BCC"])
+async def test_further_routing_keys_submit_for_no_other_customer(
+    broker: RabbitBroker, exchange: aio_pika.abc.AbstractExchange, worker: Worker, rabbitmq: RabbitServer, header: str
+) -> None:
+    """RabbitMQ 4 checks the permission of each key. RabbitMQ 3 does not, but delivers only the first key."""
+    copied = submission("copied", headers={header: ["task.submitted.other", "batch.submitted.other"]})
+    if parse(rabbitmq.api("GET", "overview")["rabbitmq_version"]) >= (4, 0):
+        with pytest.raises(aiormq.exceptions.ChannelAccessRefused):
+            await exchange.publish(copied, KEY)
+        return
+    await exchange.publish(copied, KEY)
+    events = await take(await broker.consumer(topology.CONSENSUS_TASKS, 100), 1)
+    assert [json.loads(event.body)["data"]["cust_id"] for event in events] == [CUSTOMER]
+    letters = await dead_letters(broker, 1)
+    assert [(letter.reason, letter.cust_id) for letter in letters.values()] == [("bad_routing_key", CUSTOMER)]
+
+
+async def test_largest_message_is_rejected_and_its_neighbours_are_accepted(
+    broker: RabbitBroker, exchange: aio_pika.abc.AbstractExchange, worker: Worker
+) -> None:
+    await exchange.publish(submission("before"), KEY)
+    await exchange.publish(submission("largest", bytes(MAX_MESSAGE)), KEY)
+    await exchange.publish(submission("after"), KEY)
+    assert await accepted_tasks(broker, 2) == {task_id("before"), task_id("after")}
+    letters = await dead_letters(broker, 1)
+    assert {name: letter.reason for name, letter in letters.items()} == {"largest": "too_large"}
+    assert sum(state.reconnects for state in broker.connections()) == 0
+
+
+async def test_confirmed_message_that_is_not_persistent_survives_a_kill_of_the_broker(
+    broker: RabbitBroker, exchange: aio_pika.abc.AbstractExchange, rabbitmq: RabbitServer
+) -> None:
+    """Quorum queues store every message, so delivery_mode 1 loses nothing."""
+    skip_unless_controllable(rabbitmq)
+    transient = submission("transient", delivery_mode=aio_pika.DeliveryMode.NOT_PERSISTENT)
+    await exchange.publish(transient, KEY)
+    await asyncio.to_thread(rabbitmq.kill)
+    await asyncio.to_thread(rabbitmq.start)
+    (delivery,) = await take(await broker.consumer(topology.INGEST_TASKS, 10), 1)
+    assert delivery.message_id == "transient"
