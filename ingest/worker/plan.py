@@ -96,9 +96,9 @@ def is_uncharged(admitted: Admitted, entries: Iterable[Entry | None]) -> bool:
     stored = [entry for entry in entries if entry is not None]
     if any(entry.id == submission_id and entry.is_durable for entry in stored):
         return False
+    # An item may have been refunded to another submission that had taken it over.
     return any(
-        not entry.is_durable and entry.doubt is Doubt.REFUNDED and submission_id in (entry.id, entry.origin)
-        for entry in stored
+        not entry.is_durable and entry.doubt is Doubt.REFUNDED and entry.id not in admitted.replayed for entry in stored
     )
 
 

@@ -157,6 +157,25 @@ async def test_superseded_batch_with_a_refunded_item_is_only_acked(
     assert await used(store) == 1
 
 
+async def test_batch_is_charged_again_for_an_item_that_was_refunded_to_another_submission(
+    harness: ProcessorHarness, store: SqliteStore, clock: Clock
+) -> None:
+    """A single task with the item's key takes the claim over, and its publish fails. Then the batch arrives."""
+    item = TASK | {"idempotency_key": "i"}
+    batch = Request(batch_submission({"tasks": [item]}, "c", frozenset(), "k"), CUSTOMER)
+    single = Request(task_submission(item, "c", frozenset(), None), CUSTOMER)
+    decisions = [*await harness.admission.admit([batch])]
+    await harness.admission.release(decisions, refund=False)
+    await harness.admission.release(await harness.admission.admit([single]), refund=False)
+    clock.now += DOUBT / 2
+    assert await harness.admission.refund_doubts() == 1
+    message = Admitted(batch.submission, decisions[0].entry.created_at, CUSTOMER.retention)
+    task_event, batch_event = await harness.attempt(admitted_delivery(message))
+    assert task_event.startswith("tsk_")
+    assert batch_event.startswith("bat_")
+    assert await used(store) == 1
+
+
 async def test_charge_is_not_refunded_while_its_message_is_processed(
     harness: ProcessorHarness, store: SqliteStore, clock: Clock
 ) -> None:
