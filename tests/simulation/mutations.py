@@ -159,26 +159,26 @@ MUTATIONS: Final = (
     _mutation(
         "a refused event holds the prefetch",
         "worker/worker.py",
-        "await self.consumer.allow_extra(min(self._apart, _MAX_APART))",
+        "await self.consumer.set_apart(waiting.deliveries, min(self._apart, _MAX_APART))",
         "pass",
     ),
     _mutation(
         "a contended submission holds the prefetch",
         "worker/worker.py",
-        "if unfinished.contended and loop.time() >= impatient_at:",
+        "if (unfinished.contended or unfinished.undecided) and loop.time() >= impatient_at:",
         "if False:",
     ),
     _mutation(
         "pending changes are not retried",
         "admission/pending.py",
-        "                self._retry_later()\n                raise",
-        "                raise",
+        "                self._retrying = asyncio.get_running_loop().create_task(self._retry())",
+        "                pass",
     ),
     _mutation(
         "pending changes are forgotten",
         "admission/pending.py",
-        "                self._retry_later()\n                raise",
-        "                self._pending.clear()\n                raise",
+        "            self._pending += changes\n            raise",
+        "            raise",
     ),
     _mutation(
         "an item is settled under the wrong origin",
@@ -195,8 +195,8 @@ MUTATIONS: Final = (
     _mutation(
         "what was charged one by one is not refunded",
         "admission/attempt.py",
-        "        if granted:\n            self.granted.append(pending.charge)",
-        "        if False:\n            pass",
+        "(granted,) = await self._granted([pending.charge])",
+        "(granted,) = await self._store.charge([pending.charge])",
     ),
     _mutation(
         "a key is forgotten while its submission waits",
@@ -207,16 +207,14 @@ MUTATIONS: Final = (
     _mutation(
         "a refunded message that becomes queued is dropped",
         "worker/planner.py",
-        "if decision.verdict in (Verdict.CONTENDED, Verdict.REPLAY):",
-        "if decision.verdict is Verdict.REPLAY:\n"
-        "                continue\n"
-        "            if decision.verdict is Verdict.CONTENDED:",
+        "            if decision.verdict is Verdict.REPLAY:\n",
+        "            if decision.verdict is Verdict.REPLAY:\n                continue\n            if False:\n",
     ),
     _mutation(
         "a submission is rejected after its webhook was removed",
         "worker/planner.py",
-        "if entry is not None and same_body and (entry.is_durable or entry.origin == request.origin):",
-        "if entry is not None and False:",
+        "                and (entry.is_durable or entry.origin == request.origin)\n",
+        "                and False\n",
     ),
     _mutation(
         "a worker that stops acks what it has not finished",
@@ -234,7 +232,7 @@ MUTATIONS: Final = (
     _mutation(
         "a nacked message counts as not taken",
         "domain/messages.py",
-        "return self in (PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT)",
-        "return self in (PublishOutcome.UNROUTABLE, PublishOutcome.UNSENT, PublishOutcome.NACKED)",
+        "PublishOutcome.UNSENT, PublishOutcome.TOO_LARGE)",
+        "PublishOutcome.UNSENT, PublishOutcome.TOO_LARGE, PublishOutcome.NACKED)",
     ),
 )
