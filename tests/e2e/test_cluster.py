@@ -15,6 +15,7 @@ from asg_gateway import AsyncASGGatewayClient
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
+from ingest.domain.dead_letters import ENVELOPE_HEADER
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from tests.e2e.contract import BATCH_CURL, TASK, TASK_CURL, curl
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
@@ -156,7 +157,8 @@ async def test_batch_of_1000_tasks_emits_events_once_and_its_replay_emits_none(
         deliveries = await drain(broker, topology.WEBHOOK_DISPATCH, 1001)
         replay = await client.post(f"{deployment.urls[1]}/v1/tasks/batch", json=body)
     assert (first.status_code, replay.status_code) == (202, 200)
-    assert replay.json() == first.json() | {"idempotent": True}
+    assert (first.json()["replayed"], replay.json()["replayed"]) == (0, 1000)
+    assert replay.json() == first.json() | {"replayed": 1000, "idempotent": True}
     assert replay.headers["Idempotent-Replayed"] == "true"
     assert len(set(first.json()["task_ids"])) == 1000
     *tasks, batch = deliveries
@@ -198,7 +200,10 @@ async def test_submissions_of_a_direct_producer_are_accepted_and_charged_once(
 async def test_rejected_submissions_become_dead_letters_and_valid_ones_are_accepted(
     deployment: Deployment, broker: RabbitBroker
 ) -> None:
-    """A dead letter has its reason code in a header, and the error and the submission in its body."""
+    """A dead letter has its reason code in a header, and the error and the submission in its body.
+
+    Those of a submission above 256 KiB are in a header.
+    """
     cases: list[tuple[dict[str, Any], str]] = [
         ({"body": b"\xff\xfe"}, "malformed"),
         ({"body": b"{"}, "malformed"),
@@ -225,7 +230,7 @@ async def test_rejected_submissions_become_dead_letters_and_valid_ones_are_accep
     reasons = Counter(delivery.headers["x-ingest-reason"] for delivery in dead)
     assert reasons == Counter(reason for _, reason in cases)
     for delivery in dead:
-        body = json.loads(delivery.body)
+        body = json.loads(delivery.headers.get(ENVELOPE_HEADER, delivery.body))
         assert body["reason"] == delivery.headers["x-ingest-reason"]
         assert body["error"]
         assert body["submission"]["routing_key"] in {message.routing_key for message in sent}
