@@ -44,8 +44,8 @@ def record_finished(meter: Meter, plans: Sequence[OutboundPlan]) -> None:
         if plan.decision is not None:
             amqp_ages.append(now - _submitted_at(plan, now))
             amqp_tasks += len(plan.messages)
-        elif plan.entries:
-            http_ages.append(now - plan.entries[0].created_at / 1000)
+        elif plan.outcome is Outcome.ACCEPTED:
+            http_ages += [now - entry.created_at / 1000 for entry in plan.entries[:1]]
             http_tasks += len(plan.messages)
         else:
             not_accepted.append((plan.outcome, plan.reason, plan.mismatch))
@@ -68,7 +68,7 @@ def _record_accepted(
     meter.add(metrics.ACCEPTED_TASKS, tasks, entry_point)
 
 
-def _record_not_accepted(meter: Meter, kind: SubmissionKind, submissions: list[tuple[Outcome, str, bool]]) -> None:
+def _record_not_accepted(meter: Meter, kind: SubmissionKind, submissions: Sequence[tuple[Outcome, str, bool]]) -> None:
     """Record direct submissions that were rejected or duplicates: outcome, reason, and whether the body differed."""
     counts = Counter([(outcome, reason) for outcome, reason, _ in submissions])
     for (outcome, reason), count in counts.items():

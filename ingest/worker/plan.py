@@ -121,27 +121,39 @@ def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entr
     """
     submission = admitted.submission
     stored = {entry.id: entry for entry in entries if entry is not None}
-    own_entry = submission_entry(submission, admitted.created_at, admitted.retention)
-    stored_entry = stored.get(submission.id)
-    if stored_entry is not None:
-        if stored_entry.phase is Phase.ACCEPTED:
-            return None
-        if stored_entry.fingerprint != own_entry.fingerprint:
-            # Another body has taken the key over: this one was never answered 2xx, and its doubt has lasted too long.
-            _log.warning("superseded_submission_dropped", cust_id=submission.cust_id, id=submission.id)
-            return None
-        own_entry = stored_entry
+    own_entries = _own_entries(admitted, stored.get(submission.id))
+    if own_entries is None:
+        return None
+    created_at = own_entries[0].created_at if own_entries else admitted.created_at
     if submission.kind is SubmissionKind.TASK:
-        event = events.task_accepted(submission.tasks[0], submission.cust_id, own_entry.created_at)
-        return OutboundPlan(delivery, [event], None, (own_entry,))
+        event = events.task_accepted(submission.tasks[0], submission.cust_id, created_at)
+        return OutboundPlan(delivery, [event], None, own_entries)
     accepted = {entry.id for entry in stored.values() if entry.phase is Phase.ACCEPTED}
     accepted_elsewhere = {task_id for task_id in accepted if stored[task_id].origin != submission.id}
     replayed = tuple(dict.fromkeys([*admitted.replayed, *accepted_elsewhere]))
     done = accepted.union(replayed)
     to_settle = [stored.get(item.id, item) for item in _claimed_items(admitted) if item.id not in done]
     item_created_at = {item.id: item.created_at for item in to_settle}
-    task_events, final_event = _events(submission, own_entry.created_at, item_created_at, done, replayed)
-    return OutboundPlan(delivery, task_events, final_event, (own_entry, *to_settle))
+    task_events, final_event = _events(submission, created_at, item_created_at, done, replayed)
+    return OutboundPlan(delivery, task_events, final_event, [*own_entries, *to_settle])
+
+
+def _own_entries(admitted: Admitted, stored: Entry | None) -> list[Entry] | None:
+    """Return the entry of the submission itself, to settle it; None if the submission must not be published.
+
+    The list is empty if the ledger has lost that entry and the key was used again: two clients were answered 2xx. An
+    entry that was only taken over has the same `created_at`.
+    """
+    entry = submission_entry(admitted.submission, admitted.created_at, admitted.retention)
+    if stored is None:
+        return [entry]
+    if stored.fingerprint == entry.fingerprint:
+        return None if stored.phase is Phase.ACCEPTED else [stored]
+    if stored.created_at != entry.created_at:
+        return []
+    # Another body has taken the key over: this one was never answered 2xx, and its doubt has lasted too long.
+    _log.warning("superseded_submission_dropped", cust_id=entry.cust_id, id=entry.id)
+    return None
 
 
 def add_trace(plan: OutboundPlan) -> None:

@@ -157,6 +157,31 @@ async def test_superseded_batch_with_a_refunded_item_is_only_acked(
     assert await used(store) == 1
 
 
+@pytest.mark.parametrize("other_is_accepted", [False, True])
+async def test_submission_whose_entry_was_lost_is_accepted_although_its_key_was_used_again(
+    harness: ProcessorHarness, store: SqliteStore, other_is_accepted: bool, clock: Clock
+) -> None:
+    """Both clients were answered 202. Their times tell the entries apart."""
+    messages = []
+    for body in (TASK, OTHER):
+        submission = task_submission(body, "c", frozenset(), "k")
+        (decision,) = await harness.admission.admit([Request(submission, CUSTOMER)])
+        await harness.admission.queued([decision])
+        messages.append(admitted_delivery(Admitted(submission, decision.entry.created_at, CUSTOMER.retention)))
+        if body == TASK:
+            clock.now += 1
+            (entry,) = await store.read([submission.id])
+            assert entry is not None
+            await store.apply([Change(Step.FORGET, entry)])
+    first, other = messages
+    accepted = await harness.attempt(other) if other_is_accepted else []
+    (event,) = await harness.attempt(first)
+    assert json.loads(harness.publisher.sent[0].body)["data"]["data_url"] == TASK["data_url"]
+    accepted += await harness.attempt(other)
+    assert len({event, *accepted}) == 2
+    assert await used(store) == 2
+
+
 async def test_batch_is_charged_again_for_an_item_that_was_refunded_to_another_submission(
     harness: ProcessorHarness, store: SqliteStore, clock: Clock
 ) -> None:
