@@ -104,10 +104,16 @@ def is_uncharged(admitted: Admitted, entries: Iterable[Entry | None]) -> bool:
 
 def released_entries(admitted: Admitted, entries: Iterable[Entry | None]) -> list[Entry]:
     """Return the entries of a submission that other attempts could take over, or refund, while it is processed."""
-    fingerprints = {entry.id: entry.fingerprint for entry in entries if entry is not None}
-    if fingerprints.get(admitted.submission.id) != admitted.submission.fingerprint:
+    submission = admitted.submission
+    stored = [entry for entry in entries if entry is not None]
+    if not any(entry.id == submission.id and entry.fingerprint == submission.fingerprint for entry in stored):
         return []
-    return [entry for entry in entries if entry is not None and not entry.is_durable and not entry.lease]
+    released = [entry for entry in stored if not entry.is_durable and not entry.lease]
+    fingerprints = {submission.id: submission.fingerprint}
+    if released and submission.kind is SubmissionKind.BATCH:
+        fingerprints |= {item.id: item.fingerprint for item in _claimed_items(admitted)}
+    # An item may have been taken over with another body.
+    return [entry for entry in released if entry.fingerprint == fingerprints[entry.id]]
 
 
 def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entry | None]) -> OutboundPlan | None:
@@ -121,39 +127,50 @@ def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entr
     """
     submission = admitted.submission
     stored = {entry.id: entry for entry in entries if entry is not None}
-    own_entries = _own_entries(admitted, stored.get(submission.id))
-    if own_entries is None:
+    claimed = submission_entry(submission, admitted.created_at, admitted.retention)
+    is_missing, own_entry = _resume(claimed, stored.get(submission.id))
+    if not is_missing:
         return None
-    created_at = own_entries[0].created_at if own_entries else admitted.created_at
+    created_at = (own_entry or claimed).created_at
+    to_settle = [own_entry] if own_entry else []
     if submission.kind is SubmissionKind.TASK:
         event = events.task_accepted(submission.tasks[0], submission.cust_id, created_at)
-        return OutboundPlan(delivery, [event], None, own_entries)
-    accepted = {entry.id for entry in stored.values() if entry.phase is Phase.ACCEPTED}
-    accepted_elsewhere = {task_id for task_id in accepted if stored[task_id].origin != submission.id}
-    replayed = tuple(dict.fromkeys([*admitted.replayed, *accepted_elsewhere]))
-    done = accepted.union(replayed)
-    to_settle = [stored.get(item.id, item) for item in _claimed_items(admitted) if item.id not in done]
-    item_created_at = {item.id: item.created_at for item in to_settle}
-    task_events, final_event = _events(submission, created_at, item_created_at, done, replayed)
-    return OutboundPlan(delivery, task_events, final_event, [*own_entries, *to_settle])
+        return OutboundPlan(delivery, [event], None, to_settle)
+    replayed = dict.fromkeys(admitted.replayed)
+    done = set(replayed)
+    item_created_at = {}
+    for item in _claimed_items(admitted):
+        if item.id in replayed:
+            continue
+        is_missing, entry = _resume(item, stored.get(item.id))
+        if is_missing:
+            item_created_at[item.id] = (entry or item).created_at
+            to_settle += [entry] if entry else []
+        else:
+            done.add(item.id)
+            if stored[item.id].origin != submission.id:
+                replayed[item.id] = None
+    task_events, final_event = _events(submission, created_at, item_created_at, done, tuple(replayed))
+    return OutboundPlan(delivery, task_events, final_event, to_settle)
 
 
-def _own_entries(admitted: Admitted, stored: Entry | None) -> list[Entry] | None:
-    """Return the entry of the submission itself, to settle it; None if the submission must not be published.
+def _resume(claimed: Entry, stored: Entry | None) -> tuple[bool, Entry | None]:
+    """Return whether the events of an entry are missing, and the entry to settle, if any.
 
-    The list is empty if the ledger has lost that entry and the key was used again: two clients were answered 2xx. An
-    entry that was only taken over has the same `created_at`.
+    Args:
+        claimed: the entry as the shim has claimed it.
+        stored: the entry under the same id now.
     """
-    entry = submission_entry(admitted.submission, admitted.created_at, admitted.retention)
     if stored is None:
-        return [entry]
-    if stored.fingerprint == entry.fingerprint:
-        return None if stored.phase is Phase.ACCEPTED else [stored]
-    if stored.created_at != entry.created_at:
-        return []
-    # Another body has taken the key over: this one was never answered 2xx, and its doubt has lasted too long.
-    _log.warning("superseded_submission_dropped", cust_id=entry.cust_id, id=entry.id)
-    return None
+        return True, claimed
+    if stored.fingerprint == claimed.fingerprint:
+        return stored.phase is not Phase.ACCEPTED, stored
+    # Another body has the key. If the claim was taken over, it has the same `created_at`: this body was never answered
+    # 2xx, and its doubt has lasted too long. Otherwise the ledger has lost the entry, and both were answered 2xx.
+    was_lost = stored.created_at != claimed.created_at
+    if not was_lost:
+        _log.warning("superseded_submission_dropped", cust_id=claimed.cust_id, id=claimed.id)
+    return was_lost, None
 
 
 def add_trace(plan: OutboundPlan) -> None:

@@ -157,6 +157,55 @@ async def test_superseded_batch_with_a_refunded_item_is_only_acked(
     assert await used(store) == 1
 
 
+@pytest.mark.parametrize("entry_is_lost", [False, True])
+async def test_batch_does_not_settle_its_item_for_another_submission(
+    harness: ProcessorHarness, store: SqliteStore, clock: Clock, entry_is_lost: bool
+) -> None:
+    """The item's charge was refunded, or its entry was lost; a single task used its key with another body.
+
+    If the entry was lost, the client of the batch may have been answered 202, so both bodies are published.
+    """
+    item = TASK | {"idempotency_key": "i"}
+    batch = Request(batch_submission({"tasks": [item]}, "c", frozenset(), "k"), CUSTOMER)
+    single = Request(task_submission(OTHER | {"idempotency_key": "i"}, "c", frozenset(), None), CUSTOMER)
+    decisions = await harness.admission.admit([batch])
+    await harness.admission.release(decisions, refund=False)
+    if entry_is_lost:
+        (entry,) = await store.read([single.submission.id])
+        assert entry is not None
+        await store.apply([Change(Step.FORGET, entry)])
+    clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    (decision,) = await harness.admission.admit([single])
+    await harness.admission.queued([decision])
+    message = Admitted(batch.submission, decisions[0].entry.created_at, CUSTOMER.retention)
+    batch_events = await harness.attempt(admitted_delivery(message))
+    assert len(batch_events) == (2 if entry_is_lost else 1)
+    message = Admitted(single.submission, decision.entry.created_at, CUSTOMER.retention)
+    (event,) = await harness.attempt(admitted_delivery(message))
+    assert event not in batch_events
+    assert json.loads(harness.publisher.sent[0].body)["data"]["data_url"] == OTHER["data_url"]
+    assert await used(store) == (2 if entry_is_lost else 1)
+
+
+async def test_batch_does_not_make_its_item_durable_for_another_submission(
+    harness: ProcessorHarness, clock: Clock
+) -> None:
+    """A single task has taken the item's key over with another body, and its own publish failed."""
+    item = TASK | {"idempotency_key": "i"}
+    batch = Request(batch_submission({"tasks": [item]}, "c", frozenset(), "k"), CUSTOMER)
+    single = Request(task_submission(OTHER | {"idempotency_key": "i"}, "c", frozenset(), None), CUSTOMER)
+    decisions = await harness.admission.admit([batch])
+    await harness.admission.release(decisions, refund=False)
+    clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    await harness.admission.release(await harness.admission.admit([single]), refund=False)
+    message = Admitted(batch.submission, decisions[0].entry.created_at, CUSTOMER.retention)
+    await harness.attempt(admitted_delivery(message))
+    (retry,) = await harness.admission.admit([single])
+    assert retry.verdict is Verdict.ADMITTED
+
+
 @pytest.mark.parametrize("other_is_accepted", [False, True])
 async def test_submission_whose_entry_was_lost_is_accepted_although_its_key_was_used_again(
     harness: ProcessorHarness, store: SqliteStore, other_is_accepted: bool, clock: Clock
