@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from datetime import UTC, datetime
 
-from tests.simulation.customers import BRIEF, CUSTOMERS
+from tests.simulation.customers import CUSTOMERS
 from tests.simulation.output import Output, acceptances
 from tests.simulation.world import World
 
@@ -14,7 +14,7 @@ def charges(world: World, output: Output) -> list[str]:
     used: Counter[str] = Counter()
     for (cust_id, _), count in world.store.used.items():
         used[cust_id] += count
-    accepted = _accepted(world, output)
+    accepted = _accepted(output)
     excused = _excused(world)
     for cust_id in CUSTOMERS:
         tasks = sum(accepted[cust_id].values())
@@ -28,15 +28,12 @@ def charges(world: World, output: Output) -> list[str]:
     return problems
 
 
-def _accepted(world: World, output: Output) -> dict[str, Counter[str]]:
+def _accepted(output: Output) -> dict[str, Counter[str]]:
     """Return the number of accepted tasks by customer and by the month of their admission."""
     accepted: dict[str, Counter[str]] = defaultdict(Counter)
     for events in output.tasks.values():
         cust_id = events[0].data["cust_id"]
-        groups = acceptances(events)
-        if cust_id == BRIEF and (world.schedule.skews or any("batch_id" in event.data for event in events)):
-            groups = groups[:1]  # the times do not say how many there were
-        for group in groups:
+        for group in acceptances(events):
             accepted[cust_id][datetime.fromtimestamp(group[0].created_at, UTC).strftime("%Y-%m")] += 1
     return accepted
 

@@ -1,6 +1,7 @@
 """What must hold after every schedule: the guarantees, in terms of what clients were told and what came out."""
 
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 from tests.simulation.bodies import message_id, task_of
@@ -82,6 +83,10 @@ def _broken_promises(attempt: Attempt, output: Output) -> list[str]:
             continue
         elif not output.has_body(submit, id_, task_of(submit.body, index)):
             problems.append(f"the event of task {index} has another body")
+    if not submit.items and (submit.customer, submit.key) not in output.forgotten:
+        times = {event.data["created_at"] for event in output.events_for(submit, ids[0])}
+        if times and answer["created_at"] not in times:
+            problems.append(f"created_at is {answer['created_at']}, in its events {sorted(times)}")
     return problems
 
 
@@ -95,12 +100,22 @@ def _events(world: World, output: Output) -> list[str]:
     for id_, events in output.tasks.items():
         sources = submitted.get(id_, [])
         keys = {(submit.customer, key) for submit, _ in sources for key in (submit.key, submit.item_key)}
-        # With wrong clocks, the time of an event does not say to which acceptance it belongs.
-        is_unclear = bool(world.schedule.skews) and events[0].data["cust_id"] == BRIEF
-        if keys.isdisjoint(output.forgotten) and not is_unclear and any(map(_differ, acceptances(events))):
-            problems.append(f"the events of {id_} differ")
+        if keys.isdisjoint(output.forgotten):
+            problems += [f"{id_}: {problem}" for problem in _wrong_acceptances(world, acceptances(events))]
         if sources and not all(any(is_body(event.data, task) for _, task in sources) for event in events):
             problems.append(f"the event of {id_} has a body that was not submitted")
+    return problems
+
+
+def _wrong_acceptances(world: World, groups: list[list[Event]]) -> list[str]:
+    """A task is accepted again only after its retention, and all events with one id are equal."""
+    problems = ["events with one id differ"] if any(map(_differ, groups)) else []
+    if len(groups) > 1 and groups[0][0].data["cust_id"] != BRIEF:
+        problems.append("was accepted twice")
+    # With wrong clocks, the times of acceptances say nothing.
+    times = [] if world.schedule.skews else [group[0].created_at for group in groups]
+    if any(after - before < RETENTION - 1 for before, after in pairwise(times)):
+        problems.append("was accepted again before its retention ended")
     return problems
 
 
@@ -202,8 +217,7 @@ def _message(attempt: Attempt) -> tuple[str, str]:
 
 def _differ(copies: list[Event]) -> bool:
     """Return whether the copies of an event differ in more than their place in a batch."""
-    placed = any("batch_id" in copy.data for copy in copies)
-    ignored = ("batch_id", "batch_index", "created_at") if placed else ()
+    ignored = ("batch_id", "batch_index")
     tasks = [{name: value for name, value in copy.data.items() if name not in ignored} for copy in copies]
     return any(task != tasks[0] for task in tasks)
 

@@ -59,6 +59,8 @@ def draw(seed: int) -> Schedule:
         actions += _changes(rng)
     elif subject < 0.5:
         actions += _late(rng)
+    elif subject < 0.55:
+        actions += _stop(rng)
     if rng.random() < 0.5:
         actions += [_quiet(rng, 0.0, 60.0) for _ in range(2)]
     skews = {}
@@ -207,13 +209,26 @@ def _late(rng: random.Random) -> list[Action]:
             customer=customer,
             key=rng.choice(_KEYS) if rng.random() < 0.8 else None,
             body=rng.choice((1, 1, 2)),
-            items=(items := rng.choice((0, 0, 2))),
+            items=(items := rng.choice((0, 0, 1, 2))),
             item_key=rng.choice(_KEYS) if items else None,
             attempts=rng.choice((1, 1, 3)),
         )
         for n in range(6)
     ]
     return [*faults, *submits]
+
+
+def _stop(rng: random.Random) -> list[Action]:
+    """A process gets SIGTERM while it cannot record what it has published."""
+    at = _time(rng, 1.0, 5.0)
+    process = rng.choice(SHIMS + WORKERS)
+    submits: list[Action] = [
+        Submit(_time(rng, at - 0.5, at + 0.5), PAYING, f"s{n}", 1, rng.choice((0, 0, 2)), None, process in WORKERS)
+        for n in range(6)
+    ]
+    doubt = Doubt(at - 0.5, "broker", 2.5)
+    outage = Outage(_time(rng, at - 0.3, at + 0.3), "store", _time(rng, 0.5, 3.5), process)
+    return [doubt, outage, Stop(_time(rng, at, at + 2.0), process, 1.0), *submits]
 
 
 def _time(rng: random.Random, start: float = 0.0, end: float = _SPAN) -> float:

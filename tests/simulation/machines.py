@@ -79,6 +79,11 @@ class Network:
             return self.rng.choice((Fate.REFUSED, Fate.LOST, Fate.UNANSWERED, Fate.LATE))
         return Fate.ANSWERED
 
+    def is_disturbed(self, process: "Process", server: Server) -> bool:
+        """Return whether calls of a process to a server may fail now."""
+        faults = (self.outages, self.doubts, process.outages, process.doubts)
+        return self.loop.time() < max(fault.get(server, 0.0) for fault in faults)
+
     def later(self, seconds: float, effect: Callable[[], Any]) -> None:
         """Let something happen at a server, whatever becomes of the caller."""
         self.loop.call_later(seconds, effect)
@@ -137,6 +142,8 @@ class Process:
         try:
             await self._main(self)
             if self.stopping.is_set():
+                if self.network.is_disturbed(self, Server.STORE):
+                    self.interrupted += self.charged  # it does not wait until the store has taken everything
                 self._end(self._down)
             else:
                 self.failures.append(AssertionError("it has stopped by itself"))

@@ -106,10 +106,16 @@ MUTATIONS: Final = (
         "        if False:\n            pass",
     ),
     _mutation(
-        "a stale copy of a batch item is emitted again",
+        "a superseded body is published",
         "worker/plan.py",
-        "accepted = {entry.id for entry in stored.values() if entry.phase is Phase.ACCEPTED}",
-        "accepted = set()",
+        "was_lost = stored.created_at != claimed.created_at",
+        "was_lost = True",
+    ),
+    _mutation(
+        "an item is settled for another submission",
+        "worker/plan.py",
+        "    return was_lost, None",
+        "    return was_lost, stored",
     ),
     _mutation(
         "a refund goes to the current month",
@@ -181,6 +187,12 @@ MUTATIONS: Final = (
         "            raise",
     ),
     _mutation(
+        "a process that stops forgets its pending changes",
+        "admission/admission.py",
+        "await self._pending.close(seconds)",
+        "pass",
+    ),
+    _mutation(
         "an item is settled under the wrong origin",
         "domain/ledger.py",
         "            lease=lease,\n            origin=batch.id,",
@@ -203,6 +215,12 @@ MUTATIONS: Final = (
         "domain/ledger.py",
         "return self.retention if self.phase is Phase.ACCEPTED else max(self.retention, UNFINISHED)",
         "return self.retention",
+    ),
+    _mutation(
+        "a second acceptance has the event ids of the first",
+        "domain/events.py",
+        'return f"{submission_id}:accepted:{created_at}"',
+        'return f"{submission_id}:accepted"',
     ),
     _mutation(
         "a refunded message that becomes queued is dropped",

@@ -19,9 +19,10 @@ from tests.simulation.world import START, World
 
 
 class Event(msgspec.Struct, frozen=True):
-    """The data of an event, and when it arrived, in virtual seconds."""
+    """The id and the data of an event, and when it arrived, in virtual seconds."""
 
     at: float
+    id: str
     data: dict[str, Any]
 
     @property
@@ -57,9 +58,7 @@ class Output(msgspec.Struct):
         if not events:
             return False
         keys = {(submit.customer, submit.key), (submit.customer, submit.item_key)}
-        if not keys.isdisjoint(self.forgotten):
-            return True
-        if submit.customer == BRIEF:
+        if submit.customer == BRIEF or not keys.isdisjoint(self.forgotten):
             return any(is_body(event.data, task) for event in events)
         return is_body(events[0].data, task)
 
@@ -75,8 +74,10 @@ def read(world: World) -> Output:
             if event["type"].endswith("batch.accepted"):
                 output.batches.add(event["data"]["batch_id"])
             elif name == CONSENSUS_TASKS:
-                output.tasks[event["data"]["task_id"]].append(Event(stored.at, event["data"]))
-    output.feedback = [Event(stored.at, json.loads(stored.message.body)["data"]) for stored in queues[FEEDBACK].ready]
+                output.tasks[event["data"]["task_id"]].append(Event(stored.at, event["id"], event["data"]))
+    for stored in queues[FEEDBACK].ready:
+        event = json.loads(stored.message.body)
+        output.feedback.append(Event(stored.at, event["id"], event["data"]))
     for stored in queues[INGEST_DEAD].ready:
         if "x-death" in stored.headers:
             submission = {"message_id": stored.message.message_id, "routing_key": stored.message.routing_key}
@@ -87,16 +88,11 @@ def read(world: World) -> Output:
 
 
 def acceptances(events: list[Event]) -> list[list[Event]]:
-    """Return the events of one task in groups, one for each acceptance: a key can be used again after its retention."""
-    if events[0].data["cust_id"] != BRIEF:
-        return [events]
-    groups: list[list[Event]] = []
-    for event in sorted(events, key=lambda event: event.created_at):
-        if groups and event.created_at - groups[-1][0].created_at < RETENTION - 1:
-            groups[-1].append(event)
-        else:
-            groups.append([event])
-    return groups
+    """Return the events of one task in groups: copies of one acceptance have the same id, and no others."""
+    groups: dict[str, list[Event]] = {}
+    for event in events:
+        groups.setdefault(event.id, []).append(event)
+    return sorted(groups.values(), key=lambda group: group[0].created_at)
 
 
 def tasks_of(attempt: Attempt) -> list[tuple[str, dict[str, Any]]]:
