@@ -9,7 +9,9 @@ two steps can charge twice what was in flight, but never publishes what was not 
 
 A claim whose lease has ended without `queued`, `accepted` or a deletion is *in doubt*: its owner may have published the
 submission. Another attempt with the same body takes it over, because a second copy is harmless. An attempt with another
-body waits until a worker has accepted the first body or its charge was refunded, at the latest for `DOUBT`.
+body waits until a worker has accepted the first body or its charge was refunded, at the latest for `DOUBT`. If a worker
+could not publish all events of a direct submission, there is no refund, and another body waits for the acceptance: the
+broker delivers the message again until it is finished.
 
 - ``decision``   what admission is asked, and what it answers.
 - ``admission``  `Admission`: admit, then record the outcome.

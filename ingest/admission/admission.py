@@ -79,7 +79,8 @@ class Admission:
         charge. Raises StoreUnavailable.
         """
         refunded = 0
-        for entry in await self._store.in_doubt(int(self._doubt * 500)):
+        in_doubt = await self._store.in_doubt(int(self._doubt * 500))
+        for entry in [entry for entry in in_doubt if entry.doubt is not Doubt.EVENTS]:
             # One by one, so that an outage loses at most one refund. The owner is unique: if two processes do this at
             # once, each knows whether its own change took effect.
             owner = f"refund.{uuid.uuid4().hex}"
@@ -125,7 +126,7 @@ class Admission:
         """
         return await self._store.accept(entries)
 
-    async def release(self, decisions: Sequence[Decision], *, refund: bool) -> None:
+    async def release(self, decisions: Sequence[Decision], *, refund: bool, doubt: Doubt = Doubt.OPEN) -> None:
         """Release the claims of failed publishes, so that a retry can continue at once.
 
         A release that fails is logged and retried; no error is raised.
@@ -134,6 +135,7 @@ class Admission:
             decisions: ADMITTED ones.
             refund: also take the charge back. Only if the publish certainly had no effect; otherwise the entry
                 remembers its charge, and a retry is free.
+            doubt: what the entry remembers otherwise.
         """
         if not decisions:
             return
@@ -148,7 +150,7 @@ class Admission:
             changes = [give_back(entry) for decision in decisions for entry in decision.owned]
         else:
             changes = [
-                Change(Step.RELEASE, _left_in_doubt(entry, decision.charge))
+                Change(Step.RELEASE, _left_in_doubt(entry, decision.charge, doubt))
                 for decision in decisions
                 for entry in decision.owned
             ]
@@ -163,11 +165,11 @@ class Admission:
             _log.warning("claim_release_failed", error=str(error), claims=len(changes))
 
 
-def _left_in_doubt(entry: Entry, charge: Charge | None) -> Entry:
+def _left_in_doubt(entry: Entry, charge: Charge | None, doubt: Doubt) -> Entry:
     """Return the entry of a submission that may have been published, with what has been charged for it."""
     return msgspec.structs.replace(
         entry,
         charged=max(entry.charged, entry.tasks),
         charged_month=charge.month if charge is not None else entry.charged_month,
-        doubt=Doubt.OPEN,
+        doubt=Doubt.EVENTS if entry.doubt is Doubt.EVENTS else doubt,
     )

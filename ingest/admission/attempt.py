@@ -14,6 +14,7 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import (
     UNDECIDED,
+    UNFINISHED,
     UNLIMITED,
     Change,
     Charge,
@@ -270,11 +271,13 @@ class Attempt:
         """Return the change that takes over a claim whose lease has ended.
 
         If the body differs, the doubt about the first one must have ended, too. A claim whose lease ran out is always
-        in doubt, because its owner may have crashed after the publish.
+        in doubt, because its owner may have crashed after the publish. If its events may be out, only a worker ends it.
         """
         idle = stored.lease
         is_in_doubt = bool(stored.lease) or stored.doubt is Doubt.OPEN
-        if stored.fingerprint != wanted.fingerprint and is_in_doubt:
+        if stored.fingerprint != wanted.fingerprint and stored.doubt is Doubt.EVENTS:
+            idle = UNFINISHED * 1000
+        elif stored.fingerprint != wanted.fingerprint and is_in_doubt:
             idle = max(idle, self._doubt)
         return Change(Step.TAKE_OVER, _inherit(wanted, stored), idle)
 

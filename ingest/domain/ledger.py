@@ -33,7 +33,9 @@ class Doubt(StrEnum):
 
     NONE = ""
     OPEN = "open"
-    """It may have been published; its charge counts."""
+    """It may have been published; its charge counts, until the doubt has lasted too long."""
+    EVENTS = "events"
+    """Its events may have been published, by a worker that gets its message again until all are: its charge counts."""
     REFUNDED = "refunded"
     """It may have been published; its charge was taken back. If its message arrives, it must be charged again."""
 

@@ -16,7 +16,7 @@ from ingest.admission import Admission
 from ingest.domain import metrics
 from ingest.domain.dead_letters import submit_again
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Entry
+from ingest.domain.ledger import Doubt, Entry
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter, Outcome
 from ingest.domain.ports import Consumer, Ledger, Publisher
@@ -100,9 +100,8 @@ class DeliveryProcessor:
             failed = await self._publish(attempt.plans)
             await self._settle(_without(attempt.plans, failed.plans), failed)
             # There is no refund, because the broker may have taken the messages.
-            await self._admission.release(
-                [plan.decision for plan in failed.plans if plan.decision is not None], refund=False
-            )
+            unconfirmed = [plan.decision for plan in failed.plans if plan.decision is not None]
+            await self._admission.release(unconfirmed, refund=False, doubt=Doubt.EVENTS)
         except StoreUnavailable as error:
             _log.warning("attempt_failed", error=str(error), submissions=len(deliveries))
             self._meter.add(metrics.WAITING_SUBMISSIONS, len(deliveries), UNAVAILABLE)

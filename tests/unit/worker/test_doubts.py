@@ -157,6 +157,24 @@ async def test_superseded_batch_with_a_refunded_item_is_only_acked(
     assert await used(store) == 1
 
 
+async def test_direct_submission_whose_events_may_be_published_keeps_its_charge_and_its_key(
+    harness: ProcessorHarness, store: SqliteStore, clock: Clock
+) -> None:
+    """One of two queues has taken its event. Its message moves to the end of a queue with a long backlog."""
+    harness.publisher.outcome = PublishOutcome.NACKED
+    await harness.attempt(direct_delivery("k"))
+    clock.now += 2 * DOUBT
+    assert await harness.admission.refund_doubts() == 0
+    other = Request(task_submission(OTHER, "c", frozenset(), "k"), CUSTOMER)
+    (decision,) = await harness.admission.admit([other])
+    assert decision.verdict is Verdict.CONTENDED
+    await store.save_customer(msgspec.structs.replace(CUSTOMER, monthly_quota=1))
+    harness.publisher.outcome = PublishOutcome.CONFIRMED
+    (event,) = await harness.attempt(direct_delivery("k"))
+    assert ":accepted:" in event
+    assert await used(store) == 1
+
+
 @pytest.mark.parametrize("entry_is_lost", [False, True])
 async def test_batch_does_not_settle_its_item_for_another_submission(
     harness: ProcessorHarness, store: SqliteStore, clock: Clock, entry_is_lost: bool
