@@ -80,12 +80,25 @@ def test_task_whose_entry_was_lost_is_accepted_as_its_message_says() -> None:
 
 
 @pytest.mark.parametrize("submission", [SINGLE, BATCH], ids=["task", "batch"])
-@pytest.mark.parametrize("change", [{"phase": Phase.ACCEPTED}, {"fingerprint": b"other"}], ids=["accepted", "other"])
-def test_submission_that_is_accepted_or_whose_key_another_body_has_is_only_acked(
+@pytest.mark.parametrize(
+    "change",
+    [{"phase": Phase.ACCEPTED}, {"fingerprint": b"other", "created_at": CREATED_AT}],
+    ids=["accepted", "taken over"],
+)
+def test_submission_that_is_accepted_or_whose_key_another_body_has_taken_over_is_only_acked(
     submission: Submission, change: dict[str, Any]
 ) -> None:
     message = admitted(submission)
     assert plan_admitted(admitted_delivery(message), message, stored_entries(submission, **change)) is None
+
+
+@pytest.mark.parametrize("submission", [SINGLE, BATCH], ids=["task", "batch"])
+def test_submission_whose_entries_were_lost_leaves_those_of_another_body_alone(submission: Submission) -> None:
+    """The time of an entry tells whether it was claimed again or only taken over."""
+    planned = plan(admitted(submission), [*stored_entries(submission, fingerprint=b"other")])
+    tasks = dict.fromkeys(task.task_id for task in submission.tasks)
+    assert ids(planned.messages) == [acceptance_id(task_id, CREATED_AT) for task_id in tasks]
+    assert list(planned.entries) == []
 
 
 def test_batch_publishes_and_settles_what_is_not_accepted() -> None:
