@@ -162,7 +162,8 @@ class DeliveryClassifier:
             if customer is not None and not isinstance(error, UnregisteredWebhook):
                 raise
             rejected = rejection(delivery, error, cust_id)
-            customer = customer or Customer(cust_id=cust_id)
+            # A customer that was deleted is charged for nothing new.
+            customer = customer or Customer(cust_id=cust_id, monthly_quota=0)
             try:
                 submission = await self._parser.parse(Unparsed(kind, delivery.body, cust_id, None, key))
             except InvalidSubmission:

@@ -6,8 +6,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from ingest.admission import DEFAULT_LEASE, Request
 from ingest.domain.customers import Customer
 from ingest.domain.messages import PublishOutcome
+from ingest.domain.submissions import task_submission
 from ingest.store.sqlite import SqliteStore
 from tests.support.deliveries import direct_delivery
 from tests.support.fakes import Clock
@@ -95,3 +97,16 @@ async def test_submission_that_was_not_admitted_before_is_rejected(
     await remove(removed, store, clock)
     dead, _ = await harness.attempt(direct_delivery(message_id, TASK_WITH_HOOK, redelivered=True))
     assert dead.startswith("dead:")
+
+
+async def test_deleted_customer_is_not_charged_beyond_its_quota(
+    harness: ProcessorHarness, store: StoreWithoutCustomers, clock: Clock
+) -> None:
+    """An attempt has claimed the submission and crashed, perhaps because its charge would have exceeded the quota."""
+    submission = task_submission(TASK, "c", frozenset(), "k")
+    await harness.admission.admit([Request(submission, CUSTOMER, origin="k")])
+    await remove("customer", store, clock)
+    clock.now += DEFAULT_LEASE
+    dead, _ = await harness.attempt(direct_delivery("k", TASK, redelivered=True))
+    assert dead.startswith("dead:")
+    assert await store.used("c", MONTH) == 1
