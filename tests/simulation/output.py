@@ -92,7 +92,7 @@ def acceptances(events: list[Event]) -> list[list[Event]]:
     groups: dict[str, list[Event]] = {}
     for event in events:
         groups.setdefault(event.id, []).append(event)
-    return sorted(groups.values(), key=lambda group: group[0].created_at)
+    return list(groups.values())
 
 
 def tasks_of(attempt: Attempt) -> list[tuple[str, dict[str, Any]]]:

@@ -105,13 +105,13 @@ class QueueState:
         self.dispatch()
 
     def hold_back(self, seconds: float) -> None:
-        """Deliver nothing for so long."""
+        """Deliver nothing for so long, except what consumers return: that is at the head of the queue."""
         self._held_back_until = max(self._held_back_until, self._network.loop.time() + seconds)
         self._network.later(seconds, self.dispatch)
 
     def dispatch(self) -> None:
         """Send messages to consumers that may have more."""
-        while self.ready and self._network.loop.time() >= self._held_back_until:
+        while self.ready and (self.ready[0].redelivered or self._network.loop.time() >= self._held_back_until):
             consumer = next((c for c in self.consumers if c.wants_more), None)
             if consumer is None:
                 return

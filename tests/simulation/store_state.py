@@ -28,7 +28,7 @@ class StoreState:
         self.accepted: Counter[str] = Counter()
         """Tasks settled, by customer. An entry that was lost or has expired counts again."""
         self.lost: Counter[str] = Counter()
-        """Tasks of lost records, by customer."""
+        """Tasks of the submissions whose records were lost, by customer."""
         self.problems: list[str] = []
         """Calls that break a guarantee."""
 
@@ -95,7 +95,7 @@ class StoreState:
     def lose(self, id_: str) -> None:
         """Lose an entry, if it exists."""
         if (entry := self.stored(id_)) is not None:
-            self.lost[entry.cust_id] += entry.tasks
+            self.lost[entry.cust_id] += max(1, entry.task_count)  # also its items, which may never be accepted
             del self.ledger[id_]
 
     def _highest_limit(self, cust_id: str) -> int:
