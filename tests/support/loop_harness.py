@@ -26,7 +26,8 @@ class ScriptedConsumer:
         self._arrived: asyncio.Queue[list[Delivery]] = asyncio.Queue()
         self.lost: list[Delivery] = []
         self.requeued: list[tuple[float, list[str | None]]] = []
-        self.extra: list[int] = []
+        self.apart: list[tuple[list[str | None], int]] = []
+        """What was set apart, and the extra prefetch that was asked for."""
         self.is_connected = True
 
     def deliver(self, *names: str) -> list[Delivery]:
@@ -51,7 +52,7 @@ class ScriptedConsumer:
     async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
         if not self.is_connected:
             raise BrokerUnavailable("no connection")
-        self.extra.append(extra)
+        self.apart.append(([delivery.message_id for delivery in deliveries], extra))
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
         self.requeued.append((now(), [delivery.message_id for delivery in deliveries]))

@@ -109,6 +109,19 @@ async def test_release_of_nothing_makes_no_call(admission: Admission, store: Scr
     assert store.calls == []
 
 
+async def test_charges_made_one_by_one_are_refunded_if_the_rest_of_the_admission_fails(
+    admission: Admission, store: ScriptedStore
+) -> None:
+    """The first of two requests is within the quota. The three charges take longer than the lease."""
+    store.charge_seconds = 10
+    with pytest.raises(StoreUnavailable):
+        await admission.admit([task("a", POOR), task("b", POOR)])
+    assert await used(store) == 0
+    store.charge_seconds = 0
+    verdicts = [decision.verdict for decision in await admission.admit([task("a", POOR), task("b", POOR)])]
+    assert (verdicts, await used(store)) == ([Verdict.ADMITTED, Verdict.QUOTA_EXHAUSTED], 1)
+
+
 async def test_claim_beyond_the_quota_that_cannot_be_given_back_fails_no_other_request(
     admission: Admission, store: ScriptedStore
 ) -> None:

@@ -29,7 +29,7 @@ async def test_contended_delivery_is_attempted_again_soon_and_after_half_a_secon
         await asyncio.sleep(100)
 
     await harness.run(use())
-    assert harness.consumer.extra == [1]
+    assert harness.consumer.apart == [(["contended"], 1)]
     assert harness.processor.attempts == []
 
 
@@ -59,7 +59,7 @@ async def test_refused_and_rejected_deliveries_wait_apart_at_once() -> None:
     assert 0.25 <= times[1] <= 0.75
     assert between([time for time in times if time > 60], 15, 45)
     assert harness.processor.times_of("other") == [0]
-    assert harness.consumer.extra == [2]
+    assert harness.consumer.apart == [(["refused", "rejected"], 2)]
 
 
 @in_virtual_time
@@ -79,7 +79,7 @@ async def test_extra_prefetch_covers_everything_that_waits_apart_now() -> None:
         await asyncio.sleep(1)
 
     await harness.run(use())
-    assert harness.consumer.extra == [2, 3, 2]
+    assert harness.consumer.apart == [(["a", "b"], 2), (["c"], 3), (["d"], 2)]
 
 
 @in_virtual_time
@@ -108,7 +108,7 @@ async def test_extra_prefetch_has_a_limit() -> None:
     harness.processor.trouble = dict.fromkeys(names, "refused")
     harness.consumer.deliver(*names)
     await harness.run_for(0.2)
-    assert harness.consumer.extra == [10_000]
+    assert [extra for _, extra in harness.consumer.apart] == [10_000]
 
 
 @in_virtual_time
