@@ -13,6 +13,7 @@ from tests.mutation.changes import changes
 FILES: Final = (
     "admission/*.py",
     "domain/ledger.py",
+    "fair_queue.py",
     "shim/batcher.py",
     "shim/pipeline.py",
     "store/sqlite.py",
@@ -49,7 +50,7 @@ class Mutant(msgspec.Struct, frozen=True):
 
     @property
     def part(self) -> str:
-        """The part of the package that the file belongs to."""
+        """The part of the package that the file belongs to: its folder, or the file itself."""
         return self.file.split("/", 1)[0]
 
     def apply(self, source: bytes) -> bytes:

@@ -13,12 +13,14 @@ from typing import Final
 
 _ROOT: Final = Path(__file__).parents[2]
 _ADMISSION: Final = ("tests/unit/test_admission*.py",)
+_SHIM: Final = ("tests/unit/shim/test_batcher*.py", "tests/unit/shim/test_pipeline.py", "tests/unit/shim/test_shim.py")
 _WORKER: Final = ("tests/unit/worker",)
-_STORE: Final = ("tests/contract/test_store.py",)
+_STORE: Final = ("tests/unit/store", "tests/contract/test_store.py")
 _TESTS: Final = {
     "admission": _ADMISSION + _WORKER,
     "domain": ("tests/unit/domain/test_ledger.py", *_STORE, *_ADMISSION, *_WORKER),
-    "shim": ("tests/unit/shim/test_batcher*.py", "tests/unit/shim/test_pipeline.py", "tests/unit/shim/test_shim.py"),
+    "fair_queue.py": _SHIM,
+    "shim": _SHIM,
     "store": _STORE + _ADMISSION,
     "worker": _WORKER,
 }
