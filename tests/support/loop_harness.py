@@ -30,9 +30,9 @@ class ScriptedConsumer:
         """What was set apart, and the extra prefetch that was asked for."""
         self.is_connected = True
 
-    def deliver(self, *names: str) -> list[Delivery]:
+    def deliver(self, *names: str, body: bytes = b"{}") -> list[Delivery]:
         """Make deliveries with these message_ids arrive together; return them."""
-        deliveries = [delivery(message_id=name) for name in names]
+        deliveries = [delivery(message_id=name, body=body) for name in names]
         self._arrived.put_nowait(deliveries)
         return deliveries
 

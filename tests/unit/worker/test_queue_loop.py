@@ -3,6 +3,9 @@
 import asyncio
 import itertools
 
+import pytest
+
+from ingest.domain.errors import ParserFailed
 from tests.support.loop_harness import LoopHarness, now
 from tests.support.virtual_time_loop import in_virtual_time
 
@@ -60,6 +63,50 @@ async def test_refused_and_rejected_deliveries_wait_apart_at_once() -> None:
     assert between([time for time in times if time > 60], 15, 45)
     assert harness.processor.times_of("other") == [0]
     assert harness.consumer.apart == [(["refused", "rejected"], 2)]
+
+
+@in_virtual_time
+async def test_untrusted_delivery_waits_apart_at_once_and_is_attempted_every_few_seconds() -> None:
+    harness = LoopHarness()
+    harness.processor.trouble = {"untrusted": "untrusted"}
+    harness.consumer.deliver("untrusted", "other")
+    await harness.run_for(100)
+    assert harness.consumer.apart == [(["untrusted"], 1)]
+    assert between([time for time in harness.processor.times_of("untrusted") if time > 12], 2.5, 7.5)
+    assert harness.processor.times_of("other") == [0]
+
+
+@in_virtual_time
+async def test_undecided_delivery_waits_apart_after_half_a_second_and_does_not_open_the_circuit() -> None:
+    """The store has trouble with one of its records only. The first pauses are those after an outage."""
+    harness = LoopHarness()
+    harness.processor.trouble = {"undecided": "undecided"}
+    harness.consumer.deliver("undecided")
+    await harness.run_for(0.4)
+    assert harness.consumer.apart == []
+    harness = LoopHarness()
+    harness.processor.trouble = {"undecided": "undecided"}
+    harness.consumer.deliver("undecided")
+    await harness.run_for(100)
+    assert harness.consumer.apart == [(["undecided"], 1)]
+    assert not harness.breaker.state.is_open
+    times = [time - 0.4 for time in harness.processor.times_of("undecided")]
+    assert 0.05 <= times[1] <= 0.15
+    assert between([time for time in times if time > 12], 2.5, 7.5)
+
+
+@in_virtual_time
+async def test_delivery_with_a_large_body_is_a_micro_batch_by_itself_and_delays_no_other_one() -> None:
+    """It may wait for the process that parses. It is retried as others are."""
+    harness = LoopHarness()
+    harness.processor.seconds = 1
+    harness.processor.trouble = {"large": "contended"}
+    harness.consumer.deliver("a", "b")
+    harness.consumer.deliver("large", body=b"[" * 1_000_000)
+    harness.consumer.deliver("c")
+    await harness.run_for(1.5)
+    assert harness.processor.attempts[:3] == [(0, ["a", "b"]), (0, ["large"]), (1, ["c"])]
+    assert harness.processor.times_of("large")[1:] != []
 
 
 @in_virtual_time
@@ -139,6 +186,22 @@ async def test_delivery_that_was_held_too_long_is_put_back() -> None:
 
 
 @in_virtual_time
+async def test_delivery_that_is_finished_at_last_is_not_put_back() -> None:
+    harness = LoopHarness()
+    harness.processor.trouble = {"a": "refused"}
+    harness.consumer.deliver("a")
+
+    async def use() -> None:
+        await asyncio.sleep(1199)
+        harness.processor.trouble = {}
+        await asyncio.sleep(100)
+
+    await harness.run(use())
+    assert harness.processor.times_of("a")[-1] >= 1200
+    assert (harness.processor.moves, harness.consumer.requeued) == ([], [])
+
+
+@in_virtual_time
 async def test_contended_delivery_that_was_held_too_long_is_requeued() -> None:
     """It must not be published in the service's own name."""
     harness = LoopHarness()
@@ -160,28 +223,32 @@ async def test_defect_costs_only_the_delivery_that_triggers_it() -> None:
         "contended": "contended",
         "refused": "refused",
         "rejected": "rejected",
+        "untrusted": "untrusted",
+        "undecided": "undecided",
         "unavailable": "unavailable",
     }
-    harness.consumer.deliver("good", "defect", *list(harness.processor.trouble)[1:])
+    others = list(harness.processor.trouble)[1:]
+    harness.consumer.deliver("good", "defect", *others)
 
     async def use() -> None:
         await asyncio.sleep(0.25)
-        alone = [names for _, names in harness.processor.attempts[1:7]]
-        assert alone == [["good"], ["defect"], ["contended"], ["refused"], ["rejected"], ["unavailable"]]
+        alone = [names for _, names in harness.processor.attempts[1:9]]
+        assert alone == [["good"], ["defect"], *[[name] for name in others]]
         assert harness.consumer.requeued == [(0.2, ["defect"])]
         harness.processor.trouble = {}
         harness.processor.attempts.clear()
         await asyncio.sleep(5)
         again = sorted(name or "" for _, names in harness.processor.attempts for name in names)
-        assert again == ["contended", "refused", "rejected", "unavailable"]
+        assert again == sorted(others)
 
     await harness.run(use())
 
 
 @in_virtual_time
-async def test_single_delivery_that_triggers_a_defect_is_requeued_once() -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError(), ParserFailed("took too long")])
+async def test_single_delivery_that_triggers_a_defect_is_requeued_once(error: Exception) -> None:
     harness = LoopHarness()
-    harness.processor.trouble = {"defect": ZeroDivisionError()}
+    harness.processor.trouble = {"defect": error}
     harness.consumer.deliver("defect")
     await harness.run_for(10)
     assert harness.processor.attempts == [(0, ["defect"])]
@@ -208,6 +275,7 @@ async def test_unavailable_dependency_opens_the_circuit_only_if_nothing_was_fini
         assert not harness.breaker.state.is_open
 
     await harness.run(use())
+    assert harness.consumer.apart == []
 
 
 @in_virtual_time

@@ -1,0 +1,96 @@
+"""The SQLite store's file: how it is opened, and what expires in it. Its promises as a store are in tests/contract."""
+
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import UNFINISHED, Change, Entry, Step
+from ingest.store.sqlite import SqliteStore
+from tests.support.fakes import Clock
+
+
+def new_entry(name: str, *, generation: int = 0, charged: int = 0) -> Entry:
+    return Entry(
+        id=name, cust_id="c", created_at=1, fingerprint=b"f", retention=60, generation=generation, charged=charged
+    )
+
+
+def rows(path: Path) -> list[str]:
+    with sqlite3.connect(path) as db:
+        return [row[0] for row in db.execute("SELECT id FROM ledger ORDER BY id")]
+
+
+async def test_file_that_is_not_a_database_is_refused_and_leaves_no_thread(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    path.write_bytes(b"This is not a database. " * 100)
+    threads = threading.active_count()
+    with pytest.raises(StoreUnavailable):
+        await SqliteStore.open(path)
+    for thread in threading.enumerate():
+        if thread.name.startswith("sqlite"):
+            thread.join(5)
+    assert threading.active_count() == threads
+
+
+async def test_each_claim_deletes_two_expired_entries(tmp_path: Path) -> None:
+    """So they cannot accumulate, and no call takes long because many have expired."""
+    clock = Clock()
+    store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
+    await store.claim([new_entry(name) for name in "abcde"])
+    clock.now += UNFINISHED
+    await store.claim([new_entry("x")])
+    assert len(rows(tmp_path / "s.db")) == 4
+    await store.claim([new_entry("y"), new_entry("z")])
+    assert rows(tmp_path / "s.db") == ["x", "y", "z"]
+    await store.close()
+
+
+async def test_entry_expires_exactly_at_the_end_of_its_time(tmp_path: Path) -> None:
+    """An accepted one after its retention, and one that is not accepted after a week."""
+    clock = Clock()
+    store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
+    await store.claim([new_entry("claimed"), new_entry("accepted")])
+    await store.accept([new_entry("accepted", generation=1)])
+    clock.now += 59.999
+    assert None not in await store.read(["claimed", "accepted"])
+    clock.now += 0.001
+    claimed, accepted = await store.read(["claimed", "accepted"])
+    assert (claimed is not None, accepted) == (True, None)
+    clock.now += UNFINISHED - 60.001
+    assert await store.read(["claimed"]) == [claimed]
+    clock.now += 0.001
+    assert await store.read(["claimed"]) == [None]
+    await store.close()
+
+
+async def test_change_counts_from_the_last_change_of_its_entry(tmp_path: Path) -> None:
+    """In milliseconds of the store's clock: a take-over, and the search for doubts."""
+    clock = Clock()
+    store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
+    (entry,) = await store.claim([new_entry("k", charged=1)])
+    clock.now += 10
+    (released,) = await store.apply([Change(Step.RELEASE, entry)])
+    assert isinstance(released, Entry)
+    assert released.generation == 2
+    clock.now += 9.999
+    assert await store.in_doubt(10_000) == []
+    assert await store.apply([Change(Step.TAKE_OVER, released, 10_000)]) == [None]
+    clock.now += 0.001
+    assert await store.in_doubt(10_000) == [released]
+    (taken_over,) = await store.apply([Change(Step.TAKE_OVER, released, 10_000)])
+    assert isinstance(taken_over, Entry)
+    assert taken_over.generation == 3
+    await store.close()
+
+
+async def test_accept_raises_the_generation(tmp_path: Path) -> None:
+    """So a later change of the claim has no effect. An entry that was lost starts at 1."""
+    store = await SqliteStore.open(tmp_path / "s.db")
+    await store.claim([new_entry("k")])
+    await store.accept([new_entry("k", generation=1), new_entry("lost", generation=7)])
+    entries = await store.read(["k", "lost"])
+    assert [entry and entry.generation for entry in entries] == [2, 1]
+    await store.close()
