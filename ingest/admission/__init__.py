@@ -13,13 +13,20 @@ body waits until a worker has accepted the first body or its charge was refunded
 could not publish all events of a direct submission, there is no refund, and another body waits for the acceptance: the
 broker delivers the message again until it is finished.
 
-- ``decision``   what admission is asked, and what it answers.
-- ``admission``  `Admission`: admit, then record the outcome.
-- ``attempt``    one admission of a list of requests.
-- ``pending``    changes that the store has not taken yet.
+A submission that stays `queued` for `REPUBLISH_AFTER` has probably lost its message. A repeat with the same body takes
+the right to publish it again, by a lease in the entry, which stays `queued`.
+
+- ``decision``      what admission is asked, and what it answers.
+- ``admission``     `Admission`: admit, then record the outcome.
+- ``attempt``       one admission of a list of requests.
+- ``charging``      its charges.
+- ``republishing``  its replays whose messages are probably lost.
+- ``calls``         its calls of the store.
+- ``progress``      what it knows about one request.
+- ``pending``       changes that the store has not taken yet.
 """
 
-from ingest.admission.admission import DEFAULT_LEASE, DOUBT, Admission
+from ingest.admission.admission import DEFAULT_LEASE, DOUBT, REPUBLISH_AFTER, Admission
 from ingest.admission.decision import Decision, Request, Verdict
 
-__all__ = ["DEFAULT_LEASE", "DOUBT", "Admission", "Decision", "Request", "Verdict"]
+__all__ = ["DEFAULT_LEASE", "DOUBT", "REPUBLISH_AFTER", "Admission", "Decision", "Request", "Verdict"]

@@ -9,9 +9,12 @@ from typing import Final
 import msgspec
 import structlog
 
-from ingest.admission.attempt import AdmissionStore, Attempt, give_back, month_of
+from ingest.admission.attempt import Attempt
+from ingest.admission.calls import AdmissionStore
+from ingest.admission.charging import month_of
 from ingest.admission.decision import Decision, Request
 from ingest.admission.pending import PendingChanges
+from ingest.admission.progress import give_back
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNLIMITED, Change, Charge, Doubt, Entry, Step
 
@@ -19,6 +22,9 @@ DEFAULT_LEASE: Final = 30.0
 CLOSE_TIMEOUT: Final = 5.0
 DOUBT: Final = 3600.0
 """Seconds for which a claim in doubt keeps its key from other bodies."""
+REPUBLISH_AFTER: Final = 3600.0
+"""Seconds for which a submission is queued before a repeat publishes it again; longer than any usual backlog. If a
+backlog is older, each repeat adds at most one copy in this time, which the worker drops."""
 
 _log = structlog.get_logger(__name__)
 
@@ -31,6 +37,7 @@ class Admission:
         lease: how long a claim lasts, in seconds. Callers finish or give up well before.
         doubt: how long a claim in doubt keeps its key from other bodies, in seconds. After half of it, `refund_doubts`
             takes its charge back, which ends the doubt.
+        republish_after: how long a submission is queued before a repeat publishes it again, in seconds.
         clock: Unix time in seconds; it dates submissions and chooses the month of a charge.
         monotonic: monotonic time in seconds; it measures how long a claim has been held.
     """
@@ -41,12 +48,14 @@ class Admission:
         *,
         lease: float = DEFAULT_LEASE,
         doubt: float = DOUBT,
+        republish_after: float = REPUBLISH_AFTER,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
         self._lease = lease
         self._doubt = doubt
+        self._republish_after = republish_after
         self._clock = clock
         self._monotonic = monotonic
         self._pending = PendingChanges(store)
@@ -60,7 +69,13 @@ class Admission:
                 far are given back, at the latest when the store is available again.
         """
         attempt = Attempt(
-            self._store, requests, clock=self._clock, monotonic=self._monotonic, lease=self._lease, doubt=self._doubt
+            self._store,
+            requests,
+            clock=self._clock,
+            monotonic=self._monotonic,
+            lease=self._lease,
+            doubt=self._doubt,
+            republish_after=self._republish_after,
         )
         try:
             decisions = await attempt.run()
@@ -117,7 +132,8 @@ class Admission:
         Raises:
             StoreUnavailable: some entries may still be claimed. The record is made when the store is available again.
         """
-        await self._pending.apply([Change(Step.QUEUE, entry) for decision in decisions for entry in decision.owned])
+        confirmed = [entry for decision in decisions for entry in (*decision.owned, *decision.republished)]
+        await self._pending.apply([Change(Step.QUEUE, entry) for entry in confirmed])
 
     async def accepted(self, entries: Sequence[Entry]) -> Sequence[bool]:
         """Settle: record that all events of these entries are confirmed; return whether each of them is recorded.
@@ -132,7 +148,7 @@ class Admission:
         A release that fails is logged and retried; no error is raised.
 
         Args:
-            decisions: ADMITTED ones.
+            decisions: ADMITTED ones, and replays that were to be published again.
             refund: also take the charge back. Only if the publish certainly had no effect; otherwise the entry
                 remembers its charge, and a retry is free.
             doubt: what the entry remembers otherwise.
@@ -154,6 +170,7 @@ class Admission:
                 for decision in decisions
                 for entry in decision.owned
             ]
+        changes += [give_back(entry) for decision in decisions for entry in decision.republished]
         await self._apply_releases(changes)
 
     async def _apply_releases(self, changes: Sequence[Change]) -> None:

@@ -5,7 +5,7 @@ from enum import StrEnum
 import msgspec
 
 from ingest.domain.customers import Customer
-from ingest.domain.ledger import Charge, Entry
+from ingest.domain.ledger import Charge, Entry, Phase
 from ingest.domain.submissions import Submission
 from ingest.domain.trace import Trace
 
@@ -46,9 +46,11 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     `entry` is the submission's ledger entry: its own, the original's (REPLAY), or the other attempt's (CONTENDED). That
     of an UNDECIDED request may not be stored.
     `owned` are the entries that this admission claimed, `entry` first. `charge` is what was charged now, in tasks.
-    `replayed` are the ids of the batch's tasks that were accepted before. `held_until` is the monotonic time until
-    which the claims are certainly held. `item_created_at` has the keyed items to publish whose entries are older or
-    newer than the batch's, by id: a claim that is taken over keeps its time.
+    `replayed` are the ids of the batch's tasks that were accepted before. `republished` are queued entries whose
+    messages are probably lost: a REPLAY that has one must be published again, and the items of an ADMITTED batch are
+    published with it. `held_until` is the monotonic time until which the claims are certainly held. `item_created_at`
+    has the keyed items to publish whose entries are older or newer than the batch's, by id: a claim that is taken over
+    keeps its time.
     """
 
     verdict: Verdict
@@ -57,8 +59,20 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
     owned: tuple[Entry, ...] = ()
     charge: Charge | None = None
     replayed: tuple[str, ...] = ()
+    republished: tuple[Entry, ...] = ()
     held_until: float = 0.0
     item_created_at: dict[str, int] = {}
+
+    @property
+    def must_publish(self) -> bool:
+        """Whether the caller publishes the submission: it is new, or a replay whose message is probably lost."""
+        return self.verdict is Verdict.ADMITTED or (self.verdict is Verdict.REPLAY and bool(self.republished))
+
+    @property
+    def is_being_published(self) -> bool:
+        """Whether this is a replay that another attempt publishes again now, or did not finish publishing."""
+        is_queued = self.verdict is Verdict.REPLAY and self.entry.phase is Phase.QUEUED
+        return is_queued and bool(self.entry.lease) and not self.republished
 
     @property
     def mismatch(self) -> bool:

@@ -45,12 +45,13 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     `created_at` is in Unix milliseconds; event ids contain it, so it never changes. `lease` is how long the claim lasts
     after the last change of the entry, in milliseconds by the store's clock; 0 means that no attempt holds the entry.
-    `retention` is for how many seconds an accepted entry is remembered, since its last change. `generation` is the
-    store's version of the entry (0: not stored yet, 1: just created). `charged` is the number of tasks that earlier
-    attempts, none of them durable, have charged, the last of them in `charged_month`; `doubt` is what those attempts
-    have left. `origin` tells a redelivery from another submission: it is the AMQP message_id of a direct submission,
-    the batch's id for an item, otherwise empty. A batch has `task_count`, and `keyed_item_ids` maps the index of each
-    keyed item to its id (stored under the name `own_ids`).
+    An attempt that publishes a queued submission again has a lease, too. `retention` is for how many seconds an
+    accepted entry is remembered, since its last change. `generation` is the store's version of the entry (0: not stored
+    yet, 1: just created). `charged` is the number of tasks that earlier attempts, none of them durable, have charged,
+    the last of them in `charged_month`; `doubt` is what those attempts have left. `origin` tells a redelivery from
+    another submission: it is the AMQP message_id of a direct submission, the batch's id for an item, otherwise empty.
+    A batch has `task_count`, and `keyed_item_ids` maps the index of each keyed item to its id (stored under the name
+    `own_ids`).
     """
 
     id: str
@@ -103,6 +104,9 @@ class Step(StrEnum):
     body decides (`fingerprint`, `task_count`, `keyed_item_ids`)."""
     QUEUE = "queue"
     """Set phase queued and end the lease."""
+    REPUBLISH = "republish"
+    """Take the right to publish a queued submission again, whose entry has not changed for `Change.idle`: write `owner`
+    and `lease`. The entry stays queued."""
     RELEASE = "release"
     """Give the claim back, if `owner` has not changed, so that a retry can continue at once: end the lease; set
     `charged`, `charged_month` and `doubt`."""
@@ -115,8 +119,8 @@ class Step(StrEnum):
 class Change(msgspec.Struct, frozen=True, gc=False):
     """A change of one entry. `entry` is the entry as it was last read, with the new values.
 
-    A TAKE_OVER takes effect only if the entry has not changed for `idle` milliseconds. The store's clock decides, so
-    that a wrong clock of one host cannot end the lease of another.
+    It takes effect only if the entry has not changed for `idle` milliseconds. The store's clock decides, so that a
+    wrong clock of one host cannot end the lease of another.
     """
 
     step: Step

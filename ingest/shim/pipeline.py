@@ -30,6 +30,9 @@ class SubmissionPipeline:
     async def run(self, requests: Sequence[Request]) -> list[Decision]:
         """Decide on each request, in order. An ADMITTED one was confirmed by the broker.
 
+        A replay whose message is probably lost is published again. It stays a replay if that fails, because an earlier
+        publish was confirmed; the next repeat tries again.
+
         Raises:
             StoreUnavailable: nothing was admitted or published.
         """
@@ -38,23 +41,26 @@ class SubmissionPipeline:
         except StoreUnavailable as error:
             _log.warning("admission_failed", error=str(error), requests=len(requests))
             raise
-        admitted = [index for index, decision in enumerate(decisions) if decision.verdict is Verdict.ADMITTED]
-        if not admitted:
+        to_publish = [index for index, decision in enumerate(decisions) if decision.must_publish]
+        if not to_publish:
             return decisions
-        if all(self._admission.holds(decisions[index]) for index in admitted):
-            outcomes = await self._publisher.publish(await _messages([decisions[index] for index in admitted]))
+        if all(self._admission.holds(decisions[index]) for index in to_publish):
+            outcomes = await self._publisher.publish(await _messages([decisions[index] for index in to_publish]))
         else:
-            outcomes = [PublishOutcome.UNSENT] * len(admitted)
+            outcomes = [PublishOutcome.UNSENT] * len(to_publish)
         confirmed: list[Decision] = []
         not_taken: list[Decision] = []
         in_doubt: list[Decision] = []
-        for index, outcome in zip(admitted, outcomes, strict=True):
+        for index, outcome in zip(to_publish, outcomes, strict=True):
             decision = decisions[index]
+            if decision.verdict is Verdict.REPLAY:
+                _log.warning("submission_published_again", id=decision.entry.id, outcome=str(outcome))
             if outcome is PublishOutcome.CONFIRMED:
                 confirmed.append(decision)
                 continue
             (not_taken if outcome.certainly_not_taken else in_doubt).append(decision)
-            decisions[index] = msgspec.structs.replace(decision, verdict=Verdict.UNCONFIRMED)
+            if decision.verdict is Verdict.ADMITTED:
+                decisions[index] = msgspec.structs.replace(decision, verdict=Verdict.UNCONFIRMED)
         if confirmed:
             await self._record_queued(confirmed)
         if not_taken or in_doubt:

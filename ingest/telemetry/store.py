@@ -18,6 +18,7 @@ _OPERATIONS: Final = {
     Step.QUEUE: "queue",
     Step.RELEASE: "release",
     Step.REFUND: "release",
+    Step.REPUBLISH: "republish",
     Step.TAKE_OVER: "take_over",
     Step.FORGET: "forget",
 }

@@ -43,11 +43,11 @@ def record_finished(meter: Meter, plans: Sequence[OutboundPlan]) -> None:
     for plan in plans:
         if plan.decision is not None:
             amqp_ages.append(now - _submitted_at(plan, now))
-            amqp_tasks += len(plan.messages)
-        elif plan.outcome is Outcome.ACCEPTED:
+            amqp_tasks += plan.accepted_tasks
+        elif plan.outcome is Outcome.ACCEPTED or plan.entries:
             http_ages += [now - entry.created_at / 1000 for entry in plan.entries[:1]]
-            http_tasks += len(plan.messages)
-        else:
+            http_tasks += plan.accepted_tasks
+        if plan.outcome is not Outcome.ACCEPTED:
             not_accepted.append((plan.outcome, plan.reason, plan.mismatch))
     _record_accepted(meter, EntryPoint.HTTP, kind, http_ages, http_tasks)
     _record_accepted(meter, EntryPoint.AMQP, kind, amqp_ages, amqp_tasks)

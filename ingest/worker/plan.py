@@ -27,7 +27,8 @@ class OutboundPlan(msgspec.Struct, eq=False, gc=False):
 
     All `messages` are confirmed before `final_message` is published, so that a batch's event follows its tasks' events.
     Then `entries` are settled, then the delivery is acked. `decision` is set only if this attempt admitted the
-    submission. `outcome`, `reason` and `mismatch` are what the metrics record for a direct submission.
+    submission. `outcome`, `reason` and `mismatch` are what the metrics record for a direct submission. A duplicate of a
+    submission that was not accepted yet has entries, too.
     """
 
     delivery: Delivery
@@ -38,6 +39,13 @@ class OutboundPlan(msgspec.Struct, eq=False, gc=False):
     outcome: Outcome = Outcome.ACCEPTED
     reason: str = ""
     mismatch: bool = False
+
+    @property
+    def accepted_tasks(self) -> int:
+        """The number of tasks that this plan accepts."""
+        if not self.entries:
+            return 0
+        return len(self.messages) - (1 if self.outcome is Outcome.DUPLICATE else 0)
 
 
 def plan_rejection(rejection: Rejection) -> OutboundPlan:
@@ -76,7 +84,7 @@ def plan_direct(delivery: Delivery, decision: Decision) -> OutboundPlan:
         decision.replayed,
         decision.replayed,
     )
-    return OutboundPlan(delivery, task_events, final_event, decision.owned, decision)
+    return OutboundPlan(delivery, task_events, final_event, (*decision.owned, *decision.republished), decision)
 
 
 def ids_to_read(submission: Submission) -> list[str]:

@@ -201,18 +201,54 @@ class DeliveryPlanner:
     async def _plan_direct(self, attempt: Planned, arrived: Sequence[tuple[Delivery, Request]]) -> None:
         """Admit direct submissions, as the shim does, and plan them."""
         decisions = await self._admission.admit([request for _, request in arrived])
+        repeats = []
         slices = TimeSlices()
         for (delivery, _), decision in zip(arrived, decisions, strict=True):
             await slices.between()
-            self._plan_decision(attempt, delivery, decision)
+            if decision.verdict is Verdict.REPLAY and decision.must_publish:
+                repeats.append((delivery, decision))
+            else:
+                self._plan_decision(attempt, delivery, decision)
+        if repeats:
+            await self._plan_repeats(attempt, repeats)
+
+    async def _plan_repeats(self, attempt: Planned, repeats: Sequence[tuple[Delivery, Decision]]) -> None:
+        """Plan repeats of submissions whose messages are probably lost: accept them, and tell the producer.
+
+        If that fails, the next attempt finds the lease of this one, and waits until it has ended.
+        """
+        before = len(attempt.plans)
+        await self._plan_admitted(attempt, [(delivery, _readmitted(decision)) for delivery, decision in repeats])
+        planned = {id(plan.delivery): plan for plan in attempt.plans[before:]}
+        waiting = {id(delivery) for delivery in (*attempt.contended, *attempt.undecided)}
+        for delivery, decision in repeats:
+            _log.warning("submission_published_again", id=decision.entry.id)
+            duplicate = plan_duplicate(delivery, decision)
+            if (plan := planned.get(id(delivery))) is not None:
+                plan.messages += duplicate.messages
+                plan.outcome = duplicate.outcome
+            elif id(delivery) not in waiting:
+                attempt.plans.append(duplicate)
 
     def _plan_decision(self, attempt: Planned, delivery: Delivery, decision: Decision) -> None:
-        if decision.verdict is Verdict.CONTENDED:
+        if decision.verdict is Verdict.CONTENDED or (decision.is_being_published and not decision.mismatch):
             attempt.contended.append(delivery)
         elif decision.verdict is Verdict.UNDECIDED:
             attempt.undecided.append(delivery)
         elif (plan := _plan_decision(delivery, decision)) is not None:
             attempt.plans.append(plan)
+
+
+def _readmitted(decision: Decision) -> Admitted:
+    """Return what the message of a queued submission said."""
+    request = decision.request
+    return Admitted(
+        request.submission,
+        decision.entry.created_at,
+        request.customer.retention,
+        decision.replayed,
+        decision.item_created_at,
+    )
 
 
 def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:

@@ -178,6 +178,28 @@ async def test_take_over_has_no_effect_until_the_entry_was_idle_long_enough(stor
     assert stored.owner == "rival"
 
 
+async def test_right_to_publish_again_is_taken_once_the_entry_was_idle_long_enough(store: Store) -> None:
+    """It is a lease in the queued entry. Once it is queued again, nothing is left of it."""
+    (claimed,) = await claim(store, [new_entry()])
+    began = time.monotonic()
+    (queued,) = await apply(store, [Change(Step.QUEUE, claimed)])
+    assert queued is not None
+    change = Change(Step.REPUBLISH, msgspec.structs.replace(queued, owner="repeat", lease=99), idle=400)
+    async with asyncio.timeout(10):
+        while (results := await apply(store, [change])) == [None]:
+            assert await read(store, [queued.id]) == [queued]
+            await asyncio.sleep(0.05)
+    assert time.monotonic() - began >= 0.35
+    (stored,) = results
+    assert stored is not None
+    assert (stored.phase, stored.owner, stored.lease) == (Phase.QUEUED, "repeat", 99)
+    assert await read(store, [queued.id]) == [stored]
+    assert await apply(store, [change]) == [None]
+    (queued_again,) = await apply(store, [Change(Step.QUEUE, stored)])
+    assert queued_again is not None
+    assert (queued_again.phase, queued_again.lease) == (Phase.QUEUED, 0)
+
+
 async def test_in_doubt_returns_idle_entries_that_were_released_with_a_charge(store: Store) -> None:
     """Not those that are claimed, accepted, released without a charge, or that changed a moment ago."""
     entries = await claim(store, [new_entry() for _ in range(4)])

@@ -89,15 +89,15 @@ MUTATIONS: Final = (
     ),
     _mutation(
         "a repeat is charged",
-        "admission/attempt.py",
+        "admission/charging.py",
         "entry.tasks - entry.charged",
         "entry.tasks",
     ),
     _mutation(
         "claims that exceed the quota stay",
         "admission/attempt.py",
-        "                    self._give_up([pending])",
-        "                    pending.give_up()",
+        "self._give_up(await self._charging.charge([pending for pending in self._pending if pending.owned]))",
+        "[p.give_up() for p in await self._charging.charge([p for p in self._pending if p.owned])]",
     ),
     _mutation(
         "the circuit never closes",
@@ -125,7 +125,7 @@ MUTATIONS: Final = (
     ),
     _mutation(
         "usage without a quota is not counted",
-        "admission/attempt.py",
+        "admission/charging.py",
         "return Charge(customer.cust_id, self._month, count, limit) if count else None",
         "return Charge(customer.cust_id, self._month, count, limit) if count and limit != UNLIMITED else None",
     ),
@@ -206,9 +206,9 @@ MUTATIONS: Final = (
     ),
     _mutation(
         "what was charged one by one is not refunded",
-        "admission/attempt.py",
-        "(granted,) = await self._granted([pending.charge])",
-        "(granted,) = await self._store.charge([pending.charge])",
+        "admission/charging.py",
+        "        (granted,) = await self._results([progress.charge])",
+        "        (granted,) = await self._calls.results(self._quotas.charge([progress.charge]), 1)",
     ),
     _mutation(
         "a key is forgotten while its submission waits",

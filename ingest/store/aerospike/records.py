@@ -47,6 +47,8 @@ def write_step(change: Change) -> list[dict[str, Any]]:
         if entry.task_count:
             ops += [_write("task_count", entry.task_count), _write("own_ids", entry.keyed_item_ids)]
         return ops
+    if change.step is Step.REPUBLISH:
+        return [_write("owner", entry.owner), _write("lease", entry.lease)]
     if change.step is Step.QUEUE:
         return _QUEUED
     ops = [_write("lease", 0), *_charge_bins(entry)]

@@ -1,7 +1,7 @@
 """What the worker counts, on a real ledger: each submission once, however many attempts it needs."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,14 @@ from tests.unit.telemetry.test_metrics import samples
 class OutcomesHarness(ProcessorHarness):
     """A processor with a meter."""
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: SqliteStore, *, clock: Callable[[], float] = time.time) -> None:
         self.meter = PrometheusMeter()
-        super().__init__(store, meter=self.meter)
+        self._store = store
+        super().__init__(store, clock=clock, meter=self.meter)
+
+    async def used(self) -> int:
+        """Return how many tasks the customer `c` was charged in the months of `Clock`."""
+        return sum([await self._store.used("c", month) for month in ("2026-03", "2026-04")])
 
     def counted(self, name: str) -> dict[str, float]:
         """The series of a metric that are not 0: label values, sorted by label and joined with commas, to value."""
