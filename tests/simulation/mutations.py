@@ -151,7 +151,7 @@ MUTATIONS: Final = (
             ),
             (
                 "shim/pipeline.py",
-                "if all(self._admission.holds(decisions[index]) for index in admitted):",
+                "if all(self._admission.holds(decisions[index]) for index in to_publish):",
                 "if True:",
             ),
         ),
