@@ -23,6 +23,7 @@ the right to publish it again, by a lease in the entry, which stays `queued`.
 - ``republishing``  its replays whose messages are probably lost.
 - ``calls``         its calls of the store.
 - ``progress``      what it knows about one request.
+- ``refunds``       takes back charges of submissions that never became tasks.
 - ``pending``       changes that the store has not taken yet.
 """
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -11,12 +10,12 @@ import structlog
 
 from ingest.admission.attempt import Attempt
 from ingest.admission.calls import AdmissionStore
-from ingest.admission.charging import month_of
 from ingest.admission.decision import Decision, Request
 from ingest.admission.pending import PendingChanges
 from ingest.admission.progress import give_back
+from ingest.admission.refunds import DoubtRefunds
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import UNLIMITED, Change, Charge, Doubt, Entry, Step
+from ingest.domain.ledger import Change, Charge, Doubt, Entry, Step
 
 DEFAULT_LEASE: Final = 30.0
 CLOSE_TIMEOUT: Final = 5.0
@@ -59,7 +58,7 @@ class Admission:
         self._clock = clock
         self._monotonic = monotonic
         self._pending = PendingChanges(store)
-        self._pending_refunds: list[Charge] = []
+        self._refunds = DoubtRefunds(store)
 
     async def admit(self, requests: Sequence[Request]) -> list[Decision]:
         """Decide on every request, in order. Trouble of the store with one of them leaves only that one UNDECIDED.
@@ -93,24 +92,7 @@ class Admission:
         Their entries stay, marked as refunded. If the message arrives after all, the worker admits it again, with a
         charge. Raises StoreUnavailable.
         """
-        refunded = 0
-        in_doubt = await self._store.in_doubt(int(self._doubt * 500))
-        for entry in [entry for entry in in_doubt if entry.doubt is not Doubt.EVENTS]:
-            # One by one, so that an outage loses at most one refund. The owner is unique: if two processes do this at
-            # once, each knows whether its own change took effect.
-            owner = f"refund.{uuid.uuid4().hex}"
-            released = msgspec.structs.replace(entry, owner=owner, charged=0, doubt=Doubt.REFUNDED)
-            # Before the refund: if the process crashes in between, a customer is charged too much, never too little.
-            (stored,) = await self._store.apply([Change(Step.REFUND, released)])
-            if stored:
-                month = entry.charged_month or month_of(entry.created_at)
-                self._pending_refunds.append(Charge(entry.cust_id, month, entry.charged, UNLIMITED))
-                refunded += 1
-                _log.warning("doubt_refunded", cust_id=entry.cust_id, id=entry.id, tasks=entry.charged)
-        while self._pending_refunds:
-            await self._store.refund(self._pending_refunds[:1])
-            del self._pending_refunds[0]
-        return refunded
+        return await self._refunds.run(int(self._doubt * 500))
 
     async def close(self, seconds: float = CLOSE_TIMEOUT) -> None:
         """Apply the changes that the store has not taken yet, for up to so many seconds. Call it last."""

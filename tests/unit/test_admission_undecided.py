@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.admission import Admission, Request, Verdict
+from ingest.admission import DOUBT, Admission, Request, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.store.sqlite import SqliteStore
@@ -127,3 +127,28 @@ async def test_pending_change_of_one_entry_does_not_delay_other_admissions(
     assert await verdicts(admission, task("other"), task("k")) == [Verdict.ADMITTED, Verdict.REPLAY]
     store.undecided = set()
     await verdict_becomes(admission, task("bad"), Verdict.REPLAY)
+
+
+@pytest.mark.parametrize("takes_effect", [False, True])
+async def test_refund_of_an_undecided_doubt_is_made_later_and_once_and_others_are_made_now(
+    store: PartialStore, admission: Admission, clock: Clock, takes_effect: bool
+) -> None:
+    await admission.release(await admission.admit([task("bad"), task("k1"), task("k2")]), refund=False)
+    clock.now += DOUBT / 2
+    store.undecided, store.operations, store.takes_effect = {task("bad").submission.id}, {"apply"}, takes_effect
+    assert (await admission.refund_doubts(), await store.used("c", MONTH)) == (2, 1)
+    store.undecided = set()
+    assert (await admission.refund_doubts(), await store.used("c", MONTH)) == (1, 0)
+    assert (await admission.refund_doubts(), await store.used("c", MONTH)) == (0, 0)
+
+
+async def test_refund_that_took_effect_in_an_outage_is_not_lost(
+    store: PartialStore, admission: Admission, clock: Clock
+) -> None:
+    await admission.release(await admission.admit([task("k")]), refund=False)
+    clock.now += DOUBT / 2
+    store.undecided, store.operations, store.takes_effect = {task("k").submission.id}, {"apply"}, True
+    with pytest.raises(StoreUnavailable):
+        await admission.refund_doubts()
+    store.undecided = set()
+    assert (await admission.refund_doubts(), await store.used("c", MONTH)) == (1, 0)
