@@ -119,9 +119,9 @@ MUTATIONS: Final = (
     ),
     _mutation(
         "a refund goes to the current month",
-        "admission/admission.py",
+        "admission/refunds.py",
         "month = entry.charged_month or month_of(entry.created_at)",
-        "month = month_of(int(self._clock() * 1000))",
+        "month = month_of(entry.created_at)",
     ),
     _mutation(
         "usage without a quota is not counted",
