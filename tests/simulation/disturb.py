@@ -15,6 +15,7 @@ from tests.simulation.schedule import (
     Fault,
     FullQueue,
     LostConnection,
+    LostMessages,
     LostRecord,
     MissingBindings,
     MissingCustomer,
@@ -56,17 +57,26 @@ def _disturb_server(world: "World", fault: Fault) -> None:
         case Doubt(server=server, seconds=seconds, process=name):
             faults = world.network.doubts if name is None else world.processes[name].doubts
             faults[Server[server.upper()]] = now + seconds
+        case LostRecord(customer=customer, key=key):
+            for id_ in (task_id(customer, key), batch_id(customer, key)):
+                world.store.lose(id_)
+        case _:
+            _disturb_queue(world, fault)
+
+
+def _disturb_queue(world: "World", fault: Fault) -> None:
+    now = world.loop.time()
+    match fault:
         case FullQueue(queue=queue, seconds=seconds):
             world.broker.queues[queue].full_until = now + seconds
+        case LostMessages(queue=queue, seconds=seconds):
+            world.broker.queues[queue].loses_until = now + seconds
         case Backlog(queue=queue, seconds=seconds):
             world.broker.queues[queue].hold_back(seconds)
         case MissingBindings(exchange=exchange, seconds=seconds):
             for state in world.broker.queues.values():
                 if state.definition.exchange == exchange and state.definition.name != FEEDBACK:
                     state.unbound_until = now + seconds
-        case LostRecord(customer=customer, key=key):
-            for id_ in (task_id(customer, key), batch_id(customer, key)):
-                world.store.lose(id_)
 
 
 def _change_customer(world: "World", change: SetQuota | SetWebhook | MissingCustomer) -> None:

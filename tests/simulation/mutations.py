@@ -193,6 +193,12 @@ MUTATIONS: Final = (
         "pass",
     ),
     _mutation(
+        "a lost message is not published again",
+        "shim/pipeline.py",
+        "if decision.must_publish]",
+        "if decision.verdict is Verdict.ADMITTED]",
+    ),
+    _mutation(
         "an item is settled under the wrong origin",
         "domain/ledger.py",
         "            lease=lease,\n            origin=batch.id,",

@@ -18,6 +18,7 @@ from tests.simulation.schedule import (
     Backlog,
     FullQueue,
     LostConnection,
+    LostMessages,
     LostRecord,
     MissingCustomer,
     MonthEnd,
@@ -84,7 +85,7 @@ def _concerns(action: Action, submit: Submit) -> bool:
             return False
         case Stop() if action.process not in SHIMS:
             return False
-        case FullQueue() | Backlog() if not _needs(submit, action.queue):
+        case FullQueue() | Backlog() | LostMessages() if not _needs(submit, action.queue):
             return False
         case LostConnection():
             end = action.at

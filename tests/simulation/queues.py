@@ -77,6 +77,7 @@ class QueueState:
         self.consumers: list[Receiver] = []
         self.full_until = 0.0
         self.unbound_until = 0.0
+        self.loses_until = 0.0
         self._held_back_until = 0.0
 
     @property
@@ -90,6 +91,8 @@ class QueueState:
         return message.exchange == self.definition.exchange and _matches(self.definition.binding, message.routing_key)
 
     def put(self, stored: Stored) -> None:
+        if self._network.loop.time() < self.loses_until:
+            return
         self.ready.append(stored)
         self.dispatch()
 

@@ -140,6 +140,14 @@ class MissingCustomer(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class LostMessages(msgspec.Struct, frozen=True, tag=True):
+    """A queue of submissions loses what it takes."""
+
+    at: float
+    queue: str
+    seconds: float
+
+
 class Redrive(msgspec.Struct, frozen=True, tag=True):
     """An operator redrives all dead letters, and is interrupted after so many seconds if that is not enough."""
 
@@ -158,6 +166,7 @@ Fault = (
     | Backlog
     | MissingBindings
     | LostRecord
+    | LostMessages
     | MonthEnd
     | SetQuota
     | SetWebhook

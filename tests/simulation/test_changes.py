@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
-from ingest.domain.topology import CONSENSUS_TASKS, INGEST_DEAD, INGEST_TASKS, WEBHOOK_DISPATCH
+from ingest.domain.topology import CONSENSUS_TASKS, INGEST_BATCHES, INGEST_DEAD, INGEST_TASKS, WEBHOOK_DISPATCH
 from tests.simulation.checker import violations
 from tests.simulation.customers import BRIEF, FREE, PAYING, RETENTION, STRICT
 from tests.simulation.queues import FEEDBACK
@@ -16,6 +17,7 @@ from tests.simulation.schedule import (
     Doubt,
     FullQueue,
     LostConnection,
+    LostMessages,
     MonthEnd,
     Outage,
     Schedule,
@@ -129,3 +131,18 @@ def test_graceful_stops_of_all_processes_delay_nothing_and_leave_nothing() -> No
     submits = [Submit(n / 10, PAYING, f"k{n}", body=1, items=n % 3, direct=n % 2 == 0) for n in range(60)]
     world = run(*stops, *lost, *submits)
     assert {attempt.submit.key for attempt in world.attempts if attempt.status == 202} == {s.key for s in submits}
+
+
+@pytest.mark.parametrize("direct", [False, True], ids=["http", "direct"])
+@pytest.mark.parametrize("items", [0, 2], ids=["task", "batch"])
+def test_repeat_after_an_hour_accepts_a_submission_whose_message_was_lost(items: int, direct: bool) -> None:
+    """It is charged once. A repeat before that has no effect, and neither has one afterwards."""
+    lost = LostMessages(at=0.5, queue=INGEST_BATCHES if items else INGEST_TASKS, seconds=2.0)
+    first = Submit(at=1.0, customer=PAYING, key="k", body=1, items=items)
+    repeat = msgspec.structs.replace(first, direct=direct)
+    world = run(lost, first, *[msgspec.structs.replace(repeat, at=at) for at in (1000.0, 3700.0, 9000.0)])
+    accepted = [stored.at for stored in world.broker.queues[CONSENSUS_TASKS].ready]
+    assert len(accepted) == max(1, items)
+    assert all(3700 < at < 3710 for at in accepted)
+    used = [count for (customer, _), count in world.store.used.items() if customer == PAYING]
+    assert sum(used) == max(1, items)
