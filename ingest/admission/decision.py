@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
 from ingest.domain.ledger import Charge, Entry, Phase
 from ingest.domain.submissions import Submission
@@ -73,6 +74,17 @@ class Decision(msgspec.Struct, frozen=True, gc=False):
         """Whether this is a replay that another attempt publishes again now, or did not finish publishing."""
         is_queued = self.verdict is Verdict.REPLAY and self.entry.phase is Phase.QUEUED
         return is_queued and bool(self.entry.lease) and not self.republished
+
+    @property
+    def admitted(self) -> Admitted:
+        """What the shim's message to the workers says about the submission."""
+        return Admitted(
+            self.request.submission,
+            self.entry.created_at,
+            self.request.customer.retention,
+            self.replayed,
+            self.item_created_at,
+        )
 
     @property
     def mismatch(self) -> bool:

@@ -6,7 +6,7 @@ import msgspec
 import structlog
 
 from ingest.admission import Admission, Decision, Request, Verdict
-from ingest.domain.admitted import Admitted, to_message
+from ingest.domain.admitted import to_message
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.messages import Message, PublishOutcome
 from ingest.domain.ports import Publisher
@@ -84,17 +84,5 @@ async def _messages(decisions: Sequence[Decision]) -> list[Message]:
     slices = TimeSlices()
     for decision in decisions:
         await slices.between()
-        messages.append(_message(decision))
+        messages.append(to_message(decision.admitted, decision.request.trace))
     return messages
-
-
-def _message(decision: Decision) -> Message:
-    request = decision.request
-    admitted = Admitted(
-        request.submission,
-        decision.entry.created_at,
-        request.customer.retention,
-        decision.replayed,
-        decision.item_created_at,
-    )
-    return to_message(admitted, request.trace)

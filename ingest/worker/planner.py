@@ -218,7 +218,7 @@ class DeliveryPlanner:
         If that fails, the next attempt finds the lease of this one, and waits until it has ended.
         """
         before = len(attempt.plans)
-        await self._plan_admitted(attempt, [(delivery, _readmitted(decision)) for delivery, decision in repeats])
+        await self._plan_admitted(attempt, [(delivery, decision.admitted) for delivery, decision in repeats])
         planned = {id(plan.delivery): plan for plan in attempt.plans[before:]}
         waiting = {id(delivery) for delivery in (*attempt.contended, *attempt.undecided)}
         for delivery, decision in repeats:
@@ -237,18 +237,6 @@ class DeliveryPlanner:
             attempt.undecided.append(delivery)
         elif (plan := _plan_decision(delivery, decision)) is not None:
             attempt.plans.append(plan)
-
-
-def _readmitted(decision: Decision) -> Admitted:
-    """Return what the message of a queued submission said."""
-    request = decision.request
-    return Admitted(
-        request.submission,
-        decision.entry.created_at,
-        request.customer.retention,
-        decision.replayed,
-        decision.item_created_at,
-    )
 
 
 def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:
