@@ -32,6 +32,8 @@ _log = structlog.get_logger(__name__)
 
 
 _Arrived = tuple[Delivery, Admitted]
+_Released = tuple[Delivery, Admitted, list[Entry | None], list[Entry]]
+"""With what the ledger has stored of the submission, and which of that is released."""
 
 
 class Planned(msgspec.Struct):
@@ -117,7 +119,7 @@ class DeliveryPlanner:
         ids = [ids_to_read(admitted.submission) for _, admitted in arrived]
         entries = iter(await self._ledger.read([entry_id for own in ids for entry_id in own]))
         uncharged: list[_Arrived] = []
-        released: list[tuple[Delivery, Admitted, list[Entry | None]]] = []
+        released: list[_Released] = []
         slices = TimeSlices()
         for (delivery, admitted), own in zip(arrived, ids, strict=True):
             await slices.between()
@@ -127,28 +129,25 @@ class DeliveryPlanner:
                 attempt.undecided.append(delivery)
             elif is_uncharged(admitted, stored):
                 uncharged.append((delivery, admitted))
-            elif released_entries(admitted, stored):
-                released.append((delivery, admitted, stored))
+            elif own_released := released_entries(admitted, stored):
+                released.append((delivery, admitted, stored, own_released))
             elif plan := plan_admitted(delivery, admitted, stored):
                 attempt.plans.append(plan)
         if uncharged:
             await self._plan_part(attempt, uncharged, self._plan_uncharged(attempt, uncharged))
         if released:
-            part = [(delivery, admitted) for delivery, admitted, _ in released]
+            part = [(delivery, admitted) for delivery, admitted, _, _ in released]
             await self._plan_part(attempt, part, self._plan_released(attempt, released))
 
-    async def _plan_released(
-        self, attempt: Planned, arrived: Sequence[tuple[Delivery, Admitted, list[Entry | None]]]
-    ) -> None:
+    async def _plan_released(self, attempt: Planned, arrived: Sequence[_Released]) -> None:
         """Plan submissions that other attempts could take over, or refund.
 
         They become durable first: then no other attempt can take them over, and no refund can be made.
         """
-        released = [released_entries(admitted, stored) for _, admitted, stored in arrived]
-        changes = [Change(Step.QUEUE, entry) for own in released for entry in own]
+        changes = [Change(Step.QUEUE, entry) for _, _, _, released in arrived for entry in released]
         results = iter(await self._ledger.apply(changes))
-        for (delivery, admitted, stored), own in zip(arrived, released, strict=True):
-            queued = list(islice(results, len(own)))
+        for delivery, admitted, stored, released in arrived:
+            queued = list(islice(results, len(released)))
             if UNDECIDED in queued:
                 attempt.undecided.append(delivery)
                 continue
@@ -175,7 +174,7 @@ class DeliveryPlanner:
                 # Another attempt has just made it durable. The next one reads whether its events are published.
                 attempt.contended.append(delivery)
             else:
-                self._plan_decision(attempt, delivery, decision)
+                _add_decision(attempt, delivery, decision)
 
     async def _plan_revoked(self, attempt: Planned, revoked: Sequence[tuple[Request, Rejection]]) -> None:
         """Plan submissions that were admitted before their webhook or customer was removed; reject the others.
@@ -208,7 +207,7 @@ class DeliveryPlanner:
             if decision.verdict is Verdict.REPLAY and decision.must_publish:
                 repeats.append((delivery, decision))
             else:
-                self._plan_decision(attempt, delivery, decision)
+                _add_decision(attempt, delivery, decision)
         if repeats:
             await self._plan_repeats(attempt, repeats)
 
@@ -230,13 +229,15 @@ class DeliveryPlanner:
             elif id(delivery) not in waiting:
                 attempt.plans.append(duplicate)
 
-    def _plan_decision(self, attempt: Planned, delivery: Delivery, decision: Decision) -> None:
-        if decision.verdict is Verdict.CONTENDED or (decision.is_being_published and not decision.mismatch):
-            attempt.contended.append(delivery)
-        elif decision.verdict is Verdict.UNDECIDED:
-            attempt.undecided.append(delivery)
-        elif (plan := _plan_decision(delivery, decision)) is not None:
-            attempt.plans.append(plan)
+
+def _add_decision(attempt: Planned, delivery: Delivery, decision: Decision) -> None:
+    """Plan a submission that was decided on, or let it wait."""
+    if decision.verdict is Verdict.CONTENDED or (decision.is_being_published and not decision.mismatch):
+        attempt.contended.append(delivery)
+    elif decision.verdict is Verdict.UNDECIDED:
+        attempt.undecided.append(delivery)
+    elif (plan := _plan_decision(delivery, decision)) is not None:
+        attempt.plans.append(plan)
 
 
 def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:

@@ -53,6 +53,15 @@ class Unfinished(msgspec.Struct):
         """All of them."""
         return [*self.contended, *self.untrusted, *self.refused, *self.rejected, *self.undecided, *self.unavailable]
 
+    def add(self, other: "Unfinished") -> None:
+        """Add the deliveries of another attempt."""
+        self.contended += other.contended
+        self.untrusted += other.untrusted
+        self.refused += other.refused
+        self.rejected += other.rejected
+        self.undecided += other.undecided
+        self.unavailable += other.unavailable
+
 
 class _Failed(msgspec.Struct):
     """Plans that were not published or settled completely; the lists as in `Unfinished`."""
@@ -108,8 +117,7 @@ class DeliveryProcessor:
             return Unfinished(unavailable=list(deliveries))
         finally:
             self._planner.end(attempt)
-        waiting = [*attempt.contended, *attempt.untrusted]
-        unplanned = [*waiting, *attempt.undecided]
+        unplanned = [*attempt.contended, *attempt.untrusted, *attempt.undecided]
         unfinished = {id(delivery) for delivery in (*unplanned, *[plan.delivery for plan in failed.plans])}
         if self._meter.on:
             finished = [plan for plan in attempt.plans if id(plan.delivery) not in unfinished]

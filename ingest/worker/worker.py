@@ -303,11 +303,5 @@ class QueueConsumerLoop:
             return Unfinished()
         unfinished = Unfinished()
         for delivery in deliveries:
-            single = await self._attempt([delivery])
-            unfinished.contended += single.contended
-            unfinished.untrusted += single.untrusted
-            unfinished.refused += single.refused
-            unfinished.rejected += single.rejected
-            unfinished.undecided += single.undecided
-            unfinished.unavailable += single.unavailable
+            unfinished.add(await self._attempt([delivery]))
         return unfinished
