@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
-from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.errors import BrokerUnavailable, StoreUnavailable
+from ingest.domain.ledger import Entry
 from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.store.sqlite import SqliteStore
 
 
 class ScriptedPublisher:
@@ -71,3 +73,18 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+class UnreliableStore(SqliteStore):
+    """A store that can fail to settle, or settle and lose the answer."""
+
+    can_settle = True
+    loses_answer = False
+
+    async def accept(self, entries: Sequence[Entry]) -> list[bool]:
+        if not self.can_settle:
+            raise StoreUnavailable("unavailable")
+        accepted = await super().accept(entries)
+        if self.loses_answer:
+            raise StoreUnavailable("no answer")
+        return accepted

@@ -1,7 +1,7 @@
 """Attempts at a batch on a real ledger: with and without keys, and after a crash or an outage at each step."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,13 @@ import pytest
 from ingest.admission import Request
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
-from ingest.domain.errors import StoreUnavailable
 from ingest.domain.events import acceptance_id
-from ingest.domain.ledger import Entry, Phase
+from ingest.domain.ledger import Phase
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
 from tests.support.deliveries import admitted_delivery, direct_delivery
-from tests.support.fakes import Clock
+from tests.support.fakes import Clock, UnreliableStore
 from tests.support.tasks import TASK
 from tests.support.worker_harness import ProcessorHarness
 
@@ -28,37 +27,12 @@ CREATED_AT = 1_775_000_000_000
 """The time of `Clock` when a test begins, in Unix milliseconds."""
 
 
-class UnreliableStore(SqliteStore):
-    """A store that can fail to settle, or settle and lose the answer."""
-
-    can_settle = True
-    loses_answer = False
-
-    async def accept(self, entries: Sequence[Entry]) -> list[bool]:
-        if not self.can_settle:
-            raise StoreUnavailable("unavailable")
-        accepted = await super().accept(entries)
-        if self.loses_answer:
-            raise StoreUnavailable("no answer")
-        return accepted
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[UnreliableStore]:
     store = await UnreliableStore.open(tmp_path / "s.db", clock=clock)
     await store.save_customer(CUSTOMER)
     yield store
     await store.close()
-
-
-@pytest.fixture
-def harness(store: UnreliableStore, clock: Clock) -> ProcessorHarness:
-    return ProcessorHarness(store, clock=clock)
 
 
 def body(*keys: str | None) -> dict[str, Any]:

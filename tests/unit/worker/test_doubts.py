@@ -26,21 +26,11 @@ MONTHS = ("2026-03", "2026-04")
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteStore]:
     store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
     await store.save_customer(CUSTOMER)
     yield store
     await store.close()
-
-
-@pytest.fixture
-def harness(store: SqliteStore, clock: Clock) -> ProcessorHarness:
-    return ProcessorHarness(store, clock=clock)
 
 
 async def used(store: SqliteStore) -> int:

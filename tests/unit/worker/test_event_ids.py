@@ -19,10 +19,9 @@ from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.submissions import batch_submission, task_submission
 from ingest.shim.pipeline import SubmissionPipeline
 from tests.support.deliveries import admitted_delivery, direct_delivery
-from tests.support.fakes import Clock, ScriptedPublisher
+from tests.support.fakes import Clock, ScriptedPublisher, UnreliableStore
 from tests.support.tasks import TASK
 from tests.support.worker_harness import ProcessorHarness
-from tests.unit.worker.test_batches import UnreliableStore
 
 RETENTION = 3600
 CUSTOMER = Customer(cust_id="c", retention=RETENTION)
@@ -45,11 +44,6 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[UnreliableStore]:
     await store.save_customer(CUSTOMER)
     yield store
     await store.close()
-
-
-@pytest.fixture
-def harness(store: UnreliableStore, clock: Clock) -> ProcessorHarness:
-    return ProcessorHarness(store, clock=clock)
 
 
 def milliseconds(clock: Clock) -> int:

@@ -50,11 +50,6 @@ class WatchedStore(SqliteStore):
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[WatchedStore]:
     store = await WatchedStore.open(tmp_path / "s.db", clock=clock)
     store.prepare()
@@ -62,11 +57,6 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[WatchedStore]:
         await store.save_customer(customer)
     yield store
     await store.close()
-
-
-@pytest.fixture
-def harness(store: WatchedStore, clock: Clock) -> ProcessorHarness:
-    return ProcessorHarness(store, clock=clock)
 
 
 async def used(store: SqliteStore, cust_id: str = "c") -> int:

@@ -9,13 +9,12 @@ import pytest
 from ingest.admission import Request
 from ingest.domain.admitted import Admitted
 from ingest.domain.customers import Customer
-from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Entry, Phase
+from ingest.domain.ledger import Phase
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
 from tests.support.deliveries import admitted_delivery, direct_delivery
-from tests.support.fakes import Clock, ScriptedPublisher
+from tests.support.fakes import Clock, ScriptedPublisher, UnreliableStore
 from tests.support.tasks import TASK
 from tests.support.worker_harness import ProcessorHarness
 
@@ -44,20 +43,9 @@ class SelectivePublisher(ScriptedPublisher):
         return failing[0] if failing else CONFIRMED
 
 
-class SettleFails(SqliteStore):
-    """A store that settles nothing while `unavailable` is true."""
-
-    unavailable = False
-
-    async def accept(self, entries: Sequence[Entry]) -> list[bool]:
-        if self.unavailable:
-            raise StoreUnavailable("unavailable")
-        return await super().accept(entries)
-
-
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SettleFails]:
-    store = await SettleFails.open(tmp_path / "s.db", clock=Clock())
+async def store(tmp_path: Path) -> AsyncIterator[UnreliableStore]:
+    store = await UnreliableStore.open(tmp_path / "s.db", clock=Clock())
     await store.save_customer(CUSTOMER)
     yield store
     await store.close()
@@ -69,7 +57,7 @@ def publisher() -> SelectivePublisher:
 
 
 @pytest.fixture
-def harness(store: SettleFails, publisher: SelectivePublisher) -> ProcessorHarness:
+def harness(store: UnreliableStore, publisher: SelectivePublisher) -> ProcessorHarness:
     return ProcessorHarness(store, clock=Clock(), publisher=publisher)
 
 
@@ -120,7 +108,7 @@ async def test_only_the_first_of_two_copies_in_a_micro_batch_is_published(harnes
 
 
 async def test_each_delivery_ends_as_its_own_messages_do(
-    harness: ProcessorHarness, publisher: SelectivePublisher, store: SettleFails
+    harness: ProcessorHarness, publisher: SelectivePublisher, store: UnreliableStore
 ) -> None:
     """One is accepted, the events of the others are refused or in doubt. The last one is an item of a batch."""
     accepted, refused, lost = (direct_delivery(name, task(name)) for name in ("accepted", "refused", "lost"))
@@ -140,7 +128,7 @@ async def test_each_delivery_ends_as_its_own_messages_do(
 
 
 async def test_batch_whose_final_event_is_refused_is_neither_settled_nor_acked(
-    harness: ProcessorHarness, publisher: SelectivePublisher, store: SettleFails
+    harness: ProcessorHarness, publisher: SelectivePublisher, store: UnreliableStore
 ) -> None:
     """Its tasks' events are published again with it. Another batch of the same attempt is finished."""
     batches = [batch_submission({"tasks": [task(name)]}, "c", frozenset(), name) for name in ("refused", "accepted")]
@@ -185,18 +173,18 @@ async def test_delivery_that_was_not_finished_counts_as_redelivered(
 
 
 async def test_submission_is_not_acked_if_the_ledger_does_not_settle(
-    harness: ProcessorHarness, store: SettleFails
+    harness: ProcessorHarness, store: UnreliableStore
 ) -> None:
     """A failing settle leaves the claims released: the next attempt does not wait for the lease and charges nothing.
 
     A rejection has nothing to settle.
     """
-    store.unavailable = True
+    store.can_settle = False
     wrong = direct_delivery("wrong", {})
     await harness.attempt(direct_delivery("k", TASK), wrong)
     assert {delivery.message_id for delivery in harness.unfinished.unavailable} == {"k"}
     assert harness.consumer.acked == [wrong]
-    store.unavailable = False
+    store.can_settle = True
     await harness.attempt(*harness.unfinished.unavailable)
     assert (bool(harness.unfinished), await store.used("c", MONTH)) == (False, 1)
 

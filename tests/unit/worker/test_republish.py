@@ -27,11 +27,6 @@ OTHER: dict[str, Any] = TASK | {"data_url": "https://a.example/other"}
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 async def harness(tmp_path: Path, clock: Clock) -> AsyncIterator[OutcomesHarness]:
     store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
     await store.save_customer(CUSTOMER)
