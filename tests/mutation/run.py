@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 _ROOT: Final = Path(__file__).parents[2]
-_ADMISSION: Final = ("tests/unit/test_admission*.py",)
+_ADMISSION: Final = ("tests/unit/admission",)
 _SHIM: Final = ("tests/unit/shim/test_batcher*.py", "tests/unit/shim/test_pipeline.py", "tests/unit/shim/test_shim.py")
 _WORKER: Final = ("tests/unit/worker",)
 _STORE: Final = ("tests/unit/store", "tests/contract/test_store.py")

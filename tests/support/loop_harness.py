@@ -1,6 +1,7 @@
 """A `QueueConsumerLoop` with a scripted consumer and a scripted processor, for tests in virtual time."""
 
 import asyncio
+import itertools
 import random
 from collections.abc import Awaitable, Sequence
 
@@ -125,3 +126,9 @@ class LoopHarness:
 
     async def run_for(self, seconds: float) -> None:
         await self.run(asyncio.sleep(seconds))
+
+
+def between(times: list[float], least: float, most: float) -> bool:
+    """Return whether all pauses are within the limits, and there is at least one."""
+    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
+    return bool(pauses) and all(least <= pause <= most for pause in pauses)

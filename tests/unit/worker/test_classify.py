@@ -78,7 +78,7 @@ async def test_admitted_submission_of_an_unknown_service_user_is_kept_and_a_forg
 
 @pytest.mark.parametrize(("priority", "accepted"), [(None, True), (0, True), (4, True), (5, False), (255, False)])
 async def test_priority_above_the_normal_one_is_rejected(tmp_path: Path, priority: int | None, accepted: bool) -> None:
-    """RabbitMQ 4 delivers it before the messages of other customers. aio-pika sends 0 unless it is told otherwise."""
+    """RabbitMQ 4 delivers it before the messages of other customers. The default of aio-pika is 0."""
     store = await SqliteStore.open(tmp_path / "store.db")
     await store.save_customer(Customer(cust_id="c"))
     classifier = DeliveryClassifier(store, frozenset(), SubmissionParser())

@@ -188,7 +188,7 @@ async def test_refunded_submission_that_exceeds_the_quota_now_is_rejected(
 async def test_repeat_of_a_direct_message_is_a_duplicate_unless_only_its_ack_was_lost(
     harness: ProcessorHarness, store: WatchedStore
 ) -> None:
-    """A producer that publishes twice is told. A delivery that comes again is not news."""
+    """A producer that publishes twice gets an event, a redelivered message none."""
     await harness.attempt(direct_delivery("k"))
     await harness.attempt(direct_delivery("k"))
     assert published(harness) == [("submission.duplicate", False)]

@@ -11,8 +11,8 @@ from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Charge, Doubt, Entry
 from ingest.store.sqlite import SqliteStore
+from tests.support.admission_harness import AdmissionHarness, batch, task
 from tests.support.fakes import Clock
-from tests.unit.test_admission import AdmissionHarness, batch, task
 
 CUSTOMER = Customer(cust_id="c", monthly_quota=100, retention=5 * 86_400)
 OTHER_URL = "https://a.example/other"

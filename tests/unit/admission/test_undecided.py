@@ -10,9 +10,9 @@ from ingest.admission import DOUBT, Admission, Request, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.store.sqlite import SqliteStore
+from tests.support.admission_harness import MONTHS, batch, task
 from tests.support.fakes import Clock
 from tests.support.partial_store import PartialStore
-from tests.unit.test_admission import MONTHS, batch, task
 
 MONTH = MONTHS[0]
 

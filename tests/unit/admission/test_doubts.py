@@ -1,0 +1,85 @@
+"""Claims that are released, and those whose submission may have been published."""
+
+from ingest.admission import DOUBT, Verdict
+from ingest.domain.customers import Customer
+from tests.support.admission_harness import MONTHS, AdmissionHarness, batch, task
+
+
+async def test_release_with_refund_frees_key_and_quota(harness: AdmissionHarness) -> None:
+    """This follows a publish that certainly failed. The retry is charged again, once."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=True)
+    assert await harness.used() == 0
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
+    assert await harness.used() == 1
+
+
+async def test_release_without_refund_keeps_charge_for_retry(harness: AdmissionHarness) -> None:
+    """This follows a publish that may have succeeded. The retry is admitted at once and is not charged again."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
+    assert await harness.used() == 1
+
+
+async def test_other_body_waits_until_the_doubt_about_the_first_one_ends(harness: AdmissionHarness) -> None:
+    """The first body may have been published. The same body is admitted at once, because a copy is harmless."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
+    other = task("k", data_url="https://a.example/other")
+    assert (await harness.admit_one(other)).verdict is Verdict.CONTENDED
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
+    harness.clock.now += DOUBT - 1
+    assert (await harness.admit_one(other)).verdict is Verdict.CONTENDED
+    harness.clock.now += 1
+    assert (await harness.admit_one(other)).verdict is Verdict.ADMITTED
+
+
+async def test_other_body_waits_after_an_attempt_has_given_back_a_claim_whose_lease_had_ended(
+    harness: AdmissionHarness,
+) -> None:
+    """The first owner may have crashed after its publish. The second has the same body, and exceeds the quota."""
+    await harness.admit_one(task("k"))
+    harness.clock.now += 31
+    assert (await harness.admit_one(task("k", Customer(cust_id="c", monthly_quota=0)))).verdict is (
+        Verdict.QUOTA_EXHAUSTED
+    )
+    other = task("k", data_url="https://a.example/other")
+    assert (await harness.admit_one(other)).verdict is Verdict.CONTENDED
+    assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
+
+
+async def test_other_body_is_admitted_at_once_if_nothing_was_published(harness: AdmissionHarness) -> None:
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=True)
+    other = await harness.admit_one(task("k", data_url="https://a.example/other"))
+    assert (other.verdict, await harness.used()) == (Verdict.ADMITTED, 1)
+
+
+async def test_charge_in_doubt_is_refunded_once_and_charged_again_with_the_next_attempt(
+    harness: AdmissionHarness,
+) -> None:
+    """A batch of two unkeyed items and a keyed one has two entries."""
+    await harness.admission.release([await harness.admit_one(batch(None, "x", None, key="b"))], refund=False)
+    harness.clock.now += DOUBT / 2 - 1
+    assert await harness.admission.refund_doubts() == 0
+    harness.clock.now += 1
+    assert (await harness.admission.refund_doubts(), await harness.used()) == (2, 0)
+    assert (await harness.admission.refund_doubts(), await harness.used()) == (0, 0)
+    retry = await harness.admit_one(batch(None, "x", None, key="b"))
+    assert (retry.verdict, await harness.used()) == (Verdict.ADMITTED, 3)
+
+
+async def test_other_body_waits_for_a_batch_in_doubt_that_has_only_keyed_items(harness: AdmissionHarness) -> None:
+    """Its own entry covers no task, so nothing is charged for it."""
+    await harness.admission.release([await harness.admit_one(batch("x", key="b"))], refund=False)
+    assert (await harness.admit_one(batch("y", key="b"))).verdict is Verdict.CONTENDED
+
+
+async def test_refund_is_made_in_the_month_of_the_charge(harness: AdmissionHarness) -> None:
+    """The submission was created in March, refunded, and charged again in April."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
+    harness.clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    harness.clock.now += 86_400
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False)
+    assert [await harness.store.used("c", month) for month in MONTHS] == [0, 1]
+    harness.clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    assert [await harness.store.used("c", month) for month in MONTHS] == [0, 0]
