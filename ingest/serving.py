@@ -1,13 +1,19 @@
 """uvicorn as a part of a process: on a socket that is already open, and without its signal handlers."""
 
 import contextlib
+import resource
 import socket
 from collections.abc import Iterator
+from typing import Final
 
 import uvicorn
 
 BACKLOG = 2048
 """Connections that the kernel holds until they are accepted."""
+
+
+_FILES: Final = 16_384
+"""Files that one process may open; each connection of a client is one. The usual limit is 1,024."""
 
 
 class EmbeddedServer(uvicorn.Server):
@@ -40,3 +46,11 @@ def listen(host: str, port: int) -> socket.socket:
         raise
     listener.setblocking(False)
     return listener
+
+
+def raise_file_limit() -> None:
+    """Let this process and its children open more files, if the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

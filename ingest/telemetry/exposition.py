@@ -13,8 +13,15 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ingest.serving import EmbeddedServer
+from ingest.shim.http.protocol import LimitedHttpProtocol
 from ingest.telemetry.health import DEAD, STALE, Report
 from ingest.telemetry.logs import redact
+
+
+class MetricsProtocol(LimitedHttpProtocol):
+    """The shim's limits of time and size. No probe is refused because others hold connections."""
+
+    max_connections = 256
 
 
 class Exposition:
@@ -72,13 +79,12 @@ def metrics_server(app: Starlette) -> EmbeddedServer:
     return EmbeddedServer(
         uvicorn.Config(
             app,
-            http="httptools",
+            http=MetricsProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
             access_log=False,
             server_header=False,
-            limit_concurrency=64,
             timeout_keep_alive=75,
             timeout_graceful_shutdown=1,
         )

@@ -5,8 +5,9 @@ It also sends each answer with one write. uvicorn writes head and body separatel
 
 import asyncio
 import math
+import resource
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import httptools
 import msgspec
@@ -34,6 +35,8 @@ BODY_TOO_SLOW: Final = (
     f"the request's body arrived too slowly: send at least {BODY_MIN_RATE} bytes per second, "
     f"and all of it within {BODY_TIMEOUT:g} s"
 )
+_OTHER_FILES: Final = 512
+"""Open files of the process that are not its clients' connections, at most."""
 CHECK_INTERVAL: Final = 5.0
 """Seconds between two checks of the time limits. One timer per connection costs less than one per request."""
 
@@ -59,8 +62,12 @@ _TIME_LIMITS: Final = {
 class LimitedHttpProtocol(HttpToolsProtocol):
     """One connection.
 
-    A request that breaks a limit is answered, if the client can still read, and the connection closed.
+    A request that breaks a limit is answered, if the client can still read, and the connection closed. If there are
+    too many connections, the one that has been silent longest is closed.
     """
+
+    max_connections: ClassVar[int] = 8192
+    """Connections of one server, at most; fewer if the process may not open so many files."""
 
     _head_size = 0
     _completed = False
@@ -80,6 +87,13 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.transport = CoalescingTransport(transport)  # type: ignore[assignment]
         self._since = self.loop.time()
         self._timer = self.loop.call_later(CHECK_INTERVAL, self._check_timeouts)
+        if len(self.connections) > self.most_connections():
+            self._make_room()
+
+    @classmethod
+    def most_connections(cls) -> int:
+        """Return the number of connections that a server holds open."""
+        return min(cls.max_connections, max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _OTHER_FILES))
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._timer is not None:
@@ -141,6 +155,31 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.transport.flush()  # type: ignore[attr-defined] # no body follows after HEAD or with 304
         super().on_response_complete()
+
+    def _make_room(self) -> None:
+        """Close the connections that have been silent longest, or this one if all others are being answered.
+
+        One in a hundred is closed, so that a flood of connections does not need a search for each.
+        """
+        others = [other for other in self.connections if other is not self and isinstance(other, LimitedHttpProtocol)]
+        silent = sorted((other for other in others if other.is_silent), key=lambda other: other.silent_since)
+        for other in silent[: 1 + len(silent) // 100] or [self]:
+            self.connections.discard(other)
+            other.transport.close()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether no request is being received or answered: the client has sent nothing, or the start of a head."""
+        return self._awaiting is _Awaiting.HEAD or (
+            self._awaiting is _Awaiting.NOTHING
+            and self._last_complete is not None
+            and self._last_complete.response_complete
+        )
+
+    @property
+    def silent_since(self) -> float:
+        """When the connection, or its last request, has begun; seconds of the event loop's clock."""
+        return self._since
 
     def _refuse_invalid(self) -> None:
         """Refuse what the parser or one of the callbacks above does not take."""

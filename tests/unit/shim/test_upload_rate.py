@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Final
 
 import pytest
 import uvicorn
@@ -12,44 +12,10 @@ from uvicorn.server import ServerState
 
 from ingest.shim.http.body import BodyMemoryBudget, ClientDisconnected, Reservation, read_json_body, send_json
 from ingest.shim.http.protocol import BODY_MAX_LAG, BODY_MIN_RATE, BODY_TIMEOUT, CHECK_INTERVAL, LimitedHttpProtocol
+from tests.support.http_connection import Connection
 from tests.support.virtual_time_loop import in_virtual_time
 
 MIB: Final = 1024 * 1024
-
-
-class Connection(asyncio.Transport):
-    """The server's end of a connection. `answer` is what the server has sent."""
-
-    def __init__(self, protocol: LimitedHttpProtocol) -> None:
-        super().__init__()
-        self.answer = b""
-        self.reading = True
-        self._closing = False
-        self._protocol = protocol
-        protocol.connection_made(self)
-
-    def send(self, data: bytes) -> None:
-        """Send as the client."""
-        if not self._closing:
-            assert self.reading, "a real transport would not deliver this"
-            self._protocol.data_received(data)
-
-    def write(self, data: Any) -> None:
-        self.answer += bytes(data)
-
-    def close(self) -> None:
-        if not self._closing:
-            self._closing = True
-            asyncio.get_running_loop().call_soon(self._protocol.connection_lost, None)
-
-    def is_closing(self) -> bool:
-        return self._closing
-
-    def pause_reading(self) -> None:
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        self.reading = True
 
 
 class BodyReader:
