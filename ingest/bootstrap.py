@@ -16,6 +16,7 @@ from ingest.backends import broker_backend, store_backend
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import Broker, Store
 from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from ingest.serving import raise_file_limit
 from ingest.settings import Settings, unknown_variables
 from ingest.shim import Shim, shim_server
 from ingest.telemetry.process import MetricsEndpoint, Telemetry
@@ -106,6 +107,7 @@ def tune_garbage_collector() -> None:
 def run(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
     """Run until SIGTERM or SIGINT, then set the event and wait at most `deadline` seconds. Return the exit code."""
     tune_garbage_collector()
+    raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run_until_signal(main, deadline))
 

@@ -14,9 +14,14 @@ from tests.support.loop_hold import LoopHold
 _LONG: Final = 0.02
 
 
-def longest_hold(log: str) -> float:
-    """Return the longest hold in a log, in seconds; 0 if there was none above 20 ms."""
-    return max(map(float, re.findall(r"^loop_held ([0-9.]+)$", log, re.MULTILINE)), default=0.0)
+def longest_holds(log: str) -> tuple[float, float]:
+    """Return the two longest holds in a log, in seconds; 0 where there was none above 20 ms.
+
+    What the service does for an input, it does for each such input. A hold that occurs once may be the machine's.
+    """
+    holds = map(float, re.findall(r"^loop_held ([0-9.]+)$", log, re.MULTILINE))
+    longest, second, *_ = sorted([*holds, 0.0, 0.0], reverse=True)
+    return longest, second
 
 
 def _print(seconds: float) -> None:

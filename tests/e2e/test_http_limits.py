@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import quantiles
 from typing import Final
 
@@ -22,11 +24,22 @@ _TASK: Final = json.dumps(TASK).encode()
 _HEAD: Final = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\nContent-Type: application/json\r\n"
 
 
+@contextmanager
+def _usual_file_limit() -> Iterator[None]:
+    """Processes that start meanwhile may open 1,024 files, and more if they ask for it."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Start a shim that stores everything in files and accepts the API key `k`."""
     (port,) = free_ports(1)
-    with Ingest("dev", "--port", str(port), "--api-key", "k", directory=tmp_path_factory.mktemp("http-limits")) as dev:
+    with _usual_file_limit():
+        started = Ingest("dev", "--port", str(port), "--api-key", "k", directory=tmp_path_factory.mktemp("http-limits"))
+    with started as dev:
         wait_ready(f"http://127.0.0.1:{port}")
         yield port
         assert "Traceback" not in dev.text()

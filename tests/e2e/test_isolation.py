@@ -14,7 +14,7 @@ import pytest
 from ingest.domain.identity import SubmissionKind, item_id, keyed_id
 from ingest.shim.http.protocol import BODY_MAX_LAG, CHECK_INTERVAL
 from tests.e2e.contract import TASK
-from tests.e2e.measured import longest_hold
+from tests.e2e.measured import longest_holds
 from tests.fuzz.watch import Watch
 from tests.fuzz.world import CUSTOMER, OTHER, World
 from tests.servers import AerospikeServer, RabbitServer
@@ -51,6 +51,13 @@ def client_of(world: World, customer: str) -> httpx.AsyncClient:
     headers = {"Authorization": f"Bearer {world.keys[customer]}"}
     # Reading the CA certificates would take a tenth of a second for each client.
     return httpx.AsyncClient(base_url=world.url, headers=headers, timeout=60, verify=False)
+
+
+def check_holds(log: str) -> None:
+    longest, second = longest_holds(log)
+    print(f"  loop held for at most {longest * 1000:.0f} ms, then {second * 1000:.0f} ms")
+    assert second < HOLD
+    assert longest < 2 * HOLD
 
 
 async def measure(world: World, attack: Awaitable[object], name: str, body: object = TASK) -> list[float]:
@@ -180,10 +187,10 @@ async def test_large_bodies_over_http_do_not_hold_the_shim(world: World) -> None
             await asyncio.gather(send(path, body()), send(path, body()))
 
     latencies = await measure(world, attack(), "beside large bodies over HTTP")
-    holds = {process: longest_hold(process.text()[start:]) for process, start in logs.items()}
-    print(f"  answers {dict(statuses)}, loops held for at most {[f'{hold * 1000:.0f} ms' for hold in holds.values()]}")
+    print(f"  answers {dict(statuses)}")
     assert set(statuses) <= {202, 400, 413}
-    assert max(holds.values()) < HOLD
+    for process, start in logs.items():
+        check_holds(process.text()[start:])
     assert max(latencies) < 5
 
 
@@ -208,7 +215,6 @@ async def test_large_messages_do_not_hold_the_worker(world: World, watch: Watch)
 
     latencies = await measure(world, attack(), "beside large messages")
     await connection.close()
-    hold = longest_hold(world.worker.text()[start:])
-    print(f"  {dict(watch.dead)} and {len(items)} items accepted, loop held for at most {hold * 1000:.0f} ms")
-    assert hold < HOLD
+    print(f"  {dict(watch.dead)} and {len(items)} items accepted")
+    check_holds(world.worker.text()[start:])
     assert max(latencies) < 5

@@ -106,10 +106,13 @@ class PublishEncoder:
             return method + header
         return b"%b%b%b%b\xce" % (method, header, frame_head.pack(BODY, self._channel, len(body)), body)
 
-    def _split(self, body: bytes) -> Iterable[bytes]:
+    def _split(self, body: bytes) -> Iterable[bytes | memoryview]:
+        view = memoryview(body)  # slices of it are not copies
         for start in range(0, len(body), self._body_max):
-            part = body[start : start + self._body_max]
-            yield b"%b%b\xce" % (frame_head.pack(BODY, self._channel, len(part)), part)
+            part = view[start : start + self._body_max]
+            yield frame_head.pack(BODY, self._channel, len(part))
+            yield part
+            yield b"\xce"
 
     def _method(self, exchange: str, routing_key: str, mandatory: bool) -> bytes:
         payload = b"\0\x3c\0\x28\0\0%b%b%c" % (short_string(exchange), short_string(routing_key), mandatory)
