@@ -13,41 +13,16 @@ import aio_pika
 import pytest
 from aiormq.exceptions import ChannelAccessRefused, ProbableAuthenticationError
 
+from tests.deploy.provisioning import RABBITMQ, USERS, provision, run_provision
 from tests.servers import RabbitServer
 from tests.servers.process import wait_until
-
-RABBITMQ = Path(__file__).parents[2] / "deploy/rabbitmq"
-USERS = ("ingest", "operator", "monitoring", "consensus", "webhooks", "acme")
 
 
 @pytest.fixture(scope="module")
 def broker_address(rabbitmq: RabbitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`host:port/vhost` of a virtual host that `provision.py` has provisioned."""
-    passwords = tmp_path_factory.mktemp("passwords")
-    for user in USERS:
-        (passwords / user).write_text(f"password of {user}\n")
-    url = rabbitmq.new_vhost()
-    completed = provision(rabbitmq, passwords, urlsplit(url).path[1:])
-    assert completed.returncode == 0, completed.stderr
-    yield url.partition("@")[2]
-    for user in USERS:
-        rabbitmq.api("DELETE", f"users/{user}")
-    rabbitmq.drop_vhost(url)
-
-
-def provision(rabbitmq: RabbitServer, passwords: Path, vhost: str) -> subprocess.CompletedProcess[str]:
-    """Run `provision.py` with the shipped definitions and users."""
-    admin = urlsplit(rabbitmq.url)
-    api = urlsplit(rabbitmq.management_url)
-    files = [str(RABBITMQ / "definitions.json"), str(RABBITMQ / "users.json")]
-    return subprocess.run(
-        [sys.executable, str(RABBITMQ / "provision.py"), "--passwords", str(passwords), "--vhost", vhost, *files],
-        env={**os.environ, "RABBITMQ_ADMIN_URL": f"{api.scheme}://{admin.username}:{admin.password}@{api.netloc}"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    """`host:port/vhost` of a virtual host with the shipped users."""
+    with provision(rabbitmq, tmp_path_factory.mktemp("passwords")) as address:
+        yield address
 
 
 class User:
@@ -154,7 +129,7 @@ def test_provisioning_leaves_out_and_reports_users_without_a_password_file(
     rabbitmq: RabbitServer, tmp_path: Path
 ) -> None:
     url = rabbitmq.new_vhost()
-    completed = provision(rabbitmq, tmp_path, urlsplit(url).path[1:])
+    completed = run_provision(rabbitmq, tmp_path, urlsplit(url).path[1:])
     permissions = rabbitmq.api("GET", f"vhosts/{urlsplit(url).path[1:]}/permissions")
     rabbitmq.drop_vhost(url)
     assert completed.returncode == 0, completed.stderr
@@ -169,7 +144,7 @@ async def test_provisioning_again_replaces_the_password(
     await user.connect()
     await user.close()
     (tmp_path / "consensus").write_text("another")
-    completed = provision(rabbitmq, tmp_path, urlsplit(f"amqp://{broker_address}").path[1:])
+    completed = run_provision(rabbitmq, tmp_path, urlsplit(f"amqp://{broker_address}").path[1:])
     assert completed.returncode == 0, completed.stderr
     with pytest.raises(ProbableAuthenticationError):
         await user.connect()
@@ -177,7 +152,7 @@ async def test_provisioning_again_replaces_the_password(
 
 def test_provisioning_refuses_an_empty_password_file(rabbitmq: RabbitServer, tmp_path: Path) -> None:
     (tmp_path / "ingest").write_text("\n")
-    completed = provision(rabbitmq, tmp_path, "/")
+    completed = run_provision(rabbitmq, tmp_path, "/")
     assert completed.returncode == 1
     assert "must hold the password of user ingest" in completed.stderr
 
