@@ -27,8 +27,9 @@ def doctor(
 
     It checks settings and client libraries. RabbitMQ: version, topology, policies, permissions, alarms, queue members,
     and whether workers trust the users of all connected shims and workers.
-    Aerospike: expiry, eviction, copies, clocks, free space. Embedded: the files. A check that needs
-    INGEST_MANAGEMENT_URL, or a tag that its user lacks, is left out, and the output says so.
+    Aerospike: expiry, eviction, copies, clocks, free space. Embedded: the files. Checks that could not be made are
+    listed: those of a server that does not answer, those that need INGEST_MANAGEMENT_URL or the tag `monitoring` of its
+    user, and that of permissions, which needs the tag `administrator`.
 
     Exit code: 0 without errors (with --strict: without warnings), otherwise 1. Secrets are never shown.
     """
@@ -57,14 +58,17 @@ def _redacted(finding: Finding) -> Finding:
 
 def _print(findings: list[Finding]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    area = ""
-    for finding in findings:
-        if finding.area != area:
-            area = finding.area
-            console.print(Text(area, style="bold"))
-        severity = (f"{finding.severity.value:8}", _STYLES[finding.severity])
-        console.print(Text.assemble("  ", severity, finding.what))
-        if finding.do:
-            console.print(Text(f"{'':10}→ {finding.do}"))
+    for area in dict.fromkeys(finding.area for finding in findings):
+        console.print(Text(area, style="bold"))
+        for finding in findings:
+            if finding.area == area:
+                _print_finding(console, finding)
     counts = {severity: sum(finding.severity is severity for finding in findings) for severity in Severity}
     console.print(f"\n{counts[Severity.ERROR]} errors, {counts[Severity.WARNING]} warnings, {counts[Severity.OK]} fine")
+
+
+def _print_finding(console: Console, finding: Finding) -> None:
+    severity = (f"{finding.severity.value:8}", _STYLES[finding.severity])
+    console.print(Text.assemble("  ", severity, finding.what))
+    if finding.do:
+        console.print(Text(f"{'':10}→ {finding.do}"))

@@ -86,7 +86,13 @@ async def test_broker_refuses_every_other_publish_of_a_producer(user: User, exch
 
 @pytest.mark.parametrize(
     ("user", "own_queues"),
-    [("acme", ()), ("consensus", ("consensus.tasks",)), ("webhooks", ("webhook.dispatch",))],
+    [
+        ("acme", ()),
+        ("consensus", ("consensus.tasks",)),
+        ("webhooks", ("webhook.dispatch",)),
+        ("operator", ()),
+        ("monitoring", ()),
+    ],
     indirect=["user"],
 )
 async def test_user_reads_only_its_own_queues_and_declares_none(user: User, own_queues: tuple[str, ...]) -> None:

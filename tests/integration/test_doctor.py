@@ -12,9 +12,9 @@ import msgspec
 import pytest
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
-from ingest.broker.rabbitmq.checks import effective_findings
 from ingest.broker.rabbitmq.checks import findings as rabbitmq_findings
 from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.topology_checks import policy_findings
 from ingest.domain import topology
 from ingest.domain.findings import Finding, Severity
 from ingest.store.aerospike import checks as aerospike_checks
@@ -193,17 +193,36 @@ async def test_every_mistake_in_the_broker_topology_is_reported(
     findings = await check_rabbitmq(rabbitmq_url, management)
     assert reports(findings, ERROR, "queue ingest.tasks is of type classic, it must be quorum")
     assert reports(findings, ERROR, "queue ingest.batches is not bound to asg.submissions")
-    assert reports(findings, ERROR, "queue ingest.dead is missing")
-    assert reports(findings, ERROR, "ingest.tasks: policy dead-letter-strategy is None, it must be at-least-once")
+    assert reports(findings, ERROR, "missing: queue ingest.dead")
+    assert reports(findings, ERROR, "no policy is set for ingest.tasks")
+    assert reports(findings, ERROR, "ingest.batches: dead-letter-exchange is not set instead of asg.dead, dead-letter-")
     assert reports(findings, ERROR, "ingest.batches has message-ttl 1000")
     assert reports(findings, ERROR, "ingest.batches has a maximum length and drops its oldest")
-    assert reports(findings, WARNING, "ingest.tasks: delivery-limit is not set")
+    assert reports(findings, WARNING, "ingest.batches: delivery-limit is not set")
+
+
+async def test_missing_topology_is_one_error_and_missing_policies_are_one_error(
+    rabbitmq_url: str, management: Management
+) -> None:
+    """One command corrects each. The policies of queues that do not exist are not reported."""
+    (missing,) = errors(await check_rabbitmq(rabbitmq_url, management))
+    assert missing.what.startswith("missing: exchange asg.submissions, exchange asg.events, exchange asg.dead, queue ")
+    (missing,) = errors(await check_rabbitmq(rabbitmq_url, None))
+    assert missing.what == (
+        "missing: queue ingest.tasks, queue ingest.batches, queue consensus.tasks, queue webhook.dispatch, queue "
+        "ingest.dead"
+    )
+    await RabbitBroker(rabbitmq_url).declare()
+    (missing,) = errors(await check_rabbitmq(rabbitmq_url, management))
+    assert missing.what.startswith("no policy is set for ingest.tasks, ingest.batches")
 
 
 @pytest.mark.parametrize(
     ("queue", "effective", "major", "severity", "text"),
     [
-        (topology.INGEST_DEAD, {}, 4, ERROR, "delivery-limit is 20: a dead letter that is read so often is dropped"),
+        (topology.INGEST_TASKS, {}, 3, ERROR, "no policy is set for ingest.tasks: dead letters can be lost"),
+        (topology.INGEST_DEAD, {}, 4, ERROR, "after 20 deliveries events and dead letters are dropped"),
+        (topology.INGEST_DEAD, {"max-length": 9}, 4, ERROR, "delivery-limit is 20: a dead letter that is read so"),
         (
             topology.INGEST_DEAD,
             {"delivery-limit": 3},
@@ -211,7 +230,7 @@ async def test_every_mistake_in_the_broker_topology_is_reported(
             ERROR,
             "delivery-limit is 3: a dead letter that is read so often is dropped",
         ),
-        (topology.CONSENSUS_TASKS, {}, 4, ERROR, "delivery-limit is 20: an event that its consumer returns more often"),
+        (topology.CONSENSUS_TASKS, {"max-length": 9}, 4, ERROR, "delivery-limit is 20: an event that its consumer"),
         (topology.WEBHOOK_DISPATCH, {"delivery-limit": 5}, 3, ERROR, "delivery-limit is 5: an event that its consumer"),
         (topology.WEBHOOK_DISPATCH, {"consumer-timeout": 60_000}, 3, ERROR, "consumer-timeout is 60 s"),
         (topology.WEBHOOK_DISPATCH, {"max-length": 9}, 3, ERROR, "drops its oldest"),
@@ -221,13 +240,13 @@ def test_effective_policy_that_makes_rabbitmq_drop_messages_is_reported(
     queue: str, effective: dict[str, Any], major: int, severity: Severity, text: str
 ) -> None:
     """The test server has one version only, so the policies and the version are arguments here."""
-    assert reports(list(effective_findings(queue, effective, major, 600)), severity, text)
+    assert reports(list(policy_findings({queue: effective}, major, 600)), severity, text)
 
 
 @pytest.mark.parametrize("queue", [topology.INGEST_DEAD, topology.CONSENSUS_TASKS])
 def test_queue_without_delivery_limit_has_only_ok_findings_on_rabbitmq_3(queue: str) -> None:
     """RabbitMQ 3 has no limit by default, so it drops nothing."""
-    assert [finding for finding in effective_findings(queue, {}, 3, 600) if finding.severity is not OK] == []
+    assert [finding for finding in policy_findings({queue: {}}, 3, 600) if finding.severity is not OK] == []
 
 
 async def test_delivery_limit_of_an_event_queue_is_an_error_unless_it_has_a_dead_letter_exchange(
@@ -246,7 +265,8 @@ async def test_delivery_limit_of_an_event_queue_is_an_error_unless_it_has_a_dead
         findings = await check_rabbitmq(rabbitmq_url, management)
         error = "webhook.dispatch: delivery-limit is 5: an event that its consumer returns"
         assert reports(findings, ERROR, error) is is_error
-        assert reports(findings, OK, "webhook.dispatch: the policies are correct") is not is_error
+        correct = "policies are correct: ingest.tasks, ingest.batches, consensus.tasks, webhook.dispatch"
+        assert reports(findings, OK, correct) is not is_error
 
 
 async def test_users_with_too_many_permissions_are_reported(
@@ -258,6 +278,7 @@ async def test_users_with_too_many_permissions_are_reported(
     permissions_by_user: dict[str, dict[str, str]] = {
         "no-topics": PRODUCER,
         "reader": PRODUCER | {"read": ".*"},
+        "consumer": {"configure": "", "write": "", "read": ".*"},
         "loose-topics": PRODUCER,
         "other-name": PRODUCER,
         "correct": PRODUCER,
@@ -278,6 +299,11 @@ async def test_users_with_too_many_permissions_are_reported(
         assert reports(findings, ERROR, "-no-topics may submit for any customer")
         assert reports(findings, ERROR, "-loose-topics may submit for any customer")
         assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, ingest.tasks")
+        (reader,) = [finding.do for finding in findings if "-reader may read" in finding.what]
+        command = f"rabbitmqctl set_permissions -p {vhost} {vhost}-reader '^$' '^asg[.]submissions$' '^$'"
+        assert reader == f"{command} (if it has other queues, add them to the patterns)"
+        (consumer,) = [finding.do for finding in findings if "-consumer may read" in finding.what]
+        assert "-consumer '' '' '^(consensus[.]tasks|webhook[.]dispatch)$'" in consumer
         assert reports(findings, ERROR, "-other-name may submit, but not for a customer of its own name")
         assert not any("-correct" in finding.what for finding in findings)
     finally:
@@ -353,16 +379,22 @@ async def test_memory_alarm_is_an_error_until_it_ends(
 async def test_missing_management_url_is_a_warning(rabbitmq_url: str) -> None:
     await RabbitBroker(rabbitmq_url).declare()
     findings = await check_rabbitmq(rabbitmq_url, None)
-    assert reports(findings, WARNING, "INGEST_MANAGEMENT_URL is not set")
-    assert reports(findings, WARNING, "the users of connected shims and workers are not checked")
+    assert reports(findings, WARNING, "INGEST_MANAGEMENT_URL is not set. Not checked: topology and policies, nodes and")
 
 
 async def test_wrong_management_password_is_a_warning_that_hides_it(rabbitmq: RabbitServer, rabbitmq_url: str) -> None:
     await RabbitBroker(rabbitmq_url).declare()
     url = rabbitmq.management_url.replace("//", "//guest:topsecret@")
     findings = await check_rabbitmq(rabbitmq_url, Management(url, vhost_of(rabbitmq_url)))
-    assert reports(findings, WARNING, "not checked")
+    assert reports(findings, WARNING, "Not checked: topology and policies")
     assert "topsecret" not in str(findings)
+
+
+async def test_unreachable_management_api_is_one_warning(rabbitmq_url: str) -> None:
+    await RabbitBroker(rabbitmq_url).declare()
+    findings = await check_rabbitmq(rabbitmq_url, Management("http://127.0.0.1:1", vhost_of(rabbitmq_url)))
+    (warning,) = [finding for finding in findings if "is unreachable" in finding.what]
+    assert "Not checked: topology and policies, nodes and alarms, queue members, permissions" in warning.what
 
 
 async def test_checks_that_need_an_administrator_are_left_out_for_a_monitoring_user(
@@ -376,7 +408,7 @@ async def test_checks_that_need_an_administrator_are_left_out_for_a_monitoring_u
         rabbitmq.api("PUT", f"permissions/{vhost}/{name}", PRODUCER)
         management = Management(rabbitmq.management_url.replace("//", f"//{name}:pw@"), vhost)
         findings = await check_rabbitmq(rabbitmq_url, management)
-        assert reports(findings, OK, "not checked, because that needs the tag `administrator`")
+        assert reports(findings, OK, "permissions are not checked: that needs a management user with the tag `admin")
         assert reports(findings, OK, "no memory or disk alarm")
     finally:
         rabbitmq.api("DELETE", f"users/{name}")
@@ -385,6 +417,7 @@ async def test_checks_that_need_an_administrator_are_left_out_for_a_monitoring_u
 async def test_unreachable_broker_is_a_single_error_that_hides_the_password() -> None:
     (finding,) = await check_rabbitmq("amqp://guest:topsecret@127.0.0.1:1/", None)
     assert finding.severity is ERROR
+    assert "Not checked: topology and policies" in finding.what
     assert "topsecret" not in finding.what
 
 

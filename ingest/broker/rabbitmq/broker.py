@@ -94,12 +94,19 @@ class RabbitBroker:
         raise BrokerUnavailable(f"cannot connect to {self}: {connect_problem(last_error, self._urls[-1])}")
 
     async def inspect(self, queues: Iterable[str] = ()) -> BrokerInfo:
-        """Return version, negotiated heartbeat, and the depth of queues. Raises BrokerUnavailable."""
+        """Return version, negotiated heartbeat, and the depth of queues.
+
+        Raises BrokerUnavailable, or ConfigurationError if the user may not use a queue (RabbitMQ 4.3 checks that).
+        """
         async with await self.connect() as connection:
             depths: dict[str, tuple[int, int] | None] = {}
             try:
                 for name in queues:
                     depths[name] = await _depth(connection, name)
+            except aiormq.exceptions.ChannelAccessRefused as error:
+                raise ConfigurationError(
+                    f"RabbitMQ user {self.user} may not use queue {name}, so it is not the service's user"
+                ) from error
             except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
                 raise BrokerUnavailable(f"{self} does not report its queues: {error}") from error
             transport = cast("aiormq.Connection", connection.transport and connection.transport.connection)

@@ -1,13 +1,15 @@
-"""Checks whether RabbitMQ can keep the service's guarantees: version, topology, policies, nodes."""
+"""Checks whether RabbitMQ can keep the service's guarantees. Runs all checks, and says which could not be made."""
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Final
 
 from ingest.broker.rabbitmq.broker import BrokerInfo, RabbitBroker
-from ingest.broker.rabbitmq.management import Management, unmet
+from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.node_checks import members, nodes_and_alarms
 from ingest.broker.rabbitmq.permissions import permissions
 from ingest.broker.rabbitmq.service_users import service_users
+from ingest.broker.rabbitmq.topology_checks import missing_queues, topology_findings
 from ingest.broker.rabbitmq.versions import parse
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
@@ -15,12 +17,11 @@ from ingest.domain.findings import Finding, error, ok, warning
 
 AREA: Final = "broker"
 _OLDEST: Final = (3, 10)
-_APPLY: Final = "run `ingest topology apply`"
-_LOSES: Final = {
-    "message-ttl": "a message that waits longer is dropped or dead-lettered",
-    "expires": "the queue is deleted when it is unused",
-}
 _SLOW_HEARTBEAT: Final = 30
+_SERVICE_USERS: Final = "the users of connected shims and workers"
+_MANAGED: Final = ("topology and policies", "nodes and alarms", "queue members", "permissions", _SERVICE_USERS)
+"""What the management API is needed for."""
+_ADMINISTRATOR: Final = "permissions are not checked: that needs a management user with the tag `administrator`"
 
 
 async def findings(
@@ -36,34 +37,53 @@ async def findings(
     """
     try:
         info = await broker.inspect([queue.name for queue in topology.QUEUES])
-    except (BrokerUnavailable, ConfigurationError) as problem:
+    except BrokerUnavailable as problem:
         do = "start RabbitMQ, or correct host, user, password or virtual host in INGEST_BROKER_URL"
-        return [error(AREA, str(problem), do)]
+        return [error(AREA, f"{problem}. {_not_checked(_MANAGED)}", do)]
+    except ConfigurationError as problem:
+        do = "set INGEST_BROKER_URL to the service's user (deploy/README.md, Users)"
+        return [error(AREA, f"{problem}. {_not_checked(_MANAGED)}", do)]
     results = [*_connection(info, str(broker))]
     if management is None:
-        results += _missing(info)
-        what = (
-            "INGEST_MANAGEMENT_URL is not set: policies, alarms, members, permissions and the users of connected shims "
-            "and workers are not checked"
-        )
-        return [
-            *results,
-            warning(AREA, what, "set it to http://user:password@host:15672, with a user that has the tag `monitoring`"),
-        ]
+        do = "set it to http://user:password@host:15672, with a user that has the tag `monitoring`"
+        what = f"INGEST_MANAGEMENT_URL is not set. {_not_checked(_MANAGED)}"
+        return [*results, *missing_queues(info), warning(AREA, what, do)]
     checks: Sequence[Callable[[], list[Finding]]] = (
-        lambda: list(_topology(management, info, outage_hold)),
-        lambda: list(_nodes(management)),
-        lambda: list(_members(management)),
+        lambda: list(topology_findings(management, info, outage_hold)),
+        lambda: list(nodes_and_alarms(management)),
+        lambda: list(members(management)),
         lambda: permissions(management, broker.user, trusted),
         lambda: service_users(management, trusted),
     )
-    for check in checks:
+    return [*results, *await asyncio.to_thread(_run, dict(zip(_MANAGED, checks, strict=True)))]
+
+
+def _run(checks: Mapping[str, Callable[[], list[Finding]]]) -> list[Finding]:
+    """Run the checks of the management API; list those that could not be made in one finding."""
+    results: list[Finding] = []
+    failed: dict[str, ConfigurationError] = {}
+    for position, (name, check) in enumerate(checks.items()):
         try:
-            results += await asyncio.to_thread(check)
-        except (BrokerUnavailable, ConfigurationError) as problem:
-            do = "correct INGEST_MANAGEMENT_URL or the tags of its user"
-            results.append(warning(AREA, f"not checked: {problem}", do))
+            results += check()
+        except BrokerUnavailable as problem:  # it would answer the others no better
+            do = "correct INGEST_MANAGEMENT_URL, or start RabbitMQ's plugin rabbitmq_management"
+            return [*results, warning(AREA, f"{problem}. {_not_checked([*failed, *[*checks][position:]])}", do)]
+        except ConfigurationError as problem:
+            failed[name] = problem
+    if [*failed] == ["permissions"]:
+        results.append(ok("permissions", _ADMINISTRATOR))
+    elif failed:
+        do = (
+            "set INGEST_MANAGEMENT_URL to a user that has the tag `monitoring` and permissions in the virtual host: "
+            "`operator` in deploy/README.md, Users"
+        )
+        cause = next(iter(failed.values()))
+        results.append(warning(AREA, f"{cause}. {_not_checked(failed)}", do))
     return results
+
+
+def _not_checked(names: Iterable[str]) -> str:
+    return f"Not checked: {', '.join(names)}"
 
 
 def _connection(info: BrokerInfo, where: str) -> Iterator[Finding]:
@@ -88,145 +108,3 @@ def _connection(info: BrokerInfo, where: str) -> Iterator[Finding]:
         )
     else:
         yield ok(AREA, f"heartbeat {info.heartbeat} s")
-
-
-def _missing(info: BrokerInfo) -> Iterator[Finding]:
-    for name, depth in info.queues.items():
-        if depth is None:
-            yield error(AREA, f"queue {name} does not exist", _APPLY)
-
-
-def _topology(management: Management, info: BrokerInfo, outage_hold: float) -> Iterator[Finding]:
-    drift = management.drift()
-    for sentence in drift:
-        other_type = "of type" in sentence
-        do = "move its messages, delete it, then run `ingest topology apply`" if other_type else _APPLY
-        yield error(AREA, sentence, do)
-    if not drift:
-        yield ok(AREA, "exchanges, queue types and bindings match the topology")
-    in_force = management.policies()
-    arguments = {queue["name"]: queue.get("arguments") or {} for queue in management.get(f"queues/{management.vhost}")}
-    for queue in topology.QUEUES:
-        given = {name.removeprefix("x-"): value for name, value in arguments.get(queue.name, {}).items()}
-        yield from effective_findings(queue.name, given | in_force.of(queue.name), info.major, outage_hold)
-    if not any("consumer-timeout" in in_force.of(queue.name) for queue in topology.QUEUES):
-        yield ok(
-            AREA,
-            f"no policy sets consumer-timeout; the broker's own consumer_timeout (30 min by default, not visible from "
-            f"here) must be above INGEST_OUTAGE_HOLD, {outage_hold:.0f} s",
-        )
-
-
-def effective_findings(queue: str, effective: dict[str, Any], major: int, outage_hold: float) -> Iterator[Finding]:
-    """Findings about one queue on RabbitMQ `major`; `effective` are its arguments and policies together."""
-    yield from _policy(queue, effective, major)
-    yield from _timeout(queue, effective, outage_hold)
-
-
-def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Finding]:
-    wrong = unmet(queue, effective)
-    limit = wrong.pop("delivery-limit", None)
-    for name, value in wrong.items():
-        yield error(
-            AREA,
-            f"{queue}: policy {name} is {effective.get(name)}, it must be {value}: dead letters can be lost",
-            _APPLY,
-        )
-    has = effective.get("delivery-limit")
-    if limit is not None and queue == topology.INGEST_DEAD and (has is not None or major >= 4):
-        yield error(
-            AREA, f"{queue}: delivery-limit is {has or 20}: a dead letter that is read so often is dropped", _APPLY
-        )
-    elif limit is not None and queue in topology.FOR_CONSUMERS:
-        if has is not None or major >= 4:
-            yield error(
-                AREA,
-                f"{queue}: delivery-limit is {has or 20}: an event that its consumer returns more often is dropped",
-                f"{_APPLY}, or add a dead-letter-exchange to the policy that limits it",
-            )
-    elif limit is not None and queue != topology.INGEST_DEAD:
-        yield warning(AREA, f"{queue}: delivery-limit is {has or 'not set'}; tested with {limit}", _APPLY)
-    for name, consequence in _LOSES.items():
-        if name in effective:
-            do = "remove it from the policy or the queue"
-            yield error(AREA, f"{queue} has {name} {effective[name]}: {consequence}", do)
-    if {"max-length", "max-length-bytes"} & effective.keys() and effective.get("overflow") != "reject-publish":
-        yield error(AREA, f"{queue} has a maximum length and drops its oldest messages", "set overflow reject-publish")
-    if not wrong and limit is None:
-        yield ok(AREA, f"{queue}: the policies are correct")
-
-
-def _timeout(queue: str, effective: dict[str, Any], outage_hold: float) -> Iterator[Finding]:
-    timeout = effective.get("consumer-timeout")
-    if isinstance(timeout, int) and timeout / 1000 <= outage_hold:
-        yield error(
-            AREA,
-            f"{queue}: consumer-timeout is {timeout / 1000:.0f} s, workers hold up to {outage_hold:.0f} s in an outage",
-            "raise consumer-timeout, or lower INGEST_OUTAGE_HOLD",
-        )
-
-
-def _nodes(management: Management) -> Iterator[Finding]:
-    nodes = management.get("nodes")
-    for node in nodes:
-        name = node["name"]
-        if not node.get("running"):
-            yield error(AREA, f"node {name} is down", "start it")
-        if node.get("mem_alarm"):
-            yield error(
-                AREA,
-                f"node {name} is out of memory: publishers are blocked",
-                "consume, add memory, or raise vm_memory_high_watermark",
-            )
-        if node.get("disk_free_alarm"):
-            yield error(
-                AREA,
-                f"node {name} is out of disk: publishers are blocked",
-                "free disk space: queues store their messages there",
-            )
-        if node.get("partitions"):
-            yield error(
-                AREA, f"node {name} sees a partition: {node['partitions']}", "repair the network, then restart the node"
-            )
-        free, least = node.get("disk_free"), node.get("disk_free_limit")
-        if isinstance(free, int) and isinstance(least, int) and least < free < 2 * least:
-            yield warning(
-                AREA,
-                f"node {name} has {free // 2**20:,} MiB of disk left; it blocks at {least // 2**20:,} MiB",
-                "free disk space",
-            )
-    up = [node for node in nodes if node.get("running")]
-    if not any(node.get("mem_alarm") or node.get("disk_free_alarm") for node in nodes):
-        yield ok(AREA, "no memory or disk alarm")
-    if len(up) < 3:
-        which = "one RabbitMQ node: if it" if len(up) == 1 else f"{len(up)} RabbitMQ nodes: if one"
-        yield warning(
-            AREA, f"only {which} stops, every queue is unavailable", "run three nodes, so that queues survive one"
-        )
-
-
-def _members(management: Management) -> Iterator[Finding]:
-    nodes = len(management.get("nodes"))
-    names = {queue.name for queue in topology.QUEUES}
-    small = []
-    for queue in management.get(f"queues/{management.vhost}"):
-        name = queue["name"]
-        if name not in names or queue.get("type") != "quorum":
-            continue
-        members, online = queue.get("members") or [], queue.get("online") or []
-        if len(online) * 2 <= len(members) or not queue.get("leader"):
-            yield error(
-                AREA,
-                f"{name} has no majority: {len(online)} of {len(members)} members are up",
-                "start the other nodes; until then the queue takes no messages",
-            )
-        elif len(online) < len(members):
-            yield warning(AREA, f"{name}: {len(online)} of {len(members)} members are up", "start the other nodes")
-        if len(members) < min(nodes, 3):
-            small.append(f"{name} ({len(members)})")
-    if small:
-        yield warning(
-            AREA,
-            f"fewer members than nodes: {', '.join(small)}",
-            "run `rabbitmq-queues grow NODE all` for each node that was added later",
-        )

@@ -1,61 +1,82 @@
 """Checks the permissions of AMQP users: enough for the service, and no more than needed for all others."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from typing import Any, Final
 from urllib.parse import unquote
 
 from ingest.broker.rabbitmq.management import Management
 from ingest.domain import topology
-from ingest.domain.errors import ConfigurationError
 from ingest.domain.findings import Finding, Severity, error, ok, warning
 
 AREA: Final = "permissions"
 _OTHER: Final = "ingest-doctor-other-customer"
 _OURS: Final = (topology.INGEST_TASKS, topology.INGEST_BATCHES, topology.INGEST_DEAD)
-_ENOUGH: Final = "^(asg|ingest|consensus|webhook)[.].*"
-_NARROW: Final = (
-    "rabbitmqctl set_permissions {user} '^$' '^asg[.]submissions$' '^$', or what a consumer downstream needs"
-)
+_NEEDED: Final = (*topology.EXCHANGES, *[queue.name for queue in topology.QUEUES])
+_ENOUGH: Final = "^(asg|ingest|consensus|webhook)[.]"
+_NOTHING: Final = "^$"
+_OWN_TOPICS: Final = r"^(task|batch)\.submitted\.{username}$"
+_FORBIDDEN: Final = {
+    "configure": ((*topology.EXCHANGES, *_OURS), "delete or change the service's topology"),
+    "write": ((topology.EVENTS, topology.DEAD, *_OURS, "amq.default"), "bypass the checks, or forge events"),
+    "read": ((*topology.EXCHANGES, *_OURS), "read, and remove, what customers submit"),
+}
+"""What no user except the service's may do, by kind of permission."""
 
 
-def permissions(management: Management, user: str | None, trusted: frozenset[str]) -> list[Finding]:
-    """Check the permissions of all users and return the findings. Raises BrokerUnavailable.
+def permissions(management: Management, user: str, trusted: frozenset[str]) -> list[Finding]:
+    """Check the permissions of all users and return the findings.
+
+    If the user is not the service's, other users are not checked, because the service's would be among them.
 
     Args:
         management: its user needs the tag `administrator` for this check.
-        user: the user that the service connects as.
+        user: the user of INGEST_BROKER_URL.
         trusted: further users of the service.
+
+    Raises:
+        BrokerUnavailable: the management API does not answer.
+        ConfigurationError: its user lacks the tag.
     """
     vhost = unquote(management.vhost)
-    try:
-        rows = [row for row in management.get("permissions") if row["vhost"] == vhost]
-        topics = [topic for topic in management.get("topic-permissions") if topic["vhost"] == vhost]
-        tags = {account["name"]: _tags(account["tags"]) for account in management.get("users")}
-    except ConfigurationError as problem:
-        return [ok(AREA, f"not checked, because that needs the tag `administrator`: {problem}")]
-    findings = [*_service(rows, user)] if user else []
+    rows = [row for row in management.get("permissions") if row["vhost"] == vhost]
+    topics = [topic for topic in management.get("topic-permissions") if topic["vhost"] == vhost]
+    tags = {account["name"]: _tags(account["tags"]) for account in management.get("users")}
+    own = next((row for row in rows if row["user"] == user), None)
+    if lacking := _lacking(user, own, vhost):
+        return [lacking]
     others = [row for row in rows if row["user"] not in trusted | {user}]
+    findings = [*_guest(user)]
     for row in others:
-        own = [topic for topic in topics if topic["user"] == row["user"] and topic["exchange"] == topology.SUBMISSIONS]
-        findings += _other_user(row, own, tags.get(row["user"], set()))
-    if not any(finding.severity is not Severity.OK for finding in findings):
+        submits = [topic for topic in topics if _is_about(topic, row["user"])]
+        findings += _other_user(row, submits, tags.get(row["user"], set()))
+    if all(finding.severity is Severity.OK for finding in findings):
         findings.append(ok(AREA, f"the permissions of {len(others)} other users are narrow enough"))
+    if administrators := sorted(row["user"] for row in others if "administrator" in tags.get(row["user"], ())):
+        # Every RabbitMQ has one. Its permissions do not matter: it can change them.
+        findings.append(ok(AREA, f"administrators, who can act in any name: {', '.join(administrators)}"))
     return findings
 
 
-def _service(rows: list[dict[str, Any]], user: str) -> Iterator[Finding]:
-    row = next((row for row in rows if row["user"] == user), None)
-    queues = [queue.name for queue in topology.QUEUES]
-    needed = {"configure": [*topology.EXCHANGES, *queues], "write": [*topology.EXCHANGES, *queues]}
-    needed["read"] = needed["write"]
-    for kind, names in needed.items():
-        if lacking := [name for name in names if row is None or not _may(row[kind], name)]:
-            yield error(
-                AREA,
-                f"user {user} may not {kind} {', '.join(lacking)}",
-                f"rabbitmqctl set_permissions {user} '{_ENOUGH}' '{_ENOUGH}' '{_ENOUGH}'",
-            )
+def _lacking(user: str, row: dict[str, Any] | None, vhost: str) -> Finding | None:
+    """Return the finding for a user that lacks what the service needs; None if it has everything."""
+    lacking = {
+        kind: [name for name in _NEEDED if row is None or not _may(row[kind], name)]
+        for kind in ("configure", "write", "read")
+    }
+    if not any(lacking.values()):
+        return None
+    shown = "; ".join(f"{kind} {', '.join(names)}" for kind, names in lacking.items() if names)
+    return error(
+        AREA,
+        f"user {user} of INGEST_BROKER_URL may not {shown}. Other users are not checked",
+        f"connect as the service's user. Only if {user} is that user: "
+        + _set_permissions(vhost, user, _ENOUGH, _ENOUGH, _ENOUGH),
+    )
+
+
+def _guest(user: str) -> Iterator[Finding]:
     if user == "guest":
         yield warning(
             AREA,
@@ -66,28 +87,51 @@ def _service(rows: list[dict[str, Any]], user: str) -> Iterator[Finding]:
 
 def _other_user(row: dict[str, Any], topics: list[dict[str, Any]], tags: set[str]) -> Iterator[Finding]:
     user = row["user"]
-    if tags & {"administrator", "impersonator"}:
+    if "impersonator" in tags or ("administrator" in tags and topics):
         named = ", ".join(sorted(tags & {"administrator", "impersonator"}))
         do = "give this tag to people, not to programs"
         yield warning(AREA, f"user {user} has the tag {named}: it can act in any name", do)
         return
-    forbidden = {
-        "configure": ([*topology.EXCHANGES, *_OURS], "delete or change the service's topology"),
-        "write": ([topology.EVENTS, topology.DEAD, *_OURS, "amq.default"], "bypass the checks, or forge events"),
-        "read": ([*topology.EXCHANGES, *_OURS], "read what customers submit"),
-    }
-    for kind, (names, consequence) in forbidden.items():
+    if "administrator" in tags:
+        return
+    for kind, (names, consequence) in _FORBIDDEN.items():
         if allowed := [name for name in names if _may(row[kind], name)]:
             what = f"user {user} may {kind} {', '.join(allowed)}: it can {consequence}"
-            yield error(AREA, what, _NARROW.format(user=user))
-    if _may(row["write"], topology.SUBMISSIONS) and (not topics or any(_any_customer(topic, user) for topic in topics)):
+            yield error(AREA, what, _narrower(row))
+    yield from _submissions(row, topics)
+
+
+def _narrower(row: dict[str, Any]) -> str:
+    """Return the command that takes from a user what only the service needs, and leaves the rest."""
+    submits = _may(row["write"], topology.SUBMISSIONS)
+    consumes = [] if submits else [name for name in topology.FOR_CONSUMERS if _may(row["read"], name)]
+    pattern = f"^({'|'.join(name.replace('.', '[.]') for name in consumes)})$"
+    narrow = {
+        "configure": _NOTHING,
+        "write": "^asg[.]submissions$" if submits else _NOTHING,
+        "read": pattern if consumes else _NOTHING,
+    }
+    kept = [
+        narrow[kind] if any(_may(row[kind], name) for name in names) else row[kind]
+        for kind, (names, _) in _FORBIDDEN.items()
+    ]
+    command = _set_permissions(row["vhost"], row["user"], *kept)
+    return f"{command} (if it has other queues, add them to the patterns)"
+
+
+def _submissions(row: dict[str, Any], topics: list[dict[str, Any]]) -> Iterator[Finding]:
+    user = row["user"]
+    if not _may(row["write"], topology.SUBMISSIONS):
+        return
+    if not topics or any(_may_submit(topic, user, _OTHER) for topic in topics):
+        option = _vhost_option(row["vhost"])
         yield error(
             AREA,
             f"user {user} may submit for any customer",
-            f"rabbitmqctl set_topic_permissions {user} {topology.SUBMISSIONS} "
-            r"'^(task|batch)\.submitted\.{username}$' '^$'",
+            f"rabbitmqctl set_topic_permissions{option} {shlex.quote(user)} {topology.SUBMISSIONS} "
+            f"'{_OWN_TOPICS}' '{_NOTHING}'",
         )
-    elif _may(row["write"], topology.SUBMISSIONS) and not any(_own_customer(topic, user) for topic in topics):
+    elif not any(_may_submit(topic, user, user) for topic in topics):
         yield error(
             AREA,
             f"user {user} may submit, but not for a customer of its own name: what it claims to be admitted is kept",
@@ -95,12 +139,8 @@ def _other_user(row: dict[str, Any], topics: list[dict[str, Any]], tags: set[str
         )
 
 
-def _any_customer(topic: dict[str, Any], user: str) -> bool:
-    return _may_submit(topic, user, _OTHER)
-
-
-def _own_customer(topic: dict[str, Any], user: str) -> bool:
-    return _may_submit(topic, user, user)
+def _is_about(topic: dict[str, Any], user: str) -> bool:
+    return (topic["user"], topic["exchange"]) == (user, topology.SUBMISSIONS)
 
 
 def _may_submit(topic: dict[str, Any], user: str, cust_id: str) -> bool:
@@ -113,6 +153,15 @@ def _may(pattern: str, name: str) -> bool:
         return bool(pattern) and re.search(pattern, name) is not None
     except re.error:
         return True  # a pattern in Erlang's dialect: a finding too many is better than one too few
+
+
+def _set_permissions(vhost: str, user: str, *patterns: str) -> str:
+    quoted = " ".join(shlex.quote(pattern) for pattern in patterns)
+    return f"rabbitmqctl set_permissions{_vhost_option(vhost)} {shlex.quote(user)} {quoted}"
+
+
+def _vhost_option(vhost: str) -> str:
+    return "" if vhost == "/" else f" -p {shlex.quote(vhost)}"
 
 
 def _tags(tags: str | list[str]) -> set[str]:

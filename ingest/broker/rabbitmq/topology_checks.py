@@ -1,0 +1,127 @@
+"""Checks of the topology on RabbitMQ: exchanges, queues, bindings, and the policies that are in force."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ingest.broker.rabbitmq.broker import BrokerInfo
+from ingest.broker.rabbitmq.management import Management, unmet
+from ingest.domain import topology
+from ingest.domain.findings import Finding, error, ok, warning
+
+_AREA: Final = "broker"
+_MISSING: Final = " is missing"
+_APPLY: Final = "run `ingest topology apply`"
+_APPLY_POLICIES: Final = (
+    "run `ingest topology apply` with INGEST_MANAGEMENT_URL; its user needs the tag `policymaker` for that"
+)
+_LOSES: Final = {
+    "message-ttl": "a message that waits longer is dropped or dead-lettered",
+    "expires": "the queue is deleted when it is unused",
+}
+
+
+def missing_queues(info: BrokerInfo) -> Iterator[Finding]:
+    """The finding about missing queues, from what AMQP shows."""
+    if missing := [f"queue {name}" for name, depth in info.queues.items() if depth is None]:
+        yield _are_missing(missing)
+
+
+def _are_missing(names: Sequence[str]) -> Finding:
+    return error(_AREA, f"missing: {', '.join(names)}", _APPLY)
+
+
+def topology_findings(management: Management, info: BrokerInfo, outage_hold: float) -> Iterator[Finding]:
+    """Findings about exchanges, queues, bindings and policies. Raises as `Management.get`."""
+    drift = management.drift()
+    if missing := [sentence.removesuffix(_MISSING) for sentence in drift if sentence.endswith(_MISSING)]:
+        yield _are_missing(missing)
+    for sentence in drift:
+        if not sentence.endswith(_MISSING):
+            other_type = "of type" in sentence
+            do = "move its messages, delete it, then run `ingest topology apply`" if other_type else _APPLY
+            yield error(_AREA, sentence, do)
+    if not drift:
+        yield ok(_AREA, "exchanges, queue types and bindings match the topology")
+    in_force = management.policies()
+    arguments = {queue["name"]: queue.get("arguments") or {} for queue in management.get(f"queues/{management.vhost}")}
+    effective = {
+        queue.name: {name.removeprefix("x-"): value for name, value in arguments[queue.name].items()}
+        | in_force.of(queue.name)
+        for queue in topology.QUEUES
+        if queue.name in arguments  # `topology apply` creates a missing queue and its policy
+    }
+    yield from policy_findings(effective, info.major, outage_hold)
+
+
+def policy_findings(effective: Mapping[str, dict[str, Any]], major: int, outage_hold: float) -> Iterator[Finding]:
+    """Findings about the policies of all queues.
+
+    Args:
+        effective: the arguments and policies of each queue together, by its name.
+        major: the first number of RabbitMQ's version.
+        outage_hold: seconds for which workers hold deliveries in an outage.
+    """
+    correct = []
+    without_policy = []
+    for queue, values in effective.items():
+        own = [*_policy(queue, values, major), *_timeout(queue, values, outage_hold)]
+        if not own:
+            correct.append(queue)
+        elif not values.keys() - {"queue-type"}:
+            without_policy.append(queue)
+        else:
+            yield from own
+    if without_policy:
+        yield error(
+            _AREA,
+            f"no policy is set for {', '.join(without_policy)}: dead letters can be lost"
+            + (", and after 20 deliveries events and dead letters are dropped" if major >= 4 else ""),
+            _APPLY_POLICIES,
+        )
+    if correct:
+        yield ok(_AREA, f"policies are correct: {', '.join(correct)}")
+    if not any("consumer-timeout" in values for values in effective.values()):
+        yield ok(
+            _AREA,
+            f"no policy sets consumer-timeout; the broker's own consumer_timeout (30 min by default, not visible from "
+            f"here) must be above INGEST_OUTAGE_HOLD, {outage_hold:.0f} s",
+        )
+
+
+def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Finding]:
+    wrong = unmet(queue, effective)
+    limit = wrong.pop("delivery-limit", None)
+    has = effective.get("delivery-limit")
+    in_force = 20 if has is None else has
+    if wrong:
+        shown = ", ".join(f"{name} is {effective.get(name, 'not set')} instead of {wrong[name]}" for name in wrong)
+        yield error(_AREA, f"{queue}: {shown}: dead letters can be lost", _APPLY_POLICIES)
+    if limit is not None and queue == topology.INGEST_DEAD and (has is not None or major >= 4):
+        what = f"{queue}: delivery-limit is {in_force}: a dead letter that is read so often is dropped"
+        yield error(_AREA, what, _APPLY_POLICIES)
+    elif limit is not None and queue in topology.FOR_CONSUMERS:
+        if has is not None or major >= 4:
+            yield error(
+                _AREA,
+                f"{queue}: delivery-limit is {in_force}: an event that its consumer returns more often is dropped",
+                f"{_APPLY_POLICIES}; or add a dead-letter-exchange to the policy that limits it",
+            )
+    elif limit is not None and queue != topology.INGEST_DEAD:
+        what = f"{queue}: delivery-limit is {has or 'not set'}; tested with {limit}"
+        yield warning(_AREA, what, _APPLY_POLICIES)
+    for name, consequence in _LOSES.items():
+        if name in effective:
+            do = "remove it from the policy or the queue"
+            yield error(_AREA, f"{queue} has {name} {effective[name]}: {consequence}", do)
+    if {"max-length", "max-length-bytes"} & effective.keys() and effective.get("overflow") != "reject-publish":
+        yield error(_AREA, f"{queue} has a maximum length and drops its oldest messages", "set overflow reject-publish")
+
+
+def _timeout(queue: str, effective: dict[str, Any], outage_hold: float) -> Iterator[Finding]:
+    timeout = effective.get("consumer-timeout")
+    if isinstance(timeout, int) and timeout / 1000 <= outage_hold:
+        yield error(
+            _AREA,
+            f"{queue}: consumer-timeout is {timeout / 1000:.0f} s, workers hold up to {outage_hold:.0f} s in an outage",
+            "raise consumer-timeout, or lower INGEST_OUTAGE_HOLD",
+        )
