@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from ingest.backends.files import sqlite_file
 from ingest.domain.errors import ConfigurationError, StoreUnavailable
-from ingest.domain.findings import Finding, error, ok
+from ingest.domain.findings import Finding, error, not_checked, ok, warning
 from ingest.domain.overview import StoreState
 from ingest.domain.ports import Store
 from ingest.settings import Settings, misspelt, unknown_variables
@@ -19,6 +19,7 @@ from ingest.store.aerospike.store import AerospikeStore
 from ingest.store.sqlite import SqliteStore
 
 _VARIABLE: Final = "INGEST_STORE_URL"
+_USE: Final = ("writes", "customers")
 
 
 class StoreBackend(Protocol):
@@ -33,7 +34,7 @@ class StoreBackend(Protocol):
         ...
 
     async def findings(self) -> list[Finding]:
-        """Return the store's findings for `ingest doctor`."""
+        """Return the store's findings for `ingest doctor`. An outage is a finding. Raises ConfigurationError."""
         ...
 
     async def close(self) -> None:
@@ -81,26 +82,23 @@ class AerospikeBackend:
     async def findings(self) -> list[Finding]:
         view = AerospikeView.open(self._url, self._timeout)
         try:
-            findings = checks.findings(await view.nodes(), view.namespace)
+            nodes = await view.nodes()
         except StoreUnavailable as unavailable:
-            return [
-                error(
-                    "store", str(unavailable), "start Aerospike, or correct hosts, user or password in INGEST_STORE_URL"
-                )
-            ]
+            do = "start Aerospike, or correct hosts, user or password in INGEST_STORE_URL"
+            return [error("store", f"{unavailable}. {not_checked(('its configuration', *_USE))}", do)]
         finally:
             await view.close()
-        return [*findings, await self._write_finding()]
+        return [*checks.findings(nodes, view.namespace), *await self._use(any(node.namespace for node in nodes))]
 
-    async def _write_finding(self) -> Finding:
+    async def _use(self, has_namespace: bool) -> list[Finding]:
+        """Check what needs the namespace. The finding that it is missing is another one."""
+        if not has_namespace:
+            return []
         store = await self.open()
         try:
-            await store.ready()
-        except StoreUnavailable as unavailable:
-            return error("store", f"a write with a time to live is refused: {unavailable}", "see the findings above")
+            return [await _write_finding(store), await _customer_finding(store)]
         finally:
             await store.close()
-        return ok("store", "takes a write with a time to live")
 
     async def close(self) -> None:
         if self._view is not None:
@@ -126,7 +124,30 @@ class SqliteBackend:
         return StoreState(name=name, round_trip=seconds, used=f"{self._path.stat().st_size / 2**20:,.1f} MiB")
 
     async def findings(self) -> list[Finding]:
+        # Only `ingest dev` uses the file, and it adds a customer.
         return check_file("store", self._path)
 
     async def close(self) -> None:
         """Nothing is kept open."""
+
+
+async def _write_finding(store: Store) -> Finding:
+    try:
+        await store.ready()
+    except StoreUnavailable as unavailable:
+        return error("store", f"a write with a time to live is refused: {unavailable}", "see the findings above")
+    return ok("store", "takes a write with a time to live")
+
+
+async def _customer_finding(store: Store) -> Finding:
+    try:
+        count = len(await store.customers())
+    except StoreUnavailable as unavailable:
+        return warning("store", f"{unavailable}. {not_checked(('customers',))}", "see the findings above")
+    if not count:
+        return warning(
+            "store",
+            "there is no customer, so every submission is refused",
+            "run `ingest customer add CUST`, and `ingest key create CUST` for an API key",
+        )
+    return ok("store", f"{count:,} customer{'s' * (count > 1)}")

@@ -1,5 +1,6 @@
 """The result of a check: how severe, what, and what to do about it."""
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import msgspec
@@ -32,3 +33,8 @@ def warning(area: str, what: str, do: str) -> Finding:
 
 def error(area: str, what: str, do: str) -> Finding:
     return Finding(area, Severity.ERROR, what, do)
+
+
+def not_checked(names: Iterable[str]) -> str:
+    """Return the sentence for a finding that prevents other checks."""
+    return f"Not checked: {', '.join(names)}"

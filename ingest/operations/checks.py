@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from ingest import settings
 from ingest.backends import broker_backend, store_backend
 from ingest.domain.errors import ConfigurationError
-from ingest.domain.findings import Finding, error, ok, warning
+from ingest.domain.findings import Finding, error, not_checked, ok, warning
 from ingest.settings import Settings
 
 _DISTRIBUTION: Final = "asg-ingest"
@@ -25,7 +25,8 @@ async def all_findings(current: Settings) -> list[Finding]:
 
 def settings_error(problem: ConfigurationError) -> Finding:
     """Return the finding for settings that are invalid."""
-    return error("settings", str(problem), "correct the variable; `ingest --help` lists them all")
+    what = f"{problem}. {not_checked(('libraries', 'broker', 'store'))}"
+    return error("settings", what, "correct the variable; `ingest --help` lists them all")
 
 
 def _settings(current: Settings) -> list[Finding]:

@@ -11,11 +11,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from ingest import settings
+from ingest.backends import store_backend
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.checks import findings as rabbitmq_findings
 from ingest.broker.rabbitmq.management import Management
 from ingest.broker.rabbitmq.topology_checks import policy_findings
 from ingest.domain import topology
+from ingest.domain.customers import Customer
 from ingest.domain.findings import Finding, Severity
 from ingest.store.aerospike import checks as aerospike_checks
 from ingest.store.aerospike.info import AerospikeView, Node
@@ -73,7 +76,7 @@ async def test_every_mistake_in_the_aerospike_configuration_is_reported(
     )
     assert reports(findings, WARNING, "storage-engine.evict-used-pct 50")
     assert reports(findings, WARNING, "replication-factor is 1")
-    assert reports(findings, WARNING, "only in memory")
+    assert reports(findings, ERROR, "only in memory: if the node stops, everything is lost: customers, API keys")
     assert reports(findings, WARNING, "set ledger has stop-writes-count 1000")
     assert reports(findings, OK, "clocks agree")
     env = {"INGEST_STORE_URL": badly_configured.url}
@@ -87,7 +90,8 @@ async def test_correctly_configured_aerospike_node_has_no_errors(aerospike: Aero
     """The statistics are read correctly even if the server puts warnings about the machine before them."""
     (node,) = await read_nodes(aerospike.url)
     assert node.statistics["cluster_size"] == "1"
-    assert errors(aerospike_checks.findings([node], "test")) == []
+    on_disk = msgspec.structs.replace(node, namespace=node.namespace | {"storage-engine": "device"})
+    assert errors(aerospike_checks.findings([on_disk], "test")) == []
 
 
 async def test_enterprise_node_without_commit_to_device_is_a_warning(aerospike: AerospikeServer) -> None:
@@ -124,6 +128,9 @@ async def test_severity_depends_on_how_far_the_clocks_are_apart(aerospike: Aeros
         ({"dead_partitions": "7"}, ERROR, "7 dead partitions"),
         ({"replication-factor": "2"}, WARNING, "1 of 2 copies"),
         ({"nsup-period": "0", "allow-ttl-without-nsup": "true"}, ERROR, "records never expire"),
+        ({"effective_replication_factor": "2"}, WARNING, "only in memory: if all nodes stop, everything is lost"),
+        ({"storage-engine.file[0]": "/data/ingest.dat"}, WARNING, "can lose the claims of the last"),
+        ({"storage-engine.device[0]": "/dev/nvme1n1"}, WARNING, "can lose the claims of the last"),
         ({"strong-consistency": "true"}, OK, "strong consistency"),
         ({"storage-engine": "device"}, WARNING, "can lose the claims of the last 1000 ms"),
         (
@@ -146,6 +153,39 @@ async def test_state_of_the_cluster_is_reported_with_its_severity(
 async def test_two_nodes_that_do_not_see_each_other_are_a_split_cluster(aerospike: AerospikeServer) -> None:
     (node,) = await read_nodes(aerospike.url)
     assert reports(aerospike_checks.findings([node, node], "test"), ERROR, "the cluster is split")
+
+
+async def test_store_without_customers_is_a_warning_until_one_is_added() -> None:
+    """The store is a server of its own, because other tests add customers."""
+    if os.environ.get("INGEST_TEST_AEROSPIKE_URL"):
+        pytest.skip("the given Aerospike server may have customers")
+    try:
+        server = AerospikeServer("512M")
+    except Unavailable as error:
+        pytest.skip(f"Aerospike: {error}")
+    backend = store_backend(settings.load(broker_url="amqp://h/", store_url=server.url))
+    try:
+        assert reports(await backend.findings(), WARNING, "there is no customer, so every submission is refused")
+        store = await backend.open()
+        await store.save_customer(Customer(cust_id="acme", monthly_quota=1))
+        await store.close()
+        assert reports(await backend.findings(), OK, "1 customer")
+    finally:
+        server.stop()
+
+
+async def test_missing_namespace_is_one_error(aerospike: AerospikeServer) -> None:
+    url = aerospike.url.replace("/test", "/production")
+    findings = await store_backend(settings.load(broker_url="amqp://h/", store_url=url)).findings()
+    assert [finding.what.partition(" has ")[2] for finding in errors(findings)] == [
+        "no namespace production; it has test"
+    ]
+
+
+async def test_unreachable_store_is_one_error_that_says_what_was_not_checked() -> None:
+    url = "aerospike://127.0.0.1:1/test"
+    (finding,) = await store_backend(settings.load(broker_url="amqp://h/", store_url=url)).findings()
+    assert reports([finding], ERROR, "Not checked: its configuration, writes, customers")
 
 
 @pytest.fixture
@@ -450,6 +490,8 @@ def test_misspelt_setting_is_a_warning_that_fails_only_with_strict(tmp_path: Pat
     ("env", "text"),
     [
         ({"INGEST_PORT": "70000"}, "INGEST_PORT"),
+        ({"INGEST_PORT": "70000"}, "Not checked: libraries, broker, store"),
+        ({"INGEST_BROKER_URL": "amqp://h/"}, "INGEST_STORE_URL is not set: with RabbitMQ, customers and keys are in"),
         ({"INGEST_STORE_URL": "redis://h/0"}, "store"),
         ({"INGEST_BROKER_URL": "http://user:topsecret@h/"}, "INGEST_BROKER_URL must begin with"),
         ({"INGEST_BROKER_URL": "amqp://user:topsecret@203.0.113.1:1/"}, "without TLS"),

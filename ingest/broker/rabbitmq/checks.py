@@ -1,7 +1,7 @@
 """Checks whether RabbitMQ can keep the service's guarantees. Runs all checks, and says which could not be made."""
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from ingest.broker.rabbitmq.broker import BrokerInfo, RabbitBroker
@@ -13,7 +13,7 @@ from ingest.broker.rabbitmq.topology_checks import missing_queues, topology_find
 from ingest.broker.rabbitmq.versions import parse
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
-from ingest.domain.findings import Finding, error, ok, warning
+from ingest.domain.findings import Finding, error, not_checked, ok, warning
 
 AREA: Final = "broker"
 _OLDEST: Final = (3, 10)
@@ -39,14 +39,14 @@ async def findings(
         info = await broker.inspect([queue.name for queue in topology.QUEUES])
     except BrokerUnavailable as problem:
         do = "start RabbitMQ, or correct host, user, password or virtual host in INGEST_BROKER_URL"
-        return [error(AREA, f"{problem}. {_not_checked(_MANAGED)}", do)]
+        return [error(AREA, f"{problem}. {not_checked(_MANAGED)}", do)]
     except ConfigurationError as problem:
         do = "set INGEST_BROKER_URL to the service's user (deploy/README.md, Users)"
-        return [error(AREA, f"{problem}. {_not_checked(_MANAGED)}", do)]
+        return [error(AREA, f"{problem}. {not_checked(_MANAGED)}", do)]
     results = [*_connection(info, str(broker))]
     if management is None:
         do = "set it to http://user:password@host:15672, with a user that has the tag `monitoring`"
-        what = f"INGEST_MANAGEMENT_URL is not set. {_not_checked(_MANAGED)}"
+        what = f"INGEST_MANAGEMENT_URL is not set. {not_checked(_MANAGED)}"
         return [*results, *missing_queues(info), warning(AREA, what, do)]
     checks: Sequence[Callable[[], list[Finding]]] = (
         lambda: list(topology_findings(management, info, outage_hold)),
@@ -67,7 +67,7 @@ def _run(checks: Mapping[str, Callable[[], list[Finding]]]) -> list[Finding]:
             results += check()
         except BrokerUnavailable as problem:  # it would answer the others no better
             do = "correct INGEST_MANAGEMENT_URL, or start RabbitMQ's plugin rabbitmq_management"
-            return [*results, warning(AREA, f"{problem}. {_not_checked([*failed, *[*checks][position:]])}", do)]
+            return [*results, warning(AREA, f"{problem}. {not_checked([*failed, *[*checks][position:]])}", do)]
         except ConfigurationError as problem:
             failed[name] = problem
     if [*failed] == ["permissions"]:
@@ -78,12 +78,8 @@ def _run(checks: Mapping[str, Callable[[], list[Finding]]]) -> list[Finding]:
             "`operator` in deploy/README.md, Users"
         )
         cause = next(iter(failed.values()))
-        results.append(warning(AREA, f"{cause}. {_not_checked(failed)}", do))
+        results.append(warning(AREA, f"{cause}. {not_checked(failed)}", do))
     return results
-
-
-def _not_checked(names: Iterable[str]) -> str:
-    return f"Not checked: {', '.join(names)}"
 
 
 def _connection(info: BrokerInfo, where: str) -> Iterator[Finding]:

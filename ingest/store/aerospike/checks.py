@@ -22,6 +22,7 @@ _EVICTION: Final = (
 )
 _USED: Final = ("data_used_pct", "device_used_pct", "memory_used_pct")
 _FREE: Final = ("data_avail_pct", "device_available_pct")
+_BACKING: Final = ("storage-engine.file[0]", "storage-engine.device[0]")
 _SETS: Final = ("ledger", "quota", "customer", "api_key")
 
 
@@ -140,12 +141,8 @@ def _free_space(node: Node) -> Iterator[Finding]:
 
 def _durability(node: Node) -> Iterator[Finding]:
     engine = node.namespace.get("storage-engine", "")
-    if engine == "memory" and not node.namespace.get("storage-engine.file[0]"):
-        yield warning(
-            AREA,
-            "the namespace is only in memory: after a restart of all nodes, used keys are accepted again (same id)",
-            "use storage-engine device, unless this is intended",
-        )
+    if engine == "memory" and not any(node.namespace.get(name) for name in _BACKING):
+        yield _in_memory(node)
     elif node.edition == "Community":
         # The Community Edition refuses to start with commit-to-device.
         behind = node.number("storage-engine.flush-max-ms") or 1000
@@ -162,6 +159,14 @@ def _durability(node: Node) -> Iterator[Finding]:
         )
     else:
         yield ok(AREA, "every write is on disk before it is acknowledged")
+
+
+def _in_memory(node: Node) -> Finding:
+    everything = "customers, API keys, quotas, and the keys of submissions"
+    do = "use storage-engine device, or give storage-engine memory a file (deploy/aerospike/aerospike.conf)"
+    if (node.number("effective_replication_factor") or node.number("replication-factor") or 1) < 2:
+        return error(AREA, f"the namespace is only in memory: if the node stops, everything is lost: {everything}", do)
+    return warning(AREA, f"the namespace is only in memory: if all nodes stop, everything is lost: {everything}", do)
 
 
 def _copies(node: Node) -> Iterator[Finding]:
