@@ -1,8 +1,14 @@
-"""Waiting without copies of the same loop: a backoff, a wait that ends with an event or a deadline, and time slices."""
+"""Waiting without copies of the same loop.
+
+A backoff, time slices, a wait that ends with an event or a deadline, and one that cancellation does not cut short.
+"""
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def _jitter() -> float:
@@ -66,3 +72,15 @@ async def wait_for_event(event: asyncio.Event, timeout: float | None) -> bool:  
     except TimeoutError:
         return False
     return True
+
+
+async def to_the_end(step: Coroutine[Any, Any, T]) -> T:
+    """Await a step that must not stop half-way. If the caller is cancelled meanwhile, cancel it after the step."""
+    task = asyncio.create_task(step)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # the cancellation has precedence, and asyncio must not log the error
+        raise

@@ -59,6 +59,7 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 def main() -> None:
     """Run the command line. An error that a person can correct is one line, without a traceback.
 
-    Exit codes: 0 success; 1 a dependency is unavailable, or a check found a problem; 2 wrong usage or configuration.
+    Exit codes: 0 success; 1 a dependency is unavailable, or a check found a problem; 2 wrong usage or configuration;
+    130 Ctrl-C.
     """
     sys.exit(exit_code(app))

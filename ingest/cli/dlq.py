@@ -1,51 +1,36 @@
 """`ingest dlq`: list, show, export, redrive and purge dead letters."""
 
-import asyncio
 import os
-import re
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeVar
+from typing import Annotated, BinaryIO
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.progress import Progress
 
-from ingest import settings
-from ingest.backends import DeadLetterAccess, broker_backend
+from ingest.backends import DeadLetterAccess
 from ingest.cli import dlq_view
-from ingest.cli.options import Json, seconds
+from ingest.cli.dlq_options import All, Customer, DryRun, Ids, Newer, Older, Reasons, rate_of, selection_of
+from ingest.cli.dlq_session import ProgressBar, confirmed, run, terminal
+from ingest.cli.exits import UNAVAILABLE, Ending
+from ingest.cli.options import Json
 from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.errors import ConfigurationError
 from ingest.operations import dead_letters
-from ingest.operations.dead_letters import Group, Selection
-from ingest.operations.remedies import REMEDIES
-from ingest.telemetry import logs
+from ingest.operations.dead_letters import Group, Report, Selection
 
 app = typer.Typer(
     help="Dead letters (ingest.dead): list them by reason, show one, export, redrive, purge.\n\n"
     "Step by step: `ingest dlq list` groups them and says what to do; `ingest dlq show ID` shows one; correct the "
     "cause; run `ingest dlq redrive --reason R --dry-run`, then without --dry-run; run `ingest dlq list` again.\n\n"
     "On RabbitMQ a command holds the messages while it runs and returns them in their order: run one at a time, as the "
-    "service's user. `list`, `show` and `export` work beside a running `ingest dev`; stop it for the others.",
+    "service's user. `list`, `show` and `export` work beside a running `ingest dev`; stop it for the others.\n\n"
+    "Ctrl-C ends a command after the messages that it is dealing with, at most 200; it prints what is done and what is "
+    "not, and the exit code is 130.",
     no_args_is_help=True,
 )
-
-Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Only these; copies share an id.")]
-Reasons = Annotated[
-    list[str] | None, typer.Option("--reason", metavar="R", help="Only of this reason; repeatable.", show_default=False)
-]
-Customer = Annotated[str | None, typer.Option(metavar="CUST", help="Only of this customer.", show_default=False)]
-Older = Annotated[
-    str | None, typer.Option("--older-than", metavar="TIME", help="Only if older: 90s, 12h, 7d.", show_default=False)
-]
-Newer = Annotated[str | None, typer.Option("--newer-than", metavar="TIME", help="Only if newer.", show_default=False)]
-All = Annotated[bool, typer.Option("--all", help="All of them; required if nothing else selects.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and do nothing.")]
-T = TypeVar("T")
 
 
 @app.command("list")
@@ -56,20 +41,25 @@ def list_(
 
     Example: ingest dlq list --customer acme --newer-than 1h
     """
-    selection = _selection(None, reason, customer, older, newer)
+    selection = selection_of(None, reason, customer, older, newer)
     groups: dict[str, Group] = {}
 
-    async def look(access: DeadLetterAccess, progress: dead_letters.Progress) -> None:
-        async for batch in dead_letters.select(access.queue, selection, access.trusted_users, progress):
-            dead_letters.add_to(groups, batch)
+    async def look(access: DeadLetterAccess) -> None:
+        with ProgressBar().of(await access.queue.count()) as progress:
+            async for batch in dead_letters.select(access.queue, selection, access.trusted_users, progress):
+                dead_letters.add_to(groups, batch)
+                progress.add(len(batch))
 
-    _run(look, change=False)
-    if json:
-        dlq_view.print_json(dlq_view.groups_json(groups.values()))
-    else:
-        typer.echo(
-            dlq_view.groups_text(groups.values()) or "no dead letters" + (" match" if selection != Selection() else "")
-        )
+    def tell(ending: Ending) -> None:
+        if ending is not Ending.COMPLETE:
+            return
+        if json:
+            dlq_view.print_json(dlq_view.groups_json(groups.values()))
+        else:
+            matching = " match" if selection != Selection() else ""
+            typer.echo(dlq_view.groups_text(groups.values()) or f"no dead letters{matching}")
+
+    run(look, change=False, tell=tell)
 
 
 @app.command()
@@ -78,22 +68,29 @@ def show(
     json: Json = False,
 ) -> None:
     """Show one dead letter completely: why it is there, and the submission. Secrets are removed."""
+    copies: list[DeadLetter] = []
 
-    async def look(access: DeadLetterAccess, progress: dead_letters.Progress) -> DeadLetter | None:
-        first = None
-        async for batch in dead_letters.select(
-            access.queue, Selection(ids=frozenset({id_})), access.trusted_users, progress
-        ):
-            first = first or batch[0]  # read to the end: stopping early would change the order of the queue
-        return first
+    async def look(access: DeadLetterAccess) -> None:
+        selection = Selection(ids=frozenset({id_}))
+        with ProgressBar().of(await access.queue.count()) as progress:
+            # It reads to the end: stopping early would change the order of the queue.
+            async for batch in dead_letters.select(access.queue, selection, access.trusted_users, progress):
+                copies.append(batch[0])
+                progress.add(len(batch))
 
-    dead = _run(look, change=False)
-    if dead is None:
-        raise ConfigurationError(f"there is no dead letter {id_}: `ingest dlq list` has examples, `export` has all ids")
-    if json:
-        dlq_view.print_json(dlq_view.dead_json(dead, raw=False))
-    else:
-        typer.echo(dlq_view.dead_text(dead))
+    def tell(ending: Ending) -> None:
+        if ending is not Ending.COMPLETE:
+            return
+        if not copies:
+            raise ConfigurationError(
+                f"there is no dead letter {id_}: `ingest dlq list` has examples, `export` has all ids"
+            )
+        if json:
+            dlq_view.print_json(dlq_view.dead_json(copies[0], raw=False))
+        else:
+            typer.echo(dlq_view.dead_text(copies[0]))
+
+    run(look, change=False, tell=tell)
 
 
 @app.command()
@@ -109,17 +106,20 @@ def export(
     Only its owner can read the file: it contains the submissions as they were sent, including secrets in them.
     Example: ingest dlq export --reason invalid --customer acme invalid.jsonl
     """
-    selection = _selection(None, reason, customer, older, newer)
+    selection = selection_of(None, reason, customer, older, newer)
+    progress = ProgressBar("exported {done:,}, read {handled:,}")
 
-    async def write(access: DeadLetterAccess, progress: dead_letters.Progress) -> int:
-        count = 0
-        with _output(file) as out:
+    async def write(access: DeadLetterAccess) -> None:
+        with _output(file) as out, progress.of(await access.queue.count()):
             async for batch in dead_letters.select(access.queue, selection, access.trusted_users, progress):
                 out.write(b"".join(msgspec.json.encode(dlq_view.dead_json(dead, raw=True)) + b"\n" for dead in batch))
-                count += len(batch)
-        return count
+                progress.add(len(batch), len(batch))
 
-    typer.echo(f"exported {_run(write, change=False)}", err=True)
+    def tell(ending: Ending) -> None:
+        if ending is not Ending.FAILED or progress.handled:
+            typer.echo(dlq_view.export_text(progress.done, ending, progress.remaining, str(file)), err=True)
+
+    run(write, change=False, tell=tell)
 
 
 @app.command()
@@ -145,22 +145,36 @@ def redrive(
 
     Example: ingest dlq redrive --reason quota_exhausted --customer acme --rate 50/s
     """
-    selection = _selection(ids, reason, customer, older, newer, all_=all_)
-    limit = _rate(rate)
+    selection = selection_of(ids, reason, customer, older, newer, all_=all_)
+    limit = rate_of(rate)
+    report, progress = Report(), ProgressBar("redriven {done:,}, read {handled:,}")
 
-    async def drive(access: DeadLetterAccess, progress: dead_letters.Progress) -> dead_letters.Report:
+    async def drive(access: DeadLetterAccess) -> None:
         publisher = await access.publisher()
-        return await dead_letters.redrive(
-            access.queue, publisher, selection, access.trusted_users, rate=limit, dry_run=dry_run, progress=progress
-        )
+        with progress.of(await access.queue.count()):
+            await dead_letters.redrive(
+                access.queue,
+                publisher,
+                selection,
+                access.trusted_users,
+                rate=limit,
+                dry_run=dry_run,
+                report=report,
+                progress=progress,
+            )
 
-    report = _run(drive, change=True)
-    if json:
-        dlq_view.print_json(dlq_view.report_json(report, dry_run=dry_run))
-    else:
-        typer.echo(dlq_view.report_text(report, dry_run=dry_run))
+    def tell(ending: Ending) -> None:
+        if ending is Ending.FAILED and not report.matched:
+            return
+        unread = progress.remaining - report.not_tried
+        if json:
+            dlq_view.print_json(dlq_view.report_json(report, ending, unread, dry_run=dry_run))
+        else:
+            typer.echo(dlq_view.report_text(report, ending, unread, dry_run=dry_run))
+
+    run(drive, change=True, tell=tell)
     if report.failed:
-        raise typer.Exit(1)
+        raise typer.Exit(UNAVAILABLE)
 
 
 @app.command()
@@ -179,86 +193,34 @@ def purge(
 
     Example: ingest dlq purge --reason invalid --older-than 30d
     """
-    selection = _selection(ids, reason, customer, older, newer, all_=all_)
+    selection = selection_of(ids, reason, customer, older, newer, all_=all_)
+    groups: dict[str, Group] = {}
+    progress = ProgressBar("purged {done:,}")
 
-    async def clear(access: DeadLetterAccess, progress: dead_letters.Progress) -> tuple[dict[str, Group], int]:
-        groups, deliveries = await dead_letters.gather(access.queue, selection, access.trusted_users, progress)
-        if not deliveries or dry_run or not (yes or await asyncio.to_thread(_confirmed, groups, len(deliveries))):
-            return groups, 0
-        await access.queue.remove(deliveries)
-        return groups, len(deliveries)
+    async def clear(access: DeadLetterAccess) -> None:
+        with ProgressBar().of(await access.queue.count()) as reading:
+            found, deliveries = await dead_letters.gather(access.queue, selection, access.trusted_users, reading)
+        groups.update(found)
+        if not deliveries or dry_run or not (yes or await _agreed(groups)):
+            return
+        with progress.of(len(deliveries)):
+            await dead_letters.remove(access.queue, deliveries, progress)
 
-    groups, purged = _run(clear, change=True)
-    matched = sum(group.count for group in groups.values())
-    if json:
-        by_reason = {group.reason: group.count for group in groups.values()}
-        dlq_view.print_json({"dry_run": dry_run, "matched": matched, "by_reason": by_reason, "purged": purged})
-        return
-    if dry_run and groups:
-        typer.echo(dlq_view.groups_text(groups.values()) + "\n")
-    typer.echo(f"would purge {matched}" if dry_run else f"purged {purged} of {matched}")
+    def tell(ending: Ending) -> None:
+        if ending is Ending.FAILED and not groups:
+            return
+        if json:
+            dlq_view.print_json(dlq_view.purge_json(groups, progress.done, ending, dry_run=dry_run))
+        else:
+            typer.echo(dlq_view.purge_text(groups, progress.done, ending, dry_run=dry_run))
 
-
-def _confirmed(groups: dict[str, Group], count: int) -> bool:
-    typer.echo(dlq_view.groups_text(groups.values()) + "\n", err=True)
-    if not sys.stdin.isatty():
-        raise ConfigurationError("cannot ask for confirmation without a terminal: use --yes or --dry-run")
-    return typer.confirm(f"Delete these {count} for good?", err=True)
+    run(clear, change=True, tell=tell)
 
 
-def _run(job: Callable[[DeadLetterAccess, dead_letters.Progress], Awaitable[T]], *, change: bool) -> T:
-    """Run a job on the dead letters, with a progress bar on a terminal."""
-    current = settings.load()
-    logs.configure(current.log_level, current.log_format)
-    console = Console(stderr=True)
-
-    async def main() -> T:
-        async with broker_backend(current).open_dead_letters(change=change) as access:
-            with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-                task = bar.add_task("ingest.dead", total=await access.queue.count() if console.is_terminal else None)
-                result = await job(access, lambda count: bar.advance(task, count))
-            if access.held_by_others():
-                typer.echo("another consumer reads ingest.dead; messages that it holds are not shown here", err=True)
-            return result
-
-    return asyncio.run(main())
-
-
-def _selection(
-    ids: list[str] | None,
-    reason: list[str] | None,
-    customer: str | None,
-    older: str | None,
-    newer: str | None,
-    *,
-    all_: bool | None = None,
-) -> Selection:
-    for name in reason or ():
-        if name not in REMEDIES:
-            raise ConfigurationError(f"--reason: unknown reason {name!r}; known are {', '.join(REMEDIES)}")
-    selection = Selection(
-        ids=frozenset(ids or ()),
-        reasons=frozenset(reason or ()),
-        customer=customer,
-        older_than=seconds(older, "--older-than") if older is not None else None,
-        newer_than=seconds(newer, "--newer-than") if newer is not None else None,
-    )
-    if all_ is False and selection == Selection():
-        raise ConfigurationError(
-            "select dead letters with an ID, --reason, --customer, --older-than, --newer-than, or --all"
-        )
-    if all_ and selection != Selection():
-        raise ConfigurationError("--all cannot be combined with other selections")
-    return selection
-
-
-def _rate(text: str | None) -> float | None:
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)(?:/s)?", text)
-    if match is None or not float(match[1]):
-        raise ConfigurationError(f"--rate must be a number per second, such as 50/s; it is {text!r}")
-    return float(match[1])
+async def _agreed(groups: dict[str, Group]) -> bool:
+    stream = terminal()
+    print(dlq_view.groups_text(groups.values()), file=stream)
+    return await confirmed(f"\nDelete {dlq_view.counts(groups)} for good?", stream)
 
 
 @contextmanager

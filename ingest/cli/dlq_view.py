@@ -1,13 +1,14 @@
 """The output of `ingest dlq`: text for people, JSON for programs."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
 import typer
 
+from ingest.cli.exits import Ending
 from ingest.domain.dead_letters import DeadLetter, body_fields
 from ingest.domain.events import rfc3339
 from ingest.operations.dead_letters import Group, Report
@@ -110,20 +111,26 @@ def dead_text(dead: DeadLetter) -> str:
     return "\n".join(lines)
 
 
-def report_json(report: Report, *, dry_run: bool) -> dict[str, Any]:
+def report_json(report: Report, ending: Ending, unread: int, *, dry_run: bool) -> dict[str, Any]:
     return {
         "dry_run": dry_run,
+        "ending": ending,
         "matched": report.matched,
         "redriven": dict(report.done),
         "not_redriven": dict(report.kept),
         "failed": dict(report.failed),
+        "not_tried": report.not_tried,
+        "not_read": unread,
     }
 
 
-def report_text(report: Report, *, dry_run: bool) -> str:
-    """Return lines that say what was redriven, what was not, and why."""
+def report_text(report: Report, ending: Ending, unread: int, *, dry_run: bool) -> str:
+    """Return lines that say what was redriven, what was not, and why.
+
+    `unread` is how many dead letters were not looked at, because the redrive ended before.
+    """
     verb = "would redrive" if dry_run else "redrove"
-    lines = [f"{verb} {report.done.total()} of {report.matched}"]
+    lines = [f"{verb} {report.done.total():,} of {report.matched:,}"]
     for reason, count in report.done.most_common():
         invalid = REMEDIES.get(reason) == INVALID_PAYLOAD
         lines.append(f"  {count} {reason}" + (f" ({INVALID_PAYLOAD})" if invalid else ""))
@@ -131,7 +138,44 @@ def report_text(report: Report, *, dry_run: bool) -> str:
     if report.failed:
         what = ", ".join(f"{count} {outcome}" for outcome, count in report.failed.items())
         lines.append(f"  the broker did not confirm {what}: these and the rest are still in the queue; run it again")
+    if ending is not Ending.COMPLETE:
+        lines.append(
+            f"  {ending}: {report.not_tried:,} more that match and {unread:,} that were not read are still in the "
+            "queue; run it again"
+        )
     return "\n".join(lines)
+
+
+def purge_json(groups: Mapping[str, Group], purged: int, ending: Ending, *, dry_run: bool) -> dict[str, Any]:
+    by_reason = {group.reason: group.count for group in groups.values()}
+    matched = sum(by_reason.values())
+    return {"dry_run": dry_run, "ending": ending, "matched": matched, "by_reason": by_reason, "purged": purged}
+
+
+def purge_text(groups: Mapping[str, Group], purged: int, ending: Ending, *, dry_run: bool) -> str:
+    """Return lines that say how many were deleted, in a dry run those that would be."""
+    matched = sum(group.count for group in groups.values())
+    if ending is not Ending.COMPLETE:
+        rest = f"the other {matched - purged:,} are still in the queue" if groups else "nothing was deleted"
+        return f"purged {purged:,} of {matched:,}\n  {ending}: {rest}; run it again"
+    if not dry_run:
+        return f"purged {purged:,} of {matched:,}"
+    return (groups_text(groups.values()) + "\n\n" if groups else "") + f"would purge {matched:,}"
+
+
+def counts(groups: Mapping[str, Group]) -> str:
+    """Return how many there are, and of which reasons: `5 dead letters (3 invalid, 2 expired)`."""
+    by_reason = ", ".join(f"{group.count:,} {_line(group.reason)}" for group in _ordered(groups.values()))
+    matched = sum(group.count for group in groups.values())
+    return f"{matched:,} dead letter{'' if matched == 1 else 's'} ({by_reason})"
+
+
+def export_text(exported: int, ending: Ending, remaining: int, file: str) -> str:
+    """Return a line that says how many were exported, and whether that is all."""
+    if ending is Ending.COMPLETE:
+        return f"exported {exported:,}"
+    where = "the output" if file == "-" else file
+    return f"exported {exported:,}\n  {ending}: {remaining:,} were not read, so {where} may be incomplete"
 
 
 def print_json(data: Any) -> None:

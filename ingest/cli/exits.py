@@ -1,6 +1,7 @@
 """Exit codes. An error that a person can correct is printed as one line instead of a traceback."""
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Final
 
 import typer
@@ -12,6 +13,16 @@ UNAVAILABLE: Final = 1
 """A dependency is unavailable, or a check found a problem."""
 USAGE: Final = 2
 """Wrong usage or configuration."""
+INTERRUPTED: Final = 130
+"""Ctrl-C: 128 plus the number of SIGINT, as shells have it."""
+
+
+class Ending(StrEnum):
+    """How a command ended. Only COMPLETE has dealt with everything that was selected."""
+
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
 
 
 def exit_code(job: Callable[[], int | None]) -> int:

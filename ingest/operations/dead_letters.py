@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -13,13 +13,27 @@ from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.ports import DeadLetterQueue, Publisher
 from ingest.operations.remedies import remedy
+from ingest.waiting import to_the_end
 
 _CHUNK: Final = 200
 _TICK: Final = 0.1
 """Seconds; at a limited rate, so many seconds' worth of messages are sent at once."""
 
-Progress = Callable[[int], None]
-"""Called with the number of messages that were read since the last call."""
+
+class Progress:
+    """Counts dead letters while an operation runs.
+
+    `done` were redriven, exported or removed. `handled` are these, and those for which there is nothing to do.
+    """
+
+    def __init__(self) -> None:
+        self.handled = 0
+        self.done = 0
+
+    def add(self, handled: int, done: int = 0) -> None:
+        """Count further dead letters."""
+        self.handled += handled
+        self.done += done
 
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +94,7 @@ class Report(msgspec.Struct):
 
     `done` counts the redriven ones by reason, in a dry run those that would be. `kept` counts by sentence those that
     must not be submitted again. `failed` counts by outcome those that the broker did not confirm; they are still in
-    the queue, and the rest was not tried.
+    the queue, and the rest was not tried. The report is correct at every moment, so also after an interruption.
     """
 
     matched: int = 0
@@ -88,16 +102,23 @@ class Report(msgspec.Struct):
     kept: Counter[str] = msgspec.field(default_factory=Counter)
     failed: Counter[str] = msgspec.field(default_factory=Counter)
 
+    @property
+    def not_tried(self) -> int:
+        """How many were selected and then not tried, because the redrive ended before."""
+        return self.matched - self.done.total() - self.kept.total() - self.failed.total()
+
 
 async def select(
-    queue: DeadLetterQueue, selection: Selection, trusted: frozenset[str], progress: Progress
+    queue: DeadLetterQueue, selection: Selection, trusted: frozenset[str], progress: Progress | None = None
 ) -> AsyncIterator[list[DeadLetter]]:
-    """Yield the selected dead letters in lists, oldest first."""
+    """Yield the selected dead letters in lists, oldest first. `progress` counts the others, which are handled."""
     now = time.time()
     async for deliveries in queue.browse():
         batch = [dead_letters.read(delivery, trusted) for delivery in deliveries]
-        progress(len(deliveries))
-        if selected := [dead for dead in batch if selection.takes(dead, now)]:
+        selected = [dead for dead in batch if selection.takes(dead, now)]
+        if progress is not None:
+            progress.add(len(batch) - len(selected))
+        if selected:
             yield selected
 
 
@@ -110,14 +131,26 @@ def add_to(groups: dict[str, Group], batch: Iterable[DeadLetter]) -> None:
 async def gather(
     queue: DeadLetterQueue, selection: Selection, trusted: frozenset[str], progress: Progress
 ) -> tuple[dict[str, Group], list[Delivery]]:
-    """Return the selected dead letters by reason, and the deliveries to pass to `queue.remove`."""
+    """Return the selected dead letters by reason, and the deliveries to pass to `remove`."""
     groups: dict[str, Group] = {}
     deliveries: list[Delivery] = []
     async for batch in select(queue, selection, trusted, progress):
         add_to(groups, batch)
         # Without bodies, which may have many gigabytes in total.
         deliveries += [msgspec.structs.replace(dead.delivery, body=b"", headers={}) for dead in batch]
+        progress.add(len(batch))
     return groups, deliveries
+
+
+async def remove(queue: DeadLetterQueue, deliveries: Sequence[Delivery], progress: Progress) -> None:
+    """Remove dead letters in chunks; `progress` is correct also after an interruption. Raises BrokerUnavailable."""
+
+    async def remove_chunk(chunk: Sequence[Delivery]) -> None:
+        await queue.remove(chunk)
+        progress.add(len(chunk), len(chunk))
+
+    for start in range(0, len(deliveries), _CHUNK):
+        await to_the_end(remove_chunk(deliveries[start : start + _CHUNK]))
 
 
 async def redrive(
@@ -128,12 +161,13 @@ async def redrive(
     *,
     rate: float | None = None,
     dry_run: bool = False,
-    progress: Progress = lambda _: None,
+    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Submit the selected dead letters again; remove each one only after the broker has confirmed it.
 
-    If it is interrupted, a dead letter that was submitted and not removed is submitted again the next time. It has the
-    same id, so it is a duplicate, which adds nothing.
+    If it is cancelled, it first finishes the chunk that it has begun. If it crashes, a dead letter that was submitted
+    and not removed is submitted again the next time. It has the same id, so it is a duplicate, which adds nothing.
 
     Args:
         queue: the dead letters.
@@ -142,41 +176,54 @@ async def redrive(
         trusted: the service's users.
         rate: the most per second; None for no limit.
         dry_run: only count them.
-        progress: see `Progress`.
+        report: filled in and returned; pass one to read it after an interruption or an error.
+        progress: counts the redriven ones as done.
 
     Raises:
         BrokerUnavailable: the broker blocks publishers, or the connection was lost.
     """
-    report = Report()
+    report = report if report is not None else Report()
+    progress = progress if progress is not None else Progress()
     pace = _Pace(rate)
     if not dry_run:
         await publisher.ready()
     async for batch in select(queue, selection, trusted, progress):
         report.matched += len(batch)
-        redrivable = []
-        for dead in batch:
-            if blocker := dead_letters.redrive_blocker(dead, trusted):
-                report.kept[blocker] += 1
-            else:
-                redrivable.append(dead)
+        redrivable = _redrivable(batch, trusted, report)
+        progress.add(len(batch) - len(redrivable))
         for start in range(0, len(redrivable), pace.chunk):
             chunk = redrivable[start : start + pace.chunk]
             if dry_run:
                 report.done.update(dead.reason for dead in chunk)
-            elif not await _submit(queue, publisher, chunk, report):
+                progress.add(len(chunk))
+            elif not await to_the_end(_submit(queue, publisher, chunk, report, progress)):
                 return report
             else:
                 await pace.keep(len(chunk))
     return report
 
 
-async def _submit(queue: DeadLetterQueue, publisher: Publisher, chunk: Sequence[DeadLetter], report: Report) -> bool:
+def _redrivable(batch: Sequence[DeadLetter], trusted: frozenset[str], report: Report) -> list[DeadLetter]:
+    """Return the dead letters that may be submitted again; report the others as kept."""
+    redrivable = []
+    for dead in batch:
+        if blocker := dead_letters.redrive_blocker(dead, trusted):
+            report.kept[blocker] += 1
+        else:
+            redrivable.append(dead)
+    return redrivable
+
+
+async def _submit(
+    queue: DeadLetterQueue, publisher: Publisher, chunk: Sequence[DeadLetter], report: Report, progress: Progress
+) -> bool:
     """Submit dead letters again and remove the confirmed ones; return whether all were confirmed."""
     outcomes = await publisher.publish([dead_letters.resubmission(dead) for dead in chunk])
     confirmed = [dead for dead, out in zip(chunk, outcomes, strict=True) if out is PublishOutcome.CONFIRMED]
     await queue.remove([dead.delivery for dead in confirmed])
     report.done.update(dead.reason for dead in confirmed)
     report.failed.update(str(out) for out in outcomes if out is not PublishOutcome.CONFIRMED)
+    progress.add(len(chunk), len(confirmed))
     return not report.failed
 
 

@@ -95,7 +95,7 @@ class StatusCollector:
     async def _count_reasons(self) -> list[DeadReason]:
         groups: dict[str, Group] = {}
         async with self._broker.open_dead_letters(change=False) as access:
-            async for dead_letters in select(access.queue, Selection(), access.trusted_users, lambda _: None):
+            async for dead_letters in select(access.queue, Selection(), access.trusted_users):
                 add_to(groups, dead_letters)
         now = time.time()
         return [

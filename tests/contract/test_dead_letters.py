@@ -1,5 +1,6 @@
 """The promises of `domain.ports.DeadLetterQueue`, and what `operations.dead_letters` does with it, on every broker."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from ingest.domain.dead_letters import DeadLetter, dead_letter
 from ingest.domain.errors import BrokerUnavailable, InvalidSubmission, Reason
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, DeadLetterQueue
-from ingest.operations.dead_letters import Selection, gather, redrive, select
+from ingest.operations.dead_letters import Progress, Report, Selection, gather, redrive, remove, select
 from tests.servers import RabbitServer
 from tests.support.deliveries import delivery as make_delivery
 from tests.support.embedded_queue import depth
@@ -173,7 +174,7 @@ async def test_select_combines_ids_reasons_customer_and_age(harness: DeadLetterH
         queue = await harness.open_dead_letters()
         selection = Selection(**criteria)  # type: ignore[arg-type]
         selected: list[DeadLetter] = []
-        async for dead_letters in select(queue, selection, harness.trusted_users, lambda _: None):
+        async for dead_letters in select(queue, selection, harness.trusted_users, Progress()):
             selected += dead_letters
         await queue.close()
         return [dead.id for dead in selected]
@@ -243,11 +244,71 @@ async def test_gathered_dead_letters_can_be_removed(harness: DeadLetterHarness) 
     await harness.publish([rejected_message(i, Reason.INVALID if i % 2 else Reason.QUOTA_EXHAUSTED) for i in range(20)])
     queue = await harness.open_dead_letters(writable=True)
     selection = Selection(reasons=frozenset({"invalid"}))
-    groups, deliveries = await gather(queue, selection, harness.trusted_users, lambda _: None)
+    groups, deliveries = await gather(queue, selection, harness.trusted_users, Progress())
     assert {group.reason: group.count for group in groups.values()} == {"invalid": 10}
-    await queue.remove(deliveries)
+    await remove(queue, deliveries, Progress())
     await queue.close()
     assert await harness.message_ids() == [f"d{i}" for i in range(0, 20, 2)]
+
+
+class SlowPublisher(ScriptedPublisher):
+    """Confirms after a moment. `publishing` is set while it waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.publishing = asyncio.Event()
+
+    async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
+        self.publishing.set()
+        await asyncio.sleep(0.05)
+        return await super().publish(messages)
+
+
+async def test_cancelled_redrive_finishes_its_chunk_and_reports_it(harness: DeadLetterHarness) -> None:
+    await harness.publish([rejected_message(i) for i in range(300)])
+    queue = await harness.open_dead_letters(writable=True)
+    publisher, report, progress = SlowPublisher(), Report(), Progress()
+    redriving = asyncio.create_task(
+        redrive(queue, publisher, ALL, harness.trusted_users, report=report, progress=progress)
+    )
+    await publisher.publishing.wait()
+    redriving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await redriving
+    await queue.close()
+    assert 0 < report.done.total() == progress.done == len(publisher.sent) < 300
+    assert report.not_tried == report.matched - progress.done
+    assert len(await harness.message_ids()) == 300 - progress.done
+
+
+async def test_cancelled_removal_counts_exactly_what_it_has_removed(harness: DeadLetterHarness) -> None:
+    await harness.publish([rejected_message(i) for i in range(500)])
+    queue = await harness.open_dead_letters(writable=True)
+    _, deliveries = await gather(queue, ALL, harness.trusted_users, Progress())
+    progress = Progress()
+    removing = asyncio.create_task(remove(queue, deliveries, progress))
+    while not progress.done:
+        await asyncio.sleep(0)
+    removing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await removing
+    await queue.close()
+    assert 0 < progress.done < 500
+    assert len(await harness.message_ids()) == 500 - progress.done
+
+
+async def test_progress_handles_every_dead_letter_and_counts_as_done_only_what_is_redriven(
+    harness: DeadLetterHarness,
+) -> None:
+    """Of five, one is not selected, and one is kept."""
+    reasons = [Reason.INVALID, *[Reason.QUOTA_EXHAUSTED] * 3, Reason.USER_MISMATCH]
+    await harness.publish([rejected_message(i, reason) for i, reason in enumerate(reasons)])
+    queue = await harness.open_dead_letters(writable=True)
+    selection = Selection(reasons=frozenset({"quota_exhausted", "user_mismatch"}))
+    progress = Progress()
+    await redrive(queue, ScriptedPublisher(), selection, harness.trusted_users, progress=progress)
+    await queue.close()
+    assert (progress.handled, progress.done) == (5, 3)
 
 
 @pytest.mark.parametrize("harness", ["rabbitmq"], indirect=True)

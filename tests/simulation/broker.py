@@ -6,6 +6,7 @@ from functools import partial
 from typing import Final
 
 from ingest.domain import topology
+from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import ConnectionState
 from tests.simulation.consumer import SimulatedConsumer
@@ -146,6 +147,8 @@ class SimulatedDeadLetters:
 
     async def remove(self, deliveries: Sequence[Delivery]) -> None:
         await asyncio.sleep(self._network.delay())
+        if any(delivery.token not in self._browsed for delivery in deliveries):
+            raise BrokerUnavailable("the simulated queue was closed")
         for delivery in deliveries:
             self._browsed.remove(delivery.token)
 

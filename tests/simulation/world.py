@@ -1,11 +1,13 @@
 """One simulated world: two shims, three workers, clients and producers, run along a schedule."""
 
 import asyncio
+import contextlib
 import random
 from datetime import UTC, datetime
 from typing import Final
 
 from ingest.admission import Admission
+from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
 from ingest.operations.dead_letters import Selection, redrive
 from ingest.shim.submit import Submitter
@@ -129,15 +131,17 @@ class World:
             disturb(self, fault)
 
     async def _redrive(self, seconds: float) -> None:
+        """Redrive; crash after so many seconds, at any await: what was not removed until then is in the queue again."""
         queue = SimulatedDeadLetters(self.broker)
         publisher = SimulatedPublisher(self.broker, self._clients.process)
+        redriving = asyncio.create_task(redrive(queue, publisher, Selection(), frozenset({SERVICE_USER})))
         try:
-            async with asyncio.timeout(seconds):
-                await redrive(queue, publisher, Selection(), frozenset({SERVICE_USER}))
-        except TimeoutError:
-            pass
+            await asyncio.wait([redriving], timeout=seconds)
         finally:
             await queue.close()
+            redriving.cancel()
+        with contextlib.suppress(asyncio.CancelledError, BrokerUnavailable):
+            await redriving
 
     # Processes
 
