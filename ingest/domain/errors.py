@@ -90,3 +90,15 @@ class BrokerUnavailable(Unavailable):
 
 class ConfigurationError(IngestError):
     """Settings, topology or permissions are wrong; the message says what to change."""
+
+
+def cause_of(error: BaseException | None) -> str:
+    """Return what an error says, as a clause that is never empty. None is an answer that did not arrive."""
+    said = "" if error is None else str(error).strip()
+    if said:
+        return said
+    if error is None or isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, (EOFError, StopAsyncIteration, ConnectionError)):
+        return "the other side closed the connection"
+    return type(error).__name__

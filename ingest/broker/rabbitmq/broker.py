@@ -11,13 +11,13 @@ import aiormq
 import msgspec
 from yarl import URL
 
-from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection, connect_problem
+from ingest.broker.rabbitmq.amqp.connection import CONNECT_ERRORS, CONNECT_TIMEOUT, Connection, connect_problem
 from ingest.broker.rabbitmq.consumer import RabbitConsumer
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.broker.rabbitmq.publisher_pool import PublisherPool
 from ingest.broker.rabbitmq.versions import parse, version_of
 from ingest.domain import topology
-from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError, cause_of
 from ingest.domain.ports import ConnectionState, Publisher
 from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url
 
@@ -89,7 +89,7 @@ class RabbitBroker:
         for url in [url.update_query(heartbeat=str(self._heartbeat)) for url in self._urls]:
             try:
                 return await aio_pika.connect(url, timeout=CONNECT_TIMEOUT, ssl_context=self._ssl_context)
-            except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
+            except CONNECT_ERRORS as error:
                 last_error = error
         raise BrokerUnavailable(f"cannot connect to {self}: {connect_problem(last_error, self._urls[-1])}")
 
@@ -108,7 +108,7 @@ class RabbitBroker:
                     f"RabbitMQ user {self.user} may not use queue {name}, so it is not the service's user"
                 ) from error
             except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
-                raise BrokerUnavailable(f"{self} does not report its queues: {error}") from error
+                raise BrokerUnavailable(f"{self} does not report its queues: {cause_of(error)}") from error
             transport = cast("aiormq.Connection", connection.transport and connection.transport.connection)
             version = version_of(transport.server_properties)
             return BrokerInfo(version, transport.connection_tune.heartbeat or 0, depths)
@@ -159,7 +159,7 @@ class RabbitBroker:
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise ConfigurationError(f"RabbitMQ user {self.user} may not declare {name}: {error}") from error
         except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
-            raise BrokerUnavailable(f"the connection to {self} was lost: {error}") from error
+            raise BrokerUnavailable(f"the connection to {self} was lost: {cause_of(error)}") from error
 
     def __str__(self) -> str:
         return f"RabbitMQ at {', '.join(f'{url.host}:{url.port or 5672}' for url in self._urls)}"

@@ -12,7 +12,7 @@ from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
 from ingest.broker.rabbitmq.quarantine import PoisonQuarantine
 from ingest.broker.rabbitmq.versions import attempt_headers, attempts
 from ingest.domain import dead_letters
-from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.errors import BrokerUnavailable, cause_of
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
@@ -204,7 +204,7 @@ class _ConsumeChannel:
             )
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
             raise BrokerUnavailable(
-                f"cannot consume {self._queue} from {self._connection}: {str(error) or 'no answer'}"
+                f"cannot consume {self._queue} from {self._connection}: {cause_of(error)}"
             ) from error
 
     async def cancel(self) -> None:

@@ -13,7 +13,7 @@ import httpx
 import msgspec
 
 from ingest.domain import topology
-from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError, cause_of
 from ingest.proxies import client_options
 
 _TIMEOUT: Final = 10.0
@@ -197,7 +197,7 @@ class Management:
             with httpx.Client(**client_options(self._base), auth=self._auth, timeout=_TIMEOUT) as client:
                 response = client.request(method, f"{self._base}/{path}", json=body)
         except httpx.HTTPError as error:
-            raise BrokerUnavailable(f"the management API at {self._base} is unreachable: {error}") from error
+            raise BrokerUnavailable(f"the management API at {self._base} is unreachable: {cause_of(error)}") from error
         if response.status_code in (401, 403):
             tag = "policymaker" if method == "PUT" else "administrator" if "permissions" in path else "monitoring"
             raise ConfigurationError(

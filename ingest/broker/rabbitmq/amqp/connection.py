@@ -20,9 +20,11 @@ from yarl import URL
 
 from ingest.broker.rabbitmq.amqp import codec
 from ingest.broker.rabbitmq.versions import version_of
-from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.errors import BrokerUnavailable, cause_of
 
 CONNECT_TIMEOUT: Final = 10.0
+CONNECT_ERRORS: Final = (aiormq.exceptions.AMQPError, OSError, EOFError, TimeoutError, StopAsyncIteration)
+"""What aiormq raises if it cannot connect; StopAsyncIteration if the other side closes during the handshake."""
 _WRITE_BUFFER: Final = 4 * 1024 * 1024
 """Bytes to queue before `drain` waits for the socket."""
 CLOSE_TIMEOUT: Final = 5.0
@@ -71,8 +73,7 @@ class Connection:
             async with asyncio.timeout(CONNECT_TIMEOUT):
                 await self._connection.connect()
             self._transport.writer.transport.set_write_buffer_limits(high=_WRITE_BUFFER)
-        # aiormq raises StopAsyncIteration if the other side closes during the handshake.
-        except (aiormq.exceptions.AMQPError, OSError, EOFError, TimeoutError, StopAsyncIteration) as error:
+        except CONNECT_ERRORS as error:
             self.abort()
             raise BrokerUnavailable(
                 f"cannot connect to {self}: {connect_problem(error, self._connection.url)}"
@@ -89,7 +90,7 @@ class Connection:
         try:
             return await self._connection.channel(publisher_confirms=confirms, timeout=CONNECT_TIMEOUT)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
-            raise BrokerUnavailable(f"cannot open a channel on {self}: {error}") from error
+            raise BrokerUnavailable(f"cannot open a channel on {self}: {cause_of(error)}") from error
 
     @property
     def queued(self) -> int:
@@ -159,7 +160,7 @@ def connect_problem(error: BaseException | None, url: URL) -> str:
             f"virtual host {vhost} does not exist, or user {user} may not use it: correct the URL, or run "
             f"`rabbitmqctl add_vhost {vhost}` and `rabbitmqctl set_permissions --vhost {vhost} {user} …`"
         )
-    return str(error or "") or "no answer"
+    return cause_of(error)
 
 
 class _Transport(TransportFactory):
