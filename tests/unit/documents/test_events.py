@@ -58,7 +58,23 @@ def check(name: str, message: Message) -> dict[str, Any]:
         data = schema["$defs"][schema["properties"]["data"]["$ref"].rpartition("/")[2]]
         assert set(body["data"]) <= set(data["properties"])
         assert message.message_id == body["id"]
+    check_properties(name, message)
     return body
+
+
+def check_properties(name: str, message: Message) -> None:
+    """Assert that the AMQP properties fit the AsyncAPI document, and that it names every one of them."""
+    first, _, second = name.replace("-", ".").partition(".")
+    document = asyncapi_document()
+    schema = document["components"]["messages"][f"{first}{second.capitalize()}"]["x-amqp-properties"]
+    properties = {
+        "message_id": message.message_id,
+        "content_type": message.content_type,
+        "delivery_mode": 2,
+        "timestamp": message.timestamp,
+    }
+    assert problems(document, schema, properties) == []
+    assert set(properties) <= set(schema["properties"])
 
 
 def submitted(body: dict[str, Any], cust_id: str, key: str | None) -> Submission:
