@@ -20,7 +20,7 @@ from ingest.serving import raise_file_limit
 from ingest.settings import Settings, unknown_variables
 from ingest.shim import Shim, shim_server
 from ingest.telemetry.process import MetricsEndpoint, Telemetry
-from ingest.waiting import Backoff
+from ingest.waiting import Backoff, waiting_for
 from ingest.worker import Worker
 
 _DECLARE_PAUSES: Final = (0.5, 10.0)
@@ -143,10 +143,8 @@ def _first(error: BaseException) -> BaseException:
 
 
 def _telemetry(settings: Settings, role: str, endpoint: MetricsEndpoint | None) -> Telemetry:
-    """Set up the telemetry of this process and add its role and number to its log lines. Raises ConfigurationError."""
+    """Set up the telemetry of this process and add its role to its log lines. Raises ConfigurationError."""
     structlog.contextvars.bind_contextvars(role=role.removeprefix("ingest "))
-    if endpoint is not None and endpoint.shared is not None:
-        structlog.contextvars.bind_contextvars(process=endpoint.process)
     tracing = None
     if settings.tracing:
         try:
@@ -189,9 +187,8 @@ async def _declare(broker: Broker) -> None:
         try:
             await broker.declare()
         except BrokerUnavailable as error:
-            pause = backoff.next()
-            _log.warning("topology_declaration_failed", error=str(error), retry_in_seconds=pause)
-            await asyncio.sleep(pause)
+            _log.warning("topology_declaration_failed", error=str(error))
+            await asyncio.sleep(backoff.next())
         else:
             return
 
@@ -218,7 +215,7 @@ async def _serve(
         await stop.wait()
         server.should_exit = True
 
-    _log.info("serving", port=listener.getsockname()[1])
+    _log.info("serving", port=listener.getsockname()[1], **waiting_for(broker.connections()))
     stopper = asyncio.create_task(stop_server())
     try:
         await server.serve(sockets=[listener])

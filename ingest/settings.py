@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -142,6 +143,14 @@ class Settings(BaseSettings):
         """The store's URL, with its password."""
         return self.store_url.get_secret_value() or f"sqlite:///{self.data_dir}/store.db"
 
+    @property
+    def dependencies(self) -> dict[str, dict[str, str]]:
+        """Where broker and store are (hosts or a file, without passwords), and which setting says so."""
+        return {
+            "broker": {"setting": _named(self.broker_url, "BROKER_URL"), "at": _place(self.broker)},
+            "store": {"setting": _named(self.store_url, "STORE_URL"), "at": _place(self.store)},
+        }
+
 
 def load(**overrides: object) -> Settings:
     """Read settings from the environment; overrides that are not None take precedence.
@@ -179,6 +188,16 @@ def unknown_variables(names: Iterable[str]) -> dict[str, str]:
 def misspelt(name: str, closest: str) -> str:
     """Return a sentence about an unknown variable."""
     return f"{name} is not a setting" + (f": did you mean {closest}?" if closest else "")
+
+
+def _named(url: SecretStr, name: str) -> str:
+    return f"INGEST_{name if url.get_secret_value() else 'DATA_DIR'}"
+
+
+def _place(url: str) -> str:
+    """Return the hosts of a server's URL, or the path of a file's."""
+    parts = urlsplit(url)
+    return parts.path[1:] if parts.scheme == "sqlite" else parts.netloc.rpartition("@")[2]
 
 
 def _variable(name: str) -> str:

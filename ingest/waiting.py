@@ -5,8 +5,10 @@ A backoff, time slices, a wait that ends with an event or a deadline, and one th
 
 import asyncio
 import random
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
+
+from ingest.domain.ports import ConnectionState
 
 T = TypeVar("T")
 
@@ -84,3 +86,8 @@ async def to_the_end(step: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()  # the cancellation has precedence, and asyncio must not log the error
         raise
+
+
+def waiting_for(connections: Iterable[ConnectionState]) -> dict[str, str]:
+    """Return the field of a log line that says what a process waits for after its start; none if it is connected."""
+    return {} if all(state.connected for state in connections) else {"waiting_for": "broker"}

@@ -26,6 +26,9 @@ from ingest.telemetry.reports import ProcessReports
 DEV_CUSTOMER = "dev"
 DEV_WEBHOOK = "https://example.com/hooks/asg"
 
+Main = Callable[[MetricsEndpoint | None, asyncio.Event], Coroutine[Any, Any, None]]
+"""Runs one process until the event is set."""
+
 _log = structlog.get_logger(__name__)
 
 Host = Annotated[str | None, typer.Option(help="Address to listen on. [INGEST_HOST, 127.0.0.1]", show_default=False)]
@@ -67,7 +70,7 @@ def dev(
         raise ConfigurationError("--api-key must be printable ASCII without spaces")
     for url in webhook or []:
         check_webhook(url)
-    logs.configure(current.log_level, current.log_format)
+    logs.configure(current.log_level, current.log_format, current.dependencies)
     listener = _listen(current.host, current.port)
     webhooks = frozenset({DEV_WEBHOOK, *(webhook or [])})
 
@@ -96,7 +99,7 @@ def serve(
     """Serve HTTP: validate, admit and publish submissions to RabbitMQ. SIGTERM finishes what is in flight."""
     current = settings.load(host=host, port=port, workers=workers)
     require_rabbitmq(current, "serve")
-    logs.configure(current.log_level, current.log_format)
+    logs.configure(current.log_level, current.log_format, current.dependencies)
     listener = _listen(current.host, current.port)
 
     raise typer.Exit(_run(current, current.workers, partial(bootstrap.run_shim, current, listener)))
@@ -114,7 +117,7 @@ def work(
     """Consume submissions from RabbitMQ, emit acceptance events. SIGTERM finishes what is in flight."""
     current = settings.load(processes=processes, prefetch=prefetch)
     require_rabbitmq(current, "work")
-    logs.configure(current.log_level, current.log_format)
+    logs.configure(current.log_level, current.log_format, current.dependencies)
 
     raise typer.Exit(_run(current, current.processes, partial(bootstrap.run_worker, current)))
 
@@ -122,16 +125,20 @@ def work(
 def _run(
     current: settings.Settings,
     count: int,
-    main: Callable[[MetricsEndpoint | None, asyncio.Event], Coroutine[Any, Any, None]],
+    main: Main,
 ) -> int:
     """Run `main` in `count` processes, and one more that serves their metrics and health."""
     deadline = current.shutdown_deadline
     endpoint = _metrics_endpoint(current)
-    if count == 1 or endpoint is None or endpoint.listener is None:
-        return supervisor.supervise([lambda: bootstrap.run(partial(main, endpoint), deadline)] * count, deadline)
+    if count == 1:
+        return bootstrap.run(partial(main, endpoint), deadline)
+    if endpoint is None or endpoint.listener is None:
+        return supervisor.supervise(
+            [partial(_run_one, main, None, deadline, number) for number in range(count)], deadline
+        )
     shared = ProcessReports()
     jobs = [
-        partial(bootstrap.run, partial(main, MetricsEndpoint(process=str(number), shared=shared)), deadline)
+        partial(_run_one, main, MetricsEndpoint(process=str(number), shared=shared), deadline, number)
         for number in range(count)
     ]
     companion = partial(bootstrap.run, partial(serve_shared, shared, endpoint.listener, count), deadline)
@@ -139,6 +146,12 @@ def _run(
         return supervisor.supervise(jobs, deadline, companion, lambda number: shared.forget(str(number)))
     finally:
         shared.remove()
+
+
+def _run_one(main: Main, endpoint: MetricsEndpoint | None, deadline: float, number: int) -> int:
+    """Run one of several processes; its log lines have its number."""
+    structlog.contextvars.bind_contextvars(process=str(number))
+    return bootstrap.run(partial(main, endpoint), deadline)
 
 
 def _metrics_endpoint(current: settings.Settings) -> MetricsEndpoint | None:

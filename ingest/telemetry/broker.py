@@ -41,6 +41,8 @@ class MeteredPublisher(PublisherDecorator):
         self._exchanges: set[str] = set()
 
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
+        if not self._meter.on:
+            return await self._publisher.publish(messages)
         start = perf_counter()
         outcomes = await self._publisher.publish(messages)
         self._meter.observe(metrics.PUBLISH_DURATION, (perf_counter() - start,))

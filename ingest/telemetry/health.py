@@ -18,6 +18,9 @@ from ingest.telemetry.broker import MeteredBroker, MeteredConsumer
 BEAT: Final = 1.0
 """Seconds between two checks."""
 _STARTING: Final = "starting"
+_OUTAGES: Final = {"store": "store_unavailable", "broker": "broker_not_ready"}
+"""Kinds of problems and their log events. The adapter logs the reason of a lost connection, `broker_unavailable`."""
+_LOGGED_ELSEWHERE: Final = frozenset({*_OUTAGES, "breaker"})
 _ANSWER_TIMEOUT: Final = 2.0
 STALE: Final = 10.0
 """Seconds after which a report no longer counts as ready: its process hangs."""
@@ -53,6 +56,7 @@ class Health:
         watchdog: seconds after which it is a problem that deliveries are held and none is finished.
         report: receives each report.
         clock: monotonic seconds.
+        pause: seconds between two checks.
     """
 
     def __init__(
@@ -64,7 +68,10 @@ class Health:
         watchdog: float,
         report: Callable[[Report], None],
         clock: Callable[[], float] = time.monotonic,
+        *,
+        pause: float = BEAT,
     ) -> None:
+        self._pause = pause
         self._broker = broker
         self._store_ready = store_ready
         self._meter = meter
@@ -73,7 +80,8 @@ class Health:
         self._report = report
         self._clock = clock
         self._seen: dict[str, ConnectionState] = {}
-        self._last: frozenset[str] = frozenset()
+        self._last: frozenset[str] = frozenset({_STARTING})
+        self._ready_tries = 0
         self.breaker_open: Callable[[], bool] = lambda: False
         """Whether the worker's circuit breaker is open."""
         self.worker_problems: Callable[[], list[str]] = list
@@ -83,12 +91,16 @@ class Health:
 
     async def run(self) -> None:
         """Check until cancelled."""
+        last_failure = ""
         while True:
             try:
                 await self.check()
-            except Exception:  # noqa: BLE001 - a failing check must not stop the process
-                _log.exception("health_check_failed")
-            await asyncio.sleep(BEAT)
+                last_failure = ""
+            except Exception as error:  # noqa: BLE001 - a failing check must not stop the process
+                if repr(error) != last_failure:
+                    _log.exception("health_check_failed")
+                last_failure = repr(error)
+            await asyncio.sleep(self._pause)
 
     async def check(self) -> None:
         """Check once: report the result and set the gauges."""
@@ -99,14 +111,22 @@ class Health:
         self._report(Report(self._process, os.getpid(), self._clock(), problems))
 
     def _log(self, problems: list[str]) -> None:
-        """Log when a new kind of problem appears, and when all problems are gone."""
+        """Log outages at every check (`OutageLines` passes one line a minute), other kinds of problems once.
+
+        The line `ready` follows when there are none, at the start and after every change.
+        """
         kinds = frozenset(problem.partition(":")[0] for problem in problems)
         if _STARTING in kinds:
             return
-        if kinds - self._last:
+        for kind, event in _OUTAGES.items():
+            if error := next((problem for problem in problems if problem.startswith(f"{kind}: ")), None):
+                _log.warning(event, error=error.removeprefix(f"{kind}: "))
+        if kinds - self._last - _LOGGED_ELSEWHERE:
             _log.warning("not_ready", problems=problems)
-        elif self._last and not kinds:
-            _log.info("ready_again")
+        tries = sum(state.reconnects for state in self._seen.values())
+        if not kinds and (self._last or tries != self._ready_tries):
+            _log.info("ready")
+            self._ready_tries = tries
         self._last = kinds
 
     async def _dependencies(self) -> list[str]:

@@ -3,10 +3,12 @@
 import logging
 import re
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
 import structlog
+
+from ingest.telemetry.outages import OutageLines
 
 _SECRETS: Final = (
     (re.compile(r"asg_live_[0-9A-Za-z]+"), "asg_live_***"),
@@ -22,8 +24,14 @@ def redact(text: str) -> str:
     return text
 
 
-def configure(level: str, format_: str) -> None:
-    """Log to standard error. `format_` is json, console, or auto (console on a terminal, otherwise json)."""
+def configure(level: str, format_: str, dependencies: Mapping[str, Mapping[str, str]] | None = None) -> None:
+    """Log to standard error.
+
+    Args:
+        level: the lowest level that is logged.
+        format_: json, console, or auto (console on a terminal, otherwise json).
+        dependencies: fields for lines about an outage of the broker or the store, see `OutageLines`.
+    """
     console = format_ == "console" or (format_ == "auto" and sys.stderr.isatty())
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -33,7 +41,7 @@ def configure(level: str, format_: str) -> None:
     last: list[Any] = [structlog.processors.format_exc_info, _redact]
     renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     structlog.configure(
-        processors=[*shared, *last, renderer],
+        processors=[*shared, OutageLines(dependencies or {}), *last, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # Each line is one write, because several processes share standard error.
         logger_factory=structlog.WriteLoggerFactory(sys.stderr),
@@ -46,9 +54,10 @@ def configure(level: str, format_: str) -> None:
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last, renderer],
         )
     )
-    # Libraries log warnings. aiormq logs every lost connection with a traceback; this service logs it in one line.
+    # Libraries log warnings. The AMQP libraries also log failed connections, with tracebacks; this service logs them.
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
-    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
+    for name in ("aiormq", "aio_pika"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

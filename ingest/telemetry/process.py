@@ -50,7 +50,7 @@ class Tracing(Protocol):
 
 
 class Telemetry:
-    """Decorates the ports of one process. What is off decorates nothing and costs nothing.
+    """Decorates the ports of one process, and checks its health. Metrics and traces that are off cost nothing.
 
     Args:
         endpoint: where metrics and health are served; None turns them off.
@@ -63,7 +63,7 @@ class Telemetry:
         self.meter: Meter = NO_METER
         self._endpoint = endpoint
         self._watchdog = watchdog
-        self._store: MeteredStore | None = None
+        self._store: Store | None = None
         self._broker: MeteredBroker | None = None
         self._report: Report | None = None
         self._app: MeteredApp | None = None
@@ -78,15 +78,11 @@ class Telemetry:
     def broker(self, broker: Broker, system: str) -> Broker:
         if self._tracing is not None:
             broker = self._tracing.broker(broker, system)
-        if self._endpoint is None:
-            return broker
         self._broker = MeteredBroker(broker, self.meter)
         return self._broker
 
     def store(self, store: Store) -> Store:
-        if self._endpoint is None:
-            return store
-        self._store = MeteredStore(store, self.meter)
+        self._store = store if self._endpoint is None else MeteredStore(store, self.meter)
         return self._store
 
     def admission(self, store: Store, lease: float) -> Admission:
@@ -102,7 +98,7 @@ class Telemetry:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Check health and serve metrics while the body runs. Decorate broker and store before."""
+        """Check and log health, and serve metrics, while the body runs. Decorate broker and store before."""
         try:
             async with self._checking():
                 yield
@@ -112,19 +108,17 @@ class Telemetry:
 
     @asynccontextmanager
     async def _checking(self) -> AsyncIterator[None]:
-        if self._endpoint is None or self._broker is None or self._store is None:
-            yield
-            return
-        health = Health(
-            self._broker, self._store.ready, self.meter, self._endpoint.process, self._watchdog, self._store_report
-        )
+        if self._broker is None or self._store is None:
+            raise RuntimeError("decorate broker and store before")
+        process = self._endpoint.process if self._endpoint is not None else "0"
+        health = Health(self._broker, self._store.ready, self.meter, process, self._watchdog, self._store_report)
         health.breaker_open = lambda: self.breaker_open()
         health.worker_problems = lambda: self.worker_problems()
         health.in_flight = lambda: self._app.in_flight if self._app else 0
         async with asyncio.TaskGroup() as group:
             checking = group.create_task(health.run())
             server = self._server()
-            if server is not None and self._endpoint.listener is not None:
+            if server is not None and self._endpoint is not None and self._endpoint.listener is not None:
                 group.create_task(server.serve(sockets=[self._endpoint.listener]))
             yield
             checking.cancel()

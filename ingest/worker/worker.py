@@ -15,7 +15,7 @@ from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
 from ingest.domain.topology import INGEST_BATCHES
 from ingest.parsing.parser import SubmissionParser
-from ingest.waiting import Backoff, wait_for_event
+from ingest.waiting import Backoff, wait_for_event, waiting_for
 from ingest.worker.breaker import PAUSES, BreakerState, CircuitBreaker, Stopping
 from ingest.worker.classify import DeliveryClassifier, waits_for_parser
 from ingest.worker.outage import return_deliveries_in_long_outages
@@ -117,7 +117,7 @@ class Worker:
                 # A batch has up to a thousand tasks, so it is a micro-batch by itself.
                 max_batch = 1 if queue == INGEST_BATCHES else max(1, prefetch // (_MAX_CONCURRENCY + 1))
                 loops.append(QueueConsumerLoop(consumer, processor, self._breaker, self._stopping, max_batch))
-            _log.info("worker_started", prefetch=dict(self._prefetch))
+            _log.info("worker_started", prefetch=dict(self._prefetch), **waiting_for(self._broker.connections()))
             async with asyncio.TaskGroup() as group:
                 consumers = [loop.consumer for loop in loops]
                 ready_checks = [self._store.ready, publisher.ready]

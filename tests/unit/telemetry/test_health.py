@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+from structlog.testing import capture_logs
 
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain.errors import StoreUnavailable
@@ -164,3 +165,49 @@ def test_report_and_gauges_of_a_process_that_died_are_removed() -> None:
     assert ready == [frozenset({("process", "0")})]
     shared.remove()
     assert not shared.directory.exists()
+
+
+async def test_log_says_what_is_unavailable_at_every_check_and_ready_once(harness: HealthHarness) -> None:
+    """The processor `OutageLines` passes one of these lines a minute."""
+    with capture_logs() as logs:
+        await harness.problems()
+        publisher = await harness.broker.publisher()
+        harness.store_error = "no answer from 10.0.0.1"
+        await harness.problems()
+        await harness.problems()
+        harness.store_error = ""
+        await harness.problems()
+        await harness.problems()
+        await publisher.close()
+        await harness.problems()
+    events = [line["event"] for line in logs]
+    assert events == ["store_unavailable", "store_unavailable", "ready", "broker_not_ready"]
+    assert logs[0]["error"] == "no answer from 10.0.0.1"
+    assert logs[-1]["error"] == "the publisher is closed"
+
+
+async def test_log_names_problems_that_are_no_outage_once(harness: HealthHarness) -> None:
+    await harness.broker.publisher()
+    harness.health.worker_problems = lambda: ["untrusted: user x"]
+    with capture_logs() as logs:
+        await harness.problems()
+        await harness.problems()
+        harness.health.worker_problems = list
+        await harness.problems()
+    assert [line["event"] for line in logs] == ["not_ready", "ready"]
+
+
+async def test_check_that_fails_again_and_again_has_one_traceback(harness: HealthHarness) -> None:
+    calls: list[Report] = []
+
+    def write(report: Report) -> None:
+        calls.append(report)
+        raise OSError("no space left on device")
+
+    await harness.broker.publisher()
+    health = Health(harness.broker, harness.ready, harness.meter, "0", 60, write, pause=0.001)
+    with capture_logs() as logs:
+        checking = asyncio.create_task(health.run())
+        await eventually(lambda: len(calls) > 3)
+        checking.cancel()
+    assert [line["event"] for line in logs if line["event"] != "ready"] == ["health_check_failed"]

@@ -8,7 +8,7 @@ from typing import Final
 import structlog
 
 from ingest.broker.rabbitmq.amqp.connection import Connection
-from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.errors import BrokerUnavailable, cause_of
 from ingest.domain.ports import ConnectionState
 from ingest.waiting import Backoff
 
@@ -85,29 +85,20 @@ class ReconnectingChannel:
                 if time.monotonic() - opened >= _STEADY:
                     backoff.reset()
                     pause = backoff.next()
-                self._last_problem = "connection lost" if end.cancelled() else f"connection lost: {end.exception()}"
-                _log.warning(
-                    "broker_connection_lost", purpose=self._purpose, broker=str(connection), retry_in_seconds=pause
-                )
+                self._last_problem = _loss(connection, end)
+                _log.warning("broker_connection_lost", purpose=self._purpose, error=self._last_problem)
             except BrokerUnavailable as error:
                 self._last_problem = str(error)
-                _log.warning("broker_unavailable", purpose=self._purpose, error=str(error), retry_in_seconds=pause)
+                _log.warning("broker_unavailable", error=str(error))
             except asyncio.CancelledError:
                 # aiormq cancels every caller that waits on a connection that breaks; only our own cancellation counts.
                 if (task := asyncio.current_task()) is not None and task.cancelling():
                     raise
-                self._last_problem = "connection lost while it was set up"
-                _log.warning(
-                    "broker_connection_lost_during_setup",
-                    purpose=self._purpose,
-                    broker=str(connection),
-                    retry_in_seconds=pause,
-                )
+                self._last_problem = f"the connection to {connection} was lost while it was set up"
+                _log.warning("broker_connection_lost_during_setup", purpose=self._purpose, error=self._last_problem)
             except Exception as error:  # noqa: BLE001 - without this task there would be no further connection
                 self._last_problem = f"{type(error).__name__}: {error}"
-                _log.exception(
-                    "broker_connection_failed", purpose=self._purpose, broker=str(connection), retry_in_seconds=pause
-                )
+                _log.exception("broker_connection_failed", purpose=self._purpose, broker=str(connection))
             finally:
                 self._connection = None
                 self._blocked_seconds += connection.blocked_seconds
@@ -115,3 +106,9 @@ class ReconnectingChannel:
                 self._first_try.set()
                 await connection.close()
             await asyncio.sleep(pause)
+
+
+def _loss(connection: Connection, end: asyncio.Future[None]) -> str:
+    """Return why a connection can no longer be used, as a clause."""
+    error = None if end.cancelled() else end.exception()
+    return f"the connection to {connection} was lost{'' if error is None else f': {cause_of(error)}'}"
