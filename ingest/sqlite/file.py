@@ -1,6 +1,7 @@
 """A SQLite file with one connection, owned by one thread. The SQLite store and the embedded broker use it."""
 
 import asyncio
+import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from ingest.domain.errors import ConfigurationError, Unavailable
 
 BUSY: Final = 5.0
 """Seconds to wait for the transaction of another process."""
+_LEAST_FREE: Final = 256 * 1024
+"""Bytes of free disk space below which a file counts as unavailable. Some changes may still succeed."""
 
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
@@ -24,9 +27,13 @@ class SqliteFile:
         path: the database file. It and its directory are created if they do not exist.
         migrations: statements by schema version; those at index n change `user_version` n to n + 1.
         error: the exception for a file that is unavailable or closed.
+        patience: seconds that a call waits for the transaction of another process.
     """
 
-    def __init__(self, path: Path, migrations: Sequence[Sequence[str]], error: type[Unavailable]) -> None:
+    def __init__(
+        self, path: Path, migrations: Sequence[Sequence[str]], error: type[Unavailable], patience: float = BUSY
+    ) -> None:
+        self._patience = patience
         self._error = error
         self._path = path
         self._migrations = migrations
@@ -45,6 +52,10 @@ class SqliteFile:
         """Run a function under the write lock, all or nothing. Its changes are durable on return. Raises `error`."""
         return await self._on_thread(lambda: _transaction(self._opened(), work, "IMMEDIATE"))
 
+    async def check(self) -> None:
+        """Raise `error` unless a change is possible now: the disk has some space, and the write lock is available."""
+        await self._on_thread(self._check)
+
     async def read(self, work: Work[T]) -> T:
         """Run a function that only reads, on one snapshot. Raises `error`."""
         return await self._on_thread(lambda: _transaction(self._opened(), work, "DEFERRED"))
@@ -58,10 +69,13 @@ class SqliteFile:
         self._thread.shutdown(wait=False)
 
     async def _on_thread(self, job: Callable[[], T]) -> T:
+        begin = time.monotonic()
+
         def guarded() -> T:
             try:
+                self._limit_wait(begin + self._patience)
                 return job()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 raise self._error(f"SQLite file {self._path}: {error}") from error
 
         try:
@@ -69,6 +83,17 @@ class SqliteFile:
         except RuntimeError as error:  # the thread has ended
             raise self._error(f"SQLite file {self._path} is closed: the process is stopping") from error
         return await pending
+
+    def _limit_wait(self, end: float) -> None:
+        """Wait for locks only until `end`: calls queue for the thread while the file is locked, and all fail soon."""
+        if self._connection is not None:
+            milliseconds = max(0, int((end - time.monotonic()) * 1000))
+            self._connection.execute(f"PRAGMA busy_timeout = {milliseconds}")
+
+    def _check(self) -> None:
+        if shutil.disk_usage(self._path.parent).free < _LEAST_FREE:
+            raise self._error(f"SQLite file {self._path}: its disk is full")
+        _transaction(self._opened(), lambda _: None, "IMMEDIATE")
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:

@@ -151,8 +151,8 @@ class SqliteStore:
     # Store
 
     async def ready(self) -> None:
-        """Raise StoreUnavailable unless the write lock is available."""
-        await self._file.change(lambda _: None)
+        """Raise StoreUnavailable unless a change is possible now."""
+        await self._file.check()
 
     async def close(self) -> None:
         """Finish the calls in progress and close. A second call has no effect. Later calls raise StoreUnavailable."""

@@ -1,10 +1,11 @@
 """Logging with structlog. The standard library's loggers use the same format, and secrets are removed."""
 
+import contextlib
 import logging
 import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 import structlog
 
@@ -22,6 +23,21 @@ def redact(text: str) -> str:
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
+
+
+class Output:
+    """Standard output or error. A line that cannot be written is lost, for example because the disk is full."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
 
 
 def configure(level: str, format_: str, dependencies: Mapping[str, Mapping[str, str]] | None = None) -> None:
@@ -44,7 +60,7 @@ def configure(level: str, format_: str, dependencies: Mapping[str, Mapping[str, 
         processors=[*shared, OutageLines(dependencies or {}), *last, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         # Each line is one write, because several processes share standard error.
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(Output(sys.stderr)),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)

@@ -5,11 +5,15 @@ redelivery with a count, a delivery limit, dead letters. A publish is one durabl
 """
 
 import asyncio
+import contextlib
 import fcntl
+import sqlite3
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Self, TextIO
+
+import structlog
 
 from ingest.broker.embedded import schema
 from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
@@ -17,10 +21,15 @@ from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import ConnectionState
-from ingest.sqlite.file import SqliteFile
+from ingest.sqlite.file import BUSY, SqliteFile
+from ingest.waiting import Backoff, wait_for_event
 
 USER: Final = "ingest"
 """The AMQP user of everything that is published here: the service's own."""
+_PAUSES: Final = (0.1, 5.0)
+"""First and longest pause before the file is tried again, in seconds."""
+
+_log = structlog.get_logger(__name__)
 
 
 class EmbeddedBroker:
@@ -32,8 +41,10 @@ class EmbeddedBroker:
         self._wakeups: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
 
     @classmethod
-    async def open(cls, path: Path | str) -> Self:
+    async def open(cls, path: Path | str, *, patience: float = BUSY) -> Self:
         """Open the file, or create it. Deliveries that an earlier process did not acknowledge are delivered again.
+
+        `patience`: seconds that a call waits for the transaction of another process.
 
         Raises:
             ConfigurationError: another process has it open, or its directory cannot be created.
@@ -41,7 +52,7 @@ class EmbeddedBroker:
         """
         path = Path(path)
         lock = _lock(path)
-        file = SqliteFile(path, schema.MIGRATIONS, BrokerUnavailable)
+        file = SqliteFile(path, schema.MIGRATIONS, BrokerUnavailable, patience)
         try:
             await file.connect()
             await file.change(schema.recover)
@@ -106,14 +117,18 @@ class EmbeddedPublisher:
     async def ready(self) -> None:
         if self._closed:
             raise BrokerUnavailable("the publisher is closed")
-        await self._file.change(lambda _: None)
+        await self._file.check()
 
     async def close(self) -> None:
         self._closed = True
 
 
 class EmbeddedConsumer:
-    """`domain.ports.Consumer` of one queue."""
+    """`domain.ports.Consumer` of one queue.
+
+    While the file cannot be written (the disk is full, another process has locked it), acks and requeues wait until it
+    can. If the process ends before, the messages are delivered again.
+    """
 
     def __init__(self, file: SqliteFile, wakeups: dict[str, asyncio.Event], queue: str, prefetch: int) -> None:
         self._file = file
@@ -122,6 +137,9 @@ class EmbeddedConsumer:
         self._prefetch = prefetch
         self._extra = 0
         self._unacked: set[int] = set()
+        self._acked: list[int] = []
+        self._requeued: list[int] = []
+        self._backoff = Backoff(*_PAUSES)
         self._paused = False
         self._stopping = False
 
@@ -130,7 +148,14 @@ class EmbeddedConsumer:
         while not self._stopping:
             wakeup.clear()
             limit = self._prefetch + self._extra - len(self._unacked)
-            rows = await self._take(limit) if limit and not self._paused else []
+            try:
+                await self._write_finished()
+                rows = await self._take(limit) if limit and not self._paused else []
+            except BrokerUnavailable as error:
+                _log.warning("broker_unavailable", error=str(error))
+                await wait_for_event(wakeup, self._backoff.next())
+                continue
+            self._backoff.reset()
             if rows:
                 if len(rows) == limit:
                     wakeup.set()  # there may be more for another consumer
@@ -151,16 +176,16 @@ class EmbeddedConsumer:
         return delivery.token in self._unacked
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        ids = self._release(deliveries)
-        await self._file.change(lambda db: schema.delete(db, ids))
-        self._wakeups[self._queue].set()
+        self._acked += self._release(deliveries)
+        await self._try_to_write_finished()
 
     async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
         self._extra = max(self._extra, extra)
         self._wakeups[self._queue].set()
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        await self._requeue(self._release(deliveries))
+        self._requeued += self._release(deliveries)
+        await self._try_to_write_finished()
 
     async def pause(self) -> None:
         self._paused = True
@@ -179,12 +204,33 @@ class EmbeddedConsumer:
         await self._requeue_all()
 
     async def _requeue_all(self) -> None:
-        ids, self._unacked = sorted(self._unacked), set()
-        await self._requeue(ids)
+        self._requeued += sorted(self._unacked)
+        self._unacked = set()
+        await self._try_to_write_finished()
 
-    async def _requeue(self, ids: list[int]) -> None:
-        if ids:
-            await self._file.change(lambda db: schema.requeue(db, ids))
+    async def _try_to_write_finished(self) -> None:
+        with contextlib.suppress(BrokerUnavailable):
+            await self._write_finished()
+        self._wakeups[self._queue].set()  # there is room for more, or `receive` tries to write again
+
+    async def _write_finished(self) -> None:
+        """Delete what was acked and put back what was requeued. Raises BrokerUnavailable; then both stay pending."""
+        acked, requeued = self._acked, self._requeued
+        if not acked and not requeued:
+            return
+        self._acked, self._requeued = [], []
+
+        def write(db: sqlite3.Connection) -> None:
+            schema.delete(db, acked)
+            schema.requeue(db, requeued)
+
+        try:
+            await self._file.change(write)
+        except (BrokerUnavailable, asyncio.CancelledError):
+            self._acked += acked
+            self._requeued += requeued
+            raise
+        if requeued:
             self._wake_all()
 
     def _release(self, deliveries: Sequence[Delivery]) -> list[int]:
