@@ -79,13 +79,15 @@ async def run_shim_and_worker(
     endpoint: MetricsEndpoint | None,
     stop: asyncio.Event,
     prepare: Callable[[Store], Awaitable[None]],
+    *,
+    decorate: Decorate = undecorated,
 ) -> None:
     """Run the shim and the worker in one process; the worker stops last, so that it finishes what the shim accepted.
 
     `prepare` is called with the store before either starts; the other arguments are as for `run_shim`.
     """
     telemetry = _telemetry(settings, "ingest dev", endpoint)
-    async with _adapters(settings, "ingest dev", telemetry) as (broker, store):
+    async with _adapters(settings, "ingest dev", telemetry, decorate) as (broker, store):
         await prepare(store)
         shim_stopped = asyncio.Event()
         async with asyncio.TaskGroup() as group:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import socket
+import sys
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -17,11 +18,12 @@ from ingest.cli import supervisor
 from ingest.cli.customers import check_webhook, save_key
 from ingest.domain.customers import Customer, hash_api_key, new_api_key
 from ingest.domain.errors import ConfigurationError
-from ingest.domain.ports import Store
+from ingest.domain.ports import Broker, Store
 from ingest.serving import listen
 from ingest.telemetry import logs
 from ingest.telemetry.process import MetricsEndpoint, serve_shared
 from ingest.telemetry.reports import ProcessReports
+from ingest.telemetry.shown_events import ShownBroker
 
 DEV_CUSTOMER = "dev"
 DEV_WEBHOOK = "https://example.com/hooks/asg"
@@ -53,10 +55,11 @@ def dev(
     data_dir: Annotated[
         Path | None, typer.Option(help="Where it stores its files. [INGEST_DATA_DIR, .ingest]", show_default=False)
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the events.")] = False,
 ) -> None:
     """Run everything in one process on SQLite files, with one customer `dev`: to try it out, and for tests.
 
-    It prints an API key and a curl line that works. Ctrl-C stops it; accepted tasks are kept.
+    It prints an API key, a curl line that works, and every event. Ctrl-C stops it; accepted tasks are kept.
     """
     current = settings.load(
         data_dir=data_dir,
@@ -64,7 +67,6 @@ def dev(
         port=port,
         broker_url="",
         store_url="",
-        log_level=os.environ.get("INGEST_LOG_LEVEL", "debug"),
     )
     if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key):
         raise ConfigurationError("--api-key must be printable ASCII without spaces")
@@ -79,12 +81,13 @@ def dev(
         await store.save_customer(Customer(cust_id=DEV_CUSTOMER, monthly_quota=quota, webhooks=webhooks))
         if await store.customer_by_key(hash_api_key(key)) is None:
             await save_key(store, DEV_CUSTOMER, key)
-        typer.echo(_welcome(listener, current, key))
+        typer.echo(_welcome(listener, current, key, quiet=quiet))
 
     endpoint = _metrics_endpoint(current)
 
     async def main(stop: asyncio.Event) -> None:
-        await bootstrap.run_shim_and_worker(current, listener, endpoint, stop, prepare)
+        decorate = bootstrap.undecorated if quiet else _show_events
+        await bootstrap.run_shim_and_worker(current, listener, endpoint, stop, prepare, decorate=decorate)
 
     raise typer.Exit(bootstrap.run(main, current.shutdown_deadline))
 
@@ -173,6 +176,17 @@ def _listen(host: str, port: int, options: tuple[str, str] = ("--port", "--host"
         ) from error
 
 
+def _show_events(broker: Broker, store: Store) -> bootstrap.Adapters:
+    """Print the events of a process on standard output."""
+    output = logs.Output(sys.stdout)
+
+    def show(line: str) -> None:
+        output.write(f"{line}\n")
+        output.flush()
+
+    return ShownBroker(broker, show), store
+
+
 def _stored_key(path: Path) -> str:
     """Return the key of an earlier start, or a new one in a file that only its owner can read."""
     if path.exists():
@@ -183,7 +197,7 @@ def _stored_key(path: Path) -> str:
     return created
 
 
-def _welcome(listener: socket.socket, current: settings.Settings, api_key: str) -> str:
+def _welcome(listener: socket.socket, current: settings.Settings, api_key: str, *, quiet: bool) -> str:
     host = "127.0.0.1" if current.host in ("0.0.0.0", "::") else current.host  # noqa: S104 - compared, not bound
     at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     body = (
@@ -200,4 +214,4 @@ Try it:
 
 curl -sS -X POST {at}/v1/tasks -H 'Authorization: Bearer {api_key}' -H 'Content-Type: application/json' -d '{body}'
 
-Every accepted task is logged below. Ctrl-C stops it."""
+{"" if quiet else "Every event is printed below. "}Ctrl-C stops it."""

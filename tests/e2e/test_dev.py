@@ -31,6 +31,16 @@ def start(directory: Path, *options: str) -> Ingest:
     return dev
 
 
+def count_events(directory: Path) -> int:
+    """Return how many different events `consensus.tasks` has."""
+    database = sqlite3.connect(directory / ".ingest" / "queue.db")
+    try:
+        sql = "SELECT count(DISTINCT message_id) FROM message WHERE queue = 'consensus.tasks'"
+        return int(database.execute(sql).fetchone()[0])
+    finally:
+        database.close()
+
+
 @pytest.fixture
 def dev(tmp_path: Path) -> Iterator[Ingest]:
     with start(tmp_path, "--api-key", "my-key", "--quota", "5", "--webhook", "https://hooks.example/x") as running:
@@ -43,10 +53,18 @@ def test_printed_curl_line_submits_a_task_and_then_replays_it(tmp_path: Path) ->
         first = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=20, check=True).stdout
         assert '"status":"pending"' in first
         task_id = first.split('"')[3]
-        dev.wait_for(f'{{"ids": ["{task_id}"], "event": "accepted"')
+        dev.wait_for(f"task.accepted        {task_id}  dev\n")
         replay = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=20, check=True).stdout
         assert '"idempotent":true' in replay
         assert dev.stop() == 0
+
+
+def test_quiet_dev_prints_no_events(tmp_path: Path) -> None:
+    with start(tmp_path, "--api-key", "my-key", "--quiet") as dev:
+        curl(TASK_CURL, address(dev), "my-key")
+        wait_until(lambda: count_events(tmp_path) == 1, "the event", 10)
+        assert dev.stop() == 0
+        assert "task.accepted" not in dev.text()
 
 
 def test_curl_lines_of_the_contract_get_exactly_its_answer_keys(dev: Ingest) -> None:
@@ -115,10 +133,7 @@ def test_batch_answered_202_before_sigkill_is_emitted_after_the_restart(tmp_path
         batch = httpx.get(url, headers={"Authorization": "Bearer k"}).json()
         assert batch["task_ids"] == answer.json()["task_ids"]
         dev.stop()
-    database = sqlite3.connect(tmp_path / ".ingest" / "queue.db")
-    sql = "SELECT count(DISTINCT message_id) FROM message WHERE queue = 'consensus.tasks'"
-    wait_until(lambda: database.execute(sql).fetchone()[0] >= 1000, "1,000 events", 10)
-    database.close()
+    wait_until(lambda: count_events(tmp_path) >= 1000, "1,000 events", 10)
 
 
 def test_second_process_on_the_same_files_exits_with_2_and_the_first_continues(dev: Ingest, tmp_path: Path) -> None:

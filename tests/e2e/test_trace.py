@@ -69,11 +69,12 @@ async def test_dev_continues_the_trace_of_the_client_and_passes_it_on_without_tr
         for env, expected in (({}, INCOMING), (tracing_env(collector), None)):
             (port,) = free_ports(1)
             url = f"http://127.0.0.1:{port}"
-            with Ingest("dev", "--port", str(port), "--api-key", "key", directory=tmp_path, env=env) as dev:
+            debug = env | {"INGEST_LOG_LEVEL": "debug"}
+            with Ingest("dev", "--port", str(port), "--api-key", "key", directory=tmp_path, env=debug) as dev:
                 dev.wait_for("serving")
                 wait_ready(url)
                 submit(url, "key", INCOMING)
-                dev.wait_for('"event": "accepted"')
+                dev.wait_for("task.accepted")
                 assert dev.stop() == 0
                 log = dev.text()
             broker = await EmbeddedBroker.open(tmp_path / ".ingest/queue.db")
