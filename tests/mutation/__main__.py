@@ -10,7 +10,11 @@ import random
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from queue import SimpleQueue
 
 from tests.mutation.equivalent import EQUIVALENT
 from tests.mutation.mutants import Mutant, all_mutants
@@ -26,20 +30,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="chooses the sample (default 1)")
     parser.add_argument("--schedules", type=int, default=5000, help="random schedules for a survivor (default 5000)")
     parser.add_argument("--only", default="", metavar="TEXT", help="only mutants whose name contains this text")
+    parser.add_argument("--jobs", type=int, default=2, help="mutants that are tried at once (default 2)")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as directory:
-        copy = CodeCopy(Path(directory))
+    with ExitStack() as stack:
+        copies = [
+            CodeCopy(Path(stack.enter_context(tempfile.TemporaryDirectory()))) for _ in range(max(1, options.jobs))
+        ]
+        copy = copies[0]
         everything = all_mutants(copy.package)
         for unknown in EQUIVALENT.keys() - {mutant.name for mutant in everything}:
             print(f"remove from tests/mutation/equivalent.py, because this mutant does not exist: {unknown}")
         mutants = [mutant for mutant in everything if options.only in mutant.name]
         if 0 < options.mutants < len(mutants):
             mutants = random.Random(options.seed).sample(mutants, options.mutants)
-        for part in sorted({mutant.part for mutant in mutants}):
-            if failing := copy.failing_test(part):
-                print(f"{failing} fails without a mutant", file=sys.stderr)
-                return 2
-        counts = Counter(_try(copy, mutant, options.schedules) for mutant in mutants)
+        if failing := copy.failing_test(sorted({mutant.file for mutant in mutants})):
+            print(f"{failing} fails without a mutant", file=sys.stderr)
+            return 2
+        counts = _try_all(copies, mutants, options.schedules)
     judged = len(mutants) - counts[_EQUIVALENT]
     killed = judged - counts[_SURVIVED]
     print(
@@ -50,12 +57,29 @@ def main() -> int:
     return 0 if killed >= _GOAL * judged else 1
 
 
+def _try_all(copies: Sequence[CodeCopy], mutants: Sequence[Mutant], schedules: int) -> Counter[str]:
+    """Try the mutants, as many at once as there are copies; count what becomes of them."""
+    free: SimpleQueue[CodeCopy] = SimpleQueue()
+    for copy in copies:
+        free.put(copy)
+
+    def try_one(mutant: Mutant) -> str:
+        copy = free.get()
+        try:
+            return _try(copy, mutant, schedules)
+        finally:
+            free.put(copy)
+
+    with ThreadPoolExecutor(len(copies)) as pool:
+        return Counter(pool.map(try_one, mutants))
+
+
 def _try(copy: CodeCopy, mutant: Mutant, schedules: int) -> str:
     """Print and return what becomes of a mutant."""
     source = (copy.package / mutant.file).read_bytes()
     copy.write(mutant.file, mutant.apply(source))
     result, reason = _SURVIVED, ""
-    if test := copy.failing_test(mutant.part):
+    if test := copy.failing_test([mutant.file]):
         result, reason = _TESTS, test
     elif mutant.name in EQUIVALENT:
         result, reason = _EQUIVALENT, EQUIVALENT[mutant.name]

@@ -48,11 +48,6 @@ class Mutant(msgspec.Struct, frozen=True):
     end: int
     replacement: str
 
-    @property
-    def part(self) -> str:
-        """The part of the package that the file belongs to: its folder, or the file itself."""
-        return self.file.split("/", 1)[0]
-
     def apply(self, source: bytes) -> bytes:
         """Return the source with the change."""
         return source[: self.start] + self.replacement.encode() + source[self.end :]

@@ -24,7 +24,9 @@ _TESTS: Final = {
     "store": _STORE + _ADMISSION,
     "worker": _WORKER,
 }
-"""The tests of each part of the package, those that fail soonest first."""
+"""The tests of each part of the package."""
+_SLOW: Final = ("test_admission.py", "test_large_deliveries.py")
+"""Files that take longer than all others together, and fail last: examples of hypothesis, and megabytes to parse."""
 _PYTEST: Final = (
     "pytest -x -q --tb=no -p no:cacheprovider -p pytest_asyncio.plugin -p pytest_timeout "
     "-o timeout=40 -o timeout_method=thread"  # a thread also ends an endless loop that ignores exceptions
@@ -50,13 +52,16 @@ class CodeCopy:
         # Python recognises a change by size and time in seconds, which may both be the same.
         Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
 
-    def failing_test(self, part: str) -> str | None:
-        """Run the tests of a part of the package; return the first one that fails, if any."""
-        return self._pytest(_TESTS[part])
+    def failing_test(self, files: Sequence[str]) -> str | None:
+        """Run the tests of files of the package, those that fail soonest first; return the first failure, if any."""
+        parts = dict.fromkeys(file.split("/", 1)[0] for file in files)
+        tests = dict.fromkeys(test for part in parts for test in self._files(_TESTS[part]))
+        names = [Path(file).stem for file in files]
+        return self._pytest(sorted(tests, key=lambda test: (_SLOW.count(test.name), not _is_about(test, names))))
 
     def failing_schedules(self, schedules: int) -> str | None:
         """Run the schedules of the simulation, then so many random ones; return what fails, if anything does."""
-        if failing := self._pytest(["tests/simulation"]):
+        if failing := self._pytest(self._files(["tests/simulation"])):
             return failing
         code, output = self._run("tests.simulation", "--schedules", str(schedules), "--seconds", str(_LIMIT))
         ran = re.search(r"[\d,]+ schedules", output)
@@ -64,9 +69,13 @@ class CodeCopy:
             raise RuntimeError(output)
         return None if code == 0 else ran[0] if ran else "a schedule that does not end"
 
-    def _pytest(self, patterns: Sequence[str]) -> str | None:
-        tests = [str(path) for pattern in patterns for path in sorted(self._directory.glob(pattern))]
-        code, output = self._run(*_PYTEST.split(), "-k", "not aerospike and not random", *tests)
+    def _files(self, patterns: Sequence[str]) -> list[Path]:
+        """Return the test files that match, or are in folders that match."""
+        paths = [path for pattern in patterns for path in sorted(self._directory.glob(pattern))]
+        return [file for path in paths for file in (sorted(path.glob("test_*.py")) if path.is_dir() else [path])]
+
+    def _pytest(self, tests: Sequence[Path]) -> str | None:
+        code, output = self._run(*_PYTEST.split(), "-k", "not aerospike and not random", *map(str, tests))
         if code > 2:
             raise RuntimeError(output)
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
@@ -90,3 +99,8 @@ class CodeCopy:
             os.killpg(process.pid, signal.SIGKILL)
             output, _ = process.communicate()
         return process.returncode, output
+
+
+def _is_about(test: Path, names: Sequence[str]) -> bool:
+    """Return whether the name of a test file contains one of these names."""
+    return any(name in test.stem for name in names)
