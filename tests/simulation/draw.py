@@ -3,6 +3,9 @@
 import random
 from typing import Final
 
+import msgspec
+
+from ingest.admission import REPUBLISH_AFTER
 from ingest.domain.topology import (
     CONSENSUS_TASKS,
     EVENTS,
@@ -22,6 +25,7 @@ from tests.simulation.schedule import (
     Doubt,
     FullQueue,
     LostConnection,
+    LostMessages,
     LostRecord,
     MissingBindings,
     MissingCustomer,
@@ -40,6 +44,8 @@ _KEYS: Final = ("k1", "k2", "k3")
 _QUEUES: Final = (CONSENSUS_TASKS, WEBHOOK_DISPATCH, INGEST_TASKS, INGEST_BATCHES, INGEST_DEAD)
 _SPAN: Final = 8.0
 """Seconds within which most clients begin and faults occur."""
+_LATER: Final = REPUBLISH_AFTER + 400.0
+"""Seconds after which a repeat publishes a submission again, although clocks are wrong and its client has retried."""
 _CUSTOMERS: Final = (FREE, FREE, PAYING, PAYING, STRICT, STRICT, BRIEF)
 
 
@@ -63,6 +69,8 @@ def draw(seed: int) -> Schedule:
         actions += _stop(rng)
     if rng.random() < 0.5:
         actions += [_quiet(rng, 0.0, 60.0) for _ in range(2)]
+    if 0.55 <= subject < 0.58:
+        actions = _lost(rng, actions)
     skews = {}
     if rng.random() < 0.15:
         skews = {process: rng.choice((-150.0, -31.0, 31.0, 150.0)) for process in rng.sample(SHIMS + WORKERS, 2)}
@@ -229,6 +237,23 @@ def _stop(rng: random.Random) -> list[Action]:
     doubt = Doubt(at - 0.5, "broker", 2.5)
     outage = Outage(_time(rng, at - 0.3, at + 0.3), "store", _time(rng, 0.5, 3.5), process)
     return [doubt, outage, Stop(_time(rng, at, at + 2.0), process, 1.0), *submits]
+
+
+def _lost(rng: random.Random, actions: list[Action]) -> list[Action]:
+    """The queues of submissions lose messages, and each client submits again once that publishes them again.
+
+    No record of the store is lost as well: then nothing would know of the submission.
+    """
+    at = _time(rng, 0.0, 4.0)
+    lost: list[Action] = [LostMessages(at, queue, _time(rng, 0.5, 6.0)) for queue in (INGEST_TASKS, INGEST_BATCHES)]
+    for action in actions:
+        if isinstance(action, Submit):
+            first = msgspec.structs.replace(action, key=action.key or f"l{action.at}")
+            direct = first.direct or rng.random() < 0.3
+            lost += [first, msgspec.structs.replace(first, at=first.at + _LATER, direct=direct, attempts=10)]
+        elif not isinstance(action, LostRecord):
+            lost.append(action)
+    return lost
 
 
 def _time(rng: random.Random, start: float = 0.0, end: float = _SPAN) -> float:
