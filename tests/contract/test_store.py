@@ -224,6 +224,14 @@ async def test_apply_returns_none_and_changes_nothing_if_the_generation_has_chan
     assert await read(store, [old.id]) == [new]
 
 
+@pytest.mark.parametrize("step", list(Step))
+async def test_apply_returns_none_and_creates_nothing_if_the_entry_is_lost(store: Store, step: Step) -> None:
+    (lost,) = await claim(store, [new_entry()])
+    await apply(store, [Change(Step.FORGET, lost)])
+    assert await apply(store, [Change(step, lost)]) == [None]
+    assert await read(store, [lost.id]) == [None]
+
+
 async def test_release_has_no_effect_on_a_claim_that_another_attempt_has_taken_over(store: Store) -> None:
     """An attempt whose take-over is undecided gives it back, and it does not know whether it has it."""
     (dead,) = await claim(store, [new_entry("dead")])

@@ -90,6 +90,15 @@ async def test_older_attempt_that_makes_progress_ends_the_pause_of_the_trial() -
 
 
 @in_virtual_time
+async def test_older_attempt_that_makes_progress_closes_the_circuit_before_any_attempt_waits() -> None:
+    attempts = Attempts()
+    await attempts.start(attempts.make("older", True, seconds=3.0))
+    await attempts.make("opens", False)
+    await asyncio.sleep(4)
+    assert not attempts.breaker.state.is_open
+
+
+@in_virtual_time
 async def test_older_attempt_that_fails_changes_neither_the_pause_nor_the_time_of_the_outage() -> None:
     attempts = Attempts()
     await attempts.start(attempts.make("older", False, seconds=3.0))
