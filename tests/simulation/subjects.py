@@ -1,0 +1,186 @@
+"""The subjects of random schedules: submissions and faults that meet."""
+
+import random
+from typing import Final
+
+import msgspec
+
+from ingest.admission import REPUBLISH_AFTER
+from ingest.domain.topology import CONSENSUS_TASKS, INGEST_BATCHES, INGEST_DEAD, INGEST_TASKS, WEBHOOK_DISPATCH
+from tests.simulation.customers import BRIEF, FREE, PAYING, QUIET, STRICT
+from tests.simulation.schedule import (
+    SHIMS,
+    WORKERS,
+    Action,
+    Backlog,
+    Doubt,
+    FullQueue,
+    LostConnection,
+    LostMessages,
+    LostRecord,
+    MissingCustomer,
+    MonthEnd,
+    Outage,
+    SetQuota,
+    SetWebhook,
+    Stop,
+    Submit,
+)
+
+KEYS: Final = ("k1", "k2", "k3")
+QUEUES: Final = (CONSENSUS_TASKS, WEBHOOK_DISPATCH, INGEST_TASKS, INGEST_BATCHES, INGEST_DEAD)
+_SPAN: Final = 8.0
+"""Seconds within which most clients begin and faults occur."""
+_LATER: Final = REPUBLISH_AFTER + 400.0
+"""Seconds after which a repeat publishes a submission again, although clocks are wrong and its client has retried."""
+CUSTOMERS_DRAWN: Final = (FREE, FREE, PAYING, PAYING, STRICT, STRICT, BRIEF)
+
+
+def draw_crowd(rng: random.Random) -> list[Action]:
+    """Many submissions of one customer that must wait, or that are charged together; and what must not wait."""
+    at = random_time(rng)
+    direct = rng.random() < 0.5
+    quiet: list[Action] = [draw_quiet(rng, at + 0.5, at + 15.0) for _ in range(3)]
+    match rng.randrange(5):
+        case 0:
+            crowd = [Submit(at, PAYING, f"c{n}", 2, 0, None, direct) for n in range(14)]
+            return [FullQueue(at - 0.1, WEBHOOK_DISPATCH, random_time(rng, 5.0, 60.0)), *crowd, *quiet]
+        case 1:
+            crowd = [Submit(at, PAYING, f"c{n}", 2, 2, None, direct) for n in range(8)]
+            return [FullQueue(at - 0.1, WEBHOOK_DISPATCH, random_time(rng, 5.0, 60.0)), *crowd, *quiet]
+        case 2:
+            crowd = [Submit(at, FREE, f"c{n}", 1, 0, None, True) for n in range(18)]
+            return [FullQueue(at - 0.1, INGEST_DEAD, random_time(rng, 5.0, 60.0)), *crowd, *quiet]
+        case 3:
+            crowd = [Submit(at, FREE, f"c{n}", 1, rng.choice((0, 2)), None, direct) for n in range(6)]
+            return [Doubt(at - 0.1, "store", 1.0), *crowd]
+        case _:
+            # Of some it is in doubt whether they were published, so that another body must wait.
+            outages: list[Action] = [Outage(at - 0.1, "broker", 0.5, shim) for shim in SHIMS]
+            crowd = [Submit(at, PAYING, f"c{n}", 1, 0, None, False, attempts=1) for n in range(16)]
+            again = [Submit(at + 4.0, PAYING, f"c{n}", 2, 0, None, True) for n in range(16)]
+            return [*outages, *crowd, *again, *[draw_quiet(rng, at + 13.0, at + 25.0) for _ in range(3)]]
+
+
+def draw_quiet(rng: random.Random, start: float, end: float) -> Submit:
+    """A submission that nothing should delay."""
+    at = random_time(rng, start, end)
+    return Submit(at, QUIET, f"q{at}", 1, rng.choice((0, 0, 2)), None, rng.random() < 0.5)
+
+
+def draw_month_end(rng: random.Random) -> list[Action]:
+    """A month ends, when some have used up their quota."""
+    used_up: list[Action] = [
+        Submit(random_time(rng), FREE, f"m{n}", 1, rng.choice((0, 2, 3)), None, rng.random() < 0.4) for n in range(3)
+    ]
+    return [MonthEnd(random_time(rng)), *used_up]
+
+
+def draw_retention(rng: random.Random) -> list[Action]:
+    """Keys are used again when they may be forgotten, perhaps during a fault that lasts as long."""
+    actions: list[Action] = [
+        Submit(
+            at=random_time(rng) if rng.random() < 0.5 else random_time(rng, 60.0, 150.0),
+            customer=BRIEF,
+            key=rng.choice(KEYS[:2]),
+            body=rng.choice((1, 1, 1, 2)),
+            items=rng.choice((0, 0, 0, 2)),
+            direct=rng.random() < 0.35,
+        )
+        for _ in range(4)
+    ]
+    if rng.random() < 0.3:
+        actions.append(FullQueue(random_time(rng), rng.choice(QUEUES), random_time(rng, 50.0, 100.0)))
+    return actions
+
+
+def draw_changes(rng: random.Random) -> list[Action]:
+    """An operator changes a customer whose submissions are in progress, and may be delivered again."""
+    customer = rng.choice((FREE, FREE, PAYING, STRICT, BRIEF))
+    at = random_time(rng)
+    around: list[Action] = [
+        Submit(
+            random_time(rng, max(0.0, at - 1.0), at + 1.0),
+            customer,
+            f"r{n}",
+            2,
+            rng.choice((0, 0, 2)),
+            None,
+            n % 2 == 0,
+        )
+        for n in range(3)
+    ]
+    match rng.randrange(4):
+        case 0:
+            return [SetQuota(at, customer, rng.choice((0, 1, 3, 6, None))), *around]
+        case 1:
+            limited = SetQuota(at, customer, rng.choice((0, 1, 3, 6)))
+            return [limited, SetQuota(random_time(rng, at, at + 5.0), customer, rng.choice((2, 6, None))), *around]
+        case 2:
+            change: Action = SetWebhook(at, customer, False)
+        case _:
+            change = MissingCustomer(rng.choice((0.0, at)), customer, random_time(rng, 0.5, 5.0))
+    lost = LostConnection(random_time(rng, at, at + 1.0), rng.choice(WORKERS))
+    full = FullQueue(max(0.0, at - 1.0), WEBHOOK_DISPATCH, random_time(rng, 1.0, 5.0))
+    return [change, rng.choice((lost, full)), *around]
+
+
+def draw_late(rng: random.Random) -> list[Action]:
+    """Messages in doubt wait in a queue, perhaps until their charges are refunded and their keys are used again."""
+    at = random_time(rng, 1.0, 3.0)
+    customer = rng.choice((FREE, PAYING, STRICT))
+    faults: list[Action] = [
+        Backlog(at - 0.3, queue, random_time(rng, 40.0, 160.0)) for queue in (INGEST_TASKS, INGEST_BATCHES)
+    ]
+    faults += [Doubt(at - 0.2, "broker", 1.0, shim) for shim in SHIMS]
+    submits: list[Action] = [
+        Submit(
+            at=random_time(rng, at - 0.2, at + 0.5) if n < 3 else random_time(rng, at + 30.0, at + 140.0),
+            customer=customer,
+            key=rng.choice(KEYS) if rng.random() < 0.8 else None,
+            body=rng.choice((1, 1, 2)),
+            items=(items := rng.choice((0, 0, 1, 2))),
+            item_key=rng.choice(KEYS) if items else None,
+            attempts=rng.choice((1, 1, 3)),
+        )
+        for n in range(6)
+    ]
+    return [*faults, *submits]
+
+
+def draw_stop(rng: random.Random) -> list[Action]:
+    """A process gets SIGTERM while it cannot record what it has published."""
+    at = random_time(rng, 1.0, 5.0)
+    process = rng.choice(SHIMS + WORKERS)
+    submits: list[Action] = [
+        Submit(
+            random_time(rng, at - 0.5, at + 0.5), PAYING, f"s{n}", 1, rng.choice((0, 0, 2)), None, process in WORKERS
+        )
+        for n in range(6)
+    ]
+    doubt = Doubt(at - 0.5, "broker", 2.5)
+    outage = Outage(random_time(rng, at - 0.3, at + 0.3), "store", random_time(rng, 0.5, 3.5), process)
+    return [doubt, outage, Stop(random_time(rng, at, at + 2.0), process, 1.0), *submits]
+
+
+def draw_lost(rng: random.Random, actions: list[Action]) -> list[Action]:
+    """The queues of submissions lose messages, and each client submits again once that publishes them again.
+
+    No record of the store is lost as well: then nothing would know of the submission.
+    """
+    at = random_time(rng, 0.0, 4.0)
+    lost: list[Action] = [
+        LostMessages(at, queue, random_time(rng, 0.5, 6.0)) for queue in (INGEST_TASKS, INGEST_BATCHES)
+    ]
+    for action in actions:
+        if isinstance(action, Submit):
+            first = msgspec.structs.replace(action, key=action.key or f"l{action.at}")
+            direct = first.direct or rng.random() < 0.3
+            lost += [first, msgspec.structs.replace(first, at=first.at + _LATER, direct=direct, attempts=10)]
+        elif not isinstance(action, LostRecord):
+            lost.append(action)
+    return lost
+
+
+def random_time(rng: random.Random, start: float = 0.0, end: float = _SPAN) -> float:
+    return round(rng.uniform(start, end), 3)
