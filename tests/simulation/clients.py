@@ -22,6 +22,7 @@ from tests.simulation.store import SimulatedStore
 from tests.simulation.store_state import StoreState
 
 _CLIENT_TIMEOUT: Final = 15.0
+_ATTEMPTS_AGAIN: Final = 10
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -71,9 +72,16 @@ class Clients:
         self._submitters = submitters
 
     async def run(self, submit: Submit) -> None:
-        """Submit until there is a final answer."""
+        """Submit until there is a final answer, perhaps twice."""
+        again_at = self._network.loop.time() + submit.again
+        await self._submit(submit, submit.attempts)
+        if submit.again:
+            await asyncio.sleep(max(0.0, again_at - self._network.loop.time()))
+            await self._submit(submit, _ATTEMPTS_AGAIN)
+
+    async def _submit(self, submit: Submit, attempts: int) -> None:
         attempt: Callable[[Submit], Coroutine[Any, Any, Answer]] = self._publish if submit.direct else self._post
-        for _ in range(submit.attempts):
+        for _ in range(attempts):
             status, body, headers = await attempt(submit)
             self.attempts.append(Attempt(submit, self._network.loop.time(), status, body, headers))
             if status not in (0, 409, 503):

@@ -13,7 +13,8 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     """A client submits a task (`items` 0) or a batch, over HTTP or directly, and retries up to `attempts` times.
 
     `key` and `item_key` (of the batch's first item) are idempotency keys; `body` chooses one of a few bodies, of which
-    2 has a callback. A direct producer sends `copies` at once.
+    2 has a callback. A direct producer sends `copies` at once. If `again` is not 0, the client submits the same once
+    more, so many seconds later.
     """
 
     at: float
@@ -25,6 +26,7 @@ class Submit(msgspec.Struct, frozen=True, tag=True):
     direct: bool = False
     attempts: int = 10
     copies: int = 1
+    again: float = 0.0
 
     def shares_a_key(self, other: "Submit") -> bool:
         """Return whether two submissions have an idempotency key in common."""
@@ -187,6 +189,7 @@ class Schedule(msgspec.Struct, frozen=True):
     def end(self) -> float:
         """When the last submission begins or the last fault ends, in virtual seconds. Some never end (`math.inf`)."""
         ends = [action.at + getattr(action, "seconds", 0.0) for action in self.actions]
+        ends += [action.at + action.again for action in self.actions if isinstance(action, Submit)]
         return max((end for end in ends if end < math.inf), default=0.0)
 
     @property

@@ -174,9 +174,7 @@ def draw_lost(rng: random.Random, actions: list[Action]) -> list[Action]:
     ]
     for action in actions:
         if isinstance(action, Submit):
-            first = msgspec.structs.replace(action, key=action.key or f"l{action.at}")
-            direct = first.direct or rng.random() < 0.3
-            lost += [first, msgspec.structs.replace(first, at=first.at + _LATER, direct=direct, attempts=10)]
+            lost.append(msgspec.structs.replace(action, key=action.key or f"l{action.at}", again=_LATER))
         elif not isinstance(action, LostRecord):
             lost.append(action)
     return lost
