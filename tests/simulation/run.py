@@ -29,7 +29,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Result(msgspec.Struct, frozen=True):
-    """`schedules` were run; `failure` is the one with the lowest seed, None if all were good."""
+    """`schedules` were run, up to the first that fails; `failure` is that one, None if all were good."""
 
     schedules: int
     failure: Failure | None
@@ -55,7 +55,7 @@ def run_schedules(seed: int, *, seconds: float = 3600.0, schedules: int | None =
             count += _CHUNK
             if failing is not None:
                 schedule = draw(failing)
-                return Result(count, Failure(schedule, check(schedule), shorten(schedule)))
+                return Result(failing - seed + 1, Failure(schedule, check(schedule), shorten(schedule)))
             if time.monotonic() >= end:
                 break
     return Result(count if schedules is None else min(count, schedules), None)
