@@ -207,6 +207,15 @@ async def test_redelivered_message_whose_key_another_submission_has_is_a_duplica
     assert published(harness) == [("submission.duplicate", False)]
 
 
+@pytest.mark.parametrize("cust_id", ["c", "strict"])
+async def test_same_body_under_a_used_key_is_a_duplicate_for_every_customer(
+    harness: ProcessorHarness, cust_id: str
+) -> None:
+    await harness.attempt(direct_delivery("k", cust_id=cust_id))
+    await harness.attempt(direct_delivery("k", cust_id=cust_id))
+    assert published(harness) == [("submission.duplicate", False)]
+
+
 @pytest.mark.parametrize("redelivered", [False, True])
 @pytest.mark.parametrize(
     ("cust_id", "expected"),
