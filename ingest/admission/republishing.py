@@ -39,8 +39,6 @@ class Republishing:
             for progress in replays
             if self._is_overdue(progress.entry, progress.request.submission.fingerprint)
         ]
-        if not overdue:
-            return
         ids = [list(dict.fromkeys(progress.entry.keyed_item_ids.values())) for progress in overdue]
         together = [item_id for own in ids for item_id in own]
         items = iter(await self._calls.results(self._ledger.read(together), len(together)) if together else [])
