@@ -110,13 +110,16 @@ def is_uncharged(admitted: Admitted, entries: Iterable[Entry | None]) -> bool:
     )
 
 
-def released_entries(admitted: Admitted, entries: Iterable[Entry | None]) -> list[Entry]:
-    """Return the entries of a submission that other attempts could take over, or refund, while it is processed."""
+def released_entries(admitted: Admitted, entries: Sequence[Entry | None]) -> list[Entry]:
+    """Return the entries of a submission that other attempts could take over, or refund, while it is processed.
+
+    Arguments as `plan_admitted`.
+    """
     submission = admitted.submission
-    stored = [entry for entry in entries if entry is not None]
-    if not any(entry.id == submission.id and entry.fingerprint == submission.fingerprint for entry in stored):
+    own = entries[0]
+    if own is None or own.fingerprint != submission.fingerprint:
         return []
-    released = [entry for entry in stored if not entry.is_durable and not entry.lease]
+    released = [entry for entry in entries if entry is not None and not entry.is_durable and not entry.lease]
     fingerprints = {submission.id: submission.fingerprint}
     if released and submission.kind is SubmissionKind.BATCH:
         fingerprints |= {item.id: item.fingerprint for item in _claimed_items(admitted)}
