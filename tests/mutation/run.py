@@ -19,7 +19,7 @@ _STORE: Final = ("tests/unit/store", "tests/contract/test_store.py")
 _TESTS: Final = {
     "admission": _ADMISSION + _WORKER,
     "domain": ("tests/unit/domain/test_ledger.py", *_STORE, *_ADMISSION, *_WORKER),
-    "fair_queue.py": _SHIM,
+    "fair_queue.py": ("tests/unit/test_fair_queue.py", "tests/unit/parsing/test_serial.py", *_SHIM),
     "shim": _SHIM,
     "store": _STORE + _ADMISSION,
     "worker": _WORKER,
