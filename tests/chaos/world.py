@@ -141,7 +141,7 @@ class World:
             await off_loop(api, "PUT", f"users/{cust_id}", {"password": cust_id, "tags": ""})
             permissions = {"configure": "^$", "write": "^asg[.]submissions$", "read": "^$"}
             await off_loop(api, "PUT", f"permissions/%2F/{cust_id}", permissions)
-            topic = {"exchange": "asg.submissions", "write": r"^(task|batch)\.submitted\.{username}$", "read": "^$"}
+            topic = {"exchange": "asg.submissions", "write": r"^(task|batch)\.submitted\.{username}\z", "read": "^$"}
             await off_loop(api, "PUT", f"topic-permissions/%2F/{cust_id}", topic)
 
     async def _prepare(self) -> None:

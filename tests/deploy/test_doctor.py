@@ -1,7 +1,7 @@
 """`ingest doctor` accepts the shipped RabbitMQ users, whichever of them it uses."""
 
 from collections.abc import Iterator
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 
@@ -9,31 +9,22 @@ from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.checks import findings
 from ingest.broker.rabbitmq.management import Management
 from ingest.domain.findings import Finding, Severity
-from tests.deploy.test_users import USERS, provision
+from tests.deploy.provisioning import password_of, provision
 from tests.servers import RabbitServer
 
 
 @pytest.fixture(scope="module")
 def vhost(rabbitmq: RabbitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A virtual host with the shipped topology, policies and users. `guest` is an administrator in it."""
-    passwords = tmp_path_factory.mktemp("passwords")
-    for user in USERS:
-        (passwords / user).write_text(f"password of {user}\n")
-    url = rabbitmq.new_vhost()
-    name = urlsplit(url).path[1:]
-    completed = provision(rabbitmq, passwords, name)
-    assert completed.returncode == 0, completed.stderr
-    yield name
-    for user in USERS:
-        rabbitmq.api("DELETE", f"users/{user}")
-    rabbitmq.drop_vhost(url)
+    with provision(rabbitmq, tmp_path_factory.mktemp("passwords")) as address:
+        yield address.partition("/")[2]
 
 
 async def checked(rabbitmq: RabbitServer, vhost: str, user: str, manager: str) -> list[Finding]:
     """Return the findings with `user` in INGEST_BROKER_URL and `manager` in INGEST_MANAGEMENT_URL."""
 
     def login(name: str) -> str:
-        return f"{name}:{'guest' if name == 'guest' else quote(f'password of {name}')}@"
+        return f"{name}:{'guest' if name == 'guest' else quote(password_of(name))}@"
 
     broker = RabbitBroker(f"amqp://{login(user)}{rabbitmq.url.partition('@')[2]}/{vhost}")
     management = Management(rabbitmq.management_url.replace("//", f"//{login(manager)}"), vhost)

@@ -322,12 +322,14 @@ async def test_users_with_too_many_permissions_are_reported(
         "loose-topics": PRODUCER,
         "other-name": PRODUCER,
         "correct": PRODUCER,
+        "line-break": PRODUCER,
     }
     for name, permissions in permissions_by_user.items():
         rabbitmq.api("PUT", f"users/{vhost}-{name}", {"password": "pw", "tags": ""})
         rabbitmq.api("PUT", f"permissions/{vhost}/{vhost}-{name}", permissions)
     patterns = {
-        "correct": r"^(task|batch)\.submitted\.{username}$",
+        "correct": r"^(task|batch)\.submitted\.{username}\z",
+        "line-break": r"^(task|batch)\.submitted\.{username}$",
         "loose-topics": "submitted",
         "other-name": r"^task\.submitted\.acme$",
     }
@@ -345,6 +347,7 @@ async def test_users_with_too_many_permissions_are_reported(
         (consumer,) = [finding.do for finding in findings if "-consumer may read" in finding.what]
         assert "-consumer '' '' '^(consensus[.]tasks|webhook[.]dispatch)$'" in consumer
         assert reports(findings, ERROR, "-other-name may submit, but not for a customer of its own name")
+        assert reports(findings, WARNING, "-line-break may submit with a routing key that ends with a line break")
         assert not any("-correct" in finding.what for finding in findings)
     finally:
         for name in permissions_by_user:

@@ -249,7 +249,7 @@ async def test_broker_lets_a_direct_producer_publish_for_its_own_customer_only(
     rabbitmq.api("PUT", "users/acme", {"password": "pw", "tags": ""})
     permissions = {"configure": "^$", "write": "^asg[.]submissions$", "read": "^$"}
     rabbitmq.api("PUT", f"permissions/{vhost}/acme", permissions)
-    topic = {"exchange": topology.SUBMISSIONS, "write": r"^(task|batch)\.submitted\.{username}$", "read": "^$"}
+    topic = {"exchange": topology.SUBMISSIONS, "write": r"^(task|batch)\.submitted\.{username}\z", "read": "^$"}
     rabbitmq.api("PUT", f"topic-permissions/{vhost}/acme", topic)
     producer = RabbitBroker(rabbitmq_url.replace("guest:guest", "acme:pw"), confirm_timeout=2.0)
     publisher = await producer.publisher()

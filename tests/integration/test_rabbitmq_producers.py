@@ -49,7 +49,7 @@ async def exchange(
     rabbitmq.api("PUT", f"users/{CUSTOMER}", {"password": "pw", "tags": ""})
     permissions = {"configure": "^$", "write": "^asg[.]submissions$", "read": "^$"}
     rabbitmq.api("PUT", f"permissions/{vhost}/{CUSTOMER}", permissions)
-    topic = {"exchange": topology.SUBMISSIONS, "write": r"^(task|batch)\.submitted\.{username}$", "read": "^$"}
+    topic = {"exchange": topology.SUBMISSIONS, "write": r"^(task|batch)\.submitted\.{username}\z", "read": "^$"}
     rabbitmq.api("PUT", f"topic-permissions/{vhost}/{CUSTOMER}", topic)
     connection = await aio_pika.connect(rabbitmq_url.replace("guest:guest", f"{CUSTOMER}:pw"))
     async with connection, connection.channel(on_return_raises=True) as channel:

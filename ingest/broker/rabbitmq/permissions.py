@@ -16,7 +16,8 @@ _OURS: Final = (topology.INGEST_TASKS, topology.INGEST_BATCHES, topology.INGEST_
 _NEEDED: Final = (*topology.EXCHANGES, *[queue.name for queue in topology.QUEUES])
 _ENOUGH: Final = "^(asg|ingest|consensus|webhook)[.]"
 _NOTHING: Final = "^$"
-_OWN_TOPICS: Final = r"^(task|batch)\.submitted\.{username}$"
+_OWN_TOPICS: Final = r"^(task|batch)\.submitted\.{username}\z"
+"""`$` would also match before a line break at the end."""
 _FORBIDDEN: Final = {
     "configure": ((*topology.EXCHANGES, *_OURS), "delete or change the service's topology"),
     "write": ((topology.EVENTS, topology.DEAD, *_OURS, "amq.default"), "bypass the checks, or forge events"),
@@ -124,19 +125,21 @@ def _submissions(row: dict[str, Any], topics: list[dict[str, Any]]) -> Iterator[
     if not _may(row["write"], topology.SUBMISSIONS):
         return
     if not topics or any(_may_submit(topic, user, _OTHER) for topic in topics):
-        option = _vhost_option(row["vhost"])
-        yield error(
-            AREA,
-            f"user {user} may submit for any customer",
-            f"rabbitmqctl set_topic_permissions{option} {shlex.quote(user)} {topology.SUBMISSIONS} "
-            f"'{_OWN_TOPICS}' '{_NOTHING}'",
-        )
+        yield error(AREA, f"user {user} may submit for any customer", _own_topics(row))
+    elif any(_may_submit(topic, user, f"{user}\n") for topic in topics):
+        yield warning(AREA, f"user {user} may submit with a routing key that ends with a line break", _own_topics(row))
     elif not any(_may_submit(topic, user, user) for topic in topics):
         yield error(
             AREA,
             f"user {user} may submit, but not for a customer of its own name: what it claims to be admitted is kept",
             "name the user of a producer as its cust_id: deploy/README.md, Users",
         )
+
+
+def _own_topics(row: dict[str, Any]) -> str:
+    """Return the command that lets a producer submit as itself only."""
+    user, option = shlex.quote(row["user"]), _vhost_option(row["vhost"])
+    return f"rabbitmqctl set_topic_permissions{option} {user} {topology.SUBMISSIONS} '{_OWN_TOPICS}' '{_NOTHING}'"
 
 
 def _is_about(topic: dict[str, Any], user: str) -> bool:
@@ -150,7 +153,8 @@ def _may_submit(topic: dict[str, Any], user: str, cust_id: str) -> bool:
 
 def _may(pattern: str, name: str) -> bool:
     try:
-        return bool(pattern) and re.search(pattern, name) is not None
+        # Before Python 3.14, the end is `\Z`; Erlang's is `\z`.
+        return bool(pattern) and re.search(pattern.replace(r"\z", r"\Z"), name) is not None
     except re.error:
         return True  # a pattern in Erlang's dialect: a finding too many is better than one too few
 
