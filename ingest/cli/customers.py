@@ -26,6 +26,7 @@ from ingest.domain.errors import ConfigurationError
 from ingest.domain.events import rfc3339
 from ingest.domain.ports import Store
 from ingest.domain.validation import url_problem
+from ingest.domain.webhook_hosts import private_host_problem
 
 customer_app = typer.Typer(help="Customers: quota, retention, strictness.", no_args_is_help=True)
 key_app = typer.Typer(help="API keys. Only their hashes are stored.", no_args_is_help=True)
@@ -135,9 +136,18 @@ def key_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None
 
 
 @webhook_app.command("add")
-def webhook_add(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")], json: Json = False) -> None:
+def webhook_add(
+    cust: Cust,
+    url: Annotated[str, typer.Argument(metavar="URL")],
+    json: Json = False,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Allow a host in a private network, such as a consumer of your own.")
+    ] = False,
+) -> None:
     """Register a webhook URL. A callback_url must equal it exactly."""
     check_webhook(url)
+    if not allow_private and (problem := private_host_problem(url)):
+        raise ConfigurationError(f"{url!r} cannot be a webhook: it {problem}; --allow-private registers it anyway")
     _show(_change_webhooks(cust, lambda webhooks: webhooks | {url}), json)
 
 

@@ -44,6 +44,7 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
         (("customer", "add", "x", "--retention", "7"), "--retention must be"),
         (("customer", "add", "x", "--retention", "59s"), "--retention must be at least 60s, twice INGEST_LEASE"),
         (("webhook", "add", "x", "http://a.example"), "it must be an https URL"),
+        (("webhook", "add", "x", "https://169.254.169.254/"), "169.254.169.254 is a private, loopback or reserved"),
         (("webhook", "add", "x", "https://münchen.de/"), "write xn--mnchen-3ya.de for münchen.de"),
         (("key", "revoke", "key_0"), "there is no key"),
         (("dlq", "list", "--reason", "quota"), "unknown reason 'quota'; known are malformed, invalid,"),
@@ -81,3 +82,12 @@ def test_removing_an_unregistered_webhook_says_so_and_names_the_registered_ones(
     assert process.returncode == 2
     assert "https://a.example/h/ is not a webhook of acme; registered: https://a.example/h" in process.stderr
     assert ingest(tmp_path, "webhook", "remove", "acme", "https://a.example/h").returncode == 0
+
+
+def test_webhook_with_a_private_host_needs_an_option(tmp_path: Path) -> None:
+    ingest(tmp_path, "customer", "add", "acme")
+    refused = ingest(tmp_path, "webhook", "add", "acme", "https://hooks.internal/h")
+    assert refused.returncode == 2
+    assert "--allow-private registers it anyway" in refused.stderr
+    allowed = ingest(tmp_path, "webhook", "add", "acme", "https://hooks.internal/h", "--allow-private", "--json")
+    assert "https://hooks.internal/h" in allowed.stdout
