@@ -1,6 +1,7 @@
 """A SQLite file with one connection, owned by one thread. The SQLite store and the embedded broker use it."""
 
 import asyncio
+import contextlib
 import shutil
 import sqlite3
 import time
@@ -24,7 +25,7 @@ class SqliteFile:
     """Runs functions on the file, each in one transaction.
 
     Args:
-        path: the database file. It and its directory are created if they do not exist.
+        path: the database file. It and its directory are created if they do not exist, for their owner only.
         migrations: statements by schema version; those at index n change `user_version` n to n + 1.
         error: the exception for a file that is unavailable or closed.
         patience: seconds that a call waits for the transaction of another process.
@@ -102,9 +103,12 @@ class SqliteFile:
 
     def _connect(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigurationError(f"cannot create the directory of {self._path}: {error}") from error
+        self._path.touch(mode=0o600)
+        with contextlib.suppress(PermissionError):  # another user's file
+            self._path.chmod(0o600)  # a file of an earlier version; SQLite's other files take its mode
         # Autocommit: only this module begins and ends transactions.
         db = sqlite3.connect(self._path, timeout=BUSY, isolation_level=None)
         self._connection = db

@@ -1,11 +1,15 @@
 """The SQLite store's file: how it is opened, and what expires in it. Its promises as a store are in tests/contract."""
 
+import os
 import sqlite3
+import stat
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNFINISHED, Change, Entry, Step
 from ingest.store.sqlite import SqliteStore
@@ -94,3 +98,32 @@ async def test_accept_raises_the_generation(tmp_path: Path) -> None:
     entries = await store.read(["k", "lost"])
     assert [entry and entry.generation for entry in entries] == [2, 1]
     await store.close()
+
+
+@pytest.fixture
+def permissive_umask() -> Iterator[None]:
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def modes(directory: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in (directory, *directory.iterdir())}
+
+
+@pytest.mark.usefixtures("permissive_umask")
+async def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
+    """A file of an earlier version, which everybody could read, is closed, too."""
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.mkdir(mode=0o700)
+    (old / "store.db").touch(mode=0o666)
+    for directory in (new, old):
+        store = await SqliteStore.open(directory / "store.db")
+        await store.save_customer(Customer(cust_id="c"))
+        assert modes(directory) == {
+            directory.name: 0o700,
+            "store.db": 0o600,
+            "store.db-wal": 0o600,
+            "store.db-shm": 0o600,
+        }
+        await store.close()
