@@ -1,8 +1,7 @@
 """GET: a submission by its id, and health."""
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from starlette.requests import Request
@@ -10,15 +9,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ingest.domain import events
-from ingest.domain.errors import StoreUnavailable, Unavailable
+from ingest.domain.errors import StoreUnavailable
 from ingest.domain.identity import SubmissionKind, batch_and_index, is_id
 from ingest.domain.ledger import UNDECIDED, Entry
 from ingest.domain.ports import Publisher, Store
 from ingest.shim.auth import Auth
 from ingest.shim.problems import Problem, store_unavailable
-
-_READY_TIMEOUT: Final = 2.0
-"""Seconds in which the broker and the store must answer `/readyz`."""
+from ingest.shim.readiness import Readiness
 
 
 class Lookups:
@@ -32,7 +29,7 @@ class Lookups:
 
     def __init__(self, store: Store, publisher: Publisher, auth: Auth) -> None:
         self._store = store
-        self._publisher = publisher
+        self._readiness = Readiness(publisher.ready, store.ready)
         self._auth = auth
 
     def routes(self) -> list[Route]:
@@ -75,11 +72,11 @@ class Lookups:
         return _json({"status": "ok"})
 
     async def readyz(self, _: Request) -> Response:
-        """Answer 200, or 503 if the broker or the store cannot take a submission."""
-        broker, store = await asyncio.gather(_state(self._publisher.ready), _state(self._store.ready))
-        if broker == store == "ok":
-            return _json({"status": "ok", "broker": broker, "store": store})
-        return _json({"error": "not ready", "broker": broker, "store": store}, 503, {"Retry-After": "1"})
+        """Answer 200, or 503 if the broker or the store could not take a submission within the last second."""
+        state = await self._readiness.dependencies()
+        if state.ready:
+            return _json({"status": "ok", "broker": state.broker, "store": state.store})
+        return _json({"error": "not ready", "broker": state.broker, "store": state.store}, 503, {"Retry-After": "1"})
 
     async def _authenticate(self, request: Request) -> tuple[str, str]:
         """Return the customer's cust_id and the id in the path. Raises Problem."""
@@ -106,17 +103,6 @@ def _durable(kind: SubmissionKind, entry: Entry | None, cust_id: str) -> Entry:
     if entry is None or not entry.is_durable or entry.cust_id != cust_id:
         raise Problem(404, f"no {kind} with this id was submitted, or it is no longer remembered")
     return entry
-
-
-async def _state(ready: Callable[[], Awaitable[None]]) -> str:
-    try:
-        async with asyncio.timeout(_READY_TIMEOUT):
-            await ready()
-    except Unavailable:
-        return "unavailable"
-    except TimeoutError:
-        return "does not answer"
-    return "ok"
 
 
 def _json(body: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -348,3 +348,12 @@ async def test_shim_serves_openapi_document_and_docs_page_with_own_assets(harnes
         assert answer.status_code == 200
         cached = await harness.client.get(f"/docs/assets/{asset}", headers={"If-None-Match": answer.headers["ETag"]})
         assert cached.status_code == 304
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_docs_page_can_neither_load_from_elsewhere_nor_be_framed(harness: ShimHarness) -> None:
+    for path in ("/", "/docs"):
+        headers = (await harness.client.get(path)).headers
+        assert headers["Content-Security-Policy"].startswith("default-src 'none'; connect-src 'self'; ")
+        assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
+        assert headers["X-Frame-Options"] == "DENY"
