@@ -1,6 +1,7 @@
 """`ingest doctor`: checks whether the service can keep its guarantees with this set-up."""
 
 import asyncio
+import textwrap
 from typing import Annotated, Final
 
 import msgspec
@@ -12,6 +13,7 @@ from ingest import settings
 from ingest.cli.options import Json
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.findings import Finding, Severity
+from ingest.domain.overview import counted
 from ingest.operations.checks import all_findings, settings_error
 from ingest.telemetry import logs
 from ingest.telemetry.logs import redact
@@ -38,7 +40,7 @@ def doctor(
     if json:
         typer.echo(msgspec.json.encode(findings).decode())
     else:
-        _print(findings)
+        print_findings(Console(highlight=False), findings)
     failing = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
     if any(finding.severity in failing for finding in findings):
         raise typer.Exit(1)
@@ -57,19 +59,33 @@ def _redacted(finding: Finding) -> Finding:
     return msgspec.structs.replace(finding, what=redact(finding.what), do=redact(finding.do))
 
 
-def _print(findings: list[Finding]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+def print_findings(console: Console, findings: list[Finding]) -> None:
+    """Print findings by area, and how many there are of each severity."""
     for area in dict.fromkeys(finding.area for finding in findings):
         console.print(Text(area, style="bold"))
         for finding in findings:
             if finding.area == area:
                 _print_finding(console, finding)
     counts = {severity: sum(finding.severity is severity for finding in findings) for severity in Severity}
-    console.print(f"\n{counts[Severity.ERROR]} errors, {counts[Severity.WARNING]} warnings, {counts[Severity.OK]} fine")
+    errors, warnings = counted(counts[Severity.ERROR], "error"), counted(counts[Severity.WARNING], "warning")
+    console.print(f"\n{errors}, {warnings}, {counts[Severity.OK]} fine")
 
 
 def _print_finding(console: Console, finding: Finding) -> None:
     severity = (f"{finding.severity.value:8}", _STYLES[finding.severity])
-    console.print(Text.assemble("  ", severity, finding.what))
+    _print_indented(console, Text.assemble("  ", severity), finding.what)
     if finding.do:
-        console.print(Text(f"{'':10}→ {finding.do}"))
+        _print_indented(console, Text(f"{'':10}→ "), finding.do)
+
+
+def _print_indented(console: Console, start: Text, text: str) -> None:
+    """Print a text whose lines begin below the end of `start`.
+
+    Programs get one line, and so does a terminal if there is a command to copy, which a line break would cut.
+    """
+    if not console.is_terminal or "rabbitmqctl" in text:
+        console.print(start + Text(text), soft_wrap=True)
+        return
+    width = max(console.width - start.cell_len, 20)
+    lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+    console.print(start + Text(f"\n{'':{start.cell_len}}".join(lines)), soft_wrap=True)

@@ -88,7 +88,12 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
         for queue in self.broker.queues:
             if queue.name == topology.INGEST_DEAD:
                 if queue.ready:
-                    problems.append(f"{queue.ready:,} dead letters: run `ingest dlq list`")
+                    problems.append(f"{counted(queue.ready, 'dead letter')}: run `ingest dlq list`")
             elif queue.ready and queue.consumers == 0:
-                problems.append(f"{queue.name}: {queue.ready:,} messages and no consumer")
+                problems.append(f"{queue.name}: {counted(queue.ready, 'message')} and no consumer")
         return [*problems, *self.process_problems]
+
+
+def counted(count: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 error` or `2,500 messages`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

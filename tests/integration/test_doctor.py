@@ -260,8 +260,8 @@ async def test_missing_topology_is_one_error_and_missing_policies_are_one_error(
 @pytest.mark.parametrize(
     ("queue", "effective", "major", "severity", "text"),
     [
-        (topology.INGEST_TASKS, {}, 3, ERROR, "no policy is set for ingest.tasks: dead letters can be lost"),
-        (topology.INGEST_DEAD, {}, 4, ERROR, "after 20 deliveries events and dead letters are dropped"),
+        (topology.INGEST_TASKS, {}, 3, ERROR, "no policy is set for ingest.tasks: a submission that fails too"),
+        (topology.INGEST_DEAD, {}, 4, ERROR, "events and dead letters are dropped after 20 deliveries"),
         (topology.INGEST_DEAD, {"max-length": 9}, 4, ERROR, "delivery-limit is 20: a dead letter that is read so"),
         (
             topology.INGEST_DEAD,

@@ -72,12 +72,7 @@ def policy_findings(effective: Mapping[str, dict[str, Any]], major: int, outage_
         else:
             yield from own
     if without_policy:
-        yield error(
-            _AREA,
-            f"no policy is set for {', '.join(without_policy)}: dead letters can be lost"
-            + (", and after 20 deliveries events and dead letters are dropped" if major >= 4 else ""),
-            _APPLY_POLICIES,
-        )
+        yield error(_AREA, f"no policy is set for {', '.join(without_policy)}{_lost(without_policy)}", _APPLY_POLICIES)
     if correct:
         yield ok(_AREA, f"policies are correct: {', '.join(correct)}")
     if not any("consumer-timeout" in values for values in effective.values()):
@@ -86,6 +81,16 @@ def policy_findings(effective: Mapping[str, dict[str, Any]], major: int, outage_
             f"no policy sets consumer-timeout; the broker's own consumer_timeout (30 min by default, not visible from "
             f"here) must be above INGEST_OUTAGE_HOLD, {outage_hold:.0f} s",
         )
+
+
+def _lost(queues: Sequence[str]) -> str:
+    """Return what happens in queues that need a policy and have none. Only RabbitMQ 4 limits deliveries by itself."""
+    consequences = []
+    if set(queues) & {topology.INGEST_TASKS, topology.INGEST_BATCHES}:
+        consequences.append("a submission that fails too often is lost instead of dead-lettered")
+    if set(queues) & {topology.INGEST_DEAD, *topology.FOR_CONSUMERS}:
+        consequences.append("events and dead letters are dropped after 20 deliveries")
+    return f": {', and '.join(consequences)}"
 
 
 def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Finding]:
