@@ -2,6 +2,7 @@
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
@@ -145,11 +146,14 @@ class RabbitMQBackend:
 
     async def state(self) -> BrokerState:
         state = await broker_state(self.new_broker("ingest status"), self.management)
-        if state.problems or self.management is None:
+        if not state.queues or self.management is None:
             return state
+        existing = {queue.name for queue in state.queues}
         missing = await asyncio.to_thread(_queues_without_policy, self.management, state.version)
-        problem = f"policies are missing for {', '.join(missing)}: run `ingest topology apply`"
-        return msgspec.structs.replace(state, problems=[problem]) if missing else state
+        if not (names := [name for name in missing if name in existing]):
+            return state
+        problem = f"policies are missing for {', '.join(names)}: run `ingest topology apply`"
+        return msgspec.structs.replace(state, problems=[*state.problems, problem])
 
     async def findings(self, outage_hold: float) -> list[Finding]:
         broker = self.new_broker("ingest doctor")
@@ -199,11 +203,17 @@ class EmbeddedBackend:
         name = f"embedded, {self._path}"
         try:
             queue = await EmbeddedDeadLetters.read_only(self._path)
-            depths = await queue.depths()
+            depths, oldest = await queue.depths(), await queue.oldest()
             await queue.close()
         except IngestError as error:
             return BrokerState(name=name, problems=[str(error)])
-        queues = [QueueState(name=queue, ready=ready, unacked=unacked) for queue, (ready, unacked) in depths.items()]
+        now = time.time()
+        queues = [
+            QueueState(
+                name=queue, ready=ready, unacked=unacked, oldest=now - oldest[queue] if queue in oldest else None
+            )
+            for queue, (ready, unacked) in depths.items()
+        ]
         return BrokerState(name=name, queues=queues)
 
     async def findings(self, outage_hold: float) -> list[Finding]:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.text import Text
 
 from ingest.cli.dlq_view import age
 from ingest.domain.events import rfc3339
-from ingest.domain.overview import Overview
+from ingest.domain.overview import Overview, counted
 from ingest.telemetry.logs import redact
 
 _NONE = "-"
@@ -31,10 +32,28 @@ def render(overview: Overview) -> RenderableType:
     )
 
 
+class Cropped:
+    """The content as far as it fits the height of the terminal. The last line says if there is more."""
+
+    def __init__(self, content: RenderableType) -> None:
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        lines = console.render_lines(self._content, options.update(height=None), pad=False)
+        excess = len(lines) - options.max_height
+        if excess > 0:
+            kept = options.max_height - 1
+            lines = [*lines[:kept], [Segment(f"… {excess + 1} more lines (see them with --once)")]]
+        for line in lines:
+            yield from line
+            yield Segment.line()
+
+
 class _Table:
     """A table whose first column is a name. If it is too wide, each row becomes a name and a list of its values.
 
-    A value is never cut: a number without its first or last digits looks like another number.
+    The list leaves out what is 0 or unknown, so that it is short. A value is never cut: a number without its first or
+    last digits looks like another number.
     """
 
     def __init__(self, *columns: str) -> None:
@@ -53,10 +72,18 @@ class _Table:
                 text = "  ".join([line[0].ljust(widths[0]), *numbers])
                 yield Text(text, style="bold" if line is self._columns else "")
             return
-        yield Text(self._columns[0], style="bold")
+        yield Text(f"{self._columns[0]} (0 and unknown left out)", style="bold")
         for name, *values in self._rows:
+            pairs = [
+                f"{label} {value}"
+                for label, value in zip(self._columns[1:], values, strict=True)
+                if value not in ("0", "0.0", _NONE)
+            ]
+            one_line = f"{name}  {', '.join(pairs)}".rstrip()
+            if len(one_line) <= options.max_width:
+                yield Text(one_line)
+                continue
             yield Text(name)
-            pairs = [f"{label} {value}" for label, value in zip(self._columns[1:], values, strict=True)]
             for text in _filled(pairs, options.max_width - 2):
                 yield Text(f"  {text}")
 
@@ -81,7 +108,7 @@ def _store(overview: Overview) -> Text:
     if store.used:
         parts.append(store.used)
     if store.entries is not None:
-        parts.append(f"{store.entries:,} records")
+        parts.append(counted(store.entries, "record"))
     return Text(f"store   {', '.join(parts)}")
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Final
+
+import msgspec
 
 from ingest.backends import StoreBackend, broker_backend, store_backend
 from ingest.domain import topology
@@ -23,10 +26,11 @@ class StatusCollector:
     Args:
         settings: say which broker and store.
         urls: `http://host:port` of processes' metrics.
+        clock: Unix time in seconds.
     """
 
-    def __init__(self, settings: Settings, urls: list[str]) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, urls: list[str], clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self._broker = broker_backend(settings)
         self._store: StoreBackend | None = None
         self._store_problem = ""
@@ -35,7 +39,7 @@ class StatusCollector:
         except ConfigurationError as problem:
             self._store_problem = str(problem)  # the broker's state does not depend on it
         self._scraper = Scraper(urls)
-        self._dead: list[DeadReason] | None = None
+        self._dead: list[Group] | None = None
         self._dead_read_at = 0.0
         self._dead_depth = -1
 
@@ -53,13 +57,15 @@ class StatusCollector:
             self._broker.state(), self._store_state(), self._scraper.scrape()
         )
         note = await self._read_dead_letters(broker)
+        now = self._clock()
+        dead = None if self._dead is None else [_reason(group, now) for group in self._dead]
         return Overview(
-            at=time.time(),
-            broker=broker,
+            at=now,
+            broker=_with_oldest_dead(broker, dead or []),
             store=store,
             processes=processes,
             process_problems=problems,
-            dead=self._dead,
+            dead=dead,
             dead_note=note,
         )
 
@@ -85,20 +91,33 @@ class StatusCollector:
         due = queue.ready != self._dead_depth and time.monotonic() - self._dead_read_at >= _DEAD_LETTER_INTERVAL
         if due or self._dead_depth < 0:
             try:
-                self._dead = await self._count_reasons()
+                self._dead = await self._groups()
             except IngestError as error:
                 self._dead = None
                 return str(error)
             self._dead_read_at, self._dead_depth = time.monotonic(), queue.ready
         return "" if queue.ready == self._dead_depth else f"{queue.ready} now"
 
-    async def _count_reasons(self) -> list[DeadReason]:
+    async def _groups(self) -> list[Group]:
         groups: dict[str, Group] = {}
         async with self._broker.open_dead_letters(change=False) as access:
             async for dead_letters in select(access.queue, Selection(), access.trusted_users):
                 add_to(groups, dead_letters)
-        now = time.time()
-        return [
-            DeadReason(reason=group.reason, count=group.count, oldest=group.oldest and now - group.oldest)
-            for group in sorted(groups.values(), key=lambda group: -group.count)
-        ]
+        return sorted(groups.values(), key=lambda group: -group.count)
+
+
+def _reason(group: Group, now: float) -> DeadReason:
+    oldest = None if group.oldest is None else max(0.0, now - group.oldest)
+    return DeadReason(reason=group.reason, count=group.count, oldest=oldest)
+
+
+def _with_oldest_dead(broker: BrokerState, dead: list[DeadReason]) -> BrokerState:
+    """Return the state with the age of the oldest dead letter, which the broker does not know."""
+    oldest = max((reason.oldest for reason in dead if reason.oldest is not None), default=None)
+    if oldest is None:
+        return broker
+    queues = [
+        msgspec.structs.replace(queue, oldest=oldest) if queue.name == topology.INGEST_DEAD else queue
+        for queue in broker.queues
+    ]
+    return msgspec.structs.replace(broker, queues=queues)

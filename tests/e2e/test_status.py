@@ -46,11 +46,32 @@ async def test_status_shows_queues_processes_dead_letters_and_store(
         ((reason, count, oldest),) = [tuple(group.values()) for group in status["dead"]]
         assert (reason, count) == ("quota_exhausted", 3)
         assert 90 <= oldest < 150
+        assert queues["ingest.dead"]["oldest"] == oldest
         assert status["store"]["round_trip"] < 3
         shown = await asyncio.to_thread(run_ingest, "status", "--once", env=env, directory=tmp_path)
         assert "quota_exhausted" in shown.stdout
         assert shown.stdout.splitlines()[1] == "! 3 dead letters: run `ingest dlq list`"
         assert "guest:guest" not in shown.stdout + done.stdout
+
+
+async def test_missing_queues_and_missing_policies_are_reported_together(
+    rabbitmq: RabbitServer, rabbitmq_url: str, tmp_path: Path
+) -> None:
+    """A policy is missing for each queue that exists."""
+    env = {
+        "INGEST_BROKER_URL": rabbitmq_url,
+        "INGEST_STORE_URL": "aerospike://127.0.0.1:1/test",
+        "INGEST_MANAGEMENT_URL": rabbitmq.management_url.replace("//", "//guest:guest@"),
+    }
+    await RabbitBroker(rabbitmq_url).declare()
+    for queue in ("ingest.batches", "ingest.dead"):
+        rabbitmq.api("DELETE", f"queues/{rabbitmq_url.rpartition('/')[2]}/{queue}")
+    done = await asyncio.to_thread(run_ingest, "status", "--once", env=env, directory=tmp_path)
+    lines = done.stdout.splitlines()
+    assert lines[1] == "! missing queues: ingest.batches, ingest.dead: run `ingest topology apply`"
+    assert lines[2].startswith("! policies are missing for ingest.tasks")
+    assert lines[2].endswith(": run `ingest topology apply`")
+    assert lines[3].startswith("! Aerospike at 127.0.0.1:1")
 
 
 def test_status_reports_unavailable_servers_without_passwords_and_exits_with_1(tmp_path: Path) -> None:

@@ -43,6 +43,10 @@ class EmbeddedDeadLetters:
         """Queue to (ready, unacknowledged). Raises BrokerUnavailable."""
         return await self._file.read(schema.depths)
 
+    async def oldest(self) -> dict[str, int]:
+        """Queue to the Unix time of its first ready message, if it is known. Raises BrokerUnavailable."""
+        return await self._file.read(schema.oldest)
+
     async def browse(self) -> AsyncIterator[list[Delivery]]:
         remaining = await self.count()
         last = 0

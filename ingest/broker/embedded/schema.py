@@ -114,6 +114,13 @@ def depths(db: sqlite3.Connection) -> dict[str, tuple[int, int]]:
     return empty | {queue: (ready, unacked) for queue, ready, unacked in db.execute(sql).fetchall()}
 
 
+def oldest(db: sqlite3.Connection) -> dict[str, int]:
+    """Return, by queue, the timestamp in Unix seconds of the first message that is ready, if it has one."""
+    sql = """SELECT queue, timestamp FROM message WHERE timestamp IS NOT NULL
+             AND id IN (SELECT min(id) FROM message WHERE delivered = 0 GROUP BY queue)"""
+    return dict(db.execute(sql).fetchall())
+
+
 def delete(db: sqlite3.Connection, ids: Sequence[int]) -> None:
     """Delete the messages with these row ids; ids that do not exist are ignored."""
     db.executemany("DELETE FROM message WHERE id = ?", [(id_,) for id_ in ids])

@@ -22,7 +22,8 @@ async def broker_state(broker: RabbitBroker, management: Management | None) -> B
         info = await broker.inspect(_NAMES)
     except (BrokerUnavailable, ConfigurationError) as error:
         return BrokerState(name="RabbitMQ", problems=[str(error)])
-    problems = [f"queue {name} does not exist" for name, depth in info.queues.items() if depth is None]
+    missing = [name for name, depth in info.queues.items() if depth is None]
+    problems = [f"missing queues: {', '.join(missing)}: run `ingest topology apply`"] if missing else []
     statistics: dict[str, dict[str, Any]] = {}
     if management is not None:
         try:
@@ -48,7 +49,7 @@ def _statistics(management: Management) -> tuple[dict[str, dict[str, Any]], list
 
 
 def _queue(name: str, depth: tuple[int, int], statistics: dict[str, Any]) -> QueueState:
-    head = statistics.get("head_message_timestamp")
+    head = statistics.get("head_message_timestamp")  # quorum queues have none, up to RabbitMQ 4.3
     return QueueState(
         name=name,
         ready=depth[0],

@@ -2,10 +2,12 @@
 
 import io
 
+import msgspec
 import pytest
 from rich.console import Console
+from rich.screen import Screen
 
-from ingest.cli.status_view import render
+from ingest.cli.status_view import Cropped, render
 from ingest.domain.overview import BrokerState, DeadReason, Overview, ProcessState, QueueState, StoreState
 
 QUEUES = [
@@ -36,6 +38,14 @@ def shown(overview: Overview, width: int = 80) -> str:
     return output.getvalue()
 
 
+def shown_live(overview: Overview, width: int, height: int) -> list[str]:
+    """Return the lines that the live view shows."""
+    output = io.StringIO()
+    console = Console(file=output, width=width, height=height, force_terminal=True, color_system=None)
+    console.print(Screen(Cropped(render(overview))))
+    return [line.rstrip() for line in output.getvalue().splitlines()]
+
+
 def test_problems_are_first_and_name_dead_letters_and_queues_that_nothing_consumes() -> None:
     lines = shown(OVERVIEW).splitlines()
     assert [line for line in lines if line.startswith("! ")] == lines[1:5]
@@ -61,6 +71,23 @@ def test_narrow_terminal_cuts_no_number(width: int) -> None:
     for value in ("1,234,567", "98,765", "42", "812.5", "12,345.6"):
         assert value in words
     assert all(len(line) <= width for line in shown(OVERVIEW, width).splitlines())
+
+
+def test_live_view_of_24_lines_and_40_columns_shows_all_queues_and_problems() -> None:
+    lines = shown_live(msgspec.structs.replace(OVERVIEW, processes=[]), 40, 24)
+    assert len(lines) <= 24
+    text = " ".join(" ".join(lines).split())
+    assert "more lines" not in text
+    for value in ("node r1 is down", "ready 1,234,567", "ingest.batches", "webhook.dispatch", "quota_exhausted"):
+        assert value in text
+
+
+def test_live_view_says_how_many_lines_do_not_fit() -> None:
+    all_lines = shown(OVERVIEW, 40).splitlines()
+    lines = shown_live(OVERVIEW, 40, 10)
+    assert len(lines) == 10
+    assert lines[:9] == [line.rstrip() for line in all_lines[:9]]
+    assert lines[9] == f"… {len(all_lines) - 9} more lines (see them with --once)"
 
 
 def test_what_does_not_apply_is_a_dash() -> None:
