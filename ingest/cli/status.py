@@ -31,7 +31,8 @@ def status(
     """Show queues, dead letters by reason, processes and store, live. Ctrl-C ends it.
 
     Problems come first. Rates, unacknowledged messages and alarms need INGEST_MANAGEMENT_URL. Readiness and circuit
-    breakers come from the processes' own ports (INGEST_METRICS_PORT). What is unknown or does not apply is shown as -.
+    breakers come from the processes' own ports (INGEST_METRICS_PORT); their tasks/s are known from the second update
+    on. What is unknown or does not apply is shown as -.
     `oldest` is the age of the first message. RabbitMQ does not report it for quorum queues (seen on 3.10 and 4.3); that
     of ingest.dead comes from the dead letters, which are read if they are at most 2,000.
 
