@@ -28,7 +28,7 @@ from ingest.domain.ports import Store
 from ingest.domain.validation import url_problem
 from ingest.domain.webhook_hosts import private_host_problem
 
-customer_app = typer.Typer(help="Customers: quota, retention, strictness.", no_args_is_help=True)
+customer_app = typer.Typer(help="Customers: quota, retention, strictness, disabled or not.", no_args_is_help=True)
 key_app = typer.Typer(help="API keys. Only their hashes are stored.", no_args_is_help=True)
 webhook_app = typer.Typer(help="Webhook URLs that may be a callback_url.", no_args_is_help=True)
 
@@ -43,13 +43,26 @@ Strict = Annotated[
     bool | None,
     typer.Option("--strict/--no-strict", help="Refuse another body under a used key (422) instead of a replay."),
 ]
+Disabled = Annotated[
+    bool | None,
+    typer.Option(
+        "--disabled/--enabled",
+        help="Refuse its requests (403) and submissions (customer_disabled), replays too. Its keys stay. What was "
+        "answered 202 before is still accepted. Shims and workers notice within 2 seconds.",
+    ),
+]
 
 T = TypeVar("T")
 
 
 @customer_app.command("add")
 def customer_add(
-    cust: Cust, quota: Quota = None, retention: Retention = None, strict: Strict = None, json: Json = False
+    cust: Cust,
+    quota: Quota = None,
+    retention: Retention = None,
+    strict: Strict = None,
+    disabled: Disabled = None,
+    json: Json = False,
 ) -> None:
     """Add a customer. Example: ingest customer add acme --quota 100000 --retention 30d"""
     if not is_cust_id(cust):
@@ -60,7 +73,7 @@ def customer_add(
     async def add(store: Store) -> Customer:
         if await store.customer(cust) is not None:
             raise ConfigurationError(f"customer {cust} exists already: `ingest customer set {cust} …` changes it")
-        added = _changed(Customer(cust_id=cust), quota, retention, strict)
+        added = _changed(Customer(cust_id=cust), quota, retention, strict, disabled)
         await store.save_customer(added)
         return added
 
@@ -69,7 +82,12 @@ def customer_add(
 
 @customer_app.command("set")
 def customer_set(
-    cust: Cust, quota: Quota = None, retention: Retention = None, strict: Strict = None, json: Json = False
+    cust: Cust,
+    quota: Quota = None,
+    retention: Retention = None,
+    strict: Strict = None,
+    disabled: Disabled = None,
+    json: Json = False,
 ) -> None:
     """Change a customer;
 
@@ -77,7 +95,7 @@ def customer_set(
     """
 
     async def change(store: Store) -> Customer:
-        changed = _changed(await _existing(store, cust), quota, retention, strict)
+        changed = _changed(await _existing(store, cust), quota, retention, strict, disabled)
         await store.save_customer(changed)
         return changed
 
@@ -207,7 +225,9 @@ async def _existing(store: Store, cust: str) -> Customer:
     return customer
 
 
-def _changed(before: Customer, quota: str | None, retention: str | None, strict: bool | None) -> Customer:
+def _changed(
+    before: Customer, quota: str | None, retention: str | None, strict: bool | None, disabled: bool | None
+) -> Customer:
     changes: dict[str, Any] = {}
     if quota is not None:
         changes["monthly_quota"] = None if quota == "unlimited" else _number(quota)
@@ -215,6 +235,8 @@ def _changed(before: Customer, quota: str | None, retention: str | None, strict:
         changes["retention"] = _retention(retention)
     if strict is not None:
         changes["strict"] = strict
+    if disabled is not None:
+        changes["disabled"] = disabled
     return msgspec.structs.replace(before, **changes)
 
 
@@ -240,6 +262,7 @@ def _fields(customer: Customer) -> dict[str, Any]:
         "monthly_quota": quota,
         "retention": customer.retention,
         "strict": customer.strict,
+        "disabled": customer.disabled,
         "webhooks": sorted(customer.webhooks),
     }
 

@@ -21,7 +21,8 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
 
     `monthly_quota` limits the new tasks of a calendar month (UTC); None is unlimited. `retention` is how long a key is
     remembered, in seconds. `strict` answers another body under a used key with 422 instead of a replay. `webhooks` are
-    the accepted values of `callback_url`, compared exactly.
+    the accepted values of `callback_url`, compared exactly. Of a `disabled` customer nothing new is accepted; what was
+    admitted before is.
     """
 
     cust_id: str
@@ -29,6 +30,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     retention: int = DEFAULT_RETENTION
     strict: bool = False
     webhooks: frozenset[str] = frozenset()
+    disabled: bool = False
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):

@@ -33,6 +33,8 @@ class Reason(StrEnum):
     BAD_ROUTING_KEY = "bad_routing_key"
     MISSING_MESSAGE_ID = "missing_message_id"
     UNKNOWN_CUSTOMER = "unknown_customer"
+    CUSTOMER_DISABLED = "customer_disabled"
+    """An operator has disabled the customer. Replays are rejected, too."""
     USER_MISMATCH = "user_mismatch"
     """The broker-checked `user_id` is neither the customer nor the service."""
     FORGED_ADMISSION = "forged_admission"

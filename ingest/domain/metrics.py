@@ -281,6 +281,7 @@ _HTTP_REASONS: Final = {
         Reason.UNSUPPORTED_CONTENT_TYPE,
         Reason.KEY_CONFLICT,
         Reason.QUOTA_EXHAUSTED,
+        Reason.CUSTOMER_DISABLED,
         "unauthorized",
         "method_not_allowed",
         "internal",

@@ -15,6 +15,7 @@ REMEDIES: Final[dict[str, str]] = {
     Reason.BAD_ROUTING_KEY: INVALID_PAYLOAD,
     Reason.MISSING_MESSAGE_ID: INVALID_PAYLOAD,
     Reason.UNKNOWN_CUSTOMER: "Add the customer with `ingest customer add`, then redrive.",
+    Reason.CUSTOMER_DISABLED: "Redrive it after `ingest customer set CUST --enabled`, or purge it.",
     Reason.USER_MISMATCH: "Never redriven: another user sent it in the customer's name.",
     Reason.FORGED_ADMISSION: (
         "It claims to come from the service. If its user is one of the service's, add it to INGEST_TRUSTED_USERS, then "

@@ -53,7 +53,7 @@ class Auth:
         """Return the customer of an `Authorization` header.
 
         Raises:
-            Problem: 401, or 503 if the store is unavailable and the key is not cached.
+            Problem: 401, 403 if the customer is disabled, or 503 if the store is unavailable and the key is not cached.
         """
         if authorization is None:
             raise problems.missing_key()
@@ -69,6 +69,8 @@ class Auth:
             customer = await self._shared_look_up(key_hash, cached)
         if customer is None:
             raise problems.unknown_key()
+        if customer.disabled:
+            raise problems.customer_disabled()
         return customer
 
     async def _shared_look_up(self, key_hash: bytes, cached: _CacheEntry | None) -> Customer | None:

@@ -61,6 +61,7 @@ unknown_key = partial(
     reason="unauthorized",
 )
 quota_exhausted = partial(Problem, 403, "quota exhausted", reason=Reason.QUOTA_EXHAUSTED)
+customer_disabled = partial(Problem, 403, "the customer is disabled", reason=Reason.CUSTOMER_DISABLED)
 contended = partial(
     Problem, 409, "another request with this idempotency key is in progress, retry in a moment", (_RETRY,)
 )

@@ -46,8 +46,8 @@ class Classified(msgspec.Struct, eq=False):
     """Sent by another user of the service, it seems, whom INGEST_TRUSTED_USERS does not name."""
     direct: list[tuple[Delivery, Request]] = msgspec.field(default_factory=list)
     revoked: list[tuple[Request, Rejection]] = msgspec.field(default_factory=list)
-    """Direct submissions whose webhook or customer is unknown: rejected, unless they were admitted before it was
-    removed."""
+    """Direct submissions whose webhook or customer is unknown, or whose customer is disabled: rejected, unless they
+    were admitted before."""
     rejected: list[Rejection] = msgspec.field(default_factory=list)
 
 
@@ -155,11 +155,13 @@ class DeliveryClassifier:
         try:
             if customer is None:
                 raise InvalidSubmission(Reason.UNKNOWN_CUSTOMER, f"customer {cust_id} does not exist")
+            if customer.disabled:
+                raise InvalidSubmission(Reason.CUSTOMER_DISABLED, f"customer {cust_id} is disabled")
             submission = await self._parser.parse(Unparsed(kind, delivery.body, cust_id, customer.webhooks, key))
             request = Request(submission, customer, origin=message_id, created_at=created_at)
             classified.direct.append((delivery, request))
         except InvalidSubmission as error:
-            if customer is not None and not isinstance(error, UnregisteredWebhook):
+            if not _may_have_been_admitted(error):
                 raise
             rejected = rejection(delivery, error, cust_id)
             # A customer that was deleted is charged for nothing new.
@@ -183,6 +185,14 @@ class DeliveryClassifier:
             self._customers.clear()
         self._customers[cust_id] = (now + CUSTOMER_CACHE, customer)
         return customer
+
+
+def _may_have_been_admitted(error: InvalidSubmission) -> bool:
+    """Return whether the submission may have been correct when an earlier attempt admitted it."""
+    return isinstance(error, UnregisteredWebhook) or error.reason in (
+        Reason.UNKNOWN_CUSTOMER,
+        Reason.CUSTOMER_DISABLED,
+    )
 
 
 def waits_for_parser(delivery: Delivery) -> bool:

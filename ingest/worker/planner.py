@@ -179,7 +179,8 @@ class DeliveryPlanner:
     async def _plan_revoked(self, attempt: Planned, revoked: Sequence[tuple[Request, Rejection]]) -> None:
         """Plan submissions that were admitted before their webhook or customer was removed; reject the others.
 
-        Some of their events may have been published, so they must not be rejected now.
+        Some of their events may have been published, so they must not be rejected now. The same holds for a customer
+        that was disabled, but its replays are rejected.
         """
         admitted = []
         entries = await self._ledger.read([request.submission.id for request, _ in revoked])
@@ -190,6 +191,7 @@ class DeliveryPlanner:
                 entry
                 and entry.fingerprint == request.submission.fingerprint
                 and (entry.is_durable or entry.origin == request.origin)
+                and not _is_refused_replay(rejected, entry)
             ):
                 admitted.append((rejected.delivery, request))
             else:
@@ -228,6 +230,12 @@ class DeliveryPlanner:
                 plan.outcome = duplicate.outcome
             elif id(delivery) not in waiting:
                 attempt.plans.append(duplicate)
+
+
+def _is_refused_replay(rejected: Rejection, entry: Entry) -> bool:
+    """Return whether a disabled customer repeats a submission. A redelivery may be the accepted one, not yet acked."""
+    disabled = rejected.error.reason is Reason.CUSTOMER_DISABLED
+    return disabled and entry.is_durable and not rejected.delivery.redelivered
 
 
 def _add_decision(attempt: Planned, delivery: Delivery, decision: Decision) -> None:

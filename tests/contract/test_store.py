@@ -352,7 +352,7 @@ async def test_saving_a_customer_replaces_every_field(store: Store) -> None:
     first = Customer(cust_id=name, monthly_quota=5, strict=True, webhooks=frozenset({"https://a.example/ü"}))
     await store.save_customer(first)
     assert await store.customer(name) == first
-    second = Customer(cust_id=name, retention=60)
+    second = Customer(cust_id=name, retention=60, disabled=True)
     await store.save_customer(second)
     assert await store.customer(name) == second
     assert second in await store.customers()

@@ -9,6 +9,7 @@
     |   |-- InvalidRequestError   400, 405, 413, 415, 422: change the request
     |   |-- AuthenticationError   401: the API key
     |   |-- QuotaExhaustedError   403
+    |   |-- CustomerDisabledError 403, if the operator has disabled the customer
     |   |-- NotFoundError         404
     |   |-- ConflictError         409: another request with the same key is in progress
     |   |-- RateLimitedError      429
@@ -90,6 +91,10 @@ class QuotaExhaustedError(APIError):
     """The monthly quota is exhausted."""
 
 
+class CustomerDisabledError(APIError):
+    """The operator has disabled the customer: every request is refused until it is enabled."""
+
+
 class NotFoundError(APIError):
     """Nothing has this id, or it is no longer remembered."""
 
@@ -158,6 +163,8 @@ def resumable(key: str, accepted: Sequence[BatchResult] = ()) -> Iterator[None]:
         raise
 
 
+DISABLED = "the customer is disabled"
+"""The gateway's sentence. Only it tells this 403 from an exhausted quota."""
 BY_STATUS: dict[int, type[APIError]] = {
     400: InvalidRequestError,
     401: AuthenticationError,

@@ -13,7 +13,7 @@ from urllib.parse import quote
 
 import httpx
 
-from asg_gateway._errors import BY_STATUS, APIError, ServerError
+from asg_gateway._errors import BY_STATUS, DISABLED, APIError, CustomerDisabledError, ServerError
 from asg_gateway._results import SEPARATOR, BatchResult, TaskResult
 from asg_gateway._tasks import encode, encode_item, part_key, split
 from asg_gateway._version import __version__
@@ -132,6 +132,8 @@ def api_error(response: httpx.Response) -> APIError:
         pass  # not an answer of the gateway, but perhaps of a proxy
     status = response.status_code
     kind = ServerError if status >= 500 else BY_STATUS.get(status, APIError)
+    if status == 403 and message == DISABLED:
+        kind = CustomerDisabledError
     return kind(status, message, errors, response.headers.get("X-Request-Id"), dict(response.headers))
 
 

@@ -75,6 +75,13 @@ def test_customer_show_is_readable_text(tmp_path: Path) -> None:
     assert not any(literal in shown for literal in ("{", "True", "False", "None"))
 
 
+def test_customer_is_disabled_until_it_is_enabled_and_other_changes_keep_that(tmp_path: Path) -> None:
+    ingest(tmp_path, "customer", "add", "acme")
+    for change, disabled in (("--disabled", True), ("--strict", True), ("--enabled", False)):
+        ingest(tmp_path, "customer", "set", "acme", change)
+        assert json.loads(ingest(tmp_path, "customer", "show", "acme", "--json").stdout)["disabled"] is disabled
+
+
 def test_removing_an_unregistered_webhook_says_so_and_names_the_registered_ones(tmp_path: Path) -> None:
     ingest(tmp_path, "customer", "add", "acme")
     ingest(tmp_path, "webhook", "add", "acme", "https://a.example/h")

@@ -32,6 +32,7 @@ SUBMISSIONS: list[tuple[str, str, object, dict[str, str], int]] = [
     ("/v1/tasks/batch", "key", {"tasks": [{}] * 200}, {}, 400),
     ("/v1/tasks", "unknown", TASK, {}, 401),
     ("/v1/tasks", "poor", TASK, {}, 403),
+    ("/v1/tasks", "disabled", TASK, {}, 403),
     ("/v1/tasks", "key", TASK, {"Content-Encoding": "gzip"}, 415),
     ("/v1/tasks", "strict", KEYED, {}, 202),
     ("/v1/tasks", "strict", OTHER, {}, 422),
@@ -61,6 +62,7 @@ async def test_answers_to_submissions_match_the_document(harness: ShimHarness) -
     """The submissions are accepted, replayed, or refused for each reason that a client can cause."""
     await harness.add_customer(Customer(cust_id="poor", monthly_quota=0), "poor")
     await harness.add_customer(Customer(cust_id="strict", strict=True), "strict")
+    await harness.add_customer(Customer(cust_id="disabled", disabled=True), "disabled")
     for path, api_key, body, headers, status in SUBMISSIONS:
         async with harness.client_of(api_key) as client:
             raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]

@@ -39,7 +39,7 @@ EVENTS = {
 }
 ERRORS: dict[int, list[Problem]] = {
     401: [problems.missing_key(), problems.unknown_key()],
-    403: [problems.quota_exhausted()],
+    403: [problems.quota_exhausted(), problems.customer_disabled()],
     408: [Problem(408, HEAD_TOO_SLOW), Problem(408, BODY_TOO_SLOW)],
     409: [problems.contended()],
     413: [problems.too_large()],

@@ -10,6 +10,7 @@ from asg_gateway._retry import Attempts, Limits
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from ingest.shim import problems
 from tests.unit.sdk.gateway import CALL, TASK, Gateway, batch, submit
 
 URL = "https://gateway.example"
@@ -80,6 +81,13 @@ def test_permanent_status_raises_error_with_details_of_the_answer(
     assert caught.value.errors == (("a", "a is wrong"), ("b", "b is wrong"))
     assert (caught.value.request_id, caught.value.headers["allow"]) == ("r1", "POST")
     assert gateway.pauses == []
+
+
+def test_403_of_a_disabled_customer_raises_customer_disabled_error() -> None:
+    """The sentence is the shim's own."""
+    refused = problems.customer_disabled()
+    with pytest.raises(asg_gateway.CustomerDisabledError, match=refused.message):
+        submit(Gateway(httpx.Response(refused.status, content=refused.body())).client())
 
 
 @pytest.mark.parametrize(

@@ -357,3 +357,22 @@ async def test_docs_page_can_neither_load_from_elsewhere_nor_be_framed(harness: 
         assert headers["Content-Security-Policy"].startswith("default-src 'none'; connect-src 'self'; ")
         assert "frame-ancestors 'none'" in headers["Content-Security-Policy"]
         assert headers["X-Frame-Options"] == "DENY"
+
+
+async def test_disabled_customer_is_answered_403_until_it_is_enabled(harness: ShimHarness) -> None:
+    """Also for a replay and a look-up. The keys stay."""
+    keyed = TASK | {"idempotency_key": "k"}
+    accepted = (await harness.client.post("/v1/tasks", json=keyed)).json()
+    await harness.store.save_customer(Customer(cust_id="c", disabled=True))
+    async with asyncio.timeout(10):
+        while (answer := await harness.client.post("/v1/tasks", json=keyed)).status_code != 403:
+            await asyncio.sleep(0.1)
+    assert answer.json() == {"error": "the customer is disabled"}
+    for path in ("/v1/tasks", "/v1/tasks/batch"):
+        assert (await harness.client.post(path, json={})).status_code == 403
+    assert (await harness.client.get(f"/v1/tasks/{accepted['task_id']}")).status_code == 403
+    await harness.store.save_customer(Customer(cust_id="c"))
+    async with asyncio.timeout(10):
+        while (answer := await harness.client.post("/v1/tasks", json=keyed)).status_code != 200:
+            await asyncio.sleep(0.1)
+    assert answer.json() == accepted | {"idempotent": True}
