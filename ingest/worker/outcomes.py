@@ -44,8 +44,8 @@ def record_finished(meter: Meter, plans: Sequence[OutboundPlan]) -> None:
         if plan.decision is not None:
             amqp_ages.append(now - _submitted_at(plan, now))
             amqp_tasks += plan.accepted_tasks
-        elif plan.outcome is Outcome.ACCEPTED or plan.entries:
-            http_ages += [now - entry.created_at / 1000 for entry in plan.entries[:1]]
+        elif plan.entries:
+            http_ages.append(now - plan.entries[0].created_at / 1000)
             http_tasks += plan.accepted_tasks
         if plan.outcome is not Outcome.ACCEPTED:
             not_accepted.append((plan.outcome, plan.reason, plan.mismatch))

@@ -42,9 +42,7 @@ class OutboundPlan(msgspec.Struct, eq=False, gc=False):
 
     @property
     def accepted_tasks(self) -> int:
-        """The number of tasks that this plan accepts."""
-        if not self.entries:
-            return 0
+        """The number of tasks that this plan accepts, if it has entries."""
         return len(self.messages) - (1 if self.outcome is Outcome.DUPLICATE else 0)
 
 

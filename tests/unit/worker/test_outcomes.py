@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,8 +51,8 @@ async def harness(tmp_path: Path) -> AsyncIterator[OutcomesHarness]:
     await store.close()
 
 
-def from_shim(key: str, created_at: float) -> Delivery:
-    submission = task_submission(TASK | {"idempotency_key": key}, "c", frozenset())
+def from_shim(key: str, created_at: float, body: dict[str, Any] = TASK) -> Delivery:
+    submission = task_submission(body | {"idempotency_key": key}, "c", frozenset())
     return admitted_delivery(Admitted(submission, int(created_at * 1000), 86_400))
 
 
@@ -104,6 +105,19 @@ async def test_admitted_submissions_are_counted_once_with_their_age_since_create
     assert harness.counted(f"{AGES}_count") == {"http,task": 2}
     assert harness.counted(f"{AGES}_sum")["http,task"] == pytest.approx(100, abs=2)
     assert harness.counted("ingest_repeated_deliveries_total") == {"": 1}
+
+
+async def test_submission_is_not_counted_if_its_key_belongs_to_another_body_since_its_entry_was_lost(
+    harness: OutcomesHarness,
+) -> None:
+    """Its event is published, and nothing in the ledger would say so to a copy."""
+    other = TASK | {"consensus_threshold": 5}
+    now = time.time()
+    await harness.attempt(from_shim("a", now))
+    published = await harness.attempt(from_shim("a", now - 100, other), from_shim("b", now))
+    assert len(published) == 2
+    assert harness.counted(TASKS) == {"http": 2}
+    assert harness.counted(f"{AGES}_count") == {"http,task": 2}
 
 
 @pytest.mark.parametrize(("timestamp", "age"), [(-100, 100), (None, 0), (-10 * 366 * 86_400, 0), (3600, 0)])
