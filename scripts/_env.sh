@@ -1,5 +1,6 @@
-# The scripts source this file. `prepare` installs the service and the SDK in .venv and installs them again if a
-# pyproject.toml changes; `prepare dev` also installs the development tools.
+# The scripts source this file. `prepare` installs the service and the SDK in .venv, and again if a pyproject.toml or a
+# lock changes; `prepare dev` also installs the development tools. What the locks contain is installed in these versions
+# and with these hashes, as in the image; only the development tools have ranges.
 
 prepare() {
     local root python stamp checksum wanted
@@ -10,7 +11,7 @@ prepare() {
         echo "$0: needs Python 3.11 or newer; set PYTHON to one" >&2
         exit 2
     fi
-    checksum="$(cat pyproject.toml ingest/sdk/pyproject.toml | cksum) $root"
+    checksum="$(cat pyproject.toml ingest/sdk/pyproject.toml deploy/*.lock | cksum) $root"
     wanted="${1:-service} $checksum"
     stamp=$(cat .venv/installed 2>/dev/null || true)
     # scripts/run can also use an environment with the development tools.
@@ -23,12 +24,12 @@ prepare() {
         exit 2
     fi
     local pip=(.venv/bin/python -m pip --quiet --disable-pip-version-check install)
-    # --group needs pip 25.1.
-    "${pip[@]}" --upgrade 'pip>=25.1' >&2
+    "${pip[@]}" --require-hashes -r deploy/requirements.lock -r deploy/build.lock >&2
+    "${pip[@]}" --no-build-isolation --no-deps -e ./ingest/sdk -e . >&2
     if [ "${1:-service}" = dev ]; then
-        "${pip[@]}" -e ./ingest/sdk -e '.[otel]' --group dev >&2
-    else
-        "${pip[@]}" -e ./ingest/sdk -e . >&2
+        sed -n 's/^\([a-z0-9._-]*==[^ ;]*\).*/\1/p' deploy/requirements.lock > .venv/constraints
+        "${pip[@]}" --upgrade 'pip>=25.1' >&2 # for --group
+        "${pip[@]}" --constraint .venv/constraints --group dev >&2
     fi
     echo "$wanted" > .venv/installed
 }
