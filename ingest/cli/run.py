@@ -188,12 +188,19 @@ def _show_events(broker: Broker, store: Store) -> bootstrap.Adapters:
 
 
 def _stored_key(path: Path) -> str:
-    """Return the key of an earlier start, or a new one in a file that only its owner can read."""
-    if path.exists():
-        return path.read_text().strip()
-    created = new_api_key()
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(created + "\n")
+    """Return the key of an earlier start, or a new one in a file that only its owner can read.
+
+    Raises ConfigurationError.
+    """
+    try:
+        if path.exists() and (stored := path.read_text().strip()):
+            return stored
+        path.unlink(missing_ok=True)  # it is empty if the disk was full
+        created = new_api_key()
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(created + "\n")
+    except OSError as error:
+        raise ConfigurationError(f"cannot read or write {path}: {error.strerror}") from error
     return created
 
 

@@ -118,6 +118,24 @@ def test_restart_keeps_the_api_key_and_the_tasks(tmp_path: Path) -> None:
         assert curl(TASK_CURL, address(dev), key) == first | {"idempotent": True}
 
 
+def test_empty_file_with_the_api_key_is_written_again(tmp_path: Path) -> None:
+    """A start on a full disk may have left it."""
+    key_file = tmp_path / ".ingest" / "api_key"
+    key_file.parent.mkdir()
+    key_file.touch()
+    with start(tmp_path) as dev:
+        assert f"API key: {key_file.read_text().strip()}\n" in dev.text()
+        assert key_file.read_text().startswith("asg_live_")
+
+
+def test_file_with_the_api_key_that_cannot_be_read_is_reported_with_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / ".ingest" / "api_key").mkdir(parents=True)
+    with Ingest("dev", "--port", "0", directory=tmp_path) as dev:
+        assert dev.process.wait(20) == 2
+        assert "cannot read or write .ingest/api_key: Is a directory" in dev.text()
+        assert "Traceback" not in dev.text()
+
+
 def test_batch_answered_202_before_sigkill_is_emitted_after_the_restart(tmp_path: Path) -> None:
     with start(tmp_path, "--api-key", "k") as dev:
         answer = httpx.post(
