@@ -67,4 +67,4 @@ async def test_management_user_without_tags_is_one_warning_that_lists_what_was_n
         "Not checked: topology and policies, nodes and alarms, queue members, permissions, the users of connected "
         "shims and workers"
     )
-    assert "`operator`" in warning.do
+    assert "`monitoring` or `operator`" in warning.do

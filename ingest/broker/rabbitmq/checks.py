@@ -75,7 +75,7 @@ def _run(checks: Mapping[str, Callable[[], list[Finding]]]) -> list[Finding]:
     elif failed:
         do = (
             "set INGEST_MANAGEMENT_URL to a user that has the tag `monitoring` and permissions in the virtual host: "
-            "`operator` in deploy/README.md, Users"
+            "`monitoring` or `operator` in deploy/README.md, Users"
         )
         cause = next(iter(failed.values()))
         results.append(warning(AREA, f"{cause}. {not_checked(failed)}", do))
