@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from ingest.backends.files import sqlite_file
 from ingest.domain.errors import ConfigurationError, StoreUnavailable
 from ingest.domain.findings import Finding, error, not_checked, ok, warning
-from ingest.domain.overview import StoreState
+from ingest.domain.overview import StoreState, counted
 from ingest.domain.ports import Store
 from ingest.settings import Settings, misspelt, unknown_variables
 from ingest.sqlite.checks import check_file, read_time
@@ -141,13 +141,20 @@ async def _write_finding(store: Store) -> Finding:
 
 async def _customer_finding(store: Store) -> Finding:
     try:
-        count = len(await store.customers())
+        customers = await store.customers()
     except StoreUnavailable as unavailable:
         return warning("store", f"{unavailable}. {not_checked(('customers',))}", "see the findings above")
-    if not count:
+    if not customers:
         return warning(
             "store",
             "there is no customer, so every submission is refused",
             "run `ingest customer add CUST`, and `ingest key create CUST` for an API key",
         )
-    return ok("store", f"{count:,} customer{'s' * (count > 1)}")
+    disabled = sum(customer.disabled for customer in customers)
+    if disabled == len(customers):
+        return warning(
+            "store",
+            "every customer is disabled, so every submission is refused",
+            "run `ingest customer set CUST --enabled` for those that may submit",
+        )
+    return ok("store", counted(len(customers), "customer") + (f", {disabled:,} of them disabled" if disabled else ""))

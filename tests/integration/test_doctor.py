@@ -167,9 +167,11 @@ async def test_store_without_customers_is_a_warning_until_one_is_added() -> None
     try:
         assert reports(await backend.findings(), WARNING, "there is no customer, so every submission is refused")
         store = await backend.open()
-        await store.save_customer(Customer(cust_id="acme", monthly_quota=1))
+        await store.save_customer(Customer(cust_id="acme", disabled=True))
+        assert reports(await backend.findings(), WARNING, "every customer is disabled, so every submission is refused")
+        await store.save_customer(Customer(cust_id="other"))
         await store.close()
-        assert reports(await backend.findings(), OK, "1 customer")
+        assert reports(await backend.findings(), OK, "2 customers, 1 of them disabled")
     finally:
         server.stop()
 
