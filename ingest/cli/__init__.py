@@ -5,7 +5,7 @@ import sys
 import typer
 
 from ingest import __version__, settings
-from ingest.cli import customers, dlq, doctor, documents, run, status, topology
+from ingest.cli import customers, dlq, doctor, documents, keys, run, status, topology, webhooks
 from ingest.cli.exits import exit_code
 
 
@@ -35,9 +35,9 @@ app.command()(run.dev)
 app.command()(run.serve)
 app.command()(run.work)
 app.add_typer(topology.app, name="topology")
-app.add_typer(customers.customer_app, name="customer")
-app.add_typer(customers.key_app, name="key")
-app.add_typer(customers.webhook_app, name="webhook")
+app.add_typer(customers.app, name="customer")
+app.add_typer(keys.app, name="key")
+app.add_typer(webhooks.app, name="webhook")
 app.add_typer(dlq.app, name="dlq")
 app.command()(doctor.doctor)
 app.command()(status.status)

@@ -1,38 +1,22 @@
-"""`ingest customer`, `ingest key`, `ingest webhook`: customers, their API keys and webhooks."""
+"""`ingest customer`: customers."""
 
-import asyncio
 import math
 import re
 import time
-from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import msgspec
 import typer
 
 from ingest import settings
-from ingest.backends import store_backend
-from ingest.cli.dlq_view import age
 from ingest.cli.options import Json, seconds
-from ingest.domain.customers import (
-    ApiKey,
-    Customer,
-    hash_api_key,
-    is_cust_id,
-    key_id_of,
-    new_api_key,
-)
+from ingest.cli.registry import Cust, existing_customer, fields_of, print_json, show, show_fields, with_store
+from ingest.domain.customers import Customer, is_cust_id
 from ingest.domain.errors import ConfigurationError
-from ingest.domain.events import rfc3339
 from ingest.domain.ports import Store
-from ingest.domain.validation import url_problem
-from ingest.domain.webhook_hosts import private_host_problem
 
-customer_app = typer.Typer(help="Customers: quota, retention, strictness, disabled or not.", no_args_is_help=True)
-key_app = typer.Typer(help="API keys. Only their hashes are stored.", no_args_is_help=True)
-webhook_app = typer.Typer(help="Webhook URLs that may be a callback_url.", no_args_is_help=True)
+app = typer.Typer(help="Customers: quota, retention, strictness, disabled or not.", no_args_is_help=True)
 
-Cust = Annotated[str, typer.Argument(metavar="CUST", help="The customer's id: 1 to 64 letters, digits, _ or -.")]
 Quota = Annotated[
     str | None, typer.Option(metavar="N", help="New tasks a calendar month (UTC), or `unlimited`.", show_default=False)
 ]
@@ -52,10 +36,8 @@ Disabled = Annotated[
     ),
 ]
 
-T = TypeVar("T")
 
-
-@customer_app.command("add")
+@app.command("add")
 def customer_add(
     cust: Cust,
     quota: Quota = None,
@@ -77,10 +59,10 @@ def customer_add(
         await store.save_customer(added)
         return added
 
-    _show(_with_store(add), json)
+    show(with_store(add), json)
 
 
-@customer_app.command("set")
+@app.command("set")
 def customer_set(
     cust: Cust,
     quota: Quota = None,
@@ -95,134 +77,38 @@ def customer_set(
     """
 
     async def change(store: Store) -> Customer:
-        changed = _changed(await _existing(store, cust), quota, retention, strict, disabled)
+        changed = _changed(await existing_customer(store, cust), quota, retention, strict, disabled)
         await store.save_customer(changed)
         return changed
 
-    _show(_with_store(change), json)
+    show(with_store(change), json)
 
 
-@customer_app.command("list")
+@app.command("list")
 def customer_list(json: Json = False) -> None:
     """List all customers."""
-    rows = [_fields(customer) for customer in _with_store(lambda store: store.customers())]
+    rows = [fields_of(customer) for customer in with_store(lambda store: store.customers())]
     if json:
-        _print_json(rows)
+        print_json(rows)
         return
     for row in rows:
         typer.echo("  ".join(f"{name}={value}" for name, value in row.items() if name != "webhooks"))
 
 
-@customer_app.command("show")
-def customer_show(cust: Cust, json: Json = False) -> None:
+@app.command("show")
+def customershow(cust: Cust, json: Json = False) -> None:
     """Show a customer, the tasks charged this month, and its keys."""
 
     async def read(store: Store) -> dict[str, Any]:
-        customer = await _existing(store, cust)
+        customer = await existing_customer(store, cust)
         month = time.strftime("%Y-%m", time.gmtime())
         keys = [
-            {"key_id": key.key_id, "created_at": key.created_at, "revoked": key.revoked}
+            {name: getattr(key, name) for name in ("key_id", "name", "created_at", "last_used_at", "revoked")}
             for key in await store.keys(cust)
         ]
-        return _fields(customer) | {"used_this_month": await store.used(cust, month), "keys": keys}
+        return fields_of(customer) | {"used_this_month": await store.used(cust, month), "keys": keys}
 
-    _show_fields(_with_store(read), json)
-
-
-@key_app.command("create")
-def key_create(cust: Cust, json: Json = False) -> None:
-    """Create an API key and print it. It cannot be shown again."""
-
-    async def create(store: Store) -> dict[str, str]:
-        await _existing(store, cust)
-        api_key = new_api_key()
-        return {"key_id": await save_key(store, cust, api_key), "api_key": api_key}
-
-    _show_fields(_with_store(create), json)
-
-
-@key_app.command("revoke")
-def key_revoke(key_id: Annotated[str, typer.Argument(metavar="KEY_ID")]) -> None:
-    """Revoke a key. Shims notice within 2 seconds."""
-
-    async def revoke(store: Store) -> None:
-        if not await store.revoke_key(key_id):
-            raise ConfigurationError(f"there is no key {key_id}: `ingest customer show CUST` lists a customer's keys")
-
-    _with_store(revoke)
-    typer.echo(f"revoked {key_id}")
-
-
-@webhook_app.command("add")
-def webhook_add(
-    cust: Cust,
-    url: Annotated[str, typer.Argument(metavar="URL")],
-    json: Json = False,
-    allow_private: Annotated[
-        bool, typer.Option("--allow-private", help="Allow a host in a private network, such as a consumer of your own.")
-    ] = False,
-) -> None:
-    """Register a webhook URL. A callback_url must equal it exactly."""
-    check_webhook(url)
-    if not allow_private and (problem := private_host_problem(url)):
-        raise ConfigurationError(f"{url!r} cannot be a webhook: it {problem}; --allow-private registers it anyway")
-    _show(_change_webhooks(cust, lambda webhooks: webhooks | {url}), json)
-
-
-@webhook_app.command("remove")
-def webhook_remove(cust: Cust, url: Annotated[str, typer.Argument(metavar="URL")], json: Json = False) -> None:
-    """Remove a webhook URL. Tasks that were accepted before keep it."""
-
-    def without(webhooks: frozenset[str]) -> frozenset[str]:
-        if url not in webhooks:
-            registered = ", ".join(sorted(webhooks)) or "none"
-            raise ConfigurationError(f"{url} is not a webhook of {cust}; registered: {registered}")
-        return webhooks - {url}
-
-    _show(_change_webhooks(cust, without), json)
-
-
-def check_webhook(url: str) -> None:
-    """Raise ConfigurationError unless the URL can be a webhook."""
-    problem = url_problem(url)
-    if problem:
-        raise ConfigurationError(f"{url!r} cannot be a webhook: it {problem}")
-
-
-async def save_key(store: Store, cust: str, api_key: str) -> str:
-    """Store the hash of a key; return the key's public name."""
-    key_hash = hash_api_key(api_key)
-    key_id = key_id_of(key_hash)
-    await store.save_key(ApiKey(key_id=key_id, cust_id=cust, key_hash=key_hash, created_at=int(time.time() * 1000)))
-    return key_id
-
-
-def _change_webhooks(cust: str, change: Callable[[frozenset[str]], frozenset[str]]) -> Customer:
-    async def apply(store: Store) -> Customer:
-        customer = await _existing(store, cust)
-        changed = msgspec.structs.replace(customer, webhooks=change(customer.webhooks))
-        await store.save_customer(changed)
-        return changed
-
-    return _with_store(apply)
-
-
-def _with_store(job: Callable[[Store], Awaitable[T]]) -> T:
-    async def work() -> T:
-        store = await store_backend(settings.load()).open()
-        try:
-            return await job(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(work())
-
-
-async def _existing(store: Store, cust: str) -> Customer:
-    customer = await store.customer(cust)
-    if customer is None:
-        raise ConfigurationError(f"there is no customer {cust}: add it with `ingest customer add {cust}`")
-    return customer
+    show_fields(with_store(read), json)
 
 
 def _changed(
@@ -253,48 +139,3 @@ def _number(text: str) -> int:
     if not re.fullmatch(r"\d{1,15}", text):
         raise ConfigurationError(f"--quota must be a number of tasks or `unlimited`, it is {text!r}")
     return int(text)
-
-
-def _fields(customer: Customer) -> dict[str, Any]:
-    quota = "unlimited" if customer.monthly_quota is None else customer.monthly_quota
-    return {
-        "cust_id": customer.cust_id,
-        "monthly_quota": quota,
-        "retention": customer.retention,
-        "strict": customer.strict,
-        "disabled": customer.disabled,
-        "webhooks": sorted(customer.webhooks),
-    }
-
-
-def _show(customer: Customer, json: bool) -> None:
-    _show_fields(_fields(customer), json)
-
-
-def _show_fields(fields: dict[str, Any], json: bool) -> None:
-    if json:
-        _print_json(fields)
-        return
-    for name, value in fields.items():
-        first, *others = (
-            [_text(name, line) for line in value] or ["none"] if isinstance(value, list) else [_text(name, value)]
-        )
-        typer.echo(f"{name.replace('_', ' '):<16} {first}")
-        for line in others:
-            typer.echo(f"{'':<16} {line}")
-
-
-def _text(name: str, value: Any) -> str:
-    """Return a value of a customer or key for people."""
-    if isinstance(value, dict):  # a key
-        created = rfc3339(value["created_at"])
-        return f"{value['key_id']}, created {created}" + (", revoked" if value["revoked"] else "")
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name == "retention":
-        return age(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _print_json(data: Any) -> None:
-    typer.echo(msgspec.json.encode(data).decode())

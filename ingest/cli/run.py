@@ -15,7 +15,8 @@ import typer
 from ingest import bootstrap, settings
 from ingest.backends import require_rabbitmq
 from ingest.cli import supervisor
-from ingest.cli.customers import check_webhook, save_key
+from ingest.cli.keys import save_key
+from ingest.cli.webhooks import check_webhook
 from ingest.domain.customers import Customer, hash_api_key, new_api_key
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Broker, Store

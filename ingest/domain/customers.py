@@ -34,13 +34,19 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
-    """An API key as it is stored, without the key itself."""
+    """An API key as it is stored, without the key itself.
+
+    `name` says what the key is for. Times are in Unix milliseconds. `last_used_at` is about an hour exact; None if no
+    use was recorded.
+    """
 
     key_id: str
     cust_id: str
     key_hash: bytes
     created_at: int
     revoked: bool = False
+    name: str = ""
+    last_used_at: int | None = None
 
 
 def retention_of(retention: int, *, keyed: bool) -> int:

@@ -97,6 +97,10 @@ class Registry(Protocol):
 
     async def keys(self, cust_id: str) -> list[ApiKey]: ...
 
+    async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
+        """Set `last_used_at` of keys, in Unix milliseconds. Ids of keys that do not exist have no effect."""
+        ...
+
     async def save_key(self, key: ApiKey) -> None: ...
 
     async def revoke_key(self, key_id: str) -> bool:

@@ -123,6 +123,7 @@ class Shim:
     async def drain(self) -> None:
         """Wait for the submissions in progress."""
         await self._submitter.drain()
+        await self._auth.close()
 
     async def _submit(
         self, kind: SubmissionKind, scope: Scope, headers: dict[bytes, bytes], receive: Receive

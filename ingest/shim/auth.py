@@ -11,6 +11,7 @@ from ingest.domain.customers import Customer, hash_api_key
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ports import Registry
 from ingest.shim import problems
+from ingest.shim.key_uses import KeyUses
 
 FRESH: Final = 2.0
 """Seconds for which a revocation or another change of a customer may be unnoticed."""
@@ -48,6 +49,7 @@ class Auth:
         self._clock = clock
         self._cache: dict[bytes, _CacheEntry] = {}
         self._lookups: dict[bytes, asyncio.Task[Customer | None]] = {}
+        self._uses = KeyUses(registry, clock)
 
     async def customer(self, authorization: bytes | None) -> Customer:
         """Return the customer of an `Authorization` header.
@@ -73,6 +75,10 @@ class Auth:
             raise problems.customer_disabled()
         return customer
 
+    async def close(self) -> None:
+        """Finish recording which keys were used."""
+        await self._uses.close()
+
     async def _shared_look_up(self, key_hash: bytes, cached: _CacheEntry | None) -> Customer | None:
         """Look a key up; concurrent requests with the same key share one look-up."""
         task = self._lookups.get(key_hash)
@@ -93,4 +99,6 @@ class Auth:
         if len(self._cache) >= _MAX_KEYS:
             self._cache.clear()
         self._cache[key_hash] = _CacheEntry(self._clock(), customer)
+        if customer is not None:
+            self._uses.note(key_hash)
         return customer

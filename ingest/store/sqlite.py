@@ -12,7 +12,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -35,7 +35,14 @@ _MIGRATIONS: Final = (
         """CREATE INDEX ledger_in_doubt ON ledger (expires)
              WHERE json_extract(entry, '$.phase') = 'claimed' AND json_extract(entry, '$.charged') > 0""",
     ),
+    (
+        "ALTER TABLE api_key ADD COLUMN name TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE api_key ADD COLUMN last_used_at INTEGER",
+    ),
 )
+
+_KEY_COLUMNS: Final = ", ".join(ApiKey.__struct_fields__)
+"""Columns have the names of the fields."""
 
 _encode = msgspec.json.encode
 _entry = msgspec.json.Decoder(Entry).decode
@@ -131,18 +138,18 @@ class SqliteStore:
         await self._file.change(lambda db: db.execute(sql, row))
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
-        sql = """SELECT key_id, cust_id, key_hash, created_at, revoked FROM api_key
-                 WHERE cust_id = ? ORDER BY created_at, key_id"""
+        sql = f"SELECT {_KEY_COLUMNS} FROM api_key WHERE cust_id = ? ORDER BY created_at, key_id"  # noqa: S608
         rows = await self._file.read(lambda db: db.execute(sql, (cust_id,)).fetchall())
-        return [
-            ApiKey(key_id=key_id, cust_id=cust, key_hash=key_hash, created_at=created, revoked=bool(revoked))
-            for key_id, cust, key_hash, created, revoked in rows
-        ]
+        return [_key(dict(zip(ApiKey.__struct_fields__, row, strict=True))) for row in rows]
+
+    async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
+        sql = "UPDATE api_key SET last_used_at = ? WHERE key_id = ?"
+        rows = [(used_at, key_id) for key_id in key_ids]
+        await self._file.change(lambda db: db.executemany(sql, rows))
 
     async def save_key(self, key: ApiKey) -> None:
-        sql = "INSERT OR REPLACE INTO api_key VALUES (?, ?, ?, ?, ?)"
-        row = (key.key_id, key.cust_id, key.key_hash, key.created_at, key.revoked)
-        await self._file.change(lambda db: db.execute(sql, row))
+        sql = f"INSERT OR REPLACE INTO api_key ({_KEY_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)"  # noqa: S608
+        await self._file.change(lambda db: db.execute(sql, msgspec.structs.astuple(key)))
 
     async def revoke_key(self, key_id: str) -> bool:
         sql = "UPDATE api_key SET revoked = 1 WHERE key_id = ?"
@@ -160,6 +167,10 @@ class SqliteStore:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _key(columns: dict[str, Any]) -> ApiKey:
+    return ApiKey(**columns | {"revoked": bool(columns["revoked"])})
 
 
 def _stored(db: sqlite3.Connection, id_: str, now: int) -> Entry | None:

@@ -86,6 +86,9 @@ class MeteredStore:
     async def keys(self, cust_id: str) -> list[ApiKey]:
         return await self._timed("registry", self._store.keys(cust_id))
 
+    async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
+        await self._timed("registry", self._store.record_key_use(key_ids, used_at))
+
     async def save_key(self, key: ApiKey) -> None:
         await self._timed("registry", self._store.save_key(key))
 

@@ -373,6 +373,29 @@ async def test_customer_is_found_by_key_hash_until_the_key_is_revoked(store: Sto
     assert not await store.revoke_key("key_000000000000")
 
 
+async def test_key_keeps_its_name_and_the_time_of_its_last_use(store: Store) -> None:
+    """A use changes nothing else, also of a revoked key. Ids of unknown keys are ignored."""
+    cust_id = f"c-{uuid.uuid4().hex[:8]}"
+    hashes = [hash_api_key(new_api_key()) for _ in range(3)]
+    keys = [
+        ApiKey(key_id=key_id_of(hashed), cust_id=cust_id, key_hash=hashed, created_at=number, name=f"job {number}")
+        for number, hashed in enumerate(hashes)
+    ]
+    for key in keys:
+        await store.save_key(key)
+    assert await store.keys(cust_id) == keys
+    await store.revoke_key(keys[0].key_id)
+    await store.record_key_use([keys[0].key_id, keys[2].key_id, "key_000000000000"], 1_775_000_000_123)
+    used = {"last_used_at": 1_775_000_000_123}
+    assert await store.keys(cust_id) == [
+        msgspec.structs.replace(keys[0], revoked=True, **used),
+        keys[1],
+        msgspec.structs.replace(keys[2], **used),
+    ]
+    await store.record_key_use([keys[2].key_id], 1_775_000_000_124)
+    assert (await store.keys(cust_id))[2].last_used_at == 1_775_000_000_124
+
+
 async def test_open_store_is_ready(store: Store) -> None:
     await store.ready()
 
@@ -384,6 +407,7 @@ async def test_empty_lists_are_valid_arguments(store: Store) -> None:
     assert await store.charge([]) == []
     await store.accept([])
     await store.refund([])
+    await store.record_key_use([], 1)
 
 
 async def test_closed_store_raises_store_unavailable_and_can_be_closed_again(store: Store) -> None:

@@ -6,9 +6,10 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 
+import msgspec
 import pytest
 
-from ingest.domain.customers import Customer
+from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Phase, Step
 from ingest.store.aerospike.store import AerospikeStore
@@ -90,6 +91,7 @@ async def test_every_call_raises_store_unavailable_if_the_client_has_removed_its
             lambda: store.customer("c"),
             lambda: store.save_customer(Customer(cust_id="c")),
             lambda: store.revoke_key("key_1"),
+            lambda: store.record_key_use(["key_1"], 1),
             store.ready,
         ]
         async with asyncio.timeout(60):
@@ -192,3 +194,18 @@ async def test_used_equals_granted_minus_refunded_charges_after_several_stalls(p
         await assert_used_becomes(store, charge.cust_id, kept)
     finally:
         await store.close()
+
+
+async def test_record_of_a_key_is_the_same_in_versions_without_names(aerospike_url: str) -> None:
+    """Those versions refuse a record with more bins, so a shim that is not upgraded yet could not read the key."""
+    store = await AerospikeStore.open(aerospike_url)
+    key = ApiKey(key_id=f"key_{uuid.uuid4().hex[:12]}", cust_id=uuid.uuid4().hex, key_hash=bytes(32), created_at=5)
+    await store.save_key(msgspec.structs.replace(key, name="import job"))
+    await store.record_key_use([key.key_id], 6)
+    record_key = (store._namespace, "api_key", key.key_id)
+    (record,) = await store._client.read([record_key])
+    assert record is not None
+    assert set(record[1]) == {"key_id", "cust_id", "key_hash", "created_at", "revoked"}
+    await store._client.call(lambda client: client.remove((store._namespace, "key_info", key.key_id)))
+    assert await store.keys(key.cust_id) == [key]
+    await store.close()

@@ -120,6 +120,9 @@ class SimulatedStore:
     async def keys(self, cust_id: str) -> list[ApiKey]:
         raise NotImplementedError
 
+    async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
+        raise NotImplementedError
+
     async def save_key(self, key: ApiKey) -> None:
         raise NotImplementedError
 

@@ -23,7 +23,7 @@ _EVICTION: Final = (
 _USED: Final = ("data_used_pct", "device_used_pct", "memory_used_pct")
 _FREE: Final = ("data_avail_pct", "device_available_pct")
 _BACKING: Final = ("storage-engine.file[0]", "storage-engine.device[0]")
-_SETS: Final = ("ledger", "quota", "customer", "api_key")
+_SETS: Final = ("ledger", "quota", "customer", "api_key", "key_info")
 
 
 def findings(nodes: Sequence[Node], namespace: str, now: Callable[[], float] = time.time) -> list[Finding]:

@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 import aerospike
+import msgspec
 
 from ingest.domain.customers import ApiKey
 from ingest.domain.ledger import Change, Doubt, Entry, Phase, Step
@@ -89,6 +90,16 @@ def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:
     )
 
 
-def read_api_key(bins: dict[str, Any]) -> ApiKey:
-    """Return the API key in a record."""
-    return ApiKey(**{**bins, "key_hash": bytes(bins["key_hash"]), "revoked": bool(bins["revoked"])})
+KEY_INFO: Final = ("name", "last_used_at")
+"""Fields of a key that have a record of their own: versions that do not know them refuse a key's record with more."""
+
+
+def write_api_key(key: ApiKey) -> dict[str, Any]:
+    """Return the bins of a key's record."""
+    return {name: value for name, value in msgspec.structs.asdict(key).items() if name not in KEY_INFO}
+
+
+def read_api_key(bins: dict[str, Any], info: dict[str, Any] | None = None) -> ApiKey:
+    """Return the API key in a record, with the bins of its `key_info`."""
+    known = {name: value for name, value in (bins | (info or {})).items() if name in ApiKey.__struct_fields__}
+    return ApiKey(**known | {"key_hash": bytes(bins["key_hash"]), "revoked": bool(bins["revoked"])})

@@ -1,7 +1,7 @@
 """The store on an Aerospike cluster.
 
-The sets are `ledger` (key: id), `quota` (key: customer and month), `customer` and `api_key`. Each list is one
-`batch_write`; `ledger` and `quotas` explain how changes stay atomic.
+The sets are `ledger` (key: id), `quota` (key: customer and month), `customer`, `api_key`, and `key_info` (name and last
+use of a key). Each list is one `batch_write`; `ledger` and `quotas` explain how changes stay atomic.
 """
 
 import hmac
@@ -19,7 +19,7 @@ from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient, parse_url
 from ingest.store.aerospike.ledger import AerospikeLedger
 from ingest.store.aerospike.quotas import AerospikeQuotas
-from ingest.store.aerospike.records import read_api_key
+from ingest.store.aerospike.records import read_api_key, write_api_key
 
 DEFAULT_TIMEOUT: Final = 3.0
 _REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
@@ -82,11 +82,22 @@ class AerospikeStore(AerospikeLedger):
         await self._save("customer", customer.cust_id, bins)
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
-        keys = [read_api_key(bins) for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
+        records = [bins for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
+        infos = await self._client.read([(self._namespace, "key_info", bins["key_id"]) for bins in records])
+        keys = [read_api_key(bins, info[1] if info else None) for bins, info in zip(records, infos, strict=True)]
         return sorted(keys, key=lambda key: (key.created_at, key.key_id))
 
+    async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
+        ops = [operations.write("last_used_at", used_at)]
+        records = [batch.Write((self._namespace, "key_info", key_id), ops, policy=_FOREVER) for key_id in key_ids]
+        await self._client.write(records)
+        if failed := [record.result for record in records if record.result != result_codes.OK]:
+            raise self._client.unavailable(failed[0], f"recording the use of {len(failed)} API keys failed")
+
     async def save_key(self, key: ApiKey) -> None:
-        await self._save("api_key", key.key_id, msgspec.structs.asdict(key))
+        info = {"name": key.name, "last_used_at": key.last_used_at}
+        await self._save("key_info", key.key_id, {name: value for name, value in info.items() if value is not None})
+        await self._save("api_key", key.key_id, write_api_key(key))
 
     async def revoke_key(self, key_id: str) -> bool:
         record = batch.Write(

@@ -1,6 +1,7 @@
 """The commands `ingest customer`, `key` and `webhook` on a store in a temporary directory."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,8 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
         (("webhook", "add", "x", "https://169.254.169.254/"), "169.254.169.254 is a private, loopback or reserved"),
         (("webhook", "add", "x", "https://münchen.de/"), "write xn--mnchen-3ya.de for münchen.de"),
         (("key", "revoke", "key_0"), "there is no key"),
+        (("key", "create", "x", "--name", "a" * 65), "--name must have at most 64 printable characters"),
+        (("key", "create", "x", "--name", "a\x1b[1m"), "--name must have at most 64 printable characters"),
         (("dlq", "list", "--reason", "quota"), "unknown reason 'quota'; known are malformed, invalid,"),
         (("dlq", "redrive", "--reason", "invalid", "--reason", "exipred"), "unknown reason 'exipred'"),
         (("serve",), "needs RabbitMQ"),
@@ -71,7 +74,7 @@ def test_customer_show_is_readable_text(tmp_path: Path) -> None:
     assert "retention        7d" in shown
     assert "strict           no" in shown
     assert "webhooks         none" in shown
-    assert f"{key_id}, created 2" in shown
+    assert re.search(rf"{key_id}, created 2.+Z, no use recorded\n", shown)
     assert not any(literal in shown for literal in ("{", "True", "False", "None"))
 
 
@@ -80,6 +83,15 @@ def test_customer_is_disabled_until_it_is_enabled_and_other_changes_keep_that(tm
     for change, disabled in (("--disabled", True), ("--strict", True), ("--enabled", False)):
         ingest(tmp_path, "customer", "set", "acme", change)
         assert json.loads(ingest(tmp_path, "customer", "show", "acme", "--json").stdout)["disabled"] is disabled
+
+
+def test_key_has_a_name(tmp_path: Path) -> None:
+    ingest(tmp_path, "customer", "add", "acme")
+    created = json.loads(ingest(tmp_path, "key", "create", "acme", "--name", "import job", "--json").stdout)
+    shown = json.loads(ingest(tmp_path, "customer", "show", "acme", "--json").stdout)
+    (key,) = shown["keys"]
+    assert (key["key_id"], key["name"], key["last_used_at"]) == (created["key_id"], "import job", None)
+    assert f"{key['key_id']} (import job), created" in ingest(tmp_path, "customer", "show", "acme").stdout
 
 
 def test_removing_an_unregistered_webhook_says_so_and_names_the_registered_ones(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingest.domain.customers import Customer
+from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNFINISHED, Change, Entry, Step
 from ingest.store.sqlite import SqliteStore
@@ -30,13 +30,13 @@ def rows(path: Path) -> list[str]:
 async def test_file_that_is_not_a_database_is_refused_and_leaves_no_thread(tmp_path: Path) -> None:
     path = tmp_path / "s.db"
     path.write_bytes(b"This is not a database. " * 100)
-    threads = threading.active_count()
+    before = set(threading.enumerate())
     with pytest.raises(StoreUnavailable):
         await SqliteStore.open(path)
-    for thread in threading.enumerate():
-        if thread.name.startswith("sqlite"):
-            thread.join(5)
-    assert threading.active_count() == threads
+    new = set(threading.enumerate()) - before
+    for thread in new:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in new)
 
 
 async def test_each_claim_deletes_two_expired_entries(tmp_path: Path) -> None:
@@ -127,3 +127,17 @@ async def test_only_the_owner_can_read_the_files(tmp_path: Path) -> None:
             "store.db-shm": 0o600,
         }
         await store.close()
+
+
+async def test_key_of_an_earlier_version_has_neither_name_nor_last_use(tmp_path: Path) -> None:
+    """The file has the schema that it had before keys had names."""
+    path = tmp_path / "s.db"
+    await (await SqliteStore.open(path)).close()
+    with sqlite3.connect(path) as db:
+        db.execute("ALTER TABLE api_key DROP COLUMN name")
+        db.execute("ALTER TABLE api_key DROP COLUMN last_used_at")
+        db.execute("PRAGMA user_version = 2")
+        db.execute("INSERT INTO api_key VALUES ('key_1', 'c', x'01', 5, 0)")
+    store = await SqliteStore.open(path)
+    assert await store.keys("c") == [ApiKey(key_id="key_1", cust_id="c", key_hash=b"\x01", created_at=5)]
+    await store.close()
