@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from ingest.admission import Request
@@ -137,6 +138,15 @@ async def test_failed_attempt_counts_as_waiting_and_the_outcome_counts_later(har
     harness.publisher.outcome = PublishOutcome.CONFIRMED
     await harness.attempt(direct_delivery("1", redelivered=True), direct_delivery("2", {}, redelivered=True))
     assert harness.counted(SUBMISSIONS) == {"amqp,task,accepted": 1, "amqp,task,rejected,invalid": 1}
+
+
+async def test_submission_of_an_untrusted_user_counts_as_waiting_and_not_as_a_repeated_delivery(
+    harness: OutcomesHarness,
+) -> None:
+    untrusted = msgspec.structs.replace(from_shim("a", time.time()), user_id="unknown")
+    await harness.attempt(untrusted, from_shim("b", time.time()))
+    assert harness.counted("ingest_waiting_submissions_total") == {"untrusted": 1}
+    assert harness.counted("ingest_repeated_deliveries_total") == {}
 
 
 async def test_copy_and_contended_submission_of_one_micro_batch_are_counted_apart(harness: OutcomesHarness) -> None:
