@@ -80,7 +80,7 @@ class Attempt:
         if batches:
             await self._claim_items(batches)
         self._check_lease()
-        self._give_up(await self._charging.charge([pending for pending in self._pending if pending.owned]))
+        self._give_up(await self._charging.charge(self._pending))
         self._check_lease()
         # Only now, so that a batch which exceeds the quota takes nothing that a repeat of its item needs.
         await self._republishing.take_items(self._items_of_others)

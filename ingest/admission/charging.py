@@ -24,7 +24,7 @@ class Charging:
     async def charge(self, claimants: Sequence[RequestProgress]) -> list[RequestProgress]:
         """Charge each customer in one call; if the sum exceeds the quota, charge the requests one by one.
 
-        Returns the requests that were not charged: refused, or undecided.
+        A request without a claim costs nothing. Returns the requests that were not charged: refused, or undecided.
         """
         groups = defaultdict(list)
         for progress in claimants:

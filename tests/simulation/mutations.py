@@ -96,8 +96,8 @@ MUTATIONS: Final = (
     _mutation(
         "claims that exceed the quota stay",
         "admission/attempt.py",
-        "self._give_up(await self._charging.charge([pending for pending in self._pending if pending.owned]))",
-        "[p.give_up() for p in await self._charging.charge([p for p in self._pending if p.owned])]",
+        "self._give_up(await self._charging.charge(self._pending))",
+        "[pending.give_up() for pending in await self._charging.charge(self._pending)]",
     ),
     _mutation(
         "the circuit never closes",
