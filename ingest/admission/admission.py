@@ -166,9 +166,11 @@ class Admission:
 
 def _left_in_doubt(entry: Entry, charge: Charge | None, doubt: Doubt) -> Entry:
     """Return the entry of a submission that may have been published, with what has been charged for it."""
+    # An item that an earlier attempt was charged for keeps the month of that charge.
+    is_charged_now = entry.charged < entry.tasks
     return msgspec.structs.replace(
         entry,
         charged=max(entry.charged, entry.tasks),
-        charged_month=charge.month if charge is not None else entry.charged_month,
+        charged_month=charge.month if charge is not None and is_charged_now else entry.charged_month,
         doubt=Doubt.EVENTS if entry.doubt is Doubt.EVENTS else doubt,
     )

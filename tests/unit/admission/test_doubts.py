@@ -83,3 +83,16 @@ async def test_refund_is_made_in_the_month_of_the_charge(harness: AdmissionHarne
     harness.clock.now += DOUBT / 2
     await harness.admission.refund_doubts()
     assert [await harness.store.used("c", month) for month in MONTHS] == [0, 0]
+
+
+async def test_refund_of_an_item_is_made_in_the_month_in_which_an_earlier_batch_was_charged_for_it(
+    harness: AdmissionHarness,
+) -> None:
+    """The later batch is charged only for its own item, in April."""
+    await harness.admission.release([await harness.admit_one(batch(None, "x"))], refund=False)
+    harness.clock.now += 86_400
+    await harness.admission.release([await harness.admit_one(batch(None, "x"))], refund=False)
+    assert [await harness.store.used("c", month) for month in MONTHS] == [2, 1]
+    harness.clock.now += DOUBT / 2
+    await harness.admission.refund_doubts()
+    assert [await harness.store.used("c", month) for month in MONTHS] == [0, 0]
