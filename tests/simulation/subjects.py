@@ -69,11 +69,28 @@ def draw_quiet(rng: random.Random, start: float, end: float) -> Submit:
 
 
 def draw_month_end(rng: random.Random) -> list[Action]:
-    """A month ends, when some have used up their quota."""
+    """A month ends, when some have used up their quota, or between two charges of one submission."""
     used_up: list[Action] = [
         Submit(random_time(rng), FREE, f"m{n}", 1, rng.choice((0, 2, 3)), None, rng.random() < 0.4) for n in range(3)
     ]
-    return [MonthEnd(random_time(rng)), *used_up]
+    if rng.random() < 0.7:
+        return [MonthEnd(random_time(rng)), *used_up]
+    # The first charge is refunded, and so is the second one, because the queues stay full.
+    at = random_time(rng)
+    faults: list[Action] = [FullQueue(at - 0.5, queue, 115.0) for queue in (INGEST_TASKS, INGEST_BATCHES)]
+    charged_twice: list[Action] = [
+        Submit(
+            at=random_time(rng, at, at + 1.0),
+            customer=PAYING,
+            key=f"d{n}",
+            body=1,
+            items=rng.choice((0, 0, 2)),
+            attempts=1,
+            again=random_time(rng, 85.0, 95.0),
+        )
+        for n in range(3)
+    ]
+    return [*faults, MonthEnd(random_time(rng, at + 5.0, at + 80.0)), *charged_twice]
 
 
 def draw_retention(rng: random.Random) -> list[Action]:
