@@ -136,6 +136,9 @@ class World:
             await proxy.start()
         self.store.configure(self.store_proxy.port)
         await asyncio.gather(off_loop(self.cluster.start), off_loop(self.store.start))
+
+    async def _add_producers(self) -> None:
+        """Add an AMQP user for each customer. RabbitMQ 4.3 needs the exchange before its topic permissions."""
         for cust_id in (*RICH, POOR):
             api = self.cluster.api
             await off_loop(api, "PUT", f"users/{cust_id}", {"password": cust_id, "tags": ""})
@@ -151,6 +154,7 @@ class World:
             "INGEST_STORE_URL": f"aerospike://127.0.0.1:{self.store_proxy.port}/test",
         }
         await self.ingest("topology", "apply")
+        await self._add_producers()
         members = {len(queue["members"]) for queue in await off_loop(self.cluster.api, "GET", "queues/%2F")}
         assert members == {len(self.cluster.nodes)}, members
         keys = {}
