@@ -2,9 +2,10 @@
 
 import difflib
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
@@ -19,6 +20,11 @@ _URLS: Final = {
     "management_url": (("http", "https"), MANAGEMENT_EXAMPLE),
 }
 """Schemes of servers, and what such a URL looks like. Other schemes are files, or the backends report them."""
+
+
+_HOST: Final = r"(?:\[[0-9a-fA-F:.]*\]|[^:/?#,\[]*)(?::\d*)?"
+_HOSTS: Final = re.compile(rf"{_HOST}(?:,{_HOST})*(?:[/?#]|$)")
+"""Hosts with ports, and what may follow. A URL whose `@` was forgotten has a password in the place of a port."""
 
 
 class Settings(BaseSettings):
@@ -167,17 +173,45 @@ def load(**overrides: object) -> Settings:
         raise ConfigurationError(name + first["msg"].removeprefix("Value error, ")) from None
 
 
-def described() -> list[tuple[str, str, str]]:
-    """Return (variable, default, description) of each setting."""
+class Described(NamedTuple):
+    """A setting: its variable, its default as text, what it means, and whether its value can contain a password."""
+
+    variable: str
+    default: str
+    meaning: str
+    secret: bool
+
+
+def described() -> list[Described]:
+    """Return all settings."""
     return [
-        (_variable(name), _default(field.default), field.description or "")
+        Described(
+            _variable(name), _default(field.default), field.description or "", isinstance(field.default, SecretStr)
+        )
         for name, field in Settings.model_fields.items()
     ]
 
 
+def shown(setting: Described, environment: Mapping[str, str]) -> str | None:
+    """Return the value of a setting in an environment as it may be shown; None if it is not set.
+
+    It is the text of the variable, valid or not. Of a URL, whatever could be a password is left out.
+    """
+    by_name = {name.upper(): value for name, value in environment.items()}  # as they are read
+    value = by_name.get(setting.variable)
+    if value is None or not setting.secret:
+        return value
+    scheme, separator, rest = value.partition("://")
+    credentials, at, place = rest.rpartition("@")
+    if not separator or not (at or _HOSTS.match(place)):
+        return "***" if value else ""
+    user, colon, _ = credentials.partition(":")
+    return f"{scheme}://{user}{':***' if colon else ''}{at}{place}"
+
+
 def unknown_variables(names: Iterable[str]) -> dict[str, str]:
     """Return those variables that begin as settings do and are none, each with the closest setting or ""."""
-    known = [name for name, _, _ in described()]
+    known = [setting.variable for setting in described()]
     return {
         name: next(iter(difflib.get_close_matches(name, known, 1, 0.8)), "")
         for name in sorted(names)

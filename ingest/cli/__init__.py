@@ -1,31 +1,33 @@
 """The command line: `ingest`."""
 
 import sys
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
-from ingest import __version__, settings
-from ingest.cli import customers, dlq, doctor, documents, keys, run, status, topology, webhooks
+from ingest import __version__
+from ingest.cli import customers, dlq, doctor, documents, keys, run, settings_list, status, topology, webhooks
 from ingest.cli.exits import exit_code
 
 
-def _help() -> str:
-    rows = "\n\n".join(
-        f"{name}{f' [{default}]' if default else ''}: {text}" for name, default, text in settings.described()
-    )
-    return f"""Ingestion of human-labelling tasks: HTTP and AMQP in, acceptance events out.
+class _CommandsFirst(TyperGroup):
+    """Lists the commands before the options in the help."""
 
-    Start with `ingest dev`: everything in one process, no servers needed.
+    def format_help_text(self, ctx: Any, formatter: Any) -> None:
+        super().format_help_text(ctx, formatter)
+        super().format_commands(ctx, formatter)
 
-    Settings (environment variables, [default]):
-
-{rows}
-"""
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """They have been written."""
 
 
 app = typer.Typer(
     name="ingest",
-    help=_help(),
+    cls=_CommandsFirst,
+    help="Ingestion of human-labelling tasks: HTTP and AMQP in, acceptance events out.\n\n"
+    "Start with `ingest dev`: everything in one process, no servers needed. Settings are environment variables: "
+    "`ingest settings` lists them.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -41,6 +43,7 @@ app.add_typer(webhooks.app, name="webhook")
 app.add_typer(dlq.app, name="dlq")
 app.command()(doctor.doctor)
 app.command()(status.status)
+app.command("settings")(settings_list.settings_)
 app.command()(documents.openapi)
 app.command()(documents.asyncapi)
 

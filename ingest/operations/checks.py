@@ -26,12 +26,12 @@ async def all_findings(current: Settings) -> list[Finding]:
 def settings_error(problem: ConfigurationError) -> Finding:
     """Return the finding for settings that are invalid."""
     what = f"{problem}. {not_checked(('libraries', 'broker', 'store'))}"
-    return error("settings", what, "correct the variable; `ingest --help` lists them all")
+    return error("settings", what, "correct the variable; `ingest settings` lists them all")
 
 
 def _settings(current: Settings) -> list[Finding]:
     findings = [
-        warning("settings", settings.misspelt(name, closest), "correct or unset it; `ingest --help` lists all settings")
+        warning("settings", settings.misspelt(name, closest), "correct or unset it; `ingest settings` lists all")
         for name, closest in settings.unknown_variables(os.environ).items()
     ]
     for name, url in (

@@ -25,7 +25,7 @@ def test_compose_file_is_valid_and_validation_refuses_an_unknown_key() -> None:
 
 def test_files_volumes_secrets_services_and_settings_of_every_service_exist() -> None:
     document = load_yaml(DEPLOY / "docker-compose.yml")
-    known_settings = {name for name, _, _ in settings.described()}
+    known_settings = {setting.variable for setting in settings.described()}
     for service in SERVICES.values():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]

@@ -177,7 +177,7 @@ def test_grace_period_covers_the_whole_shutdown() -> None:
 
 
 def test_settings_are_valid_and_referenced_secrets_are_in_the_example() -> None:
-    known_settings = {name for name, _, _ in settings.described()}
+    known_settings = {setting.variable for setting in settings.described()}
     secrets = secret_keys()
     data = by_name(OBJECTS, "ConfigMap")["ingest"]["data"]
     assert set(data) | secrets["ingest"] <= known_settings

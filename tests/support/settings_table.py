@@ -5,7 +5,8 @@ from ingest import settings
 
 def markdown() -> str:
     rows = [
-        f"| `{name}` | {f'`{default}`' if default else ''} | {text} |" for name, default, text in settings.described()
+        f"| `{setting.variable}` | {f'`{setting.default}`' if setting.default else ''} | {setting.meaning} |"
+        for setting in settings.described()
     ]
     return "\n".join(["| variable | default | what |", "| --- | --- | --- |", *rows, ""])
 

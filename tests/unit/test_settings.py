@@ -95,3 +95,25 @@ def test_aerospike_option_that_is_not_understood_is_an_error(query: str, problem
 @pytest.mark.parametrize(("value", "secure"), [("true", True), ("1", True), ("yes", True), ("False", False)])
 def test_aerospike_tls_option_is_true_or_false(value: str, secure: bool) -> None:
     assert parse_url(f"aerospike://127.0.0.1:3000/test?tls={value}").tls is secure
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://user:pass@host:5672/v", "amqp://user:***@host:5672/v"),
+        ("amqp://user:pa/ss@w:rd@host/v", "amqp://user:***@host/v"),
+        ("amqp://u:pass@one,u:pass@two/v", "amqp://u:***@two/v"),
+        ("amqp://user@host", "amqp://user@host"),
+        ("amqps://one:5671,two:5671/v?auth=external", "amqps://one:5671,two:5671/v?auth=external"),
+        ("aerospike://[::1]:3000/test", "aerospike://[::1]:3000/test"),
+        ("sqlite:///data/queue.db", "sqlite:///data/queue.db"),
+        ("amqp://user:pass", "***"),
+        ("user:pass@host", "***"),
+        ("pass", "***"),
+        ("", ""),
+    ],
+)
+def test_password_in_a_url_is_never_shown(url: str, shown: str) -> None:
+    (broker,) = [setting for setting in settings.described() if setting.variable == "INGEST_BROKER_URL"]
+    assert settings.shown(broker, {"ingest_broker_url": url}) == shown
+    assert settings.shown(broker, {}) is None
