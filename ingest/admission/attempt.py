@@ -84,7 +84,7 @@ class Attempt:
         self._check_lease()
         # Only now, so that a batch which exceeds the quota takes nothing that a repeat of its item needs.
         await self._republishing.take_items(self._items_of_others)
-        await self._republishing.take_replays([pending for pending in self._pending if pending.is_replay])
+        await self._republishing.take_replays(self._pending)
         if self._calls.failure is not None and all(pending.undecided for pending in self._pending):
             raise self._calls.failure
 

@@ -32,11 +32,14 @@ class Republishing:
         self._lease = lease
         self._after = after
 
-    async def take_replays(self, replays: Sequence[RequestProgress]) -> None:
-        """Take the right for replays with the same body. A batch is published again with all items of its own."""
+    async def take_replays(self, requests: Sequence[RequestProgress]) -> None:
+        """Take the right for replays with the same body; only replays have a queued entry.
+
+        A batch is published again with all items of its own.
+        """
         overdue = [
             progress
-            for progress in replays
+            for progress in requests
             if self._is_overdue(progress.entry, progress.request.submission.fingerprint)
         ]
         ids = [list(dict.fromkeys(progress.entry.keyed_item_ids.values())) for progress in overdue]

@@ -119,7 +119,7 @@ def released_entries(admitted: Admitted, entries: Sequence[Entry | None]) -> lis
         return []
     released = [entry for entry in entries if entry is not None and not entry.is_durable and not entry.lease]
     fingerprints = {submission.id: submission.fingerprint}
-    if released and submission.kind is SubmissionKind.BATCH:
+    if released:
         fingerprints |= {item.id: item.fingerprint for item in _claimed_items(admitted)}
     # An item may have been taken over with another body.
     return [entry for entry in released if entry.fingerprint == fingerprints[entry.id]]

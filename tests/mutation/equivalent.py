@@ -6,5 +6,8 @@ EQUIVALENT: Final[dict[str, str]] = {
     "worker/processor.py DeliveryProcessor._publish_messages: return: dropped": (
         "if every message is confirmed, the rest of the function only logs"
     ),
+    "worker/plan.py released_entries: if released:: released -> True": (
+        "usually nothing is released, and then no fingerprints need to be computed"
+    ),
 }
 """Name of a mutant to the reason. The command reports names that do not exist any more, and mutants that are killed."""
