@@ -2,6 +2,7 @@
 
 from ingest.admission import DOUBT, Verdict
 from ingest.domain.customers import Customer
+from ingest.domain.ledger import Doubt
 from tests.support.admission_harness import MONTHS, AdmissionHarness, batch, task
 
 
@@ -96,3 +97,17 @@ async def test_refund_of_an_item_is_made_in_the_month_in_which_an_earlier_batch_
     harness.clock.now += DOUBT / 2
     await harness.admission.refund_doubts()
     assert [await harness.store.used("c", month) for month in MONTHS] == [0, 0]
+
+
+async def test_doubt_about_events_stays_if_a_later_publish_of_the_submission_is_in_doubt(
+    harness: AdmissionHarness,
+) -> None:
+    """The worker that may have published them gets its message again, so the charge is never refunded."""
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=False, doubt=Doubt.EVENTS)
+    retry = await harness.admit_one(task("k"))
+    await harness.admission.release([retry], refund=False)
+    (entry,) = await harness.store.read([retry.entry.id])
+    assert entry is not None
+    assert entry.doubt is Doubt.EVENTS
+    harness.clock.now += DOUBT
+    assert (await harness.admission.refund_doubts(), await harness.used()) == (0, 1)
