@@ -12,7 +12,7 @@ from tests.deploy.files import DEPLOY, load_yaml
 
 TEXT = (DEPLOY / "docker-compose.yml").read_text()
 SERVICES: dict[str, Any] = load_yaml(DEPLOY / "docker-compose.yml")["services"]
-INGEST_SERVICES = ("topology", "shim", "worker")
+INGEST_SERVICES = ("topology", "shim", "worker", "operator")
 
 
 def test_compose_file_is_valid_and_validation_refuses_an_unknown_key() -> None:
@@ -49,7 +49,49 @@ def test_services_have_no_privileges_and_enough_time_to_stop() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
         if name != "topology":
             assert service["read_only"]
+        if name in ("shim", "worker"):
             assert int(service["stop_grace_period"].removesuffix("s")) > settings.load().shutdown_deadline + 5
+
+
+def test_only_the_operator_has_credentials_for_the_management_api() -> None:
+    """A shim or worker that is taken over cannot change policies."""
+    holders = {name for name, service in SERVICES.items() if "RABBITMQ_OPERATOR_PASSWORD" in yaml.safe_dump(service)}
+    assert holders == {"operator"}
+    operator = SERVICES["operator"]
+    assert operator["environment"]["INGEST_MANAGEMENT_URL"].startswith("http://operator:")
+    assert operator["profiles"] == ["operator"]
+    assert not {"ports", "depends_on", "restart", "deploy"} & set(operator)
+    assert operator["init"], "a command as process 1 would ignore SIGTERM"
+    assert operator["healthcheck"] == {"disable": True}
+
+
+def test_every_port_is_published_on_this_host_only() -> None:
+    ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
+    assert {port.split(":")[-1] for port in ports} == {"8080", "15672", "9090", "3000"}
+    assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
+
+
+def test_networks_let_only_those_reach_a_server_that_use_it() -> None:
+    members: dict[str, set[str]] = {}
+    for name, service in SERVICES.items():
+        for network in service["networks"]:
+            members.setdefault(network, set()).add(name)
+    assert members == {
+        "store": {"aerospike", "shim", "worker", "operator"},
+        "broker": {"rabbitmq", "topology", "shim", "worker", "operator", "prometheus"},
+        "dashboards": {"prometheus", "grafana"},
+    }
+    networks = load_yaml(DEPLOY / "docker-compose.yml")["networks"]
+    assert set(networks) == set(members)
+    assert networks["store"] == {"internal": True}, "Aerospike has no authentication"
+
+
+def test_grafana_has_no_administrator_with_a_known_password() -> None:
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 def test_prometheus_scrapes_services_by_their_names_in_the_compose_file() -> None:
