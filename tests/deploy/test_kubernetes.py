@@ -49,6 +49,13 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], d
             yield manifest["metadata"]["name"], template, container
 
 
+def services(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Yield what `pods` yields, of the Deployments that run `serve` or `work`."""
+    for name, template, container in pods(list(by_name(objects, "Deployment").values())):
+        if name != "ingest-operator":
+            yield name, template, container
+
+
 def match_labels(manifest: dict[str, Any]) -> dict[str, str]:
     labels: dict[str, str] = manifest["spec"]["selector"]["matchLabels"]
     return labels
@@ -106,7 +113,7 @@ def test_selectors_select_the_pods_that_they_are_named_after() -> None:
 
     for name, deployment in by_name(OBJECTS, "Deployment").items():
         assert selected(match_labels(deployment)) == {name}
-        for constraint in deployment["spec"]["template"]["spec"]["topologySpreadConstraints"]:
+        for constraint in deployment["spec"]["template"]["spec"].get("topologySpreadConstraints", []):
             assert selected(constraint["labelSelector"]["matchLabels"]) == {name}
     for kind in ("PodDisruptionBudget", "PodMonitor"):
         for name, manifest in by_name(OBJECTS, kind).items():
@@ -129,15 +136,13 @@ def test_probes_service_policies_and_scrapes_use_ports_that_the_containers_have(
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     exposed = set(map(int, re.findall(r"^EXPOSE (.+)$", dockerfile, re.MULTILINE)[0].split()))
     metrics = int(re.findall(r"INGEST_METRICS_PORT=(\d+)", dockerfile)[0])
-    for name, template, container in pods(list(by_name(OBJECTS, "Deployment").values())):
+    for name, template, container in services(OBJECTS):
         ports = {port["name"]: port["containerPort"] for port in container["ports"]}
         assert set(ports.values()) <= exposed
         assert ports["metrics"] == metrics == int(template["metadata"]["annotations"]["prometheus.io/port"])
         for probe, path in (("startupProbe", "/healthz"), ("readinessProbe", "/readyz"), ("livenessProbe", "/healthz")):
             assert container[probe]["httpGet"]["path"] == path
             assert container[probe]["httpGet"]["port"] in ports
-        for rule in by_name(OBJECTS, "NetworkPolicy")[name]["spec"]["ingress"]:
-            assert {port["port"] for port in rule["ports"]} == set(ports)
         endpoints = by_name(OBJECTS, "PodMonitor")[name]["spec"]["podMetricsEndpoints"]
         assert {endpoint["port"] for endpoint in endpoints} == {"metrics"}
         assert container["args"] == [{"ingest-shim": "serve", "ingest-worker": "work"}[name]]
@@ -170,7 +175,7 @@ def test_pods_meet_the_restricted_pod_security_standard() -> None:
 def test_grace_period_covers_the_whole_shutdown() -> None:
     """A shutdown takes preStop, the shutdown deadline and the supervisor's 5 s; 5 s are kept in reserve."""
     deadline = float(by_name(OBJECTS, "ConfigMap")["ingest"]["data"]["INGEST_SHUTDOWN_DEADLINE"])
-    for name, template, container in pods(list(by_name(OBJECTS, "Deployment").values())):
+    for name, template, container in services(OBJECTS):
         pre_stop = container.get("lifecycle", {}).get("preStop", {"exec": {"command": ["sleep", "0"]}})
         needed = float(pre_stop["exec"]["command"][1]) + deadline + 5 + 5
         assert template["spec"]["terminationGracePeriodSeconds"] >= needed, name
@@ -180,7 +185,7 @@ def test_settings_are_valid_and_referenced_secrets_are_in_the_example() -> None:
     known_settings = {setting.variable for setting in settings.described()}
     secrets = secret_keys()
     data = by_name(OBJECTS, "ConfigMap")["ingest"]["data"]
-    assert set(data) | secrets["ingest"] <= known_settings
+    assert set(data) | secrets["ingest"] | secrets["ingest-operator"] <= known_settings
     settings.load(**{name.removeprefix("INGEST_").lower(): value for name, value in data.items()})
     referenced: set[tuple[str, str]] = set()
     for _, template, container in pods(OBJECTS):
@@ -188,8 +193,11 @@ def test_settings_are_valid_and_referenced_secrets_are_in_the_example() -> None:
             assert source.get("configMapRef", {"name": "ingest"})["name"] == "ingest"
             assert source.get("secretRef", {"name": "ingest"})["name"] in secrets
         for variable in container.get("env", []):
-            reference = variable["valueFrom"]["secretKeyRef"]
-            referenced.add((reference["name"], reference["key"]))
+            if "value" in variable:
+                assert variable["name"] in known_settings
+            else:
+                reference = variable["valueFrom"]["secretKeyRef"]
+                referenced.add((reference["name"], reference["key"]))
         for volume in template["spec"]["volumes"]:
             assert volume.get("secret", {"secretName": "ingest"})["secretName"] in secrets
     for reference in by_name(OBJECTS, "TriggerAuthentication")["ingest-rabbitmq"]["spec"]["secretTargetRef"]:
@@ -212,6 +220,24 @@ def test_keda_scales_the_worker_on_the_length_of_both_queues_and_on_the_age() ->
     assert "ingest-worker" in by_name(OBJECTS, "Deployment")
 
 
+def test_only_operator_and_topology_have_credentials_for_the_management_api() -> None:
+    """A shim or worker that is taken over cannot change policies."""
+    secrets = secret_keys()
+    assert {name for name, keys in secrets.items() if "INGEST_MANAGEMENT_URL" in keys} == {"ingest-operator"}
+    holders = {name for name, template, _ in pods(OBJECTS) if '"ingest-operator"' in json.dumps(template["spec"])}
+    assert holders == {"ingest-operator", "ingest-topology"}
+
+
+def test_operator_waits_for_commands_and_ends_at_once() -> None:
+    """`sleep` as process 1 ignores SIGTERM, so nothing is gained by waiting for it."""
+    deployment = by_name(OBJECTS, "Deployment")["ingest-operator"]
+    spec = deployment["spec"]["template"]["spec"]
+    assert deployment["spec"]["replicas"] == 1
+    assert spec["containers"][0]["command"] == ["sleep", "infinity"]
+    assert spec["terminationGracePeriodSeconds"] <= 5
+    assert not {"ports", "startupProbe", "readinessProbe", "livenessProbe"} & set(spec["containers"][0])
+
+
 def test_deployment_with_an_autoscaler_does_not_set_replicas() -> None:
     (autoscaler,) = by_name(OBJECTS, "HorizontalPodAutoscaler").values()
     deployment = by_name(OBJECTS, "Deployment")[autoscaler["spec"]["scaleTargetRef"]["name"]]
@@ -220,8 +246,8 @@ def test_deployment_with_an_autoscaler_does_not_set_replicas() -> None:
 
 def test_built_deployments_leave_replicas_to_the_autoscalers(built: list[dict[str, Any]]) -> None:
     deployments = by_name(built, "Deployment")
-    assert deployments
-    assert not [name for name, deployment in deployments.items() if "replicas" in deployment["spec"]]
+    assert {name for name, deployment in deployments.items() if "replicas" in deployment["spec"]} == {"ingest-operator"}
+    assert len(deployments) == 3
 
 
 def test_prometheus_rule_contains_the_alerts_of_the_rules_file() -> None:
