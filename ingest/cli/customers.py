@@ -71,9 +71,9 @@ def customer_set(
     disabled: Disabled = None,
     json: Json = False,
 ) -> None:
-    """Change a customer;
+    """Change a customer. Options that are left out change nothing.
 
-    options that are left out change nothing. Example: ingest customer set acme --quota unlimited
+    Example: ingest customer set acme --quota unlimited
     """
 
     async def change(store: Store) -> Customer:
@@ -96,7 +96,7 @@ def customer_list(json: Json = False) -> None:
 
 
 @app.command("show")
-def customershow(cust: Cust, json: Json = False) -> None:
+def customer_show(cust: Cust, json: Json = False) -> None:
     """Show a customer, the tasks charged this month, and its keys."""
 
     async def read(store: Store) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from ingest.operations import dead_letters
 from ingest.operations.dead_letters import Group, Report, Selection
 
 app = typer.Typer(
-    help="Dead letters (ingest.dead): list them by reason, show one, export, redrive, purge.\n\n"
+    help="Dead letters: what is in the queue ingest.dead.\n\n"
     "Step by step: `ingest dlq list` groups them and says what to do; `ingest dlq show ID` shows one; correct the "
     "cause; run `ingest dlq redrive --reason R --dry-run`, then without --dry-run; run `ingest dlq list` again.\n\n"
     "On RabbitMQ a command holds the messages while it runs and returns them in their order: run one at a time, as the "
@@ -37,7 +37,7 @@ app = typer.Typer(
 def list_(
     reason: Reasons = None, customer: Customer = None, older: Older = None, newer: Newer = None, json: Json = False
 ) -> None:
-    """Group dead letters by reason: how many, how old, an example, and what to do.
+    """Group dead letters by reason. It says how many there are, how old, an example, and what to do.
 
     Example: ingest dlq list --customer acme --newer-than 1h
     """
@@ -67,7 +67,7 @@ def show(
     id_: Annotated[str, typer.Argument(metavar="ID", help="As printed by `ingest dlq list` and `export`.")],
     json: Json = False,
 ) -> None:
-    """Show one dead letter completely: why it is there, and the submission. Secrets are removed."""
+    """Show one dead letter completely. That is why it is there, and the submission. Secrets are removed."""
     copies: list[DeadLetter] = []
 
     async def look(access: DeadLetterAccess) -> None:
@@ -101,7 +101,7 @@ def export(
     older: Older = None,
     newer: Newer = None,
 ) -> None:
-    """Write dead letters to a file, one JSON object a line, the oldest first; they stay in the queue.
+    """Write dead letters to a file. Each is a line of JSON, the oldest first; they stay in the queue.
 
     Only its owner can read the file: it contains the submissions as they were sent, including secrets in them.
     Example: ingest dlq export --reason invalid --customer acme invalid.jsonl
@@ -136,7 +136,7 @@ def redrive(
     dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
-    """Submit dead letters again, unchanged: the same routing key, message_id, content type and timestamp.
+    """Submit dead letters again, unchanged. Routing key, message_id, content type and timestamp stay the same.
 
     Each is removed only after the broker has confirmed the new message. It keeps its idempotency key, so a submission
     that was accepted before, or is redriven twice, is dropped as a duplicate. One that is still invalid, or over quota,

@@ -25,7 +25,7 @@ def doctor(
     strict: Annotated[bool, typer.Option("--strict", help="Warnings count as errors for the exit code.")] = False,
     json: Json = False,
 ) -> None:
-    """Check settings, broker and store, and say what to do about each problem. Nothing that is stored changes.
+    """Check settings, broker and store. It says what to do about each problem, and changes nothing that is stored.
 
     It checks settings and client libraries. RabbitMQ: version, topology, policies, permissions, alarms, queue members,
     and whether workers trust the users of all connected shims and workers.

@@ -58,7 +58,7 @@ def dev(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the events.")] = False,
 ) -> None:
-    """Run everything in one process on SQLite files, with one customer `dev`: to try it out, and for tests.
+    """Run everything in one process, on SQLite files. There is one customer, `dev`. To try it out, and for tests.
 
     It prints an API key, a curl line that works, and every event. Ctrl-C stops it; accepted tasks are kept.
     """

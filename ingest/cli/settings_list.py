@@ -10,7 +10,7 @@ from ingest.cli.options import Json
 
 
 def settings_(json: Json = False) -> None:
-    """List the settings: environment variables, their values and defaults, and what they mean.
+    """List the settings. They are environment variables; each has its value, its default and its meaning.
 
     Passwords are left out. Exit code 2 if a value is invalid.
     """
