@@ -61,8 +61,57 @@ def test_only_the_operator_has_credentials_for_the_management_api() -> None:
     assert operator["environment"]["INGEST_MANAGEMENT_URL"].startswith("http://operator:")
     assert operator["profiles"] == ["operator"]
     assert not {"ports", "depends_on", "restart", "deploy"} & set(operator)
-    assert operator["init"], "a command as process 1 would ignore SIGTERM"
     assert operator["healthcheck"] == {"disable": True}
+
+
+def test_every_user_except_producers_gets_a_password() -> None:
+    """Producers differ from one installation to the next: deploy/README.md says how to add one."""
+    users = {user["name"] for user in load_yaml(DEPLOY / "rabbitmq/users.json")["users"]}
+    secrets = load_yaml(DEPLOY / "docker-compose.yml")["secrets"]
+    assert users - set(secrets) == {"acme"}
+    assert set(SERVICES["topology"]["secrets"]) == set(secrets)
+
+
+def test_tls_file_is_valid_and_replaces_the_broker_url_of_every_service_that_has_it() -> None:
+    document = load_yaml(DEPLOY / "docker-compose.tls.yml")
+    compose_spec.PyCompose.from_yaml(yaml.safe_dump(document))
+    users = {name for name, service in SERVICES.items() if "INGEST_BROKER_URL" in service.get("environment", {})}
+    assert set(document["services"]) == users | {"rabbitmq"}
+    for name in users:
+        environment = document["services"][name]["environment"]
+        assert environment["INGEST_BROKER_URL"].startswith("amqps://ingest:")
+        (mount,) = document["services"][name]["volumes"]
+        assert mount.split(":")[1] == environment["INGEST_BROKER_CAFILE"]
+    sources = {volume.split(":")[0] for volume in document["services"]["rabbitmq"]["volumes"]}
+    assert sources == {"./rabbitmq/tls.conf", "./certificates"}
+
+
+def test_own_image_is_built_and_never_pulled() -> None:
+    """A registry may have an image of the same name."""
+    own = {name: service for name, service in SERVICES.items() if service["image"] == "asg-ingest"}
+    assert set(own) == set(INGEST_SERVICES)
+    for name, service in own.items():
+        assert service["pull_policy"] == "never", name
+    assert [name for name, service in own.items() if "build" in service] == ["topology"]
+
+
+def test_logs_are_rotated() -> None:
+    for service in SERVICES.values():
+        assert service["logging"]["options"] == {"max-size": "50m", "max-file": "5"}
+
+
+def test_servers_may_open_as_many_files_as_they_need() -> None:
+    """RabbitMQ and Aerospike do not raise the engine's soft limit, which is often 1,024."""
+    configuration = (DEPLOY / "aerospike/aerospike.conf").read_text()
+    (connections,) = map(int, re.findall(r"proto-fd-max (\d+)", configuration))
+    for name, needed in (("aerospike", connections + 1000), ("rabbitmq", 16384)):
+        limit = SERVICES[name]["ulimits"]["nofile"]
+        assert limit["soft"] == limit["hard"] >= needed
+
+
+def test_commands_that_end_run_under_an_init() -> None:
+    """As process 1, a command without a handler would ignore SIGTERM."""
+    assert {name for name, service in SERVICES.items() if service.get("init")} == {"topology", "operator"}
 
 
 def test_every_port_is_published_on_this_host_only() -> None:
