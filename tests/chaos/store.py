@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import aerospike
 
-from tests.servers.aerospike import configure, launch
+from tests.servers.aerospike import configuration, launch, prepare
 from tests.servers.process import PrivateServer, Unavailable, free_ports, wait_until
 
 FLUSH: Final = 0.1
@@ -40,7 +40,8 @@ class Store:
         directory = self.process.directory
         storage = _STORAGE.format(directory=directory)
         access = _ACCESS.format(proxy=proxy, service=self.port)
-        configure(directory, self._ports, nsup=5, engine="device", storage=storage, access=access)
+        text = configuration(directory, self._ports, nsup=5, engine="device", storage=storage, access=access)
+        prepare(directory, text)
 
     def start(self) -> None:
         launch(self.process)

@@ -172,7 +172,7 @@ def test_users_file_contains_neither_passwords_nor_hashes() -> None:
 
 def test_settings_of_the_shipped_configuration_are_effective(rabbitmq: RabbitServer) -> None:
     """The private node of the tests uses deploy/rabbitmq/rabbitmq.conf."""
-    if not rabbitmq.controllable:
+    if not rabbitmq.has_ctl:
         pytest.skip("RabbitMQ is not a private node")
     for name in re.findall(r"^(\w+)[.\w]* =", (RABBITMQ / "rabbitmq.conf").read_text(), re.MULTILINE):
         value = rabbitmq.ctl("eval", f"application:get_env(rabbit, {name}).")

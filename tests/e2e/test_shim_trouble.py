@@ -109,7 +109,7 @@ def test_memory_alarm_is_answered_503_until_it_ends_while_replays_are_answered_2
     shim: Shim, rabbitmq: RabbitServer
 ) -> None:
     """During a memory alarm, RabbitMQ blocks connections that publish."""
-    if not rabbitmq.controllable:
+    if not rabbitmq.has_ctl:
         pytest.skip("the memory limit of the RabbitMQ server given cannot be set")
     rabbitmq.ctl("set_vm_memory_high_watermark", "0.000001")
     try:

@@ -1,18 +1,19 @@
-"""An Aerospike server: INGEST_TEST_AEROSPIKE_URL if it is set, else Docker, else `asd` on PATH."""
+"""An Aerospike server: INGEST_TEST_AEROSPIKE_URL if it is set, else Docker if it has the image, else `asd` on PATH."""
 
 import asyncio
 import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import aerospike
 
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ports import Store
-from tests.servers.process import PrivateServer, Server, Unavailable, docker_answers, free_ports, wait_until
+from tests.servers.docker import deployed_image, docker_has, new_container
+from tests.servers.process import PrivateServer, Server, Unavailable, free_ports, wait_until
 
-IMAGE = "aerospike/aerospike-server:8.1.0.1"
 _CONFIG = """
 service {{
     cluster-name tests
@@ -30,24 +31,24 @@ logging {{
 }}
 network {{
     service {{
-        address 127.0.0.1
+        address {address}
         port {service}
         {access}
     }}
     fabric {{
-        address 127.0.0.1
+        address {address}
         port {fabric}
     }}
     heartbeat {{
         mode mesh
-        address 127.0.0.1
+        address {address}
         port {heartbeat}
         {heartbeat_lines}
         interval 150
         timeout 10
     }}
     admin {{
-        address 127.0.0.1
+        address {address}
         port {admin}
     }}
 }}
@@ -63,36 +64,39 @@ namespace test {{
 }}
 """
 
+_INSIDE = Path("/ingest-tests")
+"""The directory of a node in a container."""
 
-def configure(
+
+def configuration(
     directory: Path,
     ports: Sequence[int],
     *,
     nsup: int,
-    engine: str,
     storage: str,
+    engine: str = "memory",
     namespace: str = "",
     access: str = "",
     heartbeat_lines: str = "",
     replication: int = 1,
-) -> None:
-    """Create the files of a node: the directory `state`, and `aerospike.conf` with a namespace `test`.
+    address: str = "127.0.0.1",
+) -> str:
+    """Return the configuration of a node with a namespace `test`.
 
     Args:
         directory: the node's directory.
         ports: the ports for service, fabric, heartbeat and admin.
         nsup: nsup-period in seconds; with 0, the node refuses records with a time to live.
-        engine: the storage engine, `memory` or `device`.
         storage: configuration lines for the storage engine.
+        engine: the storage engine, `memory` or `device`.
         namespace: configuration lines for the namespace.
         access: configuration lines for the network service.
         heartbeat_lines: configuration lines for the heartbeat.
         replication: copies of each record, if there are several nodes.
+        address: the address that the node listens on.
     """
-    (directory / "state/smd").mkdir(parents=True)
-    (directory / "state/lua").mkdir()
     service, fabric, heartbeat, admin = ports
-    text = _CONFIG.format(
+    return _CONFIG.format(
         directory=directory,
         service=service,
         fabric=fabric,
@@ -105,44 +109,65 @@ def configure(
         access=access,
         heartbeat_lines=heartbeat_lines,
         replication=replication,
+        address=address,
     )
+
+
+def prepare(directory: Path, text: str) -> None:
+    """Create the files of a node: the directory `state`, and `aerospike.conf` with a text."""
+    (directory / "state/smd").mkdir(parents=True)
+    (directory / "state/lua").mkdir()
     (directory / "aerospike.conf").write_text(text)
 
 
 def launch(process: PrivateServer) -> None:
-    """Start `asd` with the files that `configure` created; return before it answers."""
+    """Start `asd` with the files that `prepare` created; return before it answers."""
     process.launch(["asd", "--config-file", str(process.directory / "aerospike.conf"), "--foreground"])
 
 
 class AerospikeServer(Server):
     """One node with a namespace `test` in memory, so a node that is killed loses its data. Raises Unavailable.
 
-    The arguments have an effect only if `asd` is started here.
+    A given URL is used only without arguments other than `size`, which has no effect then.
 
     Args:
         size: the most data that the namespace holds.
         nsup: nsup-period in seconds; with 0, the node refuses records with a time to live.
         storage: further configuration lines for the storage engine.
         namespace: further configuration lines for the namespace.
+        controllable: whether the node must be a private process, which can be killed and paused.
     """
 
-    def __init__(self, size: str = "1G", *, nsup: int = 10, storage: str = "", namespace: str = "") -> None:
+    def __init__(
+        self, size: str = "1G", *, nsup: int = 10, storage: str = "", namespace: str = "", controllable: bool = False
+    ) -> None:
         super().__init__()
         self._ttl = 60 if nsup else 0
-        if url := os.environ.get("INGEST_TEST_AEROSPIKE_URL"):
+        special = bool(nsup != 10 or storage or namespace or controllable)
+        if not special and (url := os.environ.get("INGEST_TEST_AEROSPIKE_URL")):
             self.url, self.origin = url, "INGEST_TEST_AEROSPIKE_URL"
-        elif docker_answers():
-            self._start_container()
-        elif shutil.which("asd"):
-            self._process = process = PrivateServer("aerospike")
-            ports = free_ports(4)
-            self._address = ("127.0.0.1", ports[0])
-            self.url, self.origin = f"aerospike://127.0.0.1:{ports[0]}/test", "asd on PATH"
-            storage = f"data-size {size}\n{storage}"
-            configure(process.directory, ports, nsup=nsup, engine="memory", storage=storage, namespace=namespace)
-            self.start()
+            return
+        in_docker = not controllable and docker_has(deployed_image("aerospike"))
+        if not in_docker and not shutil.which("asd"):
+            docker = "" if controllable else "no Docker engine answers that has the image, and "
+            raise Unavailable(f"{docker}asd is not on PATH")
+        ports = free_ports(4)
+        self._address = ("127.0.0.1", ports[0])
+        self.url = f"aerospike://127.0.0.1:{ports[0]}/test"
+        lines: dict[str, Any] = {
+            "nsup": nsup,
+            "storage": f"data-size {size}\n{storage}",
+            "namespace": namespace,
+            "access": "access-address 127.0.0.1",
+        }
+        if in_docker:
+            self.origin = "Docker"
+            self._start_container(ports[0], configuration(_INSIDE, ports, address="any", **lines))
         else:
-            raise Unavailable("Docker does not answer, and asd is not on PATH")
+            self.origin = "asd on PATH"
+            self._process = PrivateServer("aerospike")
+            prepare(self._process.directory, configuration(self._process.directory, ports, **lines))
+            self.start()
 
     def start(self) -> None:
         """Start `asd`, also after `kill`."""
@@ -150,17 +175,15 @@ class AerospikeServer(Server):
         launch(self._process)
         wait_until(self._writes, "asd")
 
-    def _start_container(self) -> None:
-        from testcontainers.core.container import DockerContainer
-
-        self._container = DockerContainer(IMAGE).with_env("NSUP_PERIOD", "10").with_exposed_ports(3000)
-        self._container.start()
-        self._address = (self._container.get_container_host_ip(), int(self._container.get_exposed_port(3000)))
-        self.url, self.origin = f"aerospike://{self._address[0]}:{self._address[1]}/test", "Docker"
-        wait_until(self._writes, "Aerospike in Docker")
+    def _start_container(self, port: int, text: str) -> None:
+        container = new_container(deployed_image("aerospike"), {port: port})
+        container.with_copy_into_container(text.encode(), f"{_INSIDE}/aerospike.conf")
+        command = "mkdir -p state/smd state/lua && exec asd --foreground --config-file $PWD/aerospike.conf"
+        container.with_command(["sh", "-c", f"cd {_INSIDE} && {command}"])
+        self.start_container(container, self._writes, "Aerospike in Docker")
 
     def _writes(self) -> None:
-        client = aerospike.client({"hosts": [self._address], "use_services_alternate": self._container is not None})
+        client = aerospike.client({"hosts": [self._address]})
         try:
             client.connect()
             client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": self._ttl})
@@ -181,16 +204,16 @@ class AerospikeCluster:
         ports = [free_ports(4) for _ in self.nodes]
         seeds = "\n".join(f"mesh-seed-address-port 127.0.0.1 {heartbeat}" for _, _, heartbeat, _ in ports)
         for node, node_ports in zip(self.nodes, ports, strict=True):
-            configure(
+            text = configuration(
                 node.directory,
                 node_ports,
                 nsup=10,
-                engine="memory",
                 storage="data-size 512M",
                 access="access-address 127.0.0.1",
                 heartbeat_lines=seeds,
                 replication=2,
             )
+            prepare(node.directory, text)
             launch(node)
         self._addresses = [("127.0.0.1", service) for service, *_ in ports]
         self.url = f"aerospike://{','.join(f'{host}:{port}' for host, port in self._addresses)}/test"

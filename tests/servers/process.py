@@ -32,18 +32,15 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def docker_answers() -> bool:
-    """Return whether a Docker engine answers."""
-    if shutil.which("docker") is None:
-        return False
-    try:
-        return subprocess.run(["docker", "info"], capture_output=True, timeout=10, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+def wait_until(
+    ready: Callable[[], object], name: str, seconds: float = START, ended: Callable[[], bool] = lambda: False
+) -> None:
+    """Poll until `ready` neither raises nor returns False.
 
-
-def wait_until(ready: Callable[[], object], name: str, seconds: float = START) -> None:
-    """Poll until `ready` neither raises nor returns False. Raises TimeoutError with the name of the server."""
+    Raises:
+        RuntimeError: the server has ended.
+        TimeoutError: it was not ready in time. Both name the server.
+    """
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -52,6 +49,8 @@ def wait_until(ready: Callable[[], object], name: str, seconds: float = START) -
             why = "not ready"
         except Exception as error:  # noqa: BLE001 - a server that starts may cause any error
             why = str(error)
+        if ended():
+            raise RuntimeError(f"{name} ended before it was ready: {why}")
         if time.monotonic() > deadline:
             raise TimeoutError(f"{name} did not start within {seconds} s: {why}")
         time.sleep(0.05)
@@ -147,6 +146,21 @@ class Server:
         """The process id; None if the server does not run in a private process."""
         return self._process.pid if self._process is not None else None
 
+    def start_container(self, container: Any, ready: Callable[[], object], name: str, seconds: float = START) -> None:
+        """Start a container and wait until it is ready. Raises RuntimeError, TimeoutError; then it is removed."""
+        self._container = container
+        atexit.register(self.stop)
+        try:
+            container.start()
+            wait_until(ready, name, seconds, self._container_ended)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _container_ended(self) -> bool:
+        self._container.reload()
+        return self._container.status in ("exited", "dead")
+
     def kill(self) -> None:
         """End the server without warning, with SIGKILL."""
         assert self._process is not None
@@ -168,6 +182,8 @@ class Server:
             self._process.stop()
         if self._container is not None:
             self._container.stop()
+            self._container = None
+            atexit.unregister(self.stop)
 
 
 def _die_with_parent() -> None:

@@ -1,4 +1,4 @@
-"""A RabbitMQ node: INGEST_TEST_RABBITMQ_URL if it is set, else Docker, else `rabbitmq-server` on PATH."""
+"""A RabbitMQ node: INGEST_TEST_RABBITMQ_URL if it is set, else Docker if it has the image, else `rabbitmq-server`."""
 
 import os
 import shutil
@@ -11,17 +11,16 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from tests.servers.docker import deployed_image, docker_has, new_container
 from tests.servers.process import (
     PrivateServer,
     Server,
     Unavailable,
-    docker_answers,
     free_ports,
     port_mapper,
     wait_until,
 )
 
-IMAGE = "rabbitmq:3.13-management"
 _DEPLOYED = Path(__file__).parents[2] / "deploy/rabbitmq"
 _DEBIAN = "/usr/sbin/rabbitmq-server"
 _SBIN = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
@@ -48,14 +47,14 @@ class RabbitServer(Server):
         if not special and (url := os.environ.get("INGEST_TEST_RABBITMQ_URL")):
             self.url, self.origin = url, "INGEST_TEST_RABBITMQ_URL"
             self.management_url = os.environ.get("INGEST_TEST_RABBITMQ_MANAGEMENT_URL", "http://127.0.0.1:15672")
-        elif not special and docker_answers():
+        elif not special and docker_has(deployed_image("rabbitmq")):
             self._start_container()
         elif shutil.which("rabbitmq-server"):
             self._prepare(more, plugins)
             self.start()
             self.origin = f"rabbitmq-server {self.api('GET', 'overview')['rabbitmq_version']} on PATH"
         else:
-            docker = "" if special else "Docker does not answer, and "
+            docker = "" if special else "no Docker engine answers that has the image, and "
             raise Unavailable(f"{docker}rabbitmq-server is not on PATH")
 
     def start(self) -> None:
@@ -79,8 +78,18 @@ class RabbitServer(Server):
     def drop_vhost(self, url: str) -> None:
         self.api("DELETE", f"vhosts/{urlsplit(url).path[1:]}")
 
+    @property
+    def has_ctl(self) -> bool:
+        """Whether `ctl` reaches the node."""
+        return self._process is not None or self._container is not None
+
     def ctl(self, *arguments: str) -> str:
-        """Run rabbitmqctl on the node; return its output."""
+        """Run rabbitmqctl on the node; return its output. Raises subprocess.CalledProcessError."""
+        if self._container is not None:
+            code, output = self._container.exec(["rabbitmqctl", *arguments])
+            if code:
+                raise subprocess.CalledProcessError(code, "rabbitmqctl", output)
+            return str(output.decode())
         command = [str(Path(_program()).with_name("rabbitmqctl")), *arguments]
         done = subprocess.run(
             command, env={**os.environ, **self._env}, capture_output=True, text=True, timeout=60, check=True
@@ -109,10 +118,8 @@ class RabbitServer(Server):
         self.url = f"amqp://guest:guest@127.0.0.1:{amqp}"
         self.management_url = f"http://127.0.0.1:{management}"
         self.metrics = f"127.0.0.1:{metrics}"
-        # The tests use the configuration of deploy/, but require less free disk space.
-        deployed = (_DEPLOYED / "rabbitmq.conf").read_text().replace("2GB", "50MB")
         (home / "rabbitmq.conf").write_text(
-            f"{deployed}\nlisteners.tcp.1 = 127.0.0.1:{amqp}\n"
+            f"{_deployed_configuration()}\nlisteners.tcp.1 = 127.0.0.1:{amqp}\n"
             f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\n"
             f"prometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {metrics}\n{more}"
         )
@@ -135,19 +142,23 @@ class RabbitServer(Server):
             self._mapper = port_mapper(mapper)
 
     def _start_container(self) -> None:
-        from testcontainers.core.container import DockerContainer
-
-        self._container = DockerContainer(IMAGE).with_exposed_ports(5672, 15672, 15692)
-        self._container.start()
-        host = self._container.get_container_host_ip()
-        self.url = f"amqp://guest:guest@{host}:{self._container.get_exposed_port(5672)}"
-        self.management_url = f"http://{host}:{self._container.get_exposed_port(15672)}"
-        self.metrics = f"{host}:{self._container.get_exposed_port(15692)}"
-        self.origin = "Docker"
-        wait_until(self._answers, "RabbitMQ in Docker", 120)
+        amqp, management, metrics = free_ports(3)
+        self.url = f"amqp://guest:guest@127.0.0.1:{amqp}"
+        self.management_url = f"http://127.0.0.1:{management}"
+        self.metrics = f"127.0.0.1:{metrics}"
+        container = new_container(deployed_image("rabbitmq"), {5672: amqp, 15672: management, 15692: metrics})
+        container.with_copy_into_container(_deployed_configuration().encode(), "/etc/rabbitmq/conf.d/20-ingest.conf")
+        container.with_copy_into_container(_DEPLOYED / "enabled_plugins", "/etc/rabbitmq/enabled_plugins")
+        self.start_container(container, self._answers, "RabbitMQ in Docker", 120)
+        self.origin = f"Docker, RabbitMQ {self.api('GET', 'overview')['rabbitmq_version']}"
 
     def _answers(self) -> bool:
         return bool(self.api("GET", "aliveness-test/%2F")["status"] == "ok")
+
+
+def _deployed_configuration() -> str:
+    """Return the configuration of deploy/, which here requires less free disk space."""
+    return (_DEPLOYED / "rabbitmq.conf").read_text().replace("2GB", "50MB")
 
 
 def _program() -> str:
