@@ -12,6 +12,7 @@ from ingest import settings
 from ingest.cli.options import Json, seconds
 from ingest.cli.registry import Cust, existing_customer, fields_of, print_json, show, show_fields, with_store
 from ingest.domain.customers import Customer, is_cust_id
+from ingest.domain.display import escape
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
 
@@ -92,7 +93,7 @@ def customer_list(json: Json = False) -> None:
         print_json(rows)
         return
     for row in rows:
-        typer.echo("  ".join(f"{name}={value}" for name, value in row.items() if name != "webhooks"))
+        typer.echo(escape("  ".join(f"{name}={value}" for name, value in row.items() if name != "webhooks")))
 
 
 @app.command("show")

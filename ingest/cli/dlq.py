@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
-import msgspec
 import typer
 
 from ingest.backends import DeadLetterAccess
@@ -17,6 +16,7 @@ from ingest.cli.dlq_session import ProgressBar, confirmed, run, terminal
 from ingest.cli.exits import UNAVAILABLE, Ending
 from ingest.cli.options import Json
 from ingest.domain.dead_letters import DeadLetter
+from ingest.domain.display import json_text
 from ingest.domain.errors import ConfigurationError
 from ingest.operations import dead_letters
 from ingest.operations.dead_letters import Group, Report, Selection
@@ -65,9 +65,14 @@ def list_(
 @app.command()
 def show(
     id_: Annotated[str, typer.Argument(metavar="ID", help="As printed by `ingest dlq list` and `export`.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Do not remove secrets.")] = False,
     json: Json = False,
 ) -> None:
-    """Show one dead letter completely. That is why it is there, and the submission. Secrets are removed."""
+    """Show one dead letter completely. That is why it is there, and the submission.
+
+    Without --raw, secrets are removed: API keys, and passwords, tokens and signatures in URLs. Without --json, control
+    characters are escaped and a long body is cut.
+    """
     copies: list[DeadLetter] = []
 
     async def look(access: DeadLetterAccess) -> None:
@@ -86,9 +91,9 @@ def show(
                 f"there is no dead letter {id_}: `ingest dlq list` has examples, `export` has all ids"
             )
         if json:
-            dlq_view.print_json(dlq_view.dead_json(copies[0], raw=False))
+            dlq_view.print_json(dlq_view.dead_json(copies[0], raw=raw))
         else:
-            typer.echo(dlq_view.dead_text(copies[0]))
+            typer.echo(dlq_view.dead_text(copies[0], raw=raw))
 
     run(look, change=False, tell=tell)
 
@@ -103,7 +108,7 @@ def export(
 ) -> None:
     """Write dead letters to a file. Each is a line of JSON, the oldest first; they stay in the queue.
 
-    Only its owner can read the file: it contains the submissions as they were sent, including secrets in them.
+    Only its owner can read the file: it contains the submissions exactly as they were sent, including secrets in them.
     Example: ingest dlq export --reason invalid --customer acme invalid.jsonl
     """
     selection = selection_of(None, reason, customer, older, newer)
@@ -112,7 +117,7 @@ def export(
     async def write(access: DeadLetterAccess) -> None:
         with _output(file) as out, progress.of(await access.queue.count()):
             async for batch in dead_letters.select(access.queue, selection, access.trusted_users, progress):
-                out.write(b"".join(msgspec.json.encode(dlq_view.dead_json(dead, raw=True)) + b"\n" for dead in batch))
+                out.write("".join(f"{json_text(dlq_view.dead_json(dead, raw=True))}\n" for dead in batch).encode())
                 progress.add(len(batch), len(batch))
 
     def tell(ending: Ending) -> None:

@@ -3,17 +3,17 @@
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 import typer
 
 from ingest.cli.exits import Ending
 from ingest.domain.dead_letters import DeadLetter, body_fields
+from ingest.domain.display import escape, json_text, redact, redacted, shown
 from ingest.domain.events import rfc3339
 from ingest.operations.dead_letters import Group, Report
 from ingest.operations.remedies import INVALID_PAYLOAD, REMEDIES, remedy
-from ingest.telemetry.logs import redact
 
 _MAX_SHOWN: Final = 64 * 1024
 
@@ -55,13 +55,13 @@ def groups_text(groups: Iterable[Group]) -> str:
     for group in _ordered(groups):
         oldest, newest = (age(at and now - at) for at in (group.oldest, group.newest))
         (customer, most), *others = group.customers.most_common()
-        customers = f"{customer or 'no customer'}" + (f" ({most}) and {len(others)} more" if others else "")
+        customers = f"{shown(customer) or 'no customer'}" + (f" ({most}) and {len(others)} more" if others else "")
         lines = [
-            f"{group.reason}: {group.count}",
+            f"{shown(group.reason)}: {group.count}",
             f"  age        oldest {oldest}, newest {newest}",
             f"  customer   {customers}",
-            f"  example    {_line(group.example)}",
-            f"             {_line(group.error)}",
+            f"  example    {shown(group.example)}",
+            f"             {shown(group.error)}",
         ]
         for advice, count in group.remedies.most_common():
             part = f"(for {count}) " if count < group.count else ""
@@ -73,10 +73,10 @@ def groups_text(groups: Iterable[Group]) -> str:
 def dead_json(dead: DeadLetter, *, raw: bool) -> dict[str, Any]:
     """Return one dead letter completely.
 
-    With `raw` unchanged, to be kept or submitted elsewhere; otherwise without secrets.
+    With `raw` unchanged, otherwise without secrets.
     """
     origin = dead.origin
-    shown: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "id": dead.id,
         "reason": dead.reason,
         "error": dead.error,
@@ -86,21 +86,25 @@ def dead_json(dead: DeadLetter, *, raw: bool) -> dict[str, Any]:
         "deliveries": dead.delivery.deliveries,
     }
     if origin is None:
-        shown["routing_key"] = dead.delivery.routing_key
-        shown |= body_fields(dead.delivery.body)
+        fields["routing_key"] = dead.delivery.routing_key
+        fields |= body_fields(dead.delivery.body)
     else:
-        fields = msgspec.structs.asdict(origin)
-        shown["submission"] = {name: fields[name] for name in fields if name != "body"} | body_fields(origin.body)
-    return shown if raw else _redacted(shown)
+        submission = msgspec.structs.asdict(origin)
+        del submission["body"]
+        fields["submission"] = submission | body_fields(origin.body)
+    return fields if raw else cast("dict[str, Any]", redacted(fields))
 
 
-def dead_text(dead: DeadLetter) -> str:
-    """Return one dead letter as text for people: its facts, then the submission as indented JSON."""
-    shown = dead_json(dead, raw=False)
-    origin: dict[str, Any] = shown.pop("submission", {})
-    errors = shown.pop("errors")
-    body = {name: holder.pop(name) for holder in (shown, origin) for name in ("body", "body_base64") if name in holder}
-    lines = [f"{name}: {_line(value)}" for name, value in shown.items()]
+def dead_text(dead: DeadLetter, *, raw: bool) -> str:
+    """Return one dead letter as text for people: its facts, then the submission as indented JSON.
+
+    With `raw` it contains secrets. It never contains control characters.
+    """
+    facts = dead_json(dead, raw=raw)
+    origin: dict[str, Any] = facts.pop("submission", {})
+    errors = facts.pop("errors")
+    body = {name: holder.pop(name) for holder in (facts, origin) for name in ("body", "body_base64") if name in holder}
+    lines = [f"{name}: {_line(value)}" for name, value in facts.items()]
     lines += [f"  {_line(error.get('error', error))}" for error in errors]
     if advice := remedy(dead):
         lines.append(f"what to do: {advice}")
@@ -133,8 +137,8 @@ def report_text(report: Report, ending: Ending, unread: int, *, dry_run: bool) -
     lines = [f"{verb} {report.done.total():,} of {report.matched:,}"]
     for reason, count in report.done.most_common():
         invalid = REMEDIES.get(reason) == INVALID_PAYLOAD
-        lines.append(f"  {count} {reason}" + (f" ({INVALID_PAYLOAD})" if invalid else ""))
-    lines += [f"  kept {count}: {_line(blocker)}" for blocker, count in report.kept.most_common()]
+        lines.append(f"  {count} {shown(reason)}" + (f" ({INVALID_PAYLOAD})" if invalid else ""))
+    lines += [f"  kept {count}: {shown(blocker)}" for blocker, count in report.kept.most_common()]
     if report.failed:
         what = ", ".join(f"{count} {outcome}" for outcome, count in report.failed.items())
         lines.append(f"  the broker did not confirm {what}: these and the rest are still in the queue; run it again")
@@ -165,7 +169,7 @@ def purge_text(groups: Mapping[str, Group], purged: int, ending: Ending, *, dry_
 
 def counts(groups: Mapping[str, Group]) -> str:
     """Return how many there are, and of which reasons: `5 dead letters (3 invalid, 2 expired)`."""
-    by_reason = ", ".join(f"{group.count:,} {_line(group.reason)}" for group in _ordered(groups.values()))
+    by_reason = ", ".join(f"{group.count:,} {shown(group.reason)}" for group in _ordered(groups.values()))
     matched = sum(group.count for group in groups.values())
     return f"{matched:,} dead letter{'' if matched == 1 else 's'} ({by_reason})"
 
@@ -174,12 +178,12 @@ def export_text(exported: int, ending: Ending, remaining: int, file: str) -> str
     """Return a line that says how many were exported, and whether that is all."""
     if ending is Ending.COMPLETE:
         return f"exported {exported:,}"
-    where = "the output" if file == "-" else file
+    where = "the output" if file == "-" else shown(file)
     return f"exported {exported:,}\n  {ending}: {remaining:,} were not read, so {where} may be incomplete"
 
 
 def print_json(data: Any) -> None:
-    typer.echo(msgspec.json.encode(data).decode())
+    typer.echo(json_text(data))
 
 
 def _ordered(groups: Iterable[Group]) -> list[Group]:
@@ -187,22 +191,13 @@ def _ordered(groups: Iterable[Group]) -> list[Group]:
 
 
 def _line(value: object) -> str:
-    """Return the value on one line, without control characters: customers chose it, and a terminal shows it."""
-    text = "none" if value is None else redact(str(value))
-    return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)
+    """Return a value on one line, without control characters."""
+    return "none" if value is None else escape(str(value))
 
 
 def _pretty(text: str) -> str:
     with suppress(ValueError):  # a dead letter need not be valid JSON
         text = msgspec.json.format(text, indent=2) if len(text) <= _MAX_SHOWN else text
-    shown = "\n".join(map(_line, text[:_MAX_SHOWN].split("\n")))
+    lines = "\n".join(map(_line, text[:_MAX_SHOWN].split("\n")))
     more = len(text) - _MAX_SHOWN
-    return shown if more <= 0 else f"{shown}\n… and {more:,} more characters: `ingest dlq export` has them all"
-
-
-def _redacted(value: Any) -> Any:
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {name: _redacted(member) for name, member in value.items()}
-    return [_redacted(element) for element in value] if isinstance(value, list) else value
+    return lines if more <= 0 else f"{lines}\n… and {more:,} more characters: `ingest dlq export` has them all"

@@ -11,12 +11,12 @@ from rich.text import Text
 
 from ingest import settings
 from ingest.cli.options import Json
+from ingest.domain.display import json_text, redacted, shown
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.findings import Finding, Severity
 from ingest.domain.overview import counted
 from ingest.operations.checks import all_findings, settings_error
 from ingest.telemetry import logs
-from ingest.telemetry.logs import redact
 
 _STYLES: Final = {Severity.OK: "green", Severity.WARNING: "yellow", Severity.ERROR: "red"}
 
@@ -36,9 +36,9 @@ def doctor(
 
     Exit code: 0 without errors (with --strict: without warnings), otherwise 1. Secrets are never shown.
     """
-    findings = [_redacted(finding) for finding in asyncio.run(_findings())]
+    findings = asyncio.run(_findings())
     if json:
-        typer.echo(msgspec.json.encode(findings).decode())
+        typer.echo(json_text(redacted(msgspec.to_builtins(findings))))
     else:
         print_findings(Console(highlight=False), findings)
     failing = {Severity.ERROR, Severity.WARNING} if strict else {Severity.ERROR}
@@ -55,10 +55,6 @@ async def _findings() -> list[Finding]:
     return await all_findings(current)
 
 
-def _redacted(finding: Finding) -> Finding:
-    return msgspec.structs.replace(finding, what=redact(finding.what), do=redact(finding.do))
-
-
 def print_findings(console: Console, findings: list[Finding]) -> None:
     """Print findings by area, and how many there are of each severity."""
     for area in dict.fromkeys(finding.area for finding in findings):
@@ -73,9 +69,9 @@ def print_findings(console: Console, findings: list[Finding]) -> None:
 
 def _print_finding(console: Console, finding: Finding) -> None:
     severity = (f"{finding.severity.value:8}", _STYLES[finding.severity])
-    _print_indented(console, Text.assemble("  ", severity), finding.what)
+    _print_indented(console, Text.assemble("  ", severity), shown(finding.what))
     if finding.do:
-        _print_indented(console, Text(f"{'':10}→ "), finding.do)
+        _print_indented(console, Text(f"{'':10}→ "), shown(finding.do))
 
 
 def _print_indented(console: Console, start: Text, text: str) -> None:

@@ -1,13 +1,14 @@
 """Exit codes. An error that a person can correct is printed as one line instead of a traceback."""
 
+import traceback
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
 import typer
 
+from ingest.domain.display import shown, shown_lines
 from ingest.domain.errors import ConfigurationError, IngestError
-from ingest.telemetry.logs import redact
 
 UNAVAILABLE: Final = 1
 """A dependency is unavailable, or a check found a problem."""
@@ -29,10 +30,14 @@ def exit_code(job: Callable[[], int | None]) -> int:
     """Run the job and return its exit code (0 for None).
 
     An IngestError is printed as one line on standard error; the code is USAGE for a ConfigurationError, otherwise
-    UNAVAILABLE.
+    UNAVAILABLE. Any other error is printed with its traceback, and the code is UNAVAILABLE. Secrets and control
+    characters are shown of neither.
     """
     try:
         return job() or 0
     except IngestError as error:
-        typer.echo(f"ingest: {redact(str(error))}", err=True)
+        typer.echo(f"ingest: {shown(error)}", err=True)
         return USAGE if isinstance(error, ConfigurationError) else UNAVAILABLE
+    except Exception as error:  # noqa: BLE001 - Python would print it as it is
+        typer.echo(shown_lines("".join(traceback.format_exception(error))), err=True, nl=False)
+        return UNAVAILABLE

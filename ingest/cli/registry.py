@@ -4,16 +4,17 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, TypeVar
 
-import msgspec
 import typer
 
 from ingest import settings
 from ingest.backends import store_backend
 from ingest.cli.dlq_view import age
 from ingest.domain.customers import Customer
+from ingest.domain.display import escape, json_text
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.events import rfc3339
 from ingest.domain.ports import Store
+from ingest.telemetry import logs
 
 Cust = Annotated[str, typer.Argument(metavar="CUST", help="The customer's id: 1 to 64 letters, digits, _ or -.")]
 T = TypeVar("T")
@@ -22,8 +23,11 @@ T = TypeVar("T")
 def with_store(job: Callable[[Store], Awaitable[T]]) -> T:
     """Run a job on the store of the settings; return its result. Raises ConfigurationError, StoreUnavailable."""
 
+    current = settings.load()
+    logs.configure(current.log_level, current.log_format)
+
     async def work() -> T:
-        store = await store_backend(settings.load()).open()
+        store = await store_backend(current).open()
         try:
             return await job(store)
         finally:
@@ -73,14 +77,14 @@ def show_fields(fields: dict[str, Any], json: bool) -> None:
 
 
 def _text(name: str, value: Any) -> str:
-    """Return a value of a customer or key for people."""
+    """Return a value of a customer or key for people. Secrets stay: a new key is shown, and webhooks as they are."""
     if isinstance(value, dict):
-        return _key_text(value)
+        return escape(_key_text(value))
     if isinstance(value, bool):
         return "yes" if value else "no"
     if name == "retention":
         return age(value)
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 
 def _key_text(key: dict[str, Any]) -> str:
@@ -92,4 +96,4 @@ def _key_text(key: dict[str, Any]) -> str:
 
 def print_json(data: Any) -> None:
     """Print JSON on one line."""
-    typer.echo(msgspec.json.encode(data).decode())
+    typer.echo(json_text(data))

@@ -2,11 +2,11 @@
 
 import os
 
-import msgspec
 import typer
 
 from ingest import settings
 from ingest.cli.options import Json
+from ingest.domain.display import json_text, redacted, shown
 
 
 def settings_(json: Json = False) -> None:
@@ -26,11 +26,11 @@ def settings_(json: Json = False) -> None:
             }
             for setting, value in rows
         ]
-        typer.echo(msgspec.json.encode(fields).decode())
+        typer.echo(json_text(redacted(fields)))
     else:
-        typer.echo("\n".join(_text(setting, value) for setting, value in rows))
+        typer.echo("\n".join(_text(setting, None if value is None else shown(value)) for setting, value in rows))
     for name, closest in settings.unknown_variables(os.environ).items():
-        typer.echo(settings.misspelt(name, closest), err=True)
+        typer.echo(shown(settings.misspelt(name, closest)), err=True)
     settings.load()
 
 

@@ -13,9 +13,9 @@ from rich.live import Live
 from ingest import settings
 from ingest.cli.options import Json
 from ingest.cli.status_view import Cropped, render
+from ingest.domain.display import json_text, redacted
 from ingest.operations.status import StatusCollector
 from ingest.telemetry import logs
-from ingest.telemetry.logs import redact
 
 
 def status(
@@ -47,7 +47,7 @@ def status(
         return
     overview = asyncio.run(collector.collect_once())
     if json:
-        typer.echo(redact(msgspec.json.encode(overview).decode()))
+        typer.echo(json_text(redacted(msgspec.to_builtins(overview))))
     else:
         console = Console(record=svg is not None, width=110 if svg else None)
         # Programs that read the output get each problem as one line.

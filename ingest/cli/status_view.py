@@ -7,9 +7,9 @@ from rich.segment import Segment
 from rich.text import Text
 
 from ingest.cli.dlq_view import age
+from ingest.domain.display import shown
 from ingest.domain.events import rfc3339
 from ingest.domain.overview import Overview, counted
-from ingest.telemetry.logs import redact
 
 _NONE = "-"
 """Shown for what is unknown or does not apply."""
@@ -17,14 +17,14 @@ _NONE = "-"
 
 def render(overview: Overview) -> RenderableType:
     """Return the whole status as text. Problems come first, so that a small terminal shows them."""
-    problem_lines = [Text(f"! {redact(problem)}", style="bold red") for problem in overview.problems()] or [
+    problem_lines = [Text(f"! {shown(problem)}", style="bold red") for problem in overview.problems()] or [
         Text("no problems seen", style="green")
     ]
     broker = " ".join(filter(None, (overview.broker.name, overview.broker.version)))
     return Group(
         Text(f"ingest status  {rfc3339(int(overview.at * 1000))}", style="bold"),
         *problem_lines,
-        Text(f"broker  {redact(broker)}"),
+        Text(f"broker  {shown(broker)}"),
         _store(overview),
         _queues(overview),
         _dead(overview),
@@ -61,7 +61,7 @@ class _Table:
         self._rows: list[tuple[str, ...]] = []
 
     def add(self, *row: str) -> None:
-        self._rows.append(row)
+        self._rows.append(tuple(shown(value) for value in row))
 
     def __rich_console__(self, _: Console, options: ConsoleOptions) -> Iterator[Text]:
         lines = [self._columns, *self._rows]
@@ -109,7 +109,7 @@ def _store(overview: Overview) -> Text:
         parts.append(store.used)
     if store.entries is not None:
         parts.append(counted(store.entries, "record"))
-    return Text(f"store   {', '.join(parts)}")
+    return Text(f"store   {shown(', '.join(parts))}")
 
 
 def _queues(overview: Overview) -> _Table:
@@ -129,7 +129,7 @@ def _queues(overview: Overview) -> _Table:
 
 
 def _dead(overview: Overview) -> RenderableType:
-    note = Text(redact(overview.dead_note), style="yellow")
+    note = Text(shown(overview.dead_note), style="yellow")
     if not overview.dead:
         return Text.assemble("dead letters  ", "none" if overview.dead is not None and not overview.dead_note else note)
     table = _Table("dead letters", "count", "oldest")

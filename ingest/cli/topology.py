@@ -8,7 +8,9 @@ import typer
 from ingest import settings
 from ingest.backends import require_rabbitmq
 from ingest.broker.rabbitmq.management import definitions, rabbitmqctl_lines
+from ingest.domain.display import shown
 from ingest.domain.errors import ConfigurationError
+from ingest.telemetry import logs
 
 app = typer.Typer(help="The AMQP topology: declare it, check it, export it.", no_args_is_help=True)
 
@@ -19,7 +21,9 @@ def apply() -> None:
 
     Policies need INGEST_MANAGEMENT_URL; without it the rabbitmqctl lines that set them are printed.
     """
-    backend = require_rabbitmq(settings.load(), "topology apply")
+    current = settings.load()
+    logs.configure(current.log_level, current.log_format)
+    backend = require_rabbitmq(current, "topology apply")
 
     async def declare() -> None:
         broker = await backend.open("ingest topology")
@@ -45,7 +49,7 @@ def check() -> None:
         raise ConfigurationError("`ingest topology check` needs INGEST_MANAGEMENT_URL=http://user:password@host:15672")
     differences = management.differences()
     for sentence in differences:
-        typer.echo(sentence)
+        typer.echo(shown(sentence))
     if differences:
         raise typer.Exit(1)
     typer.echo("the broker matches the topology")

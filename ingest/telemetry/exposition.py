@@ -12,10 +12,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ingest.domain.display import shown
 from ingest.serving import EmbeddedServer
 from ingest.shim.http.protocol import LimitedHttpProtocol
 from ingest.telemetry.health import DEAD, STALE, Report
-from ingest.telemetry.logs import redact
 
 
 class MetricsProtocol(LimitedHttpProtocol):
@@ -68,7 +68,7 @@ class Exposition:
             name = f"process {report.process}: " if self._processes > 1 else ""
             if report.seconds_old() > STALE:
                 problems.append(_silent(report))
-            problems += [name + redact(problem) for problem in report.problems]
+            problems += [name + shown(problem) for problem in report.problems]
         if not problems:
             return _json(200, {"status": "ok"})
         return _json(503, {"error": "not ready: " + "; ".join(problems), "problems": problems})

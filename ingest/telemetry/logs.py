@@ -1,28 +1,21 @@
-"""Logging with structlog. The standard library's loggers use the same format, and secrets are removed."""
+"""Logging with structlog. The standard library's loggers use the same format.
+
+Secrets are removed from all values. JSON escapes control characters itself; the text format escapes them here.
+"""
 
 import contextlib
 import logging
-import re
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Final, TextIO
+from typing import Any, Final, TextIO, cast
 
 import structlog
 
+from ingest.domain.display import escape, redacted
 from ingest.telemetry.outages import OutageLines
 
-_SECRETS: Final = (
-    (re.compile(r"asg_live_[0-9A-Za-z]+"), "asg_live_***"),
-    (re.compile(r"(?i)\b(bearer\s+)\S+"), r"\1***"),
-    (re.compile(r"(://[^:/@\s]*:)[^@/\s]+@"), r"\1***@"),
-)
-
-
-def redact(text: str) -> str:
-    """Return the text without API keys, bearer tokens and passwords in URLs."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
+_LINES: Final = ("exception", "stack", "stack_info")
+"""Fields that have several lines."""
 
 
 class Output:
@@ -54,7 +47,7 @@ def configure(level: str, format_: str, dependencies: Mapping[str, Mapping[str, 
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
-    last: list[Any] = [structlog.processors.format_exc_info, _redact]
+    last: list[Any] = [structlog.processors.format_exc_info, _redact, *([_escape] if console else [])]
     renderer: Any = structlog.dev.ConsoleRenderer() if console else structlog.processors.JSONRenderer()
     structlog.configure(
         processors=[*shared, OutageLines(dependencies or {}), *last, renderer],
@@ -77,7 +70,11 @@ def configure(level: str, format_: str, dependencies: Mapping[str, Mapping[str, 
 
 
 def _redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = redact(value)
-    return event
+    return cast("dict[str, Any]", redacted(event))
+
+
+def _escape(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    return {
+        name: escape(value, keep="\n\t" if name in _LINES else "") if isinstance(value, str) else value
+        for name, value in event.items()
+    }

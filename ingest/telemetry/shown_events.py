@@ -6,6 +6,7 @@ from typing import Final
 
 import msgspec
 
+from ingest.domain.display import shown
 from ingest.domain.messages import Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher
 from ingest.domain.topology import EVENTS
@@ -72,7 +73,8 @@ class ShownPublisher(PublisherDecorator):
             if message.exchange == EVENTS and outcome is PublishOutcome.CONFIRMED
         ]
         for event in events[:MAX_LINES]:
-            self._show(f"{event.name:<20} {event.data.id}  {event.data.cust_id}  {event.data.reason}".rstrip())
+            data = event.data
+            self._show(shown(f"{event.name:<20} {data.id}  {data.cust_id}  {data.reason}".rstrip()))
         for name, count in Counter([event.name for event in events[MAX_LINES:]]).items():
-            self._show(f"{name:<20} and {count:,} more")
+            self._show(f"{shown(name):<20} and {count:,} more")
         return outcomes

@@ -43,6 +43,14 @@ def test_settings_as_json_have_every_field(environment: pytest.MonkeyPatch) -> N
     assert listed["INGEST_METRICS_PORT"]["value"] is None
 
 
+def test_value_is_shown_without_control_characters_and_secrets(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("INGEST_HOST", "a\x1b[2J\x9b\u202e?token=S3CRET")
+    assert "INGEST_HOST=a\\x1b[2J\\x9b\\u202e?token=*** " in CliRunner().invoke(app, ["settings"]).output
+    as_json = CliRunner().invoke(app, ["settings", "--json"]).output.removesuffix("\n")
+    assert as_json.isprintable()
+    assert {row["name"]: row["value"] for row in json.loads(as_json)}["INGEST_HOST"] == "a\x1b[2J\x9b\u202e?token=***"
+
+
 def test_invalid_value_is_listed_before_its_error(environment: pytest.MonkeyPatch) -> None:
     """A misspelt variable is reported, too."""
     environment.setenv("INGEST_PORT", "many")

@@ -37,6 +37,14 @@ async def test_line_of_an_event_has_its_type_its_subject_and_its_customer() -> N
     ]
 
 
+async def test_line_of_an_event_is_harmless_whatever_the_producer_sent() -> None:
+    error = InvalidSubmission(Reason.QUOTA_EXHAUSTED, "quota exhausted")
+    name = "m\x1b[2J\x9b\u202e\n https://h/?token=S3CRET"
+    assert await shown(events.rejected("dev", name, CREATED_AT, error, "digest")) == [
+        r"submission.rejected  m\x1b[2J\x9b\u202e\n https://h/?token=***  dev  quota_exhausted"
+    ]
+
+
 async def test_events_of_a_large_batch_are_counted() -> None:
     task = task_submission(TASK, "dev", frozenset(), "k1").tasks[0]
     lines = await shown(*[events.task_accepted(task, "dev", CREATED_AT, ("bat_1", index)) for index in range(1000)])

@@ -8,6 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from asg_gateway._bulk.display import shown
+
 
 class RunError(Exception):
     """The run cannot continue; the message says why. It is not the fault of a line or an argument."""
@@ -22,9 +24,12 @@ def open_closed_streams() -> frozenset[str]:
 
 
 def say(text: str) -> None:
-    """Write a line to standard error. If that is impossible, only the exit code is left."""
+    """Write a line to standard error, without secrets and control characters.
+
+    If that is impossible, only the exit code is left.
+    """
     with suppress(OSError):
-        sys.stderr.write(f"asg-submit: {text}\n")
+        sys.stderr.write(f"asg-submit: {shown(text)}\n")
         flush(sys.stderr)
 
 

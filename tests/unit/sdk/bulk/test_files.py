@@ -16,7 +16,7 @@ from asg_gateway._bulk.progress import Counts, Lines
 from asg_gateway._bulk.report import Report
 from asg_gateway._bulk.sources import Row, SourceError
 from asg_gateway._bulk.stops import stop_of
-from asg_gateway._bulk.streams import RunError
+from asg_gateway._bulk.streams import RunError, say
 from asg_gateway._errors import AuthenticationError, QuotaExhaustedError, ServerError, TimedOutError
 from asg_gateway._results import BatchResult
 
@@ -248,3 +248,17 @@ def test_progress_is_printed_every_ten_seconds_with_share_and_rate(capsys: pytes
         lines.show(Counts(accepted=int(now) * 10), int(now) * 25)
     printed = capsys.readouterr().err.splitlines()
     assert printed == ["asg-submit:  25%, 100 accepted, 10/s", "asg-submit:  50%, 200 accepted, 10/s"]
+
+
+def test_messages_have_no_control_characters_and_no_secrets(capsys: pytest.CaptureFixture[str]) -> None:
+    """The file's name, the gateway's address and its answers come from outside."""
+    assert main(["\x1b[2J\x9b\u202e\n?token=S3CRET", "--format=csv", "--dry-run"]) == 2
+    stop = stop_of(
+        ServerError(503, "\x1b]0;t\x07 asg_live_S3CRET"), "-", "http://u:S3CRET@h", lambda: datetime.now(UTC)
+    )
+    say(stop.sentence)
+    said = capsys.readouterr().err
+    assert said.splitlines() == [
+        r"asg-submit: \x1b[2J\x9b\u202e\n?token=*** No such file or directory",
+        r"asg-submit: the gateway at http://u:***@h answers 503: \x1b]0;t\x07 asg_live_***",
+    ]
