@@ -61,8 +61,7 @@ class SubmissionPipeline:
             (not_taken if outcome.certainly_not_taken else in_doubt).append(decision)
             if decision.verdict is Verdict.ADMITTED:
                 decisions[index] = msgspec.structs.replace(decision, verdict=Verdict.UNCONFIRMED)
-        if confirmed:
-            await self._record_queued(confirmed)
+        await self._record_queued(confirmed)
         if not_taken or in_doubt:
             _log.warning("publish_unconfirmed", not_taken=len(not_taken), in_doubt=len(in_doubt))
             await self._admission.release(not_taken, refund=True)

@@ -99,8 +99,11 @@ class CircuitBreaker:
 
     def close(self) -> None:
         """Close the circuit: the dependencies are known to be available again."""
-        self._close()
-        self._notify()
+        if self.state.opened_at is not None:
+            seconds = round(self._clock() - self.state.opened_at, 1)
+            _log.warning("circuit_closed", seconds=seconds, trials=self.state.trials)
+            self.state = BreakerState()
+            self._notify()
 
     async def open_for(self, seconds: float) -> bool:
         """Wait until the circuit has been open for `seconds` without interruption; return False if the worker stops."""
@@ -145,26 +148,18 @@ class CircuitBreaker:
             self._end_trial()
 
     def _record(self, attempt: Attempt) -> None:
-        if not self.state.is_open and self._trial is None and attempt.made_progress is not False:
-            return  # the usual case: nothing changes
         if attempt.made_progress:
-            self._close()
+            self.close()
         elif attempt.made_progress is False and not self.state.is_open:
             _log.warning("circuit_opened")
             self.state = BreakerState(self._clock())
             self._backoff.reset()
             self._pause = self._backoff.next()
+            self._notify()
         elif attempt.made_progress is False and self._trial is attempt:
             self._pause = self._backoff.next()
         if self._trial is attempt:
-            self._trial = None
-        self._notify()
-
-    def _close(self) -> None:
-        if self.state.opened_at is not None:
-            seconds = round(self._clock() - self.state.opened_at, 1)
-            _log.warning("circuit_closed", seconds=seconds, trials=self.state.trials)
-            self.state = BreakerState()
+            self._end_trial()
 
     def _end_trial(self) -> None:
         self._trial = None

@@ -102,7 +102,7 @@ MUTATIONS: Final = (
     _mutation(
         "the circuit never closes",
         "worker/breaker.py",
-        "        if attempt.made_progress:\n            self._close()",
+        "        if attempt.made_progress:\n            self.close()",
         "        if False:\n            pass",
     ),
     _mutation(
