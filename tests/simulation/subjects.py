@@ -166,9 +166,11 @@ def draw_late(rng: random.Random) -> list[Action]:
 
 
 def draw_stop(rng: random.Random) -> list[Action]:
-    """A process gets SIGTERM while it cannot record what it has published."""
+    """A process gets SIGTERM while it cannot record what it has published, or workers while submissions must wait."""
     at = random_time(rng, 1.0, 5.0)
     process = rng.choice(SHIMS + WORKERS)
+    if rng.random() < 0.4:
+        return _draw_stop_while_contended(rng, at)
     submits: list[Action] = [
         Submit(
             random_time(rng, at - 0.5, at + 0.5), PAYING, f"s{n}", 1, rng.choice((0, 0, 2)), None, process in WORKERS
@@ -178,6 +180,17 @@ def draw_stop(rng: random.Random) -> list[Action]:
     doubt = Doubt(at - 0.5, "broker", 2.5)
     outage = Outage(random_time(rng, at - 0.3, at + 0.3), "store", random_time(rng, 0.5, 3.5), process)
     return [doubt, outage, Stop(random_time(rng, at, at + 2.0), process, 1.0), *submits]
+
+
+def _draw_stop_while_contended(rng: random.Random, at: float) -> list[Action]:
+    """Shims that wait for confirms hold the keys of direct submissions."""
+    doubts: list[Action] = [Doubt(at - 0.5, "broker", 1.0, shim) for shim in SHIMS]
+    stops: list[Action] = [Stop(random_time(rng, at + 0.2, at + 0.8), worker, 1.0) for worker in WORKERS]
+    first: list[Action] = [Submit(at - 0.1, PAYING, f"s{n}", 1, attempts=1) for n in range(6)]
+    direct: list[Action] = [
+        Submit(random_time(rng, at + 0.1, at + 0.5), PAYING, f"s{n}", 1, direct=True) for n in range(6)
+    ]
+    return [*doubts, *stops, *first, *direct]
 
 
 def draw_lost(rng: random.Random, actions: list[Action]) -> list[Action]:
