@@ -5,6 +5,7 @@ The SDK has the same module, because it shares no code with the service.
 """
 
 import ipaddress
+import ssl
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -15,14 +16,16 @@ import httpx
 from ingest.domain.errors import ConfigurationError
 
 
-def client_options(url: str) -> dict[str, Any]:
+def client_options(url: str, context: ssl.SSLContext | None = None) -> dict[str, Any]:
     """Return keyword arguments for a client of httpx that is used for `url` only.
+
+    `context` is for https; by default, public authorities or those of SSL_CERT_FILE are trusted.
 
     Raises ConfigurationError, as `proxy_for`, and httpx.InvalidURL.
     """
     proxy = proxy_for(httpx.URL(url))
-    # Without trust_env httpx leaves the variables alone; the context still reads SSL_CERT_FILE.
-    return {"proxy": proxy, "trust_env": False, "verify": httpx.create_ssl_context()}
+    # Without trust_env httpx leaves the variables alone; its context still reads SSL_CERT_FILE.
+    return {"proxy": proxy, "trust_env": False, "verify": context or httpx.create_ssl_context()}
 
 
 def proxy_for(url: httpx.URL, variables: Mapping[str, str] | None = None) -> httpx.URL | None:

@@ -43,8 +43,13 @@ class Settings(BaseSettings):
         description="aerospike://user:password@host:3000,host2:3000/namespace, or sqlite:///FILE; default: in "
         "INGEST_DATA_DIR",
     )
-    broker_cafile: Path | None = Field(None, description="CA certificates (PEM) for amqps; default: the system's")
-    broker_certfile: Path | None = Field(None, description="client certificate (PEM) for amqps")
+    broker_cafile: Path | None = Field(
+        None,
+        description="CA certificates (PEM) for amqps:// and for a management API with https://; default: the system's",
+    )
+    broker_certfile: Path | None = Field(
+        None, description="client certificate (PEM), shown to RabbitMQ and to its management API"
+    )
     broker_keyfile: Path | None = Field(None, description="private key (PEM) of INGEST_BROKER_CERTFILE")
     broker_user: str | None = Field(
         None,
@@ -52,7 +57,8 @@ class Settings(BaseSettings):
     )
     management_url: SecretStr = Field(
         SecretStr(""),
-        description="RabbitMQ management API, http[s]://user:password@host:15672; needed for policies and status",
+        description="RabbitMQ management API, http[s]://user:password@host:15672 (default port for https: 15671); "
+        "needed for policies and status",
     )
     trusted_users: Annotated[frozenset[str], NoDecode] = Field(
         frozenset(),

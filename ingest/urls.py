@@ -1,7 +1,9 @@
 """URLs of the broker, the store and the management API, as the settings take them."""
 
 import re
+from collections.abc import Set
 from typing import Final
+from urllib.parse import parse_qs
 
 from pydantic import ValidationError
 from pydantic_core import MultiHostUrl
@@ -45,3 +47,20 @@ def parse_multi_host_url(url: str, variable: str, example: str) -> MultiHostUrl:
                 return parsed
             problem = "the host is missing"
     raise ConfigurationError(f"{variable}: {problem}; it must look like {example}")
+
+
+def parse_options(query: str, known: Set[str], variable: str) -> dict[str, str]:
+    """Return the options in the query of a URL.
+
+    They decide how a connection is protected. So an option that is not in `known` is an error, and one that is given
+    twice, too. `variable` is the name of the setting, for the error.
+
+    Raises:
+        ConfigurationError: the message contains names of options and no values.
+    """
+    values = parse_qs(query, keep_blank_values=True)
+    if unknown := sorted(values.keys() - known):
+        raise ConfigurationError(f"{variable} has unknown options {unknown}; known are {sorted(known)}")
+    if repeated := [name for name in values if len(values[name]) > 1]:
+        raise ConfigurationError(f"{variable} has the option {repeated[0]} twice: remove one")
+    return {name: value for name, (value,) in values.items()}

@@ -5,12 +5,14 @@ import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import cached_property
 from typing import Final, Protocol
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from ingest.backends.files import sqlite_file
+from ingest.backends.tls import check_certificates, is_encrypted, ssl_context
 from ingest.broker.embedded.broker import USER, EmbeddedBroker
 from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
 from ingest.broker.rabbitmq import checks
@@ -103,7 +105,13 @@ class RabbitMQBackend:
     system = "rabbitmq"
 
     def __init__(self, settings: Settings) -> None:
+        check_certificates(settings)
         self._settings = settings
+
+    @cached_property
+    def _ssl_context(self) -> ssl.SSLContext:
+        """Reads the certificates once."""
+        return ssl_context(self._settings)
 
     @property
     def trusted_users(self) -> frozenset[str]:
@@ -118,7 +126,9 @@ class RabbitMQBackend:
     def management(self) -> Management | None:
         """The management API; None if INGEST_MANAGEMENT_URL is not set."""
         url = self._settings.management_url.get_secret_value()
-        return Management(url, self.virtual_host) if url else None
+        if not url:
+            return None
+        return Management(url, self.virtual_host, self._ssl_context if is_encrypted(url) else None)
 
     def new_broker(self, purpose: str) -> RabbitBroker:
         """Return a broker that is not connected yet."""
@@ -128,7 +138,7 @@ class RabbitMQBackend:
             heartbeat=settings.heartbeat,
             confirm_timeout=settings.confirm_timeout,
             name=purpose,
-            ssl_context=_ssl_context(settings) if settings.broker.startswith("amqps:") else None,
+            ssl_context=self._ssl_context if is_encrypted(settings.broker) else None,
             certificate_user=settings.broker_user,
         )
 
@@ -236,20 +246,3 @@ def _queues_without_policy(management: Management, version: str) -> list[str]:
 
 async def _no_publisher() -> Publisher:
     raise ConfigurationError("the dead letters were opened only to read")
-
-
-def _ssl_context(settings: Settings) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=settings.broker_cafile)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"INGEST_BROKER_CAFILE={settings.broker_cafile} cannot be used: {error}") from error
-    if settings.broker_certfile:
-        try:
-            context.load_cert_chain(settings.broker_certfile, settings.broker_keyfile)
-        except (OSError, ssl.SSLError) as error:
-            # The error does not say which of the two files it is about.
-            raise ConfigurationError(
-                f"INGEST_BROKER_CERTFILE={settings.broker_certfile} or INGEST_BROKER_KEYFILE="
-                f"{settings.broker_keyfile or ''} cannot be used: {error}"
-            ) from error
-    return context

@@ -13,9 +13,11 @@ def sqlite_file(url: str, variable: str) -> Path:
         variable: the setting that the URL comes from, for the error.
 
     Raises:
-        ConfigurationError: the URL names no file.
+        ConfigurationError: the URL names no file, or has options.
     """
     path = url.removeprefix("sqlite://")
     if not path.startswith("/") or len(path) < 2:
         raise ConfigurationError(f"{variable} must look like sqlite:///FILE (with four slashes for an absolute path)")
+    if "?" in path:
+        raise ConfigurationError(f"{variable}: sqlite:///FILE takes no options: remove what begins with ?")
     return Path(path[1:])

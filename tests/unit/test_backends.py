@@ -3,7 +3,7 @@
 import pytest
 
 from ingest import settings
-from ingest.backends import store_backend
+from ingest.backends import broker_backend, store_backend
 from ingest.domain.errors import ConfigurationError
 
 
@@ -23,6 +23,14 @@ def test_refused_store_names_the_misspelt_variable(monkeypatch: pytest.MonkeyPat
         store_backend(settings.load(broker_url="amqp://127.0.0.1/"))
     assert "INGEST_STORE_ULR is not a setting: did you mean INGEST_STORE_URL?" in str(caught.value)
     assert "S3cretPw" not in str(caught.value)
+
+
+def test_option_of_a_file_is_refused() -> None:
+    """It would be a part of the file's name."""
+    with pytest.raises(ConfigurationError, match=r"INGEST_STORE_URL: .* no options"):
+        store_backend(settings.load(store_url="sqlite:///store.db?mode=ro"))
+    with pytest.raises(ConfigurationError, match=r"INGEST_BROKER_URL: .* no options"):
+        broker_backend(settings.load(broker_url="sqlite:///queue.db?mode=ro"))
 
 
 def test_embedded_broker_and_rabbitmq_with_aerospike_are_accepted() -> None:

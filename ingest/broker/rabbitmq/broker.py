@@ -19,7 +19,7 @@ from ingest.broker.rabbitmq.versions import parse, version_of
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError, cause_of
 from ingest.domain.ports import ConnectionState, Publisher
-from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url
+from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url, parse_options
 
 _ISOLATED: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
 
@@ -170,6 +170,7 @@ def parse_urls(url: str) -> list[URL]:
     parsed = parse_multi_host_url(url, "INGEST_BROKER_URL", BROKER_EXAMPLE)
     if parsed.scheme not in ("amqp", "amqps"):
         raise ConfigurationError(f"INGEST_BROKER_URL must begin with amqp:// or amqps://, for example {BROKER_EXAMPLE}")
+    _check_options(parsed.query or "")
     hosts = parsed.hosts()
     user, password = hosts[0]["username"], hosts[0]["password"]
     userinfo = "" if user is None else f"{user}@" if password is None else f"{user}:{password}@"
@@ -178,6 +179,16 @@ def parse_urls(url: str) -> list[URL]:
         URL(f"{parsed.scheme}://{userinfo}{host['host']}{':{}'.format(host['port']) if host['port'] else ''}{path}")
         for host in hosts
     ]
+
+
+def _check_options(query: str) -> None:
+    """Raise ConfigurationError for options that are not understood. aiormq knows others, which would be ignored."""
+    try:
+        options = parse_options(query, frozenset({"auth"}), "INGEST_BROKER_URL")
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}. Certificates are settings of their own: INGEST_BROKER_CAFILE") from error
+    if options.get("auth", "plain").lower() not in ("plain", "external"):
+        raise ConfigurationError("INGEST_BROKER_URL: auth must be plain or external")
 
 
 def _user(url: URL, certificate_user: str | None) -> str:

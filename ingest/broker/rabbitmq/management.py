@@ -4,6 +4,7 @@ Limits and dead-lettering are policies, not queue arguments, so that operators c
 """
 
 import re
+import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
@@ -15,8 +16,10 @@ import msgspec
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError, cause_of
 from ingest.proxies import client_options
+from ingest.urls import MANAGEMENT_EXAMPLE
 
 _TIMEOUT: Final = 10.0
+_PORTS: Final = {"http": 15672, "https": 15671}
 _APPLIES: Final = ("all", "queues", "quorum_queues")
 
 
@@ -128,18 +131,25 @@ class Management:
     """A client of RabbitMQ's management API.
 
     Args:
-        url: `http[s]://user:password@host:15672`.
+        url: `http[s]://user:password@host:15672`. The default port is 15672, for https 15671.
         vhost: the virtual host of the topology.
+        ssl_context: for https; by default, public authorities are trusted.
 
     Raises:
         ConfigurationError: the URL is invalid.
     """
 
-    def __init__(self, url: str, vhost: str) -> None:
+    def __init__(self, url: str, vhost: str, ssl_context: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigurationError("INGEST_MANAGEMENT_URL must look like http://user:password@host:15672")
-        self._base = f"{parts.scheme}://{parts.hostname}:{parts.port or 15672}/api"
+        if parts.scheme not in _PORTS or not parts.hostname:
+            raise ConfigurationError(f"INGEST_MANAGEMENT_URL must look like {MANAGEMENT_EXAMPLE}")
+        if parts.path.rstrip("/") not in ("", "/api") or parts.query or parts.fragment:
+            raise ConfigurationError(
+                f"INGEST_MANAGEMENT_URL must end after the port: it must look like {MANAGEMENT_EXAMPLE}"
+            )
+        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        self.base = f"{parts.scheme}://{host}:{parts.port or _PORTS[parts.scheme]}/api"
+        self._ssl_context = ssl_context
         self._auth = (unquote(parts.username or "guest"), unquote(parts.password or "guest"))
         self.vhost = quote(vhost, safe="")
 
@@ -194,10 +204,14 @@ class Management:
 
     def _call(self, method: str, path: str, body: object = None) -> Any:
         try:
-            with httpx.Client(**client_options(self._base), auth=self._auth, timeout=_TIMEOUT) as client:
-                response = client.request(method, f"{self._base}/{path}", json=body)
+            with httpx.Client(
+                **client_options(self.base, self._ssl_context), auth=self._auth, timeout=_TIMEOUT
+            ) as client:
+                response = client.request(method, f"{self.base}/{path}", json=body)
         except httpx.HTTPError as error:
-            raise BrokerUnavailable(f"the management API at {self._base} is unreachable: {cause_of(error)}") from error
+            cause = cause_of(error)
+            hint = ". If its CA is a private one, set INGEST_BROKER_CAFILE" if "CERTIFICATE_VERIFY" in cause else ""
+            raise BrokerUnavailable(f"the management API at {self.base} is unreachable: {cause}{hint}") from error
         if response.status_code in (401, 403):
             tag = "policymaker" if method == "PUT" else "administrator" if "permissions" in path else "monitoring"
             raise ConfigurationError(

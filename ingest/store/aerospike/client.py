@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import parse_qs, unquote
+from urllib.parse import unquote
 
 import aerospike
 import msgspec
@@ -18,7 +18,7 @@ from aerospike_helpers.batch import records as batch
 
 from ingest.domain.errors import ConfigurationError, StoreUnavailable
 from ingest.store.aerospike import result_codes
-from ingest.urls import STORE_EXAMPLE, parse_multi_host_url
+from ingest.urls import STORE_EXAMPLE, parse_multi_host_url, parse_options
 
 _CHUNK: Final = 1000
 """Records in one call; the client works on them for about 10 ms."""
@@ -71,12 +71,7 @@ def parse_url(url: str) -> Address:
 
 def _options(query: str) -> dict[str, str]:
     """Return the options in a URL's query. Raises ConfigurationError: they decide whether data crosses a network."""
-    values = parse_qs(query, keep_blank_values=True)
-    if unknown := sorted(values.keys() - _OPTIONS):
-        raise ConfigurationError(f"INGEST_STORE_URL has unknown options {unknown}; known are {sorted(_OPTIONS)}")
-    if repeated := [name for name in values if len(values[name]) > 1]:
-        raise ConfigurationError(f"INGEST_STORE_URL has the option {repeated[0]} twice: remove one")
-    options = {name: value for name, (value,) in values.items()}
+    options = parse_options(query, _OPTIONS, "INGEST_STORE_URL")
     if options.get("tls", "false").lower() not in _TRUE | _FALSE:
         raise ConfigurationError(f"INGEST_STORE_URL: tls must be true or false, it is {options['tls']!r}")
     if options.get("tls", "false").lower() in _FALSE and (useless := sorted(options.keys() - {"tls"})):
