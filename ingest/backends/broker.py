@@ -3,7 +3,7 @@
 import asyncio
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property
 from typing import Final, Protocol
@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from ingest.backends.encryption import encryption_finding
 from ingest.backends.files import sqlite_file
 from ingest.backends.tls import check_certificates, is_encrypted, ssl_context
 from ingest.broker.embedded.broker import USER, EmbeddedBroker
@@ -167,7 +168,27 @@ class RabbitMQBackend:
 
     async def findings(self, outage_hold: float) -> list[Finding]:
         broker = self.new_broker("ingest doctor")
-        return await checks.findings(broker, self.management, self._settings.trusted_users, outage_hold)
+        trusted = self._settings.trusted_users
+        return [*await checks.findings(broker, self.management, trusted, outage_hold), *self._encryption(broker)]
+
+    def _encryption(self, broker: RabbitBroker) -> Iterator[Finding]:
+        yield encryption_finding(
+            "broker",
+            _VARIABLE,
+            broker.hosts,
+            encrypted=is_encrypted(self._settings.broker),
+            exposed="the password and all submissions",
+            do="use amqps:// and INGEST_BROKER_CAFILE, unless the network is private",
+        )
+        if management := self.management:
+            yield encryption_finding(
+                "broker",
+                "INGEST_MANAGEMENT_URL",
+                [management.host],
+                encrypted=is_encrypted(management.base),
+                exposed="the password",
+                do="use https:// and INGEST_BROKER_CAFILE, unless the network is private",
+            )
 
 
 class EmbeddedBackend:

@@ -5,6 +5,7 @@ import os
 import sqlite3
 from typing import Final, Protocol
 
+from ingest.backends.encryption import encryption_finding
 from ingest.backends.files import sqlite_file
 from ingest.domain.errors import ConfigurationError, StoreUnavailable
 from ingest.domain.findings import Finding, error, not_checked, ok, warning
@@ -13,6 +14,7 @@ from ingest.domain.ports import Store
 from ingest.settings import Settings, misspelt, unknown_variables
 from ingest.sqlite.checks import check_file, read_time
 from ingest.store.aerospike import checks
+from ingest.store.aerospike.client import parse_url
 from ingest.store.aerospike.info import AerospikeView
 from ingest.store.aerospike.status import store_state
 from ingest.store.aerospike.store import AerospikeStore
@@ -80,6 +82,21 @@ class AerospikeBackend:
         return await store_state(self._view)
 
     async def findings(self) -> list[Finding]:
+        return [*await self._cluster_findings(), self._encryption()]
+
+    def _encryption(self) -> Finding:
+        address = parse_url(self._url)
+        return encryption_finding(
+            "store",
+            _VARIABLE,
+            [host for host, _ in address.hosts],
+            encrypted=address.tls,
+            exposed="customers, hashes of API keys, and the ids of tasks, and can change them",
+            do="add ?tls=true&tls_name=…&cafile=… (Aerospike Enterprise), or let only the service reach it through a "
+            "private network: deploy/trust.md",
+        )
+
+    async def _cluster_findings(self) -> list[Finding]:
         view = AerospikeView.open(self._url, self._timeout)
         try:
             nodes = await view.nodes()

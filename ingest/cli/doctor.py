@@ -28,10 +28,10 @@ def doctor(
     """Check settings, broker and store. It says what to do about each problem, and changes nothing that is stored.
 
     It checks settings and client libraries. RabbitMQ: version, topology, policies, permissions, alarms, queue members,
-    and whether workers trust the users of all connected shims and workers.
-    Aerospike: expiry, eviction, storage, copies, clocks, free space, and whether there is a customer. Embedded: the
-    files. Checks that could not be made are listed: those of a server that does not answer, those that need
-    INGEST_MANAGEMENT_URL or the tag `monitoring` of its user, and that of permissions, which needs the tag
+    whether workers trust the users of all connected shims and workers, and whether the connections are encrypted.
+    Aerospike: expiry, eviction, storage, copies, clocks, free space, encryption, and whether there is a customer.
+    Embedded: the files. Checks that could not be made are listed: those of a server that does not answer, those that
+    need INGEST_MANAGEMENT_URL or the tag `monitoring` of its user, and that of permissions, which needs the tag
     `administrator`.
 
     Exit code: 0 without errors (with --strict: without warnings), otherwise 1. Secrets are never shown.

@@ -3,7 +3,6 @@
 import os
 from importlib import metadata
 from typing import Final
-from urllib.parse import urlsplit
 
 from packaging.requirements import Requirement
 
@@ -15,7 +14,6 @@ from ingest.settings import Settings
 
 _DISTRIBUTION: Final = "asg-ingest"
 _LIBRARIES: Final = ("aerospike", "aio-pika", "aiormq")
-_LOOPBACK: Final = ("localhost", "127.0.0.1", "::1")
 
 
 async def all_findings(current: Settings) -> list[Finding]:
@@ -34,30 +32,7 @@ def _settings(current: Settings) -> list[Finding]:
         warning("settings", settings.misspelt(name, closest), "correct or unset it; `ingest settings` lists all")
         for name, closest in settings.unknown_variables(os.environ).items()
     ]
-    for name, url in (
-        ("INGEST_BROKER_URL", current.broker),
-        ("INGEST_MANAGEMENT_URL", current.management_url.get_secret_value()),
-    ):
-        parts = urlsplit(url)
-        if parts.scheme in ("amqp", "http") and not all(_is_local(host) for host in _hosts(parts.netloc)):
-            secure = parts.scheme + "s"
-            findings.append(
-                warning(
-                    "settings",
-                    f"{name} crosses the network without TLS",
-                    f"use {secure}:// unless the network is private",
-                )
-            )
     return findings or [ok("settings", "all are known and valid")]
-
-
-def _hosts(netloc: str) -> list[str]:
-    hosts = netloc.rpartition("@")[2].split(",")
-    return [host if host.endswith("]") else host.rpartition(":")[0] or host for host in hosts]
-
-
-def _is_local(host: str) -> bool:
-    return host.strip("[]") in _LOOPBACK
 
 
 def _libraries() -> list[Finding]:

@@ -80,6 +80,11 @@ class RabbitBroker:
         """The AMQP user of the connections."""
         return self._user
 
+    @property
+    def hosts(self) -> list[str]:
+        """The names or IP addresses of the URL."""
+        return [url.host or "" for url in self._urls]
+
     def connections(self) -> list[ConnectionState]:
         return [channel.state() for channel in self._channels]
 

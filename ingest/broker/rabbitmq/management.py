@@ -147,7 +147,8 @@ class Management:
             raise ConfigurationError(
                 f"INGEST_MANAGEMENT_URL must end after the port: it must look like {MANAGEMENT_EXAMPLE}"
             )
-        host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        self.host = parts.hostname
+        host = f"[{self.host}]" if ":" in self.host else self.host
         self.base = f"{parts.scheme}://{host}:{parts.port or _PORTS[parts.scheme]}/api"
         self._ssl_context = ssl_context
         self._auth = (unquote(parts.username or "guest"), unquote(parts.password or "guest"))
