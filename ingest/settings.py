@@ -85,6 +85,9 @@ class Settings(BaseSettings):
     shutdown_deadline: float = Field(
         25.0, gt=0, le=600, description="time to finish the work in flight on SIGTERM, seconds"
     )
+    dev_api_key: SecretStr = Field(
+        SecretStr(""), description="the API key that `ingest dev` accepts; default: one is created and kept"
+    )
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
     workers: int = Field(1, ge=1, le=256, description="number of HTTP processes of `serve`")
@@ -208,6 +211,8 @@ def shown(setting: Described, environment: Mapping[str, str]) -> str | None:
     if value is None or not setting.secret:
         return value
     scheme, separator, rest = value.partition("://")
+    if setting.variable not in map(_variable, _URLS):
+        return "***" if value else ""
     credentials, at, place = rest.rpartition("@")
     if not separator or not (at or _HOSTS.match(place)):
         return "***" if value else ""

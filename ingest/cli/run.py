@@ -1,7 +1,6 @@
 """`ingest dev`, `ingest serve`, `ingest work`: the commands that run until they are stopped."""
 
 import asyncio
-import os
 import socket
 import sys
 from collections.abc import Callable, Coroutine
@@ -15,9 +14,10 @@ import typer
 from ingest import bootstrap, settings
 from ingest.backends import require_rabbitmq
 from ingest.cli import supervisor
+from ingest.cli.dev_key import given_key, stored_key
 from ingest.cli.keys import save_key
 from ingest.cli.webhooks import check_webhook
-from ingest.domain.customers import Customer, hash_api_key, new_api_key
+from ingest.domain.customers import Customer, hash_api_key
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Broker, Store
 from ingest.serving import listen
@@ -44,7 +44,15 @@ def dev(
     port: Port = None,
     host: Host = None,
     api_key: Annotated[
-        str | None, typer.Option(metavar="KEY", help="The API key to accept. Without it, one is created and kept.")
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="The API key to accept. Without it, one is created and kept. Every user of the machine can see it, "
+            "for example with `ps`: INGEST_DEV_API_KEY and --api-key-file hide it.",
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A file that contains only the API key to accept.")
     ] = None,
     quota: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="New tasks per month. Without it, unlimited.")
@@ -69,8 +77,7 @@ def dev(
         broker_url="",
         store_url="",
     )
-    if api_key is not None and (not api_key.isascii() or not api_key.isprintable() or " " in api_key or not api_key):
-        raise ConfigurationError("--api-key must be printable ASCII without spaces")
+    given = given_key(api_key, api_key_file, current)
     for url in webhook or []:
         check_webhook(url)
     logs.configure(current.log_level, current.log_format, current.dependencies)
@@ -78,7 +85,7 @@ def dev(
     webhooks = frozenset({DEV_WEBHOOK, *(webhook or [])})
 
     async def prepare(store: Store) -> None:
-        key = api_key or _stored_key(current.data_dir / "api_key")
+        key = given or stored_key(current.data_dir / "api_key")
         await store.save_customer(Customer(cust_id=DEV_CUSTOMER, monthly_quota=quota, webhooks=webhooks))
         if await store.customer_by_key(hash_api_key(key)) is None:
             await save_key(store, DEV_CUSTOMER, key)
@@ -186,23 +193,6 @@ def _show_events(broker: Broker, store: Store) -> bootstrap.Adapters:
         output.flush()
 
     return ShownBroker(broker, show), store
-
-
-def _stored_key(path: Path) -> str:
-    """Return the key of an earlier start, or a new one in a file that only its owner can read.
-
-    Raises ConfigurationError.
-    """
-    try:
-        if path.exists() and (stored := path.read_text().strip()):
-            return stored
-        path.unlink(missing_ok=True)  # it is empty if the disk was full
-        created = new_api_key()
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(created + "\n")
-    except OSError as error:
-        raise ConfigurationError(f"cannot read or write {path}: {error.strerror}") from error
-    return created
 
 
 def _welcome(listener: socket.socket, current: settings.Settings, api_key: str, *, quiet: bool) -> str:

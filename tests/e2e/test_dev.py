@@ -118,6 +118,18 @@ def test_restart_keeps_the_api_key_and_the_tasks(tmp_path: Path) -> None:
         assert curl(TASK_CURL, address(dev), key) == first | {"idempotent": True}
 
 
+@pytest.mark.parametrize("source", ["environment", "file"])
+def test_given_api_key_is_accepted_and_not_in_the_list_of_processes(tmp_path: Path, source: str) -> None:
+    (tmp_path / "key").write_text("my-key\n")
+    options, env = (["--api-key-file", "key"], {}) if source == "file" else ([], {"INGEST_DEV_API_KEY": "my-key"})
+    with Ingest("dev", "--port", "0", *options, directory=tmp_path, env=env) as dev:
+        dev.wait_for(READY)
+        assert curl(TASK_CURL, address(dev), "my-key")["status"] == "pending"
+        assert b"my-key" not in Path(f"/proc/{dev.process.pid}/cmdline").read_bytes()
+        assert "unknown_setting" not in dev.text()
+    assert not (tmp_path / ".ingest" / "api_key").exists()
+
+
 def test_empty_file_with_the_api_key_is_written_again(tmp_path: Path) -> None:
     """A start on a full disk may have left it."""
     key_file = tmp_path / ".ingest" / "api_key"
