@@ -6,7 +6,7 @@ same ids.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import msgspec
@@ -52,6 +52,14 @@ class Unfinished(msgspec.Struct):
     def deliveries(self) -> list[Delivery]:
         """All of them."""
         return [*self.contended, *self.untrusted, *self.refused, *self.rejected, *self.undecided, *self.unavailable]
+
+    def split(self, first: Callable[[Delivery], bool]) -> "tuple[Unfinished, Unfinished]":
+        """Return those for which `first` returns True, and the others."""
+        parts = Unfinished(), Unfinished()
+        for name in self.__struct_fields__:
+            for delivery in getattr(self, name):
+                getattr(parts[0 if first(delivery) else 1], name).append(delivery)
+        return parts
 
     def add(self, other: "Unfinished") -> None:
         """Add the deliveries of another attempt."""

@@ -36,6 +36,8 @@ _APART_HOLD: Final = 1200.0
 """Seconds for which submissions wait apart; well below RabbitMQ's `consumer_timeout` of 30 minutes."""
 _MAX_APART: Final = 10_000
 """The most submissions that wait apart, in addition to the prefetch."""
+_MAX_APART_BYTES: Final = 8 * 1024 * 1024
+"""Bytes of the bodies that wait apart, for each queue."""
 _DEFECT_PAUSE: Final = 0.2
 """Seconds before a delivery whose attempt failed for no other reason than itself is requeued."""
 OUTAGE_HOLD: Final = 600.0
@@ -167,6 +169,7 @@ class QueueConsumerLoop:
         self._waiting: list[Delivery] = []
         self._in_progress = 0
         self._apart = 0
+        self._apart_bytes = 0
         self._group = asyncio.TaskGroup()
 
     async def run(self) -> None:
@@ -234,7 +237,24 @@ class QueueConsumerLoop:
             unfinished = await self._attempt_under_breaker(unfinished.deliveries)
 
     def _wait_apart(self, waiting: Unfinished, pauses: tuple[float, float]) -> None:
-        self._group.create_task(self._retry_apart(waiting, Backoff(*pauses)))
+        fitting, excess = waiting.split(self._fits_apart)
+        if fitting:
+            self._group.create_task(self._retry_apart(fitting, Backoff(*pauses)))
+        if excess:
+            self._group.create_task(self._retry_excess(excess, Backoff(*pauses)))
+
+    def _fits_apart(self, delivery: Delivery) -> bool:
+        """Count a delivery as waiting apart, if there is room for its body."""
+        if self._apart_bytes + len(delivery.body) > _MAX_APART_BYTES:
+            return False
+        self._apart += 1
+        self._apart_bytes += len(delivery.body)
+        return True
+
+    def _count_apart(self, before: Unfinished, after: Unfinished) -> None:
+        """Count no longer what was finished between the two."""
+        self._apart -= len(before.deliveries) - len(after.deliveries)
+        self._apart_bytes -= _bytes(before) - _bytes(after)
 
     async def _retry_apart(self, waiting: Unfinished, backoff: Backoff) -> None:
         """Retry submissions that have trouble of their own, with a backoff of their own.
@@ -244,8 +264,7 @@ class QueueConsumerLoop:
         """
         loop = asyncio.get_running_loop()
         put_back_at = loop.time() + _APART_HOLD
-        count = len(waiting.deliveries)
-        self._apart += count
+        counted = waiting
         try:
             with contextlib.suppress(BrokerUnavailable):
                 await self.consumer.set_apart(waiting.deliveries, min(self._apart, _MAX_APART))
@@ -255,10 +274,37 @@ class QueueConsumerLoop:
                 waiting = await self._attempt_under_breaker(waiting.deliveries)
                 if waiting and loop.time() >= put_back_at:
                     waiting = Unfinished(refused=await self._put_back(waiting))
-                self._apart -= count - len(waiting.deliveries)
-                count = len(waiting.deliveries)
+                self._count_apart(counted, waiting)
+                counted = waiting
         finally:
-            self._apart -= count
+            self._count_apart(counted, Unfinished())
+
+    async def _retry_excess(self, waiting: Unfinished, backoff: Backoff) -> None:
+        """Retry submissions for which there is no room apart, and make room for others after each attempt.
+
+        What may neither be moved nor requeued is held, and nothing more is read from the queue if it is too much: in an
+        outage, a return would count as a failed delivery.
+        """
+        loop = asyncio.get_running_loop()
+        put_back_at = loop.time() + _APART_HOLD
+        while waiting:
+            if await wait_for_event(self._stopping, backoff.next()):
+                return  # the broker delivers them again
+            waiting = await self._attempt_under_breaker(waiting.deliveries)
+            if waiting and loop.time() >= put_back_at:
+                waiting = Unfinished(refused=await self._put_back(waiting))
+            elif waiting:
+                waiting = await self._make_room(waiting)
+
+    async def _make_room(self, waiting: Unfinished) -> Unfinished:
+        """Return deliveries to their queue, at its end if that is possible; return those that are still held."""
+        movable = [*waiting.contended, *waiting.refused, *waiting.undecided]
+        kept = Unfinished(untrusted=waiting.untrusted, unavailable=waiting.unavailable)
+        if movable:
+            kept.refused = await self._processor.move_to_end(self.consumer, list(filter(self.consumer.alive, movable)))
+        if waiting.rejected:
+            await self.consumer.requeue(waiting.rejected)
+        return kept
 
     async def _put_back(self, waiting: Unfinished) -> list[Delivery]:
         """Return deliveries to their queue; return those that are still held.
@@ -305,3 +351,7 @@ class QueueConsumerLoop:
         for delivery in deliveries:
             unfinished.add(await self._attempt([delivery]))
         return unfinished
+
+
+def _bytes(unfinished: Unfinished) -> int:
+    return sum(len(delivery.body) for delivery in unfinished.deliveries)

@@ -21,7 +21,9 @@ from ingest.domain.errors import BrokerUnavailable, ConfigurationError, cause_of
 from ingest.domain.ports import ConnectionState, Publisher
 from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url, parse_options
 
-_ISOLATED: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
+_INGEST_QUEUES: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
+_MAX_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of deliveries of one ingest queue that are in progress; the prefetch of usual submissions has 2 MB at most."""
 
 
 class BrokerInfo(msgspec.Struct, frozen=True):
@@ -132,8 +134,13 @@ class RabbitBroker:
         return RabbitPublisher(lambda: self._new_connection(purpose), purpose, self.user, self._confirm_timeout)
 
     async def consumer(self, queue: str, prefetch: int) -> RabbitConsumer:
+        is_ingest_queue = queue in _INGEST_QUEUES
         consumer = RabbitConsumer(
-            lambda: self._new_connection(f"consume {queue}"), queue, prefetch, isolate=queue in _ISOLATED
+            lambda: self._new_connection(f"consume {queue}"),
+            queue,
+            prefetch,
+            isolate=is_ingest_queue,
+            max_bytes=_MAX_BYTES if is_ingest_queue else None,
         )
         self._channels.append(consumer)
         await consumer.start()

@@ -1,8 +1,13 @@
-"""Consuming from RabbitMQ: deliveries as lists, acknowledgements as one buffer."""
+"""Consuming from RabbitMQ: deliveries as lists, acknowledgements as one buffer.
+
+A prefetch limits messages, not bytes, and RabbitMQ has no other limit. So a consumer stops reading from its connection
+while it holds too many bytes of deliveries. Acknowledgements are still written, and publishes have other connections.
+"""
 
 import asyncio
-from collections.abc import Callable, Iterable, KeysView, Sequence
-from typing import Any, NamedTuple
+import contextlib
+from collections.abc import Callable, Iterable, KeysView, Mapping, Sequence
+from typing import Any, Final, NamedTuple
 
 import aiormq
 
@@ -16,6 +21,9 @@ from ingest.domain.errors import BrokerUnavailable, cause_of
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
+
+_RAISE_TIMEOUT: Final = 600.0
+"""Seconds in which RabbitMQ must answer when the prefetch is raised: many large deliveries may come before it."""
 
 
 class DeliveryToken(NamedTuple):
@@ -33,15 +41,26 @@ class RabbitConsumer(ReconnectingChannel):
         queue: the queue to consume.
         prefetch: the most deliveries that may be unacknowledged.
         isolate: quarantine deliveries that come back repeatedly, see `quarantine`.
+        max_bytes: bytes of unacknowledged deliveries, without those set apart, from which on nothing is read; None for
+            no limit. One delivery may exceed it.
     """
 
     def __init__(
-        self, new_connection: Callable[[], Connection], queue: str, prefetch: int, *, isolate: bool = False
+        self,
+        new_connection: Callable[[], Connection],
+        queue: str,
+        prefetch: int,
+        *,
+        isolate: bool = False,
+        max_bytes: int | None = None,
     ) -> None:
         super().__init__(new_connection, f"consume {queue}")
         self._queue = queue
         self._prefetch = prefetch
+        self._max_bytes = max_bytes
         self._extra = 0
+        self._wanted_extra = 0
+        self._raising: asyncio.Task[None] | None = None
         self._isolate = isolate
         self._stopping = False
         self._channel: _ConsumeChannel | None = None
@@ -99,19 +118,33 @@ class RabbitConsumer(ReconnectingChannel):
         self._arrived.set()
 
     async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
+        tags = self._tags(deliveries)
+        if self._channel is not None:
+            self._channel.set_apart(tags)
         if self._quarantine is not None:
-            self._quarantine.set_apart(self._tags(deliveries))
-        if extra > self._extra:
-            # In steps, because each one is a further consumer of the channel.
-            more = max(extra - self._extra, self._prefetch)
-            self._extra += more
-            await self.raise_prefetch(more)
+            self._quarantine.set_apart(tags)
+        self._wanted_extra = max(self._wanted_extra, extra)
+        self._raise_extra()
 
     async def raise_prefetch(self, more: int) -> None:
         """Allow `more` further unacknowledged deliveries until the connection is lost. Raises BrokerUnavailable."""
         if self._channel is None:
             raise BrokerUnavailable(f"cannot consume {self._queue}: {self._last_problem}")
         await self._channel.consume(more)
+
+    def _raise_extra(self) -> None:
+        """Raise the prefetch in the background, because the broker's answer comes after the deliveries on their way."""
+        channel = self._channel
+        if channel is None or channel.is_full or self._wanted_extra <= self._extra:
+            return  # a full channel could not read the answer; the next acknowledgement tries again
+        # In steps, because each one is a further consumer of the channel.
+        more = max(self._wanted_extra - self._extra, self._prefetch)
+        self._extra += more
+        self._raising = asyncio.create_task(self._raise(channel, more))
+
+    async def _raise(self, channel: "_ConsumeChannel", more: int) -> None:
+        with contextlib.suppress(BrokerUnavailable):  # then the channel is lost, and with it what waits apart
+            await channel.consume(more, _RAISE_TIMEOUT)
 
     async def close(self) -> None:
         self._stopping = True
@@ -121,7 +154,7 @@ class RabbitConsumer(ReconnectingChannel):
     async def _open(self, connection: Connection) -> asyncio.Future[None]:
         await self._resumed.wait()
         amqp_channel = await connection.channel(confirms=False)
-        channel = _ConsumeChannel(connection, amqp_channel, self._queue, self._delivered)
+        channel = _ConsumeChannel(connection, amqp_channel, self._queue, self._delivered, self._max_bytes)
         connection.sinks[amqp_channel.number] = channel
         if not self._stopping:
             self._channel = channel
@@ -135,8 +168,12 @@ class RabbitConsumer(ReconnectingChannel):
         return channel.end
 
     def _lost(self) -> None:
-        self._channel = None
-        self._extra = 0
+        if self._channel is not None:
+            self._channel.finish()
+            self._channel = None
+        if self._raising is not None:
+            self._raising.cancel()
+        self._extra = self._wanted_extra = 0
         if self._quarantine is not None:
             self._quarantine.close()
             self._quarantine = None
@@ -154,13 +191,18 @@ class RabbitConsumer(ReconnectingChannel):
     def _finished(self) -> None:
         if self._quarantine is not None:
             self._quarantine.deliveries_finished()
+        if self._wanted_extra > self._extra:
+            self._raise_extra()
 
     def _tags(self, deliveries: Sequence[Delivery]) -> list[int]:
         return [delivery.token.tag for delivery in deliveries if delivery.token.channel is self._channel]
 
 
 class _ConsumeChannel:
-    """One channel that consumes. `end` is done once nothing more will be delivered."""
+    """One channel that consumes. `end` is done once nothing more will be delivered.
+
+    `max_bytes` as for `RabbitConsumer`.
+    """
 
     def __init__(
         self,
@@ -168,6 +210,7 @@ class _ConsumeChannel:
         channel: aiormq.abc.AbstractChannel,
         queue: str,
         deliver: Callable[[Delivery], None],
+        max_bytes: int | None,
     ) -> None:
         self._connection = connection
         self._channel = channel
@@ -175,7 +218,10 @@ class _ConsumeChannel:
         self._deliver = deliver
         self._consumers = 0
         self._consumer_tags: list[str] = []
-        self._unacked: dict[int, None] = {}  # ordered, because delivery tags only grow
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._unacked: dict[int, int] = {}
+        """Delivery tag to the bytes that count towards the limit. It is ordered, because the tags only grow."""
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel.closing.add_done_callback(lambda _: self.finish())
         headers = [TRACEPARENT, TRACESTATE, *attempt_headers(connection.server_version)]
@@ -190,18 +236,22 @@ class _ConsumeChannel:
         """Tags of the deliveries that are neither acknowledged nor requeued."""
         return self._unacked.keys()
 
-    async def consume(self, prefetch: int) -> None:
-        """Add a consumer. QoS comes first, or the whole queue is delivered at once. Raises BrokerUnavailable."""
+    @property
+    def is_full(self) -> bool:
+        """Whether nothing is read, because too many bytes are held."""
+        return self._max_bytes is not None and self._bytes >= self._max_bytes
+
+    async def consume(self, prefetch: int, patience: float = CONNECT_TIMEOUT) -> None:
+        """Add a consumer; wait `patience` seconds for each answer. Raises BrokerUnavailable."""
         self._consumers += 1
         # Zero-padded, so that tags sort in the order of creation: when the channel ends, the queue takes messages back
         # consumer by consumer in the order of the tags, which is roughly the order in which they were delivered.
         consumer_tag = f"ingest.{self._queue}.{self._consumers:05d}"
         self._consumer_tags.append(consumer_tag)
         try:
-            await self._channel.basic_qos(prefetch_count=prefetch, timeout=CONNECT_TIMEOUT)
-            await self._channel.basic_consume(
-                self._queue, _no_callback, consumer_tag=consumer_tag, timeout=CONNECT_TIMEOUT
-            )
+            # QoS comes first, or the whole queue is delivered at once.
+            await self._channel.basic_qos(prefetch_count=prefetch, timeout=patience)
+            await self._channel.basic_consume(self._queue, _no_callback, consumer_tag=consumer_tag, timeout=patience)
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError) as error:
             raise BrokerUnavailable(
                 f"cannot consume {self._queue} from {self._connection}: {cause_of(error)}"
@@ -218,8 +268,7 @@ class _ConsumeChannel:
 
     def ack(self, tags: list[int]) -> None:
         """Acknowledge in one buffer: one multiple ack up to the oldest gap, single acks for the rest."""
-        for tag in tags:
-            self._unacked.pop(tag, None)
+        self._release(tags)
         oldest = next(iter(self._unacked), None)
         number = self._channel.number
         prefix = max((tag for tag in tags if oldest is None or tag < oldest), default=None)
@@ -228,9 +277,16 @@ class _ConsumeChannel:
             frames += [codec.ack(number, tag, multiple=False) for tag in tags if prefix is None or tag > prefix]
         self._write(frames)
 
-    def requeue(self, tags: list[int]) -> None:
+    def set_apart(self, tags: list[int]) -> None:
+        """Do not count these deliveries towards the limit of bytes any more."""
         for tag in tags:
-            self._unacked.pop(tag, None)
+            if tag in self._unacked:
+                self._bytes -= self._unacked[tag]
+                self._unacked[tag] = 0
+        self._limit_reading()
+
+    def requeue(self, tags: list[int]) -> None:
+        self._release(tags)
         self._write(codec.requeue(self._channel.number, tag) for tag in tags)
 
     def method(self, method: int, data: bytes, start: int) -> bool:
@@ -242,10 +298,14 @@ class _ConsumeChannel:
         return False
 
     def _delivered(self, arguments: tuple[int, bool, str], properties: dict[str, Any], body: bytes) -> None:
+        if self.end.done():
+            return  # it arrived while the connection closes
         tag, redelivered, routing_key = arguments
-        self._unacked[tag] = None
         get = properties.get
         headers = get("headers") or {}
+        self._unacked[tag] = size = len(body) + (_size(headers) if headers else 0)
+        self._bytes += size
+        self._limit_reading()
         self._deliver(
             Delivery(
                 body=body,
@@ -266,6 +326,15 @@ class _ConsumeChannel:
             )
         )
 
+    def _release(self, tags: list[int]) -> None:
+        for tag in tags:
+            self._bytes -= self._unacked.pop(tag, 0)
+        self._limit_reading()
+
+    def _limit_reading(self) -> None:
+        if self.is_full is not self._connection.reading_paused and not self.end.done():
+            self._connection.pause_reading() if self.is_full else self._connection.resume_reading()
+
     def _write(self, frames: Iterable[bytes]) -> None:
         if not self._connection.closed:
             self._connection.write(b"".join(frames))
@@ -274,6 +343,11 @@ class _ConsumeChannel:
         """Mark the channel as unusable."""
         if not self.end.done():
             self.end.set_result(None)
+
+
+def _size(headers: Mapping[str, Any]) -> int:
+    """Return the bytes of texts in headers. A producer's trace context may have 128 KiB."""
+    return sum(len(value) for value in headers.values() if isinstance(value, str | bytes))
 
 
 async def _no_callback(_: object) -> None:

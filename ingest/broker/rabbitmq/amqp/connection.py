@@ -11,7 +11,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, Final, Protocol, SupportsIndex
+from typing import Any, Final, Protocol, SupportsIndex, cast
 
 import aiormq
 from aiormq.abc import AbstractChannel
@@ -130,9 +130,26 @@ class Connection:
     async def drain(self) -> None:
         """Wait while too much is queued for sending. Raises ConnectionError if the connection is lost."""
         await self._transport.writer.drain()
+        while self.queued > _WRITE_BUFFER:  # another caller that waited was first
+            await self._transport.writer.drain()
+
+    @property
+    def reading_paused(self) -> bool:
+        """Whether `pause_reading` was called last."""
+        return self._transport.reader.reading_paused
+
+    def pause_reading(self) -> None:
+        """Read nothing more until `resume_reading`, without closing the connection."""
+        self._transport.reader.pause()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._transport.reader.resume()
 
     async def close(self) -> None:
         """Close the connection within a time limit. A second call has no effect."""
+        if self._transport.connected:
+            self.resume_reading()  # otherwise the broker's answer is not read
         # aiormq's close() runs in a task, because it may exceed its timeout or raise an error meant for another caller.
         closing = asyncio.ensure_future(self._connection.close(timeout=CLOSE_TIMEOUT))
         try:
@@ -170,6 +187,7 @@ class _Transport(TransportFactory):
         self._connection = connection
         self._context = context
         self.connected = False
+        self.reader: FrameDemultiplexer
         self.writer: asyncio.StreamWriter
 
     async def create(self, url: URL, **kwargs: Any) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -177,7 +195,7 @@ class _Transport(TransportFactory):
         context = self._context
         if url.scheme == "amqps" and context is None:
             context = await kwargs["ssl_context_provider"].get_context()
-        reader = FrameDemultiplexer(self._connection, loop)
+        self.reader = reader = FrameDemultiplexer(self._connection, loop)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport, _ = await loop.create_connection(
             lambda: protocol, url.host or "localhost", url.port or 5672, ssl=context
@@ -192,11 +210,49 @@ class FrameDemultiplexer(asyncio.StreamReader):
 
     def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
+        self._event_loop = loop
+        self._socket: asyncio.Transport
         self._connection = connection
         self._sinks = connection.sinks
         self._incomplete = b""
         self._not_amqp = False
         self._last_heartbeat = 0.0
+        self._alive_timer: asyncio.TimerHandle | None = None
+
+    def set_transport(self, transport: asyncio.BaseTransport) -> None:
+        super().set_transport(transport)
+        self._socket = cast("asyncio.Transport", transport)
+
+    @property
+    def reading_paused(self) -> bool:
+        """Whether `pause` was called last."""
+        return self._alive_timer is not None
+
+    def pause(self) -> None:
+        """Read nothing more from the socket until `resume`. A second call has no effect."""
+        if self._alive_timer is None:
+            self._socket.pause_reading()
+            self._seem_alive()
+
+    def resume(self) -> None:
+        """Read from the socket again. A second call has no effect."""
+        if self._alive_timer is not None:
+            self._alive_timer.cancel()
+            self._alive_timer = None
+            self._socket.resume_reading()
+
+    def _seem_alive(self) -> None:
+        """Show heartbeats to aiormq, which considers a connection dead if it reads nothing.
+
+        If the broker is dead, writing to it fails: aiormq's own heartbeats are still sent.
+        """
+        self._alive_timer = self._event_loop.call_later(_HEARTBEAT_INTERVAL, self._seem_alive)
+        if not self._socket.is_closing():
+            super().feed_data(codec.HEARTBEAT_FRAME)
+
+    def feed_eof(self) -> None:
+        self.resume()
+        super().feed_eof()
 
     def feed_data(self, data: Iterable[SupportsIndex]) -> None:
         if self._not_amqp:
@@ -219,6 +275,8 @@ class FrameDemultiplexer(asyncio.StreamReader):
             position = stop
         self._incomplete = data[position:]
         self._give_to_aiormq(for_aiormq)
+        if self.reading_paused:
+            self._socket.pause_reading()  # StreamReader resumes after a pause of its own
 
     def _give_to_aiormq(self, frames: list[bytes]) -> None:
         # aiormq considers a connection dead if it reads nothing for a while. Content frames prove that it is alive,
