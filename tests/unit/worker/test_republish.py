@@ -101,6 +101,20 @@ async def test_message_that_was_not_lost_is_dropped_after_a_repeat(harness: Outc
     assert late in harness.consumer.acked
 
 
+async def test_repeat_waits_without_an_event_while_its_own_worker_accepts_the_message(
+    harness: OutcomesHarness, clock: Clock
+) -> None:
+    """The message was only late: it is in the same micro-batch as the repeat."""
+    late = await queue(harness, task())
+    clock.now += HOUR
+    repeat = direct_delivery("k")
+    published = await harness.attempt(late, repeat)
+    assert (len(published), accepted(published)) == (1, [task().id])
+    assert (harness.unfinished.contended, harness.consumer.acked) == ([repeat], [late])
+    (duplicate,) = await harness.attempt(repeat)
+    assert ":duplicate:" in duplicate
+
+
 async def test_repeat_that_cannot_publish_waits_and_accepts_later(harness: OutcomesHarness, clock: Clock) -> None:
     """Otherwise its next attempt would be taken for a plain duplicate, and the task would stay lost."""
     await queue(harness, task())
