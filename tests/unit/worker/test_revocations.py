@@ -110,3 +110,14 @@ async def test_deleted_customer_is_not_charged_beyond_its_quota(
     dead, _ = await harness.attempt(direct_delivery("k", TASK, redelivered=True))
     assert dead.startswith("dead:")
     assert await store.used("c", MONTH) == 1
+
+
+async def test_submission_whose_key_only_an_unfinished_request_over_http_has_claimed_is_rejected(
+    harness: ProcessorHarness, store: StoreWithoutCustomers, clock: Clock, removed: str
+) -> None:
+    """It was never admitted itself, although the body is the same."""
+    submission = task_submission(TASK_WITH_HOOK, "c", CUSTOMER.webhooks, "k")
+    await harness.admission.release(await harness.admission.admit([Request(submission, CUSTOMER)]), refund=False)
+    await remove(removed, store, clock)
+    dead, _ = await harness.attempt(direct_delivery("k", TASK_WITH_HOOK))
+    assert dead.startswith("dead:")
