@@ -94,10 +94,12 @@ def test_workers_scale(stack: ComposeStack) -> None:
 
 def test_command_ends_on_sigterm(stack: ComposeStack) -> None:
     container = stack.compose("run", "--detach", "--entrypoint", "sleep", "operator", "600").strip()
-    start = time.monotonic()
-    docker("stop", "-t", "10", container)
-    assert time.monotonic() - start < 5
-    docker("rm", container)
+    try:
+        start = time.monotonic()
+        docker("stop", "-t", "10", container)
+        assert time.monotonic() - start < 5
+    finally:
+        docker("rm", "--force", container)
 
 
 @pytest.mark.parametrize("service", SERVICES)
