@@ -51,8 +51,10 @@ def test_links_lead_to_existing_files_and_headings(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_paths_in_code_exist(page: Path) -> None:
+    """Or git ignores them, because operators make them."""
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
     for name in re.findall(r"`((?:scripts|deploy|tests|ingest)/[\w./-]+)`", page.read_text()):
-        assert (ROOT / name).exists(), name
+        assert name in ignored or (ROOT / name).exists(), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
