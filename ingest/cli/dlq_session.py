@@ -53,6 +53,12 @@ class ProgressBar(Progress):
             self._move = lambda: bar.update(task, completed=self.handled, description=self._shown())
             yield self
             self._move = None
+        if self.undated:
+            typer.echo(
+                f"left out {self.undated:,} of unknown age: their producers may have forged the time (RabbitMQ 3), or "
+                "it is missing. Select them by reason, customer or ID, without --older-than and --newer-than.",
+                err=True,
+            )
 
     def _shown(self) -> str:
         return self._label.format(done=self.done, handled=self.handled)

@@ -66,8 +66,9 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One message of `ingest.dead`.
 
     `id` is its message_id, or a hash if it has none; copies have the same id. `died_at` is in Unix seconds, None if
-    it is not recorded. If `origin` is None, the message is not a submission, and only `delivery` can be shown.
-    `expiration` is the producer's property of a submission that expired in its queue, in milliseconds.
+    it is not recorded, or if its producer may have forged it. If `origin` is None, the message is not a submission, and
+    only `delivery` can be shown. `expiration` is the producer's property of a submission that expired in its queue, in
+    milliseconds.
     """
 
     id: str
@@ -140,12 +141,13 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
     """Read a message of `ingest.dead`. Any message can be read; nothing is raised.
 
     An envelope counts only if one of the service's own users (`trusted`) sent it with a routing key that producers
-    cannot use. Otherwise a producer could forge a submission of another customer.
+    cannot use. Otherwise a producer could forge a submission of another customer. A time of death counts only if the
+    broker has checked it, or one of the service's own users sent the message.
     """
     if delivery.user_id in trusted and delivery.routing_key.startswith("rejected."):
         return _read_envelope(delivery)
     address = _ADDRESS.fullmatch(delivery.routing_key)
-    death = _death(delivery.headers)
+    death = _death(delivery.headers, checked=delivery.deaths_checked or delivery.user_id in trusted)
     if address is None:
         error = (
             f"not a submission: user {delivery.user_id} put it here, who is not one of the service's users "
@@ -271,25 +273,29 @@ class _Death(NamedTuple):
     reason: str
     died_at: float | None
     expiration: str | None
+    checked: bool
 
     @property
     def cause(self) -> str:
         """Whose setting made it expire, as the end of a sentence; empty for other reasons."""
         if self.reason != EXPIRED:
             return ""
+        if self.expiration is None and not self.checked:
+            return "; its producer, a policy or the queue limits how long it may wait"
         if self.expiration is None:
             return "; a policy or the queue sets a message-ttl"
         return f"; its producer set the property expiration to {self.expiration} ms"
 
 
-def _death(headers: Mapping[str, Any]) -> _Death:
+def _death(headers: Mapping[str, Any], *, checked: bool) -> _Death:
     deaths = headers.get("x-death")
     last = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else {}
     queue = last.get("queue") or headers.get("x-first-death-queue")
     reason = last.get("reason") or headers.get("x-first-death-reason")
     expiration = last.get("original-expiration")
     own = expiration if isinstance(expiration, str) and _MILLISECONDS.fullmatch(expiration) else None
-    return _Death(queue and str(queue), str(reason or UNKNOWN), _seconds(last.get("time")), own)
+    died_at = _seconds(last.get("time")) if checked else None
+    return _Death(queue and str(queue), str(reason or UNKNOWN), died_at, own, checked)
 
 
 def _seconds(time: Any) -> float | None:

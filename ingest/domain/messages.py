@@ -55,7 +55,8 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     `token` belongs to the adapter that delivered it. `deliveries` counts earlier attempts if the broker reports them
     (`x-delivery-count`), otherwise it is 0. `redelivered`: an earlier attempt may have finished without this process
     knowing. `user_id` is set only if the broker checked it. `timestamp` is the producer's, in Unix seconds. `headers`
-    has at least the headers that the service reads.
+    has at least the headers that the service reads. `deaths_checked`: the header `x-death`, if any, is the broker's and
+    not the producer's.
     """
 
     body: bytes
@@ -72,3 +73,4 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     timestamp: int | None = None
     priority: int | None = None
     content_encoding: str | None = None
+    deaths_checked: bool = False

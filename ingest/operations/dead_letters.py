@@ -24,11 +24,13 @@ class Progress:
     """Counts dead letters while an operation runs.
 
     `done` were redriven, exported or removed. `handled` are these, and those for which there is nothing to do.
+    `undated` are those that were left out because an age is given and theirs is unknown.
     """
 
     def __init__(self) -> None:
         self.handled = 0
         self.done = 0
+        self.undated = 0
 
     def add(self, handled: int, done: int = 0) -> None:
         """Count further dead letters."""
@@ -44,6 +46,12 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     customer: str | None = None
     older_than: float | None = None
     newer_than: float | None = None
+
+    def lacks_age(self, dead: DeadLetter) -> bool:
+        """Return whether the dead letter is left out only because its age is unknown."""
+        if dead.died_at is not None or (self.older_than is None and self.newer_than is None):
+            return False
+        return msgspec.structs.replace(self, older_than=None, newer_than=None).takes(dead, 0)
 
     def takes(self, dead: DeadLetter, now: float) -> bool:
         """Return whether the dead letter is selected. One of unknown age is not, if an age is given."""
@@ -118,6 +126,7 @@ async def select(
         selected = [dead for dead in batch if selection.takes(dead, now)]
         if progress is not None:
             progress.add(len(batch) - len(selected))
+            progress.undated += sum(map(selection.lacks_age, batch))
         if selected:
             yield selected
 

@@ -97,6 +97,7 @@ def delivery(
         deliveries=count,
         token=id_,
         timestamp=timestamp,
+        deaths_checked=True,
     )
 
 

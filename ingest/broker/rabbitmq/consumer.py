@@ -15,7 +15,7 @@ from ingest.broker.rabbitmq.amqp import codec
 from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection, ContentAssembler
 from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
 from ingest.broker.rabbitmq.quarantine import PoisonQuarantine
-from ingest.broker.rabbitmq.versions import attempt_headers, attempts
+from ingest.broker.rabbitmq.versions import attempt_headers, attempts, checks_deaths
 from ingest.domain import dead_letters
 from ingest.domain.errors import BrokerUnavailable, cause_of
 from ingest.domain.messages import Delivery
@@ -228,6 +228,7 @@ class _ConsumeChannel:
         if queue == INGEST_DEAD:
             headers += dead_letters.HEADERS
         self._contents = ContentAssembler(self._delivered, headers)
+        self._deaths_checked = checks_deaths(connection.server_version)
         self.header = self._contents.header
         self.body = self._contents.body
 
@@ -323,6 +324,7 @@ class _ConsumeChannel:
                 timestamp=get("timestamp"),
                 priority=get("priority"),
                 content_encoding=get("content_encoding"),
+                deaths_checked=self._deaths_checked,
             )
         )
 

@@ -8,7 +8,8 @@ counts as failed delivery  every return: reject, nack, as before                
 default delivery limit     none                        20                           20
 headers of a delivery      `x-delivery-count`          as before                    also `x-acquired-count`
 maximum message size       128 MiB                     16 MiB                       16 MiB
-forged header `x-death`    can crash queues            ignored                      ignored
+forged header `x-death`    its time is kept, it can    ignored                      ignored
+                           crash queues
 permission of header `CC`  not checked                 checked                      checked
 priority                   ignored                     above 4 before 0 to 4, 2:1   strict order of 0 to 31
 global QoS                 not on quorum queues        not on quorum queues         an error
@@ -57,6 +58,14 @@ def parse(version: str) -> tuple[int, int]:
 def attempt_headers(version: str) -> tuple[str, ...]:
     """Return the names of the headers in which this version of RabbitMQ counts deliveries."""
     return (_DELIVERY_COUNT, _ACQUIRED_COUNT) if parse(version) >= (4, 3) else (_DELIVERY_COUNT,)
+
+
+def checks_deaths(version: str) -> bool:
+    """Return whether this version of RabbitMQ replaces a header `x-death` that a producer has sent.
+
+    RabbitMQ 3 adds to it: if the producer forges an entry for the same queue and reason, its time stays.
+    """
+    return parse(version) >= (4, 0)
 
 
 def attempts(headers: Mapping[str, Any]) -> int:

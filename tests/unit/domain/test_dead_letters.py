@@ -95,7 +95,9 @@ def test_submission_dead_lettered_by_the_broker_has_reason_and_time_of_its_lates
         {"queue": "x", "reason": "rejected"},
     ]
     headers = {"x-death": deaths, "x-first-death-reason": "rejected", "traceparent": PARENT}
-    dead = read(delivery(routing_key="batch.submitted.acme", headers=headers, timestamp=5), SERVICE)
+    dead = read(
+        delivery(routing_key="batch.submitted.acme", headers=headers, timestamp=5, deaths_checked=True), SERVICE
+    )
     assert (dead.reason, dead.died_at, dead.cust_id) == ("delivery_limit", NOW_SECONDS, "acme")
     assert dead.origin is not None
     assert dead.origin.queue == "ingest.batches"
@@ -103,6 +105,24 @@ def test_submission_dead_lettered_by_the_broker_has_reason_and_time_of_its_lates
     assert redriven.exchange == topology.SUBMISSIONS
     assert (redriven.routing_key, redriven.message_id) == ("batch.submitted.acme", "m1")
     assert (redriven.headers, redriven.timestamp) == ({"traceparent": PARENT}, 5)
+
+
+@pytest.mark.parametrize(
+    ("user_id", "deaths_checked", "died_at"),
+    [
+        ("acme", False, None),
+        (None, False, None),
+        ("acme", True, NOW_SECONDS),
+        ("ingest", False, NOW_SECONDS),
+    ],
+)
+@pytest.mark.parametrize("routing_key", ["task.submitted.acme", "anything"])
+def test_time_of_death_that_a_producer_may_have_forged_is_unknown(
+    user_id: str | None, deaths_checked: bool, died_at: float | None, routing_key: str
+) -> None:
+    headers = {"x-death": [{"queue": "ingest.tasks", "reason": "expired", "time": NOW_SECONDS}]}
+    forged = delivery(routing_key=routing_key, headers=headers, user_id=user_id, deaths_checked=deaths_checked)
+    assert read(forged, SERVICE).died_at == died_at
 
 
 def test_redriven_submission_of_the_service_stays_admitted() -> None:

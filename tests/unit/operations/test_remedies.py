@@ -11,10 +11,10 @@ from ingest.operations.remedies import REMEDIES, remedy
 from tests.support.deliveries import delivery
 
 
-def expired(**fields: Any) -> Any:
+def expired(checked: Any = True, **fields: Any) -> Any:
     """Return a submission that expired in its queue, with further fields in RabbitMQ's record of it."""
     death = {"queue": "ingest.tasks", "reason": "expired"} | fields
-    return read(delivery(headers={"x-death": [death]}), frozenset())
+    return read(delivery(headers={"x-death": [death]}, deaths_checked=checked), frozenset())
 
 
 def test_every_reason_has_a_remedy() -> None:
@@ -27,6 +27,7 @@ def test_remedy_for_an_expired_submission_names_the_setting_that_made_it_expire(
     assert "ask the customer to leave it out" in remedy(own)
     assert policy.error == "dead-lettered by the broker: expired; a policy or the queue sets a message-ttl"
     assert "remove it from the policy" in remedy(policy)
+    assert expired(checked=False).error.endswith("; its producer, a policy or the queue limits how long it may wait")
 
 
 @pytest.mark.parametrize("forged", ["9" * 100, "1\n", 5, [], None])
