@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aio_pika
 import pytest
-from aiormq.exceptions import ChannelAccessRefused, ProbableAuthenticationError
+from aiormq.exceptions import AMQPError, ChannelAccessRefused, ProbableAuthenticationError
 
 from tests.deploy.provisioning import RABBITMQ, USERS, provision, run_provision
 from tests.servers import RabbitServer
@@ -58,6 +58,21 @@ async def user(request: pytest.FixtureRequest, broker_address: str) -> AsyncIter
     await user.connect()
     yield user
     await user.close()
+
+
+async def test_producer_has_a_limited_number_of_connections_and_channels(
+    rabbitmq: RabbitServer, broker_address: str
+) -> None:
+    """The definitions set them, on every version. The service's own users have no limits."""
+    (limits,) = [entry for entry in rabbitmq.api("GET", "user-limits") if entry["user"] in USERS]
+    assert limits == {"user": "acme", "value": {"max-connections": 20, "max-channels": 200}}
+    users = [User("acme", broker_address) for _ in range(20)]
+    for user in users:
+        await user.connect()
+    with pytest.raises(AMQPError):
+        await User("acme", broker_address).connect()
+    for user in users:
+        await user.close()
 
 
 @pytest.mark.parametrize("user", ["acme"], indirect=True)
