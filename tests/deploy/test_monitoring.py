@@ -28,6 +28,7 @@ OTHER_METRICS = {
     "process_resident_memory_bytes": set(),
     "rabbitmq_detailed_queue_messages_ready": {"queue"},
     "rabbitmq_detailed_queue_messages": {"queue"},
+    "rabbitmq_detailed_queue_messages_bytes": {"queue"},
     "rabbitmq_detailed_queue_consumers": {"queue"},
     "rabbitmq_alarms_memory_used_watermark": set(),
     "rabbitmq_alarms_free_disk_space_watermark": set(),

@@ -73,6 +73,7 @@ def prometheus(
         publish_invalid(rabbitmq, urlsplit(broker).path[1:])
         wait_for_series(server, "sum(ingest_accepted_tasks_total) > 20")
         wait_for_series(server, 'rabbitmq_detailed_queue_messages{queue="ingest.dead"} > 0')
+        wait_for_series(server, 'rabbitmq_detailed_queue_messages_bytes{queue="ingest.dead"} > 0')
         time.sleep(3)  # a rate needs two scrapes of each series
         yield server
     server.stop()
