@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
@@ -13,7 +13,7 @@ from ingest.backends import DeadLetterAccess
 from ingest.cli import dlq_view
 from ingest.cli.dlq_options import All, Customer, DryRun, Ids, Newer, Older, Reasons, rate_of, selection_of
 from ingest.cli.dlq_session import ProgressBar, confirmed, run, terminal
-from ingest.cli.exits import UNAVAILABLE, Ending
+from ingest.cli.exits import UNAVAILABLE, Ending, writing_to
 from ingest.cli.options import Json
 from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.display import json_text
@@ -112,12 +112,16 @@ def export(
     Example: ingest dlq export --reason invalid --customer acme invalid.jsonl
     """
     selection = selection_of(None, reason, customer, older, newer)
+    name = "the output" if str(file) == "-" else str(file)
     progress = ProgressBar("exported {done:,}, read {handled:,}")
 
     async def write(access: DeadLetterAccess) -> None:
         with _output(file) as out, progress.of(await access.queue.count()):
             async for batch in dead_letters.select(access.queue, selection, access.trusted_users, progress):
-                out.write("".join(f"{json_text(dlq_view.dead_json(dead, raw=True))}\n" for dead in batch).encode())
+                lines = "".join(f"{json_text(dlq_view.dead_json(dead, raw=True))}\n" for dead in batch)
+                with writing_to(f"{name}, which has only the first {progress.done:,} dead letters"):
+                    out.write(lines.encode())
+                    out.flush()  # only what is written counts as exported
                 progress.add(len(batch), len(batch))
 
     def tell(ending: Ending) -> None:
@@ -230,15 +234,17 @@ async def _agreed(groups: dict[str, Group]) -> bool:
 
 @contextmanager
 def _output(path: Path) -> Iterator[BinaryIO]:
-    if str(path) == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
+    standard = str(path) == "-"
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        descriptor = sys.stdout.fileno() if standard else os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except OSError as error:
         raise ConfigurationError(f"cannot make {path}: {error.strerror}") from error
-    with os.fdopen(descriptor, "wb") as out:
+    out = os.fdopen(descriptor, "wb", closefd=not standard)
+    try:
         yield out
-        out.flush()
-        os.fsync(out.fileno())
+        if not standard:
+            with writing_to(str(path)):
+                os.fsync(descriptor)
+    finally:
+        with suppress(OSError):  # raised before: everything was flushed
+            out.close()

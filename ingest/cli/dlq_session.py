@@ -13,7 +13,7 @@ from rich.progress import Progress as Bar
 
 from ingest import settings
 from ingest.backends import DeadLetterAccess, broker_backend
-from ingest.cli.exits import INTERRUPTED, Ending
+from ingest.cli.exits import INTERRUPTED, Ending, OutputFailed
 from ingest.domain.errors import ConfigurationError, IngestError
 from ingest.operations.dead_letters import Progress
 from ingest.telemetry import logs
@@ -90,6 +90,8 @@ def run(job: Callable[[DeadLetterAccess], Awaitable[None]], *, change: bool, tel
             typer.echo(err=True)  # after ^C, or after a question
         tell(Ending.INTERRUPTED)
         raise typer.Exit(INTERRUPTED) from None
+    except OutputFailed:
+        raise  # it says how much was written
     except IngestError:
         tell(Ending.FAILED)
         raise

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 
 from ingest import settings
+from ingest.cli.exits import writing_to
 from ingest.cli.options import Json
 from ingest.cli.status_view import Cropped, render
 from ingest.domain.display import json_text, redacted
@@ -53,7 +54,8 @@ def status(
         # Programs that read the output get each problem as one line.
         console.print(render(overview), soft_wrap=svg is None and not console.is_terminal)
         if svg is not None:
-            console.save_svg(str(svg), title="ingest status")
+            with writing_to(str(svg)):
+                console.save_svg(str(svg), title="ingest status")
     if overview.broker.problems or overview.store.problems:
         raise typer.Exit(1)
 
