@@ -10,9 +10,17 @@ import typer
 
 from ingest import settings
 from ingest.cli.options import Json, seconds
-from ingest.cli.registry import Cust, existing_customer, fields_of, print_json, show, show_fields, with_store
+from ingest.cli.registry import (
+    Cust,
+    customers_text,
+    existing_customer,
+    fields_of,
+    print_json,
+    show,
+    show_fields,
+    with_store,
+)
 from ingest.domain.customers import Customer, is_cust_id
-from ingest.domain.display import escape
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
 
@@ -92,8 +100,7 @@ def customer_list(json: Json = False) -> None:
     if json:
         print_json(rows)
         return
-    for row in rows:
-        typer.echo(escape("  ".join(f"{name}={value}" for name, value in row.items() if name != "webhooks")))
+    typer.echo(customers_text(rows) or "no customers: add one with `ingest customer add CUST`")
 
 
 @app.command("show")

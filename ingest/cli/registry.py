@@ -76,6 +76,17 @@ def show_fields(fields: dict[str, Any], json: bool) -> None:
             typer.echo(f"{'':<16} {line}")
 
 
+def customers_text(customers: list[dict[str, Any]]) -> str:
+    """Return a table of customers' fields without the webhooks; nothing if there are no customers."""
+    if not customers:
+        return ""
+    names = [name for name in customers[0] if name != "webhooks"]
+    rows = [[name.replace("_", " ") for name in names]]
+    rows += [[_text(name, customer[name]) for name in names] for customer in customers]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def _text(name: str, value: Any) -> str:
     """Return a value of a customer or key for people. Secrets stay: a new key is shown, and webhooks as they are."""
     if isinstance(value, dict):

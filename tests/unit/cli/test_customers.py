@@ -33,7 +33,16 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
         "webhooks": ["https://a.example/h"],
         "used_this_month": 0,
     }
-    assert "cust_id=acme" in ingest(tmp_path, "customer", "list").stdout
+    ingest(tmp_path, "customer", "add", "other-customer", "--quota", "100000", "--disabled")
+    assert ingest(tmp_path, "customer", "list").stdout.splitlines() == [
+        "cust id         monthly quota  retention  strict  disabled",
+        "acme            unlimited      12h        yes     no",
+        "other-customer  100,000        7d         no      yes",
+    ]
+
+
+def test_customer_list_says_how_to_add_the_first_customer(tmp_path: Path) -> None:
+    assert ingest(tmp_path, "customer", "list").stdout == "no customers: add one with `ingest customer add CUST`\n"
 
 
 @pytest.mark.parametrize(
