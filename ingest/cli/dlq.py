@@ -37,7 +37,7 @@ app = typer.Typer(
 def list_(
     reason: Reasons = None, customer: Customer = None, older: Older = None, newer: Newer = None, json: Json = False
 ) -> None:
-    """Group dead letters by reason. It says how many there are, how old, an example, and what to do.
+    """Group dead letters by reason, with their number, their age, an example, and what to do.
 
     Example: ingest dlq list --customer acme --newer-than 1h
     """
@@ -203,6 +203,8 @@ def purge(
     Example: ingest dlq purge --reason invalid --older-than 30d
     """
     selection = selection_of(ids, reason, customer, older, newer, all_=all_)
+    if not (yes or dry_run):
+        terminal()  # fails before anything is read if there is none
     groups: dict[str, Group] = {}
     progress = ProgressBar("purged {done:,}")
 

@@ -209,6 +209,7 @@ async def test_dead_letters_redriven_twice_after_a_missing_ack_are_accepted_once
     [
         (("redrive",), "select dead letters"),
         (("purge", "--yes"), "select dead letters"),
+        (("purge", "--all"), "cannot ask for confirmation without a terminal"),
         (("redrive", "--all", "--reason", "invalid"), "cannot be combined"),
         (("redrive", "--all", "--rate", "fast"), "--rate must be"),
         (("list", "--older-than", "7"), "--older-than must be a time"),
