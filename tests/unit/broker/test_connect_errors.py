@@ -4,7 +4,10 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
+from aiormq.exceptions import ProbableAuthenticationError
+from yarl import URL
 
+from ingest.broker.rabbitmq.amqp.connection import connect_problem
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain.errors import BrokerUnavailable
 from tests.servers.process import free_ports
@@ -41,3 +44,11 @@ async def test_error_of_a_closed_port_names_address_and_cause() -> None:
     for message in await errors_at(port):
         assert f"127.0.0.1:{port}: " in message
         assert "Errno 111" in message
+
+
+def test_error_of_a_refused_login_names_the_user_and_what_to_check() -> None:
+    error = ProbableAuthenticationError("ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.")
+    assert connect_problem(error, URL("amqp://u:secret@h/")) == (
+        "the login of user u was refused: check user and password in INGEST_BROKER_URL "
+        "(ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.)"
+    )

@@ -177,6 +177,9 @@ def connect_problem(error: BaseException | None, url: URL) -> str:
             f"virtual host {vhost} does not exist, or user {user} may not use it: correct the URL, or run "
             f"`rabbitmqctl add_vhost {vhost}` and `rabbitmqctl set_permissions --vhost {vhost} {user} …`"
         )
+    if isinstance(error, aiormq.exceptions.ProbableAuthenticationError) and "mechanism PLAIN" in str(error):
+        user = url.user or "guest"
+        return f"the login of user {user} was refused: check user and password in INGEST_BROKER_URL ({error})"
     return cause_of(error)
 
 
