@@ -153,7 +153,7 @@ async def _write_finding(store: Store) -> Finding:
         await store.ready()
     except StoreUnavailable as unavailable:
         return error("store", f"a write with a time to live is refused: {unavailable}", "see the findings above")
-    return ok("store", "takes a write with a time to live")
+    return ok("store", "a write with a time to live succeeds")
 
 
 async def _customer_finding(store: Store) -> Finding:

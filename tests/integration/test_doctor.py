@@ -400,7 +400,7 @@ async def test_user_of_a_connected_shim_or_worker_whom_the_workers_do_not_trust_
 async def test_users_are_not_compared_if_nothing_is_connected(rabbitmq_url: str, management: Management) -> None:
     await RabbitBroker(rabbitmq_url).declare()
     findings = await check_rabbitmq(rabbitmq_url, management)
-    assert reports(findings, OK, "no shim and worker is connected: their users are not compared")
+    assert reports(findings, OK, "no shim or worker is connected: there are no users to compare")
 
 
 async def test_memory_alarm_is_an_error_until_it_ends(

@@ -35,7 +35,7 @@ def service_users(management: Management, trusted: frozenset[str]) -> list[Findi
             count += 1
     shims, workers = users[_ROLES[0]], users[_ROLES[1]]
     if not count:
-        return [ok(_AREA, "no shim and worker is connected: their users are not compared")]
+        return [ok(_AREA, "no shim or worker is connected: there are no users to compare")]
     if not workers and not trusted:
         return [ok(_AREA, "no worker is connected: whether it trusts the users of the shims is not known")]
     trusted_by_all = trusted or (frozenset(workers) if len(workers) == 1 else frozenset())

@@ -136,7 +136,7 @@ def _free_space(node: Node) -> Iterator[Finding]:
             "add storage or nodes, or shorten retention, before writes stop",
         )
     elif used is not None:
-        yield ok(AREA, f"{node.name}: {used:.0f} % of its storage used")
+        yield ok(AREA, f"node {node.name} uses {used:.0f} % of its storage")
 
 
 def _durability(node: Node) -> Iterator[Finding]:
