@@ -34,9 +34,13 @@ Main = Callable[[MetricsEndpoint | None, asyncio.Event], Coroutine[Any, Any, Non
 
 _log = structlog.get_logger(__name__)
 
-Host = Annotated[str | None, typer.Option(help="Address to listen on. [INGEST_HOST, 127.0.0.1]", show_default=False)]
+Host = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Address to listen on. [INGEST_HOST, 127.0.0.1]", show_default=False),
+]
 Port = Annotated[
-    int | None, typer.Option(help="Port to listen on; 0 takes a free one. [INGEST_PORT, 8080]", show_default=False)
+    int | None,
+    typer.Option(metavar="N", help="Port to listen on; 0 takes a free one. [INGEST_PORT, 8080]", show_default=False),
 ]
 
 
@@ -62,11 +66,12 @@ def dev(
         typer.Option(metavar="URL", help=f"A webhook URL to register, repeatable; {DEV_WEBHOOK} always is."),
     ] = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where it stores its files. [INGEST_DATA_DIR, .ingest]", show_default=False)
+        Path | None,
+        typer.Option(metavar="DIR", help="Where it stores its files. [INGEST_DATA_DIR, .ingest]", show_default=False),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the events.")] = False,
 ) -> None:
-    """Run everything in one process, on SQLite files. There is one customer, `dev`. To try it out, and for tests.
+    """Run everything in one process, on SQLite files. It is for trying out and for tests, with one customer, `dev`.
 
     It prints an API key, a curl line that works, and every event. Ctrl-C stops it; accepted tasks are kept.
     """
@@ -104,10 +109,11 @@ def serve(
     host: Host = None,
     port: Port = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes that share the port. [INGEST_WORKERS, 1]", show_default=False)
+        int | None,
+        typer.Option(metavar="N", min=1, help="Processes that share the port. [INGEST_WORKERS, 1]", show_default=False),
     ] = None,
 ) -> None:
-    """Serve HTTP: validate, admit and publish submissions to RabbitMQ. SIGTERM finishes what is in flight."""
+    """Serve HTTP: validate, admit and publish submissions to RabbitMQ. On SIGTERM it finishes the work in flight."""
     current = settings.load(host=host, port=port, workers=workers)
     require_rabbitmq(current, "serve")
     logs.configure(current.log_level, current.log_format, current.dependencies)
@@ -118,14 +124,20 @@ def serve(
 
 def work(
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Consumer processes. [INGEST_PROCESSES, 1]", show_default=False)
+        int | None,
+        typer.Option(metavar="N", min=1, help="Consumer processes. [INGEST_PROCESSES, 1]", show_default=False),
     ] = None,
     prefetch: Annotated[
         int | None,
-        typer.Option(min=1, help="Single submissions in flight, each. [INGEST_PREFETCH, 1000]", show_default=False),
+        typer.Option(
+            metavar="N",
+            min=1,
+            help="Single submissions in flight per process. [INGEST_PREFETCH, 1000]",
+            show_default=False,
+        ),
     ] = None,
 ) -> None:
-    """Consume submissions from RabbitMQ, emit acceptance events. SIGTERM finishes what is in flight."""
+    """Consume submissions from RabbitMQ, publish acceptance events. On SIGTERM it finishes the work in flight."""
     current = settings.load(processes=processes, prefetch=prefetch)
     require_rabbitmq(current, "work")
     logs.configure(current.log_level, current.log_format, current.dependencies)

@@ -21,7 +21,7 @@ from ingest.telemetry import logs
 
 def status(
     once: Annotated[bool, typer.Option("--once", help="Print the state once and exit.")] = False,
-    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two updates.")] = 2.0,
+    interval: Annotated[float, typer.Option(metavar="SECONDS", min=0.5, help="Seconds between two updates.")] = 2.0,
     scrape: Annotated[
         list[str] | None,
         typer.Option(metavar="URL", help="A process's metrics port, http://host:port; repeatable."),
