@@ -99,7 +99,7 @@ def run(job: Callable[[DeadLetterAccess], Awaitable[None]], *, change: bool, tel
 
 
 def terminal() -> TextIO:
-    """Return the stream that a person sees. Raises ConfigurationError if nobody can read or answer a question."""
+    """Return the stream that a person sees. Raises ConfigurationError without a terminal to ask a question on."""
     stream = next((stream for stream in (sys.stderr, sys.stdout) if stream.isatty()), None)
     if stream is None or not sys.stdin.isatty():
         raise ConfigurationError("cannot ask for confirmation without a terminal: use --yes or --dry-run")

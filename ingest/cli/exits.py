@@ -19,7 +19,7 @@ UNAVAILABLE: Final = 1
 USAGE: Final = 2
 """Wrong usage or configuration."""
 INTERRUPTED: Final = 130
-"""Ctrl-C: 128 plus the number of SIGINT, as shells have it."""
+"""Ctrl-C: 128 plus the number of SIGINT, as in shells."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 

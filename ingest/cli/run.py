@@ -71,7 +71,7 @@ def dev(
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the events.")] = False,
 ) -> None:
-    """Run everything in one process, on SQLite files. It is for trying out and for tests, with one customer, `dev`.
+    """Run everything in one process, on SQLite files. It is for a first try and for tests, with one customer, `dev`.
 
     It prints an API key, a curl line that works, and every event. Ctrl-C stops it; accepted tasks are kept.
     """

@@ -1,6 +1,6 @@
 """Which hosts a webhook may have: those that everybody can reach.
 
-The service that delivers webhooks stands in a private network. A webhook with a private address would let a customer
+The service that delivers webhooks is in a private network. A webhook with a private address would let a customer
 send requests into it (server-side request forgery).
 """
 
@@ -15,7 +15,7 @@ _PRIVATE_NAMES: Final = (".localhost", ".local", ".internal", ".home.arpa", ".on
 def private_host_problem(url: str) -> str | None:
     """Return what is wrong with the host of a valid URL if it is private or loopback; None if it is public.
 
-    A public name may still resolve to a private address, so whoever sends the requests must check the address, too.
+    A public name may still resolve to a private address, so the sender of the requests must check the address, too.
     """
     host = (urlsplit(url).hostname or "").removesuffix(".").lower()
     try:
