@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 import pytest
@@ -17,6 +18,7 @@ import pytest
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.dead_letters import RabbitDeadLetters
+from ingest.broker.rabbitmq.management import Management
 from ingest.domain import topology
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Delivery, Message, PublishOutcome
@@ -193,9 +195,10 @@ async def test_dead_letters_redriven_twice_after_a_missing_ack_are_accepted_once
     operator.json("customer", "set", operator.customer, "--quota", "unlimited")
     await asyncio.sleep(CUSTOMER_CACHE + 0.1)  # until the quota in the cache of the worker expires
     url = operator.env["INGEST_BROKER_URL"]
+    management = Management(operator.env["INGEST_MANAGEMENT_URL"], urlsplit(url).path[1:])
     for dead_letters_class in (NeverRemovingDeadLetters, RabbitDeadLetters):
         broker = RabbitBroker(url)
-        queue = dead_letters_class(broker, None)
+        queue = dead_letters_class(broker, management)
         report = await redrive(queue, await broker.publisher(), Selection(), frozenset({"guest"}))
         await queue.close()
         assert report.done.total() == dead

@@ -112,7 +112,8 @@ class World:
             for section, definitions in shipped.items()
         }
         (self.directory / "users.json").write_text(json.dumps(second_producer))
-        files = [str(_DEPLOY / "users.json"), str(self.directory / "users.json")]
+        # RabbitMQ 4.3 needs the exchange before its topic permissions.
+        files = [str(_DEPLOY / "definitions.json"), str(_DEPLOY / "users.json"), str(self.directory / "users.json")]
         subprocess.run(
             [sys.executable, str(_DEPLOY / "provision.py"), "--passwords", str(passwords), "--vhost", vhost, *files],
             env={**os.environ, "RABBITMQ_ADMIN_URL": self._rabbitmq.management_url.replace("//", "//guest:guest@")},
