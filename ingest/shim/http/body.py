@@ -19,7 +19,7 @@ _SINGLE: Final = {
 }
 _MAX_REQUEST_ID: Final = 200
 _MAX_DISCARDED: Final = 8 * MAX_BODY
-DEFAULT_MEMORY: Final = 16 * MAX_BODY
+DEFAULT_MEMORY: Final = 8 * MAX_BODY
 """Bytes of bodies that one process holds at a time. A body counts from its first byte until its answer."""
 SMALL: Final = 64 * 1024
 """Bytes of a body that may use the part of the memory that is kept for small ones."""
