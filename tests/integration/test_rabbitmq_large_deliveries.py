@@ -85,7 +85,8 @@ async def test_consumer_that_does_not_read_can_stop_and_close(broker: RabbitBrok
     stopping = asyncio.create_task(consumer.stop())
     await consumer.ack(first)
     await stopping
-    assert names(await receive_until_quiet(consumer)) == ["m3"]
+    # m4 is delivered, too, if the broker sees the acknowledgement before the end of the consumer.
+    assert names(await receive_until_quiet(consumer)) in (["m3"], ["m3", "m4"])
     await consumer.close()
     other = await broker.consumer(topology.INGEST_TASKS, 4)
     assert len(await receive_until_quiet(other)) == 2
