@@ -13,7 +13,7 @@ from typing import Final
 import httpx
 import pytest
 
-from ingest.shim.http.protocol import BODY_MAX_LAG, BODY_MIN_RATE, BODY_TIMEOUT, HEAD_TIMEOUT
+from ingest.shim.http.protocol import BODY_MAX_LAG, HEAD_TIMEOUT
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, wait_ready
 from tests.servers.process import free_ports
@@ -202,12 +202,11 @@ async def test_unambiguous_requests_on_one_connection_are_all_answered(port: int
 
 
 async def test_incomplete_request_times_out_and_an_idle_connection_does_not(port: int) -> None:
-    """Clients that send nothing, an endless head, a slow body or the begin of a body get 408 at the limit."""
+    """Clients that send nothing, an endless head or the begin of a body get 408 at the limit."""
     opening = _HEAD + b"Content-Length: %d\r\n\r\n{" % (8 * 1024 * 1024)
     attacks = [
         (b"", HEAD_TIMEOUT, b""),
         (b"POST /v1/tasks HTTP/1.1\r\nX-A: a", HEAD_TIMEOUT, b"a"),
-        (opening, BODY_TIMEOUT, b" " * 4 * BODY_MIN_RATE),
         (opening, BODY_MAX_LAG, b" "),
         (opening, BODY_MAX_LAG, b""),
     ]

@@ -93,6 +93,18 @@ async def test_body_at_half_of_the_minimum_rate_is_refused_once_it_lags_too_much
 
 
 @in_virtual_time
+async def test_body_above_the_minimum_rate_is_refused_at_its_time_limit() -> None:
+    app = BodyReader()
+    async with connected(app) as connection:
+        connection.send(head(8 * MIB))
+        seconds = await seconds_until(
+            lambda: connection.answer != b"", lambda: connection.send(b" " * 4 * BODY_MIN_RATE), interval=1
+        )
+    assert BODY_TIMEOUT <= seconds <= BODY_TIMEOUT + CHECK_INTERVAL + 1
+    assert b"within 60 s" in connection.answer
+
+
+@in_virtual_time
 async def test_body_at_the_minimum_rate_is_accepted_even_if_it_pauses_once() -> None:
     app = BodyReader()
     async with connected(app) as connection:
