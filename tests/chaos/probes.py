@@ -146,6 +146,7 @@ class _ConsumerProbe(_Probe):
         self._prefetch = prefetch
         self._store = store
         self._held: dict[Any, Delivery] = {}
+        self._extra = 0
 
     async def receive(self) -> list[Delivery]:
         received: list[Delivery] = await self._inner.receive()
@@ -154,7 +155,7 @@ class _ConsumerProbe(_Probe):
         count = len(self._held)
         # If a queue's leader loses its connection to the consumer's node, it returns the consumer's deliveries to the
         # queue and sends others, while the first can still be acknowledged. So twice the prefetch is possible.
-        if count > 2 * self._prefetch:
+        if count > 2 * (self._prefetch + self._extra):
             self._probes.record_violation(
                 f"{count} deliveries of {self._queue} in flight, prefetch is {self._prefetch}"
             )
@@ -162,6 +163,11 @@ class _ConsumerProbe(_Probe):
             self._probes.peak_in_flight[self._queue] = count
             self._probes.write_file("in-flight", self._probes.peak_in_flight)
         return received
+
+    async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
+        # For what waits apart the prefetch is raised, in steps, until the connection is lost.
+        self._extra = max(self._extra, extra + self._prefetch)
+        await self._inner.set_apart(deliveries, extra)
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         alive = [delivery for delivery in deliveries if self._inner.alive(delivery)]
