@@ -1,7 +1,6 @@
 """Consumes the ingest queues and keeps micro-batches of deliveries in progress until it is stopped."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
@@ -9,13 +8,14 @@ from typing import Final
 import structlog
 
 from ingest.admission import Admission
-from ingest.domain.errors import BrokerUnavailable, ParserFailed
+from ingest.domain.errors import ParserFailed
 from ingest.domain.messages import Delivery
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
 from ingest.domain.topology import INGEST_BATCHES
 from ingest.parsing.parser import SubmissionParser
 from ingest.waiting import Backoff, wait_for_event, waiting_for
+from ingest.worker.apart import WaitingApart
 from ingest.worker.breaker import PAUSES, BreakerState, CircuitBreaker, Stopping
 from ingest.worker.classify import DeliveryClassifier, waits_for_parser
 from ingest.worker.outage import return_deliveries_in_long_outages
@@ -32,12 +32,6 @@ _CONTENDED_APART_PAUSES: Final = (1.0, 5.0)
 _REFUSED_PAUSES: Final = (0.5, 30.0)
 """First and longest pause before another attempt at submissions whose events or dead letters the broker refuses, in
 seconds."""
-_APART_HOLD: Final = 1200.0
-"""Seconds for which submissions wait apart; well below RabbitMQ's `consumer_timeout` of 30 minutes."""
-_MAX_APART: Final = 10_000
-"""The most submissions that wait apart, in addition to the prefetch."""
-_MAX_APART_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of the bodies that wait apart, for each queue."""
 _DEFECT_PAUSE: Final = 0.2
 """Seconds before a delivery whose attempt failed for no other reason than itself is requeued."""
 OUTAGE_HOLD: Final = 600.0
@@ -168,9 +162,8 @@ class QueueConsumerLoop:
         self._max_batch = max_batch
         self._waiting: list[Delivery] = []
         self._in_progress = 0
-        self._apart = 0
-        self._apart_bytes = 0
         self._group = asyncio.TaskGroup()
+        self._apart = WaitingApart(consumer, processor, self._attempt_under_breaker, stopping, self._group)
 
     async def run(self) -> None:
         """Consume until the worker stops, then finish what was delivered."""
@@ -219,14 +212,14 @@ class QueueConsumerLoop:
         while unfinished:
             if unfinished.refused or unfinished.rejected:
                 refused = Unfinished(refused=unfinished.refused, rejected=unfinished.rejected)
-                self._wait_apart(refused, _REFUSED_PAUSES)
+                self._apart.add(refused, _REFUSED_PAUSES)
                 unfinished.refused, unfinished.rejected = [], []
             if unfinished.untrusted:
-                self._wait_apart(Unfinished(untrusted=unfinished.untrusted), _CONTENDED_APART_PAUSES)
+                self._apart.add(Unfinished(untrusted=unfinished.untrusted), _CONTENDED_APART_PAUSES)
                 unfinished.untrusted = []
             if (unfinished.contended or unfinished.undecided) and loop.time() >= impatient_at:
                 waiting = Unfinished(contended=unfinished.contended, undecided=unfinished.undecided)
-                self._wait_apart(waiting, _CONTENDED_APART_PAUSES)
+                self._apart.add(waiting, _CONTENDED_APART_PAUSES)
                 unfinished.contended, unfinished.undecided = [], []
             if not unfinished:
                 return
@@ -235,86 +228,6 @@ class QueueConsumerLoop:
             if not self._breaker.state.is_open and await wait_for_event(self._stopping, pause):
                 return  # the broker delivers them again
             unfinished = await self._attempt_under_breaker(unfinished.deliveries)
-
-    def _wait_apart(self, waiting: Unfinished, pauses: tuple[float, float]) -> None:
-        fitting, excess = waiting.split(self._fits_apart)
-        if fitting:
-            self._group.create_task(self._retry_apart(fitting, Backoff(*pauses)))
-        if excess:
-            self._group.create_task(self._retry_excess(excess, Backoff(*pauses)))
-
-    def _fits_apart(self, delivery: Delivery) -> bool:
-        """Count a delivery as waiting apart, if there is room for its body."""
-        if self._apart_bytes + len(delivery.body) > _MAX_APART_BYTES:
-            return False
-        self._apart += 1
-        self._apart_bytes += len(delivery.body)
-        return True
-
-    def _count_apart(self, before: Unfinished, after: Unfinished) -> None:
-        """Count no longer what was finished between the two."""
-        self._apart -= len(before.deliveries) - len(after.deliveries)
-        self._apart_bytes -= _bytes(before) - _bytes(after)
-
-    async def _retry_apart(self, waiting: Unfinished, backoff: Backoff) -> None:
-        """Retry submissions that have trouble of their own, with a backoff of their own.
-
-        They take no part of the prefetch, up to a limit, so that other submissions are not delayed. Before they have
-        been held too long for RabbitMQ, they are put back.
-        """
-        loop = asyncio.get_running_loop()
-        put_back_at = loop.time() + _APART_HOLD
-        counted = waiting
-        try:
-            with contextlib.suppress(BrokerUnavailable):
-                await self.consumer.set_apart(waiting.deliveries, min(self._apart, _MAX_APART))
-            while waiting:
-                if await wait_for_event(self._stopping, backoff.next()):
-                    return  # the broker delivers them again
-                waiting = await self._attempt_under_breaker(waiting.deliveries)
-                if waiting and loop.time() >= put_back_at:
-                    waiting = Unfinished(refused=await self._put_back(waiting))
-                self._count_apart(counted, waiting)
-                counted = waiting
-        finally:
-            self._count_apart(counted, Unfinished())
-
-    async def _retry_excess(self, waiting: Unfinished, backoff: Backoff) -> None:
-        """Retry submissions for which there is no room apart, and make room for others after each attempt.
-
-        What may neither be moved nor requeued is held, and nothing more is read from the queue if it is too much: in an
-        outage, a return would count as a failed delivery.
-        """
-        loop = asyncio.get_running_loop()
-        put_back_at = loop.time() + _APART_HOLD
-        while waiting:
-            if await wait_for_event(self._stopping, backoff.next()):
-                return  # the broker delivers them again
-            waiting = await self._attempt_under_breaker(waiting.deliveries)
-            if waiting and loop.time() >= put_back_at:
-                waiting = Unfinished(refused=await self._put_back(waiting))
-            elif waiting:
-                waiting = await self._make_room(waiting)
-
-    async def _make_room(self, waiting: Unfinished) -> Unfinished:
-        """Return deliveries to their queue, at its end if that is possible; return those that are still held."""
-        movable = [*waiting.contended, *waiting.refused, *waiting.undecided]
-        kept = Unfinished(untrusted=waiting.untrusted, unavailable=waiting.unavailable)
-        if movable:
-            kept.refused = await self._processor.move_to_end(self.consumer, list(filter(self.consumer.alive, movable)))
-        if waiting.rejected:
-            await self.consumer.requeue(waiting.rejected)
-        return kept
-
-    async def _put_back(self, waiting: Unfinished) -> list[Delivery]:
-        """Return deliveries to their queue; return those that are still held.
-
-        If only its events are refused, a submission moves to the end of the queue, which also resets its delivery
-        count. A rejected one must not: it would be published in the service's own name.
-        """
-        alive = self.consumer.alive
-        await self.consumer.requeue([delivery for delivery in waiting.deliveries if delivery not in waiting.refused])
-        return await self._processor.move_to_end(self.consumer, list(filter(alive, waiting.refused)))
 
     async def _attempt_under_breaker(self, deliveries: Sequence[Delivery]) -> Unfinished:
         """Wait for the breaker, then make one attempt at the deliveries that can still be acknowledged."""
@@ -351,7 +264,3 @@ class QueueConsumerLoop:
         for delivery in deliveries:
             unfinished.add(await self._attempt([delivery]))
         return unfinished
-
-
-def _bytes(unfinished: Unfinished) -> int:
-    return sum(len(delivery.body) for delivery in unfinished.deliveries)

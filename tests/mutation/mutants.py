@@ -17,6 +17,7 @@ FILES: Final = (
     "shim/batcher.py",
     "shim/pipeline.py",
     "store/sqlite.py",
+    "worker/apart.py",
     "worker/breaker.py",
     "worker/outage.py",
     "worker/plan.py",

@@ -164,8 +164,8 @@ MUTATIONS: Final = (
     ),
     _mutation(
         "a refused event holds the prefetch",
-        "worker/worker.py",
-        "await self.consumer.set_apart(waiting.deliveries, min(self._apart, _MAX_APART))",
+        "worker/apart.py",
+        "await self._consumer.set_apart(waiting.deliveries, min(self.count, _MAX_APART))",
         "pass",
     ),
     _mutation(

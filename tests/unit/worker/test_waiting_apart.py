@@ -98,7 +98,7 @@ async def test_deliveries_that_waited_until_the_worker_stopped_count_no_longer()
     harness.processor.trouble = {"a": "refused", "b": "contended"}
     harness.consumer.deliver("a", "b")
     await harness.run_for(10)
-    assert harness.loop._apart == 0
+    assert harness.loop._apart.count == 0
 
 
 @in_virtual_time
