@@ -8,7 +8,8 @@ import aiormq
 import structlog
 
 from ingest.broker.rabbitmq.amqp import codec
-from ingest.broker.rabbitmq.amqp.connection import Connection, ContentAssembler
+from ingest.broker.rabbitmq.amqp.connection import Connection
+from ingest.broker.rabbitmq.amqp.frames import ContentAssembler
 from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome

@@ -9,7 +9,8 @@ from typing import Any, cast
 from structlog.testing import capture_logs
 
 from ingest.broker.rabbitmq.amqp import codec
-from ingest.broker.rabbitmq.amqp.connection import Connection, FrameSink
+from ingest.broker.rabbitmq.amqp.connection import Connection
+from ingest.broker.rabbitmq.amqp.frames import FrameSink
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.domain import topology
 from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome

@@ -6,7 +6,7 @@ from collections.abc import KeysView, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.broker.rabbitmq.consumer import DeliveryToken
+from ingest.broker.rabbitmq.consume_channel import DeliveryToken
 from ingest.broker.rabbitmq.quarantine import PATIENCE, QUIET, SUSPECT, PoisonQuarantine
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import DELIVERY_LIMIT
