@@ -43,11 +43,11 @@ def provision(rabbitmq: RabbitServer, passwords: Path) -> Iterator[str]:
     rabbitmq.drop_vhost(url)
 
 
-def run_provision(rabbitmq: RabbitServer, passwords: Path, vhost: str) -> subprocess.CompletedProcess[str]:
-    """Run `provision.py` with the shipped definitions and users."""
+def run_provision(rabbitmq: RabbitServer, passwords: Path, vhost: str, *more: Path) -> subprocess.CompletedProcess[str]:
+    """Run `provision.py` with the shipped definitions and users, and with `more` files."""
     admin = urlsplit(rabbitmq.url)
     api = urlsplit(rabbitmq.management_url)
-    files = [str(RABBITMQ / "definitions.json"), str(RABBITMQ / "users.json")]
+    files = [str(file) for file in (RABBITMQ / "definitions.json", RABBITMQ / "users.json", *more)]
     return subprocess.run(
         [sys.executable, str(RABBITMQ / "provision.py"), "--passwords", str(passwords), "--vhost", vhost, *files],
         env={**os.environ, "RABBITMQ_ADMIN_URL": f"{api.scheme}://{admin.username}:{admin.password}@{api.netloc}"},

@@ -1,6 +1,5 @@
 """`ingest doctor` accepts the shipped RabbitMQ users, whichever of them it uses."""
 
-from collections.abc import Iterator
 from urllib.parse import quote
 
 import pytest
@@ -9,15 +8,14 @@ from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.checks import findings
 from ingest.broker.rabbitmq.management import Management
 from ingest.domain.findings import Finding, Severity
-from tests.deploy.provisioning import password_of, provision
+from tests.deploy.provisioning import password_of
 from tests.servers import RabbitServer
 
 
 @pytest.fixture(scope="module")
-def vhost(rabbitmq: RabbitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def vhost(broker_address: str) -> str:
     """A virtual host with the shipped topology, policies and users. `guest` is an administrator in it."""
-    with provision(rabbitmq, tmp_path_factory.mktemp("passwords")) as address:
-        yield address.partition("/")[2]
+    return broker_address.partition("/")[2]
 
 
 async def checked(rabbitmq: RabbitServer, vhost: str, user: str, manager: str) -> list[Finding]:

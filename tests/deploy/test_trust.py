@@ -2,7 +2,7 @@
 
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -13,7 +13,7 @@ from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused
 
 from tests.deploy.files import DEPLOY
-from tests.deploy.provisioning import USERS, password_of, provision
+from tests.deploy.provisioning import USERS, password_of
 from tests.servers import RabbitServer
 
 PAGE: Final = (DEPLOY / "trust.md").read_text()
@@ -137,13 +137,6 @@ class Attempts:
             "set a policy": self.sets_a_policy,
             "see users and permissions": self.sees_users,
         }
-
-
-@pytest.fixture(scope="module")
-def broker_address(rabbitmq: RabbitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`host:port/vhost` of a virtual host with the shipped users."""
-    with provision(rabbitmq, tmp_path_factory.mktemp("passwords")) as address:
-        yield address
 
 
 @pytest.mark.parametrize("user", USERS)

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,16 +13,9 @@ import aio_pika
 import pytest
 from aiormq.exceptions import AMQPError, ChannelAccessRefused, ProbableAuthenticationError
 
-from tests.deploy.provisioning import RABBITMQ, USERS, provision, run_provision
+from tests.deploy.provisioning import RABBITMQ, USERS, run_provision
 from tests.servers import RabbitServer
 from tests.servers.process import wait_until
-
-
-@pytest.fixture(scope="module")
-def broker_address(rabbitmq: RabbitServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """`host:port/vhost` of a virtual host with the shipped users."""
-    with provision(rabbitmq, tmp_path_factory.mktemp("passwords")) as address:
-        yield address
 
 
 class User:

@@ -1,9 +1,6 @@
 """A real shim and a real worker on RabbitMQ and Aerospike, with the users and permissions of deploy/rabbitmq."""
 
 import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +8,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from tests.bench.usage import rss
+from tests.deploy.provisioning import RABBITMQ, run_provision
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
 from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import free_ports
 
-_DEPLOY = Path(__file__).parents[2] / "deploy/rabbitmq"
 CUSTOMER = "acme"
 OTHER = "other"
 DEFECTS = ("Traceback", "request_failed", "attempt_crashed")
@@ -101,7 +98,7 @@ class World:
         passwords.mkdir()
         for user in ("ingest", "operator", CUSTOMER, OTHER):
             (passwords / user).write_text(f"password-of-{user}")
-        shipped = json.loads((_DEPLOY / "users.json").read_text())
+        shipped = json.loads((RABBITMQ / "users.json").read_text())
         # The shipped file has one producer, `acme`; a copy of its definitions makes the producer `other`.
         second_producer = {
             section: [
@@ -112,12 +109,4 @@ class World:
             for section, definitions in shipped.items()
         }
         (self.directory / "users.json").write_text(json.dumps(second_producer))
-        # RabbitMQ 4.3 needs the exchange before its topic permissions.
-        files = [str(_DEPLOY / "definitions.json"), str(_DEPLOY / "users.json"), str(self.directory / "users.json")]
-        subprocess.run(
-            [sys.executable, str(_DEPLOY / "provision.py"), "--passwords", str(passwords), "--vhost", vhost, *files],
-            env={**os.environ, "RABBITMQ_ADMIN_URL": self._rabbitmq.management_url.replace("//", "//guest:guest@")},
-            check=True,
-            capture_output=True,
-            timeout=60,
-        )
+        run_provision(self._rabbitmq, passwords, vhost, self.directory / "users.json").check_returncode()

@@ -6,11 +6,10 @@ from ingest.admission import Admission, Decision, Request
 from ingest.domain.customers import Customer
 from ingest.domain.submissions import batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
-from tests.support.fakes import Clock
+from tests.support.fakes import Clock, used
 
 SPEC = {"question": "q?", "options": ["a", "b"]}
 CUSTOMER = Customer(cust_id="c", monthly_quota=10)
-MONTHS = ("2026-03", "2026-04")
 
 
 def body(**changes: Any) -> dict[str, Any]:
@@ -41,4 +40,4 @@ class AdmissionHarness:
         return (await self.admission.admit([request]))[0]
 
     async def used(self) -> int:
-        return sum([await self.store.used("c", month) for month in MONTHS])
+        return await used(self.store)

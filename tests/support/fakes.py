@@ -1,6 +1,7 @@
 """Fakes of the ports, for behaviour that real servers do not show on demand."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from ingest.domain.errors import BrokerUnavailable, StoreUnavailable
 from ingest.domain.ledger import Entry
@@ -63,6 +64,15 @@ class AckingConsumer:
 
     async def close(self) -> None:
         """There is nothing to close."""
+
+
+MONTHS: Final = ("2026-03", "2026-04")
+"""The month in which `Clock` starts, and the one that begins half an hour later."""
+
+
+async def used(store: SqliteStore, cust_id: str = "c") -> int:
+    """Return the tasks charged in both months."""
+    return sum([await store.used(cust_id, month) for month in MONTHS])
 
 
 class Clock:

@@ -12,8 +12,8 @@ from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Entry, Phase, Step
 from ingest.store.sqlite import SqliteStore
-from tests.support.admission_harness import MONTHS, batch, task
-from tests.support.fakes import Clock
+from tests.support.admission_harness import batch, task
+from tests.support.fakes import MONTHS, Clock
 
 POOR = Customer(cust_id="c", monthly_quota=1)
 

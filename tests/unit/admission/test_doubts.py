@@ -3,7 +3,8 @@
 from ingest.admission import DOUBT, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.ledger import Doubt
-from tests.support.admission_harness import MONTHS, AdmissionHarness, batch, task
+from tests.support.admission_harness import AdmissionHarness, batch, task
+from tests.support.fakes import MONTHS
 
 
 async def test_release_with_refund_frees_key_and_quota(harness: AdmissionHarness) -> None:

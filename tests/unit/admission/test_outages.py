@@ -13,8 +13,8 @@ from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Entry, Phase
 from ingest.store.sqlite import SqliteStore
-from tests.support.admission_harness import MONTHS, task
-from tests.support.fakes import Clock
+from tests.support.admission_harness import task
+from tests.support.fakes import MONTHS, Clock
 
 
 class ChargeFails(SqliteStore):

@@ -12,8 +12,8 @@ from ingest.domain.ledger import Change, Phase, Step
 from ingest.domain.messages import PublishOutcome
 from ingest.shim.pipeline import SubmissionPipeline
 from ingest.store.sqlite import SqliteStore
-from tests.support.admission_harness import MONTHS, batch, task
-from tests.support.fakes import Clock, ScriptedPublisher
+from tests.support.admission_harness import batch, task
+from tests.support.fakes import MONTHS, Clock, ScriptedPublisher
 from tests.support.partial_store import PartialStore
 
 HOUR = 3600.0

@@ -10,8 +10,8 @@ from ingest.admission import DOUBT, Admission, Request, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.store.sqlite import SqliteStore
-from tests.support.admission_harness import MONTHS, batch, task
-from tests.support.fakes import Clock
+from tests.support.admission_harness import batch, task
+from tests.support.fakes import MONTHS, Clock
 from tests.support.partial_store import PartialStore
 
 MONTH = MONTHS[0]

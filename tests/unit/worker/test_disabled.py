@@ -1,8 +1,5 @@
 """Submissions of a customer that an operator disables."""
 
-from collections.abc import AsyncIterator
-from pathlib import Path
-
 import msgspec
 import pytest
 
@@ -13,31 +10,17 @@ from ingest.domain.submissions import batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
 from ingest.worker.classify import CUSTOMER_CACHE
 from tests.support.deliveries import admitted_delivery, direct_delivery
-from tests.support.fakes import Clock
+from tests.support.fakes import Clock, used
 from tests.support.tasks import TASK
 from tests.support.worker_harness import ProcessorHarness
 
 CUSTOMER = Customer(cust_id="c", monthly_quota=10)
 BATCH = {"tasks": [TASK, TASK]}
-MONTHS = ("2026-03", "2026-04")
-"""The month in which `Clock` starts, and the one that begins half an hour later."""
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
-    await store.save_customer(CUSTOMER)
-    yield store
-    await store.close()
 
 
 async def disable(store: SqliteStore, clock: Clock, *, disabled: bool = True) -> None:
     await store.save_customer(msgspec.structs.replace(CUSTOMER, disabled=disabled))
     clock.now += CUSTOMER_CACHE
-
-
-async def used(store: SqliteStore) -> int:
-    return sum([await store.used("c", month) for month in MONTHS])
 
 
 def reasons(messages: list[Message]) -> list[str]:

@@ -1,7 +1,7 @@
 """Submissions that another attempt has left in doubt, and repeats of a key with another body."""
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +16,12 @@ from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.submissions import batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
 from tests.support.deliveries import admitted_delivery, direct_delivery
-from tests.support.fakes import Clock
+from tests.support.fakes import Clock, used
 from tests.support.tasks import TASK
 from tests.support.worker_harness import ProcessorHarness
 
 CUSTOMER = Customer(cust_id="c", monthly_quota=100)
 OTHER: dict[str, Any] = TASK | {"data_url": "https://a.example/other"}
-MONTHS = ("2026-03", "2026-04")
-
-
-@pytest.fixture
-async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteStore]:
-    store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
-    await store.save_customer(CUSTOMER)
-    yield store
-    await store.close()
-
-
-async def used(store: SqliteStore) -> int:
-    return sum([await store.used("c", month) for month in MONTHS])
 
 
 async def leave_in_doubt(harness: ProcessorHarness, body: dict[str, Any]) -> Delivery:

@@ -17,14 +17,13 @@ from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
 from tests.support.deliveries import admitted_delivery, direct_delivery
-from tests.support.fakes import Clock, ScriptedPublisher
+from tests.support.fakes import Clock, ScriptedPublisher, used
 from tests.support.tasks import TASK
 from tests.support.worker_harness import ProcessorHarness
 
 CUSTOMER = Customer(cust_id="c", monthly_quota=100)
 STRICT = Customer(cust_id="strict", strict=True)
 OTHER: dict[str, Any] = TASK | {"data_url": "https://a.example/other"}
-MONTHS = ("2026-03", "2026-04")
 
 
 class WatchedStore(SqliteStore):
@@ -57,10 +56,6 @@ async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[WatchedStore]:
         await store.save_customer(customer)
     yield store
     await store.close()
-
-
-async def used(store: SqliteStore, cust_id: str = "c") -> int:
-    return sum([await store.used(cust_id, month) for month in MONTHS])
 
 
 async def entries_of(store: SqliteStore, submission: Submission) -> list[Entry]:
