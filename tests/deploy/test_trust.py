@@ -39,7 +39,9 @@ class Attempts:
         self._user = user
         self._url = f"amqp://{user}:{quote(password_of(user))}@{address}"
         self._vhost = urlsplit(self._url).path[1:]
-        self._http = httpx.Client(base_url=f"{api}/api/", auth=(user, password_of(user)))
+        # No request uses a connection again: the server may close it at the moment in which the next one is sent.
+        no_reuse = httpx.Limits(max_keepalive_connections=0)
+        self._http = httpx.Client(base_url=f"{api}/api/", auth=(user, password_of(user)), limits=no_reuse)
 
     async def submits_as_itself(self) -> bool:
         return await self._publishes("asg.submissions", f"task.submitted.{self._user}")
