@@ -104,9 +104,7 @@ class WaitingApart:
         waiting = await self._attempt(waiting.deliveries)
         if waiting and asyncio.get_running_loop().time() >= put_back_at:
             return Unfinished(refused=await self._put_back(waiting))
-        if waiting and make_room:
-            return await self._make_room(waiting)
-        return waiting
+        return await self._make_room(waiting) if make_room else waiting
 
     async def _make_room(self, waiting: Unfinished) -> Unfinished:
         """Return deliveries to their queue, at its end if that is possible; return those that are still held."""

@@ -154,8 +154,6 @@ class DeliveryPlanner:
             if None in queued:
                 attempt.contended.append(delivery)
                 continue
-            by_id = {entry.id: entry for entry in queued if entry}
-            stored = [by_id.get(entry.id, entry) if entry is not None else None for entry in stored]
             if plan := plan_admitted(delivery, admitted, stored):
                 attempt.plans.append(plan)
 

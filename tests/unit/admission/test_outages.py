@@ -56,7 +56,7 @@ async def test_refused_request_is_decided_although_its_claim_cannot_be_deleted(s
     assert await store.used("c", MONTHS[0]) == 1
 
 
-async def test_granted_charge_is_refunded_if_the_claims_expired_before_the_end(tmp_path: Path) -> None:
+async def test_claims_and_charge_are_given_back_if_the_claims_expired_before_the_end(tmp_path: Path) -> None:
     """The process was suspended for longer than the lease, so nothing is decided."""
 
     class SuspendedAfterCharge(SqliteStore):
@@ -67,9 +67,11 @@ async def test_granted_charge_is_refunded_if_the_claims_expired_before_the_end(t
 
     clock = Clock()
     store = await SuspendedAfterCharge.open(tmp_path / "s.db", clock=clock)
+    request = task("k")
     with pytest.raises(StoreUnavailable):
-        await Admission(store, lease=30, clock=clock, monotonic=clock).admit([task("k")])
+        await Admission(store, lease=30, clock=clock, monotonic=clock).admit([request])
     assert await store.used("c", MONTHS[0]) == 0
+    assert await store.read([request.submission.id]) == [None]
     await store.close()
 
 
