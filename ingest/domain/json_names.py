@@ -12,6 +12,8 @@ from typing import Any, Final
 # The group is empty, so that a list of a million matches is a million times the same object.
 _NAME_ENDS: Final = re.compile(rb'"[ \t\n\r]*:()')
 _CONTAINERS: Final = frozenset({dict, list})
+MAX_NESTING: Final = 64
+"""The most levels of arrays and objects in a body. Python's own limit depends on its version and on the caller."""
 
 
 class _RepeatedName(Exception):
@@ -22,7 +24,7 @@ def repeated_name(body: bytes, data: object) -> str | None:
     """Return the first name that occurs twice in an object of `body`, or None; `data` is the decoded body.
 
     Raises:
-        RecursionError: the body is nested too deeply.
+        RecursionError: the body has more than MAX_NESTING levels.
     """
     looks_like_names = len(_NAME_ENDS.findall(body))
     if looks_like_names == _names(data):
@@ -34,13 +36,15 @@ def repeated_name(body: bytes, data: object) -> str | None:
     return None
 
 
-def _names(value: object) -> int:
-    """Return the number of names in all objects of `value`."""
-    if type(value) is dict:
-        return len(value) + sum([_names(child) for child in value.values() if type(child) in _CONTAINERS])
-    if type(value) is list:
-        return sum([_names(child) for child in value if type(child) in _CONTAINERS])
-    return 0
+def _names(value: object, levels: int = MAX_NESTING) -> int:
+    """Return the number of names in all objects of `value`. Raises RecursionError: it has more than so many levels."""
+    if type(value) is not dict and type(value) is not list:
+        return 0
+    if not levels:
+        raise RecursionError
+    children = value.values() if type(value) is dict else value
+    names = len(value) if type(value) is dict else 0
+    return names + sum([_names(child, levels - 1) for child in children if type(child) in _CONTAINERS])
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> None:

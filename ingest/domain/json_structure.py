@@ -8,6 +8,8 @@ import re
 from typing import Final
 
 _COUNTED: Final = b",:[{"
+_OPENING: Final = b"[{"
+_NOT_BRACKETS: Final = bytes(set(range(256)) - set(b"[]{}"))
 # The last quotation mark is optional, so that an unterminated string is matched once, not tried from each mark in it.
 _STRINGS: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 _STRINGS_AT_ONCE: Final = 100_000
@@ -21,7 +23,26 @@ def structure_at_most(body: bytes) -> int:
 
 def structure(body: bytes) -> int:
     """Return the number of commas, colons and opening brackets outside strings. The body need not be JSON."""
+    return structure_at_most(_without_strings(body))
+
+
+def is_nested_deeper(body: bytes, levels: int) -> bool:
+    """Return whether arrays and objects are nested in more than so many levels. The body need not be JSON.
+
+    What follows a closing bracket without an opening one is not looked at.
+    """
+    depth = 0
+    for bracket in _without_strings(body).translate(None, _NOT_BRACKETS):
+        depth += 1 if bracket in _OPENING else -1
+        if depth > levels:
+            return True
+        if depth < 0:
+            break
+    return False
+
+
+def _without_strings(body: bytes) -> bytes:
     removed = _STRINGS_AT_ONCE
     while removed == _STRINGS_AT_ONCE:
         body, removed = _STRINGS.subn(b"", body, _STRINGS_AT_ONCE)
-    return structure_at_most(body)
+    return body

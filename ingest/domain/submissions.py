@@ -9,7 +9,8 @@ import msgspec
 from ingest.domain import identity
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason, UnregisteredWebhook
 from ingest.domain.identity import SubmissionKind
-from ingest.domain.json_names import repeated_name
+from ingest.domain.json_names import MAX_NESTING, repeated_name
+from ingest.domain.json_structure import is_nested_deeper
 from ingest.domain.validation import NOT_REGISTERED, BatchBody, TaskBody, validate_batch, validate_task
 
 DEFAULT_THRESHOLD = 3
@@ -20,6 +21,10 @@ MAX_TASK = 256 * 1024
 
 With both limits every message and event is well below the 16 MiB that RabbitMQ takes.
 """
+
+_TOO_DEEP = f"body is nested too deeply: at most {MAX_NESTING} levels of arrays and objects are allowed"
+_MOST_EXAMINED = 64 * 1024
+"""Bytes of a malformed body in which levels are counted: removing the strings of 8 MiB would take a second."""
 
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -73,9 +78,7 @@ def decode_json(body: bytes) -> Any:
         data = _decode(body)
         repeated = repeated_name(body, data)
     except RecursionError:
-        raise InvalidSubmission(
-            Reason.MALFORMED, "body is nested too deeply: use fewer levels of arrays and objects"
-        ) from None
+        raise InvalidSubmission(Reason.MALFORMED, _TOO_DEEP) from None
     except ValueError as error:  # msgspec.DecodeError and UnicodeDecodeError are ValueErrors
         raise InvalidSubmission(Reason.MALFORMED, _malformed(body, error)) from None
     if repeated is not None:
@@ -91,6 +94,9 @@ def _malformed(body: bytes, error: ValueError) -> str:
         return f"body is not UTF-8 (byte {undecodable.start})"
     if not body.strip():
         return "body is empty, it must be a JSON object"
+    # Some versions of Python decode more levels before they find another error.
+    if is_nested_deeper(body[:_MOST_EXAMINED], MAX_NESTING):
+        return _TOO_DEEP
     return f"body is not JSON: {str(error).removeprefix('JSON is malformed: ')}"
 
 

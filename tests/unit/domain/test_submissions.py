@@ -87,7 +87,12 @@ def test_body_must_be_an_object(data: object) -> None:
         (b"{", "body is not JSON"),
         (b"\xff", "body is not UTF-8"),
         (b"NaN", "body is not JSON"),
-        (b"[" * 100_000, "body is nested too deeply: use fewer levels"),
+        (b"[" * 100_000, "body is nested too deeply: at most 64 levels"),
+        (b"[" * 65 + b"]" * 65, "body is nested too deeply: at most 64 levels"),
+        (b'[{"a":' * 32 + b"[" + b"]" + b"}]" * 32, "body is nested too deeply: at most 64 levels"),
+        (b'["[", ' * 65, "body is nested too deeply: at most 64 levels"),
+        (b"[" * 64 + b'"' + b"[" * 10, "body is not JSON"),
+        (b"]" + b"[" * 100, "body is not JSON"),
         (b'{"a": "\\ud800"}', "body is not JSON"),
     ],
 )

@@ -108,7 +108,11 @@ def test_error_says_what_is_wrong_with_a_url(url: str, problem: str) -> None:
     assert error.value.message == f"data_url {problem}"
 
 
-@given(st.text("0123456789abcdefABCDEF:", min_size=2) | st.ip_addresses(v=6).map(str))
+# Since Python 3.13, `str` writes an IPv4-mapped address with an IPv4 address in it.
+_V6_HOSTS = st.ip_addresses(v=6).map(str).filter(lambda host: "." not in host)
+
+
+@given(st.text("0123456789abcdefABCDEF:", min_size=2) | _V6_HOSTS)
 @example("1:2:3:4:5:6:7::")
 @example("::2:3:4:5:6:7:8")
 @example("1::3:4:5:6:7:8")

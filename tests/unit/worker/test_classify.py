@@ -22,7 +22,7 @@ from tests.support.fakes import Clock
     [
         (b"{", {}, "body is not JSON"),
         (b"\xff", {}, "body is not UTF-8"),
-        (b"[" * 3000, {}, "body is nested too deeply: use fewer levels"),
+        (b"[" * 3000, {}, "body is nested too deeply: at most 64 levels"),
         (b'{"type": 1}', {}, "type must be one of"),
         (b"{}", {"message_id": None}, "property message_id"),
         (b"{}", {"message_id": "\0"}, "message_id must be"),

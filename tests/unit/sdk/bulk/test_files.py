@@ -180,6 +180,8 @@ def test_full_disk_ends_with_exit_code_5_and_names_the_file(
         result = BatchResult("bat_1", 1, "accepted", task_ids=("tsk_1",))
         with pytest.raises(RunError, match="cannot write /dev/full: No space left on device"):
             run.add(chunk, Outcome([(result, chunk.items)]))
+        with pytest.raises(RunError):
+            run.close()
         return
     code, stderr, result_json = dry_run(capsys, str(file), option, "/dev/full")
     assert (code, result_json["exit_code"]) == (5, 5)
