@@ -83,7 +83,7 @@ class Unavailable(IngestError):
 
 
 class StoreUnavailable(Unavailable):
-    """The store is unreachable, refuses writes, or does not answer in time."""
+    """The store is unreachable, refuses writes, does not answer in time, or has a record that cannot be read."""
 
 
 class BrokerUnavailable(Unavailable):

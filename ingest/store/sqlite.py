@@ -46,7 +46,7 @@ _KEY_COLUMNS: Final = ", ".join(ApiKey.__struct_fields__)
 
 _encode = msgspec.json.encode
 _entry = msgspec.json.Decoder(Entry).decode
-_customer = msgspec.json.Decoder(Customer).decode
+_decode_customer = msgspec.json.Decoder(Customer).decode
 
 
 class SqliteStore:
@@ -121,16 +121,16 @@ class SqliteStore:
     async def customer(self, cust_id: str) -> Customer | None:
         sql = "SELECT customer FROM customer WHERE cust_id = ?"
         row = await self._file.read(lambda db: db.execute(sql, (cust_id,)).fetchone())
-        return _customer(row[0]) if row else None
+        return _customer(cust_id, row[0]) if row else None
 
     async def customer_by_key(self, key_hash: bytes) -> Customer | None:
-        sql = "SELECT customer FROM api_key JOIN customer USING (cust_id) WHERE key_hash = ? AND NOT revoked"
+        sql = "SELECT cust_id, customer FROM api_key JOIN customer USING (cust_id) WHERE key_hash = ? AND NOT revoked"
         row = await self._file.read(lambda db: db.execute(sql, (key_hash,)).fetchone())
-        return _customer(row[0]) if row else None
+        return _customer(*row) if row else None
 
     async def customers(self) -> list[Customer]:
-        sql = "SELECT customer FROM customer ORDER BY cust_id"
-        return [_customer(row[0]) for row in await self._file.read(lambda db: db.execute(sql).fetchall())]
+        sql = "SELECT cust_id, customer FROM customer ORDER BY cust_id"
+        return [_customer(*row) for row in await self._file.read(lambda db: db.execute(sql).fetchall())]
 
     async def save_customer(self, customer: Customer) -> None:
         sql = "INSERT OR REPLACE INTO customer VALUES (?, ?)"
@@ -171,6 +171,13 @@ class SqliteStore:
 
 def _key(columns: dict[str, Any]) -> ApiKey:
     return ApiKey(**columns | {"revoked": bool(columns["revoked"])})
+
+
+def _customer(cust_id: str, record: str) -> Customer:
+    try:
+        return _decode_customer(record)
+    except msgspec.DecodeError as error:
+        raise StoreUnavailable(f"the record of customer {cust_id} cannot be read: {error}") from error
 
 
 def _stored(db: sqlite3.Connection, id_: str, now: int) -> Entry | None:

@@ -13,8 +13,9 @@ from ingest.domain import admitted
 from ingest.domain.admitted import Admitted
 from ingest.domain.content import content_problem
 from ingest.domain.customers import Customer, is_cust_id
-from ingest.domain.errors import InvalidSubmission, Reason, UnregisteredWebhook
+from ingest.domain.errors import InvalidSubmission, Reason, StoreUnavailable, UnregisteredWebhook
 from ingest.domain.identity import SubmissionKind
+from ingest.domain.ledger import UNDECIDED
 from ingest.domain.messages import JSON, Delivery
 from ingest.domain.parsing import Unparsed
 from ingest.domain.ports import Registry
@@ -23,15 +24,14 @@ from ingest.domain.topology import DELIVERY_LIMIT, INGEST_BATCHES, INGEST_TASKS
 from ingest.domain.validation import validate_key
 from ingest.parsing.parser import SubmissionParser, is_large
 from ingest.waiting import TimeSlices
+from ingest.worker.customers import CustomerCache, CustomerLookups
 from ingest.worker.rejections import Rejection, rejection
 
-CUSTOMER_CACHE: Final = 2.0
-"""Seconds for which a customer's settings are cached."""
 _WARNING_INTERVAL: Final = 30.0
 """Seconds between two log lines about a user who is not trusted."""
 UNTRUSTED_FOR: Final = 30.0
 """Seconds after its last attempted submission for which a user is reported as not trusted."""
-_MAX_CUSTOMERS: Final = 10_000
+_MAX_ADDRESSES: Final = 10_000
 _NORMAL_PRIORITY: Final = 4
 """The priority of a message without one, in a quorum queue of RabbitMQ 4."""
 _log = structlog.get_logger(__name__)
@@ -49,6 +49,9 @@ class Classified(msgspec.Struct, eq=False):
     """Direct submissions whose webhook or customer is unknown, or whose customer is disabled: rejected, unless they
     were admitted before."""
     rejected: list[Rejection] = msgspec.field(default_factory=list)
+    undecided: list[Delivery] = msgspec.field(default_factory=list)
+    """Direct submissions whose customer could not be looked up; `failure` is the latest error."""
+    failure: StoreUnavailable | None = None
 
 
 class DeliveryClassifier:
@@ -69,14 +72,13 @@ class DeliveryClassifier:
         parser: SubmissionParser,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._registry = registry
+        self.customers = CustomerCache(registry, clock)
         self._parser = parser
         self._trusted = trusted_users
         self._clock = clock
         self._next_warning = 0.0
         self._untrusted: dict[str, float] = {}
         """User to the time of the last attempt at one of its submissions."""
-        self._customers: dict[str, tuple[float, Customer | None]] = {}
 
     @property
     def untrusted_users(self) -> list[str]:
@@ -86,12 +88,15 @@ class DeliveryClassifier:
         return sorted(self._untrusted)
 
     async def classify(self, deliveries: Sequence[Delivery]) -> Classified:
-        """Classify deliveries of one queue. Raises StoreUnavailable, and ParserFailed if one of them has a large body.
+        """Classify deliveries of one queue. Raises ParserFailed if one of them has a large body.
 
         A delivery that `waits_for_parser` should be the only one, because it may take seconds.
         """
         classified = Classified()
+        lookups = CustomerLookups(self.customers)
         slices = TimeSlices()
+        if self.customers.unreadable:  # these come last, because another failure may end the look-ups
+            deliveries = sorted(deliveries, key=self._is_unreadable)
         for delivery in deliveries:
             await slices.between()
             cust_id = ""
@@ -104,10 +109,14 @@ class DeliveryClassifier:
                         continue
                     classified.admitted.append((delivery, self._admitted(delivery, cust_id)))
                 else:
-                    await self._classify_direct(classified, delivery, kind, cust_id)
+                    await self._classify_direct(classified, lookups, delivery, kind, cust_id)
             except InvalidSubmission as error:
                 classified.rejected.append(rejection(delivery, error, cust_id))
+        classified.failure = lookups.failure
         return classified
+
+    def _is_unreadable(self, delivery: Delivery) -> bool:
+        return delivery.routing_key.rpartition(".")[2] in self.customers.unreadable
 
     def _is_untrusted_service_user(self, delivery: Delivery, cust_id: str) -> bool:
         """Return whether an admitted submission comes from neither a trusted user nor its customer.
@@ -140,7 +149,12 @@ class DeliveryClassifier:
         return message
 
     async def _classify_direct(
-        self, classified: Classified, delivery: Delivery, kind: SubmissionKind, cust_id: str
+        self,
+        classified: Classified,
+        lookups: CustomerLookups,
+        delivery: Delivery,
+        kind: SubmissionKind,
+        cust_id: str,
     ) -> None:
         if delivery.user_id not in (None, cust_id) and delivery.user_id not in self._trusted:
             raise InvalidSubmission(Reason.USER_MISMATCH, f"the AMQP user must be {cust_id}, as in the routing key")
@@ -149,8 +163,11 @@ class DeliveryClassifier:
             raise InvalidSubmission(Reason.MISSING_MESSAGE_ID, "property message_id is required: it makes a retry safe")
         _check_priority(delivery)
         _check_content(delivery)
-        customer = await self.customer(cust_id)
         key = validate_key(message_id, "message_id")
+        customer = await lookups.customer(cust_id)
+        if customer is UNDECIDED:
+            classified.undecided.append(delivery)
+            return
         created_at = None if delivery.timestamp is None else delivery.timestamp * 1000
         try:
             if customer is None:
@@ -174,18 +191,6 @@ class DeliveryClassifier:
                 request = Request(submission, customer, origin=message_id, created_at=created_at)
                 classified.revoked.append((request, rejected))
 
-    async def customer(self, cust_id: str) -> Customer | None:
-        """Return a customer from the cache or the registry; None if it does not exist. Raises StoreUnavailable."""
-        now = self._clock()
-        cached = self._customers.get(cust_id)
-        if cached is not None and cached[0] > now:
-            return cached[1]
-        customer = await self._registry.customer(cust_id)
-        if len(self._customers) >= _MAX_CUSTOMERS:
-            self._customers.clear()
-        self._customers[cust_id] = (now + CUSTOMER_CACHE, customer)
-        return customer
-
 
 def _may_have_been_admitted(error: InvalidSubmission) -> bool:
     """Return whether the submission may have been correct when an earlier attempt admitted it."""
@@ -200,7 +205,7 @@ def waits_for_parser(delivery: Delivery) -> bool:
     return delivery.type != admitted.TYPE and is_large(delivery.body)
 
 
-@lru_cache(maxsize=_MAX_CUSTOMERS)
+@lru_cache(maxsize=_MAX_ADDRESSES)
 def _address(queue: str, routing_key: str) -> tuple[SubmissionKind, str]:
     """Kind and customer in a routing key: `task.submitted.<cust_id>` or `batch.submitted.<cust_id>`."""
     kind = _KINDS[queue]

@@ -15,6 +15,7 @@ from ingest.domain.messages import Delivery
 from ingest.domain.ports import Ledger
 from ingest.waiting import TimeSlices
 from ingest.worker.classify import DeliveryClassifier
+from ingest.worker.customers import CustomerLookups
 from ingest.worker.plan import (
     OutboundPlan,
     add_trace,
@@ -78,6 +79,8 @@ class DeliveryPlanner:
             await slices.between()
             attempt.plans.append(plan_rejection(rejection))
         attempt.untrusted += classified.untrusted  # kept until the setting is corrected
+        attempt.undecided += classified.undecided
+        attempt.failure = classified.failure
         if classified.admitted:
             await self._plan_admitted(attempt, classified.admitted)
         if classified.revoked:
@@ -134,7 +137,7 @@ class DeliveryPlanner:
             elif plan := plan_admitted(delivery, admitted, stored):
                 attempt.plans.append(plan)
         if uncharged:
-            await self._plan_part(attempt, uncharged, self._plan_uncharged(attempt, uncharged))
+            await self._plan_uncharged(attempt, uncharged)
         if released:
             part = [(delivery, admitted) for delivery, admitted, _, _ in released]
             await self._plan_part(attempt, part, self._plan_released(attempt, released))
@@ -160,12 +163,21 @@ class DeliveryPlanner:
     async def _plan_uncharged(self, attempt: Planned, arrived: Sequence[_Arrived]) -> None:
         """Admit submissions again whose charge was taken back, and plan them."""
         requests = []
+        lookups = CustomerLookups(self._classifier.customers)
         for delivery, admitted in arrived:
-            customer = await self._classifier.customer(admitted.submission.cust_id)
+            customer = await lookups.customer(admitted.submission.cust_id)
+            if customer is UNDECIDED:
+                attempt.undecided.append(delivery)
+                continue
             if customer is None:  # was deleted since; its submission stays accepted
                 customer = Customer(cust_id=admitted.submission.cust_id, retention=admitted.retention)
             request = Request(admitted.submission, customer, created_at=admitted.created_at)
             requests.append((delivery, request))
+        attempt.failure = lookups.failure or attempt.failure
+        if requests:
+            await self._plan_part(attempt, requests, self._plan_again(attempt, requests))
+
+    async def _plan_again(self, attempt: Planned, requests: Sequence[tuple[Delivery, Request]]) -> None:
         decisions = await self._admission.admit([request for _, request in requests])
         for (delivery, _), decision in zip(requests, decisions, strict=True):
             if decision.verdict is Verdict.REPLAY:

@@ -23,7 +23,7 @@ from ingest.domain import topology
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.operations.dead_letters import Selection, redrive
-from ingest.worker.classify import CUSTOMER_CACHE
+from ingest.worker.customers import CUSTOMER_CACHE
 from tests.contract.test_dead_letters import rejected_message
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import aerospike
@@ -10,7 +10,8 @@ import msgspec
 import pytest
 
 from ingest.admission import Admission, Request, Verdict
-from ingest.domain.customers import Customer
+from ingest.domain.customers import ApiKey, Customer, key_id_of
+from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Change, Charge, Step
 from ingest.domain.submissions import batch_submission, task_submission
 from ingest.shim.pipeline import SubmissionPipeline
@@ -44,6 +45,14 @@ async def store(server: AerospikeServer) -> AsyncIterator[AerospikeStore]:
     store = await AerospikeStore.open(server.url)
     yield store
     await store.close()
+
+
+def put(server: AerospikeServer, set_name: str, key: str, bins: dict[str, object]) -> None:
+    """Change bins of a record."""
+    host, port = server.url.removeprefix("aerospike://").partition("/")[0].split(":")
+    client: Any = aerospike.client({"hosts": [(host, int(port))]})
+    client.put(("test", set_name, key), bins)
+    client.close()
 
 
 def fill(server: AerospikeServer, set_name: str, key: str) -> None:
@@ -108,3 +117,22 @@ async def test_charge_of_one_customer_is_undecided_and_those_of_others_are_grant
     assert await store.charge(charges) == [UNDECIDED, *[True] * 99]
     assert await store.charge([full]) == [UNDECIDED]
     assert await store.used("full", MONTH) == 1
+
+
+async def test_damaged_record_of_a_customer_is_named_and_looks_like_an_unavailable_store(
+    server: AerospikeServer, store: AerospikeStore
+) -> None:
+    """So its submissions wait instead of being rejected. Other customers are not affected."""
+    for cust_id in ("damaged", "whole"):
+        await store.save_customer(Customer(cust_id=cust_id))
+    await store.save_key(ApiKey(key_id=key_id_of(b"hash"), cust_id="damaged", key_hash=b"hash", created_at=1))
+    put(server, "customer", "damaged", {"retention": "a week"})
+    reads: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.customer("damaged"),
+        lambda: store.customer_by_key(b"hash"),
+        store.customers,
+    ]
+    for read in reads:
+        with pytest.raises(StoreUnavailable, match="the record of customer damaged cannot be read: "):
+            await read()
+    assert await store.customer("whole") == Customer(cust_id="whole")

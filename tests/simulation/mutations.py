@@ -131,7 +131,7 @@ MUTATIONS: Final = (
     ),
     _mutation(
         "an outdated quota is used for ever",
-        "worker/classify.py",
+        "worker/customers.py",
         "(now + CUSTOMER_CACHE, customer)",
         "(now + 1e9, customer)",
     ),

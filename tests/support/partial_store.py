@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
+from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Change, Charge, Entry, Undecided
 from ingest.domain.metrics import NO_METER
@@ -18,7 +19,8 @@ class PartialStore(MeteredStore):
 
     `undecided` are these ids and cust_ids, and `operations` the methods that cannot decide them. If `takes_effect` is
     true, writes succeed nevertheless, and only the answers are lost. As the port says, a call of which nothing is
-    decided raises StoreUnavailable.
+    decided raises StoreUnavailable. The records of the customers in `unreadable` cannot be read; `looked_up` are the
+    customers that were asked for.
     """
 
     def __init__(self, store: Store) -> None:
@@ -26,6 +28,14 @@ class PartialStore(MeteredStore):
         self.undecided: set[str] = set()
         self.operations = {"claim", "read", "apply", "accept", "charge"}
         self.takes_effect = False
+        self.unreadable: set[str] = set()
+        self.looked_up: list[str] = []
+
+    async def customer(self, cust_id: str) -> Customer | None:
+        self.looked_up.append(cust_id)
+        if cust_id in self.unreadable:
+            raise StoreUnavailable(f"the record of customer {cust_id} cannot be read")
+        return await super().customer(cust_id)
 
     async def claim(self, entries: Sequence[Entry]) -> Sequence[Entry | Undecided]:
         return await self._decide("claim", entries, lambda entry: entry.id, super().claim)

@@ -5,7 +5,8 @@ from typing import Any, Final
 import aerospike
 import msgspec
 
-from ingest.domain.customers import ApiKey
+from ingest.domain.customers import ApiKey, Customer
+from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Doubt, Entry, Phase, Step
 
 
@@ -88,6 +89,14 @@ def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:
         keyed_item_ids=bins.get("own_ids", {}),
         generation=generation,
     )
+
+
+def read_customer(bins: dict[str, Any]) -> Customer:
+    """Return the customer in a record. Raises StoreUnavailable if it is damaged, so that its submissions wait."""
+    try:
+        return msgspec.convert(bins, Customer)
+    except msgspec.ValidationError as error:
+        raise StoreUnavailable(f"the record of customer {bins.get('cust_id')} cannot be read: {error}") from error
 
 
 KEY_INFO: Final = ("name", "last_used_at")

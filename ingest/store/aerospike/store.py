@@ -19,7 +19,7 @@ from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient, parse_url
 from ingest.store.aerospike.ledger import AerospikeLedger
 from ingest.store.aerospike.quotas import AerospikeQuotas
-from ingest.store.aerospike.records import read_api_key, write_api_key
+from ingest.store.aerospike.records import read_api_key, read_customer, write_api_key
 
 DEFAULT_TIMEOUT: Final = 3.0
 _REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
@@ -62,7 +62,7 @@ class AerospikeStore(AerospikeLedger):
 
     async def customer(self, cust_id: str) -> Customer | None:
         (record,) = await self._client.read([(self._namespace, "customer", cust_id)])
-        return msgspec.convert(record[1], Customer) if record else None
+        return read_customer(record[1]) if record else None
 
     async def customer_by_key(self, key_hash: bytes) -> Customer | None:
         (record,) = await self._client.read([(self._namespace, "api_key", key_id_of(key_hash))])
@@ -74,7 +74,7 @@ class AerospikeStore(AerospikeLedger):
         return await self.customer(key.cust_id)
 
     async def customers(self) -> list[Customer]:
-        customers = [msgspec.convert(bins, Customer) for bins in await self._scan("customer")]
+        customers = [read_customer(bins) for bins in await self._scan("customer")]
         return sorted(customers, key=lambda customer: customer.cust_id)
 
     async def save_customer(self, customer: Customer) -> None:

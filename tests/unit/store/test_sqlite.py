@@ -4,7 +4,7 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -140,4 +140,29 @@ async def test_key_of_an_earlier_version_has_neither_name_nor_last_use(tmp_path:
         db.execute("INSERT INTO api_key VALUES ('key_1', 'c', x'01', 5, 0)")
     store = await SqliteStore.open(path)
     assert await store.keys("c") == [ApiKey(key_id="key_1", cust_id="c", key_hash=b"\x01", created_at=5)]
+    await store.close()
+
+
+@pytest.mark.parametrize("record", ["{", "[]", '{"cust_id": "c", "retention": "a week"}'])
+async def test_damaged_record_of_a_customer_is_named_and_looks_like_an_unavailable_store(
+    tmp_path: Path, record: str
+) -> None:
+    """So its submissions wait instead of being rejected. Other customers are not affected."""
+    path = tmp_path / "s.db"
+    store = await SqliteStore.open(path)
+    for cust_id in ("c", "d"):
+        await store.save_customer(Customer(cust_id=cust_id))
+    await store.save_key(ApiKey(key_id="k", cust_id="c", key_hash=b"h", created_at=1))
+    with sqlite3.connect(path) as db:
+        db.execute("UPDATE customer SET customer = ? WHERE cust_id = 'c'", (record,))
+    db.close()
+    reads: list[Callable[[], Awaitable[object]]] = [
+        lambda: store.customer("c"),
+        lambda: store.customer_by_key(b"h"),
+        store.customers,
+    ]
+    for read in reads:
+        with pytest.raises(StoreUnavailable, match="the record of customer c cannot be read: "):
+            await read()
+    assert await store.customer("d") == Customer(cust_id="d")
     await store.close()

@@ -8,7 +8,7 @@ from ingest.domain.customers import Customer
 from ingest.domain.messages import Message, PublishOutcome
 from ingest.domain.submissions import batch_submission, task_submission
 from ingest.store.sqlite import SqliteStore
-from ingest.worker.classify import CUSTOMER_CACHE
+from ingest.worker.customers import CUSTOMER_CACHE
 from tests.support.deliveries import admitted_delivery, direct_delivery
 from tests.support.fakes import Clock, used
 from tests.support.tasks import TASK

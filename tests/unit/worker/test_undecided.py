@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from ingest.admission import Request
+from ingest.admission.admission import DOUBT
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.admitted import Admitted
@@ -19,6 +20,7 @@ from ingest.waiting import Backoff
 from ingest.worker.breaker import CircuitBreaker
 from tests.support.deliveries import admitted_delivery, direct_delivery
 from tests.support.eventually import eventually
+from tests.support.fakes import Clock
 from tests.support.partial_store import PartialStore
 from tests.support.tasks import TASK
 from tests.support.worker_harness import ProcessorHarness, WorkerHarness
@@ -115,6 +117,66 @@ async def test_direct_submission_that_cannot_be_settled_is_not_its_own_duplicate
     store.undecided = set()
     assert await harness.attempt(*harness.undecided) == []
     assert len(harness.consumer.acked) == 2
+
+
+async def test_submissions_of_a_customer_whose_record_cannot_be_read_wait_alone(
+    harness: ProcessorHarness, store: PartialStore
+) -> None:
+    """One failed look-up per attempt."""
+    good, admitted = direct_delivery("good"), from_shim(task("admitted"))
+    bad = [direct_delivery(name, cust_id="bad") for name in ("b1", "b2")]
+    store.unreadable = {"bad"}
+    assert accepted(await harness.attempt(bad[0], admitted, good, bad[1])) == [task_id("admitted"), task_id("good")]
+    assert (harness.undecided, harness.unavailable, harness.consumer.acked) == (bad, [], [admitted, good])
+    assert store.looked_up == ["bad", "c"]
+    store.unreadable = set()
+    await store.save_customer(Customer(cust_id="bad"))
+    assert len(await harness.attempt(*bad)) == 2
+
+
+async def test_refunded_submission_of_a_customer_whose_record_cannot_be_read_waits_alone(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """The worker charges it again, which needs the customer's quota."""
+    store = PartialStore(await SqliteStore.open(tmp_path / "refunded.db", clock=clock))
+    harness = ProcessorHarness(store, clock=clock)
+    messages = []
+    for cust_id in ("bad", "c"):
+        submission = task_submission(TASK, cust_id, frozenset(), "k")
+        decisions = await harness.admission.admit([Request(submission, Customer(cust_id=cust_id))])
+        await harness.admission.release(decisions, refund=False)
+        messages.append(admitted_delivery(Admitted(submission, decisions[0].entry.created_at, 604_800)))
+    clock.now += DOUBT / 2
+    assert await harness.admission.refund_doubts() == 2
+    await store.save_customer(CUSTOMER)
+    store.unreadable = {"bad"}
+    store.undecided, store.operations = {task_id("k")}, {"claim"}
+    assert accepted(await harness.attempt(*messages, direct_delivery("good"))) == [task_id("good")]
+    assert harness.undecided == messages
+    store.undecided = set()
+    assert accepted(await harness.attempt(*messages)) == [task_id("k")]
+    assert harness.undecided == messages[:1]
+    await store.close()
+
+
+async def test_attempt_in_an_outage_fails_after_two_look_ups(harness: ProcessorHarness, store: PartialStore) -> None:
+    """While the store hangs, each one takes seconds."""
+    deliveries = [direct_delivery("m", cust_id=f"c{number}") for number in range(10)]
+    store.unreadable = {f"c{number}" for number in range(10)}
+    assert await harness.attempt(*deliveries) == []
+    assert (harness.unavailable, len(store.looked_up)) == (deliveries, 2)
+
+
+async def test_customers_whose_records_could_not_be_read_are_looked_up_last(
+    harness: ProcessorHarness, store: PartialStore
+) -> None:
+    """Otherwise two of them would look like an outage in every attempt."""
+    bad = [direct_delivery("m", cust_id=cust_id) for cust_id in ("bad", "worse")]
+    good = direct_delivery("good")
+    store.unreadable = {"bad", "worse"}
+    assert await harness.attempt(*bad, good) == []
+    assert accepted(await harness.attempt(*bad, good)) == [task_id("good")]
+    assert harness.undecided == bad
 
 
 async def test_worker_finishes_others_while_the_store_never_decides_one(tmp_path: Path, store: PartialStore) -> None:
