@@ -41,6 +41,11 @@ CONSEQUENCES: Final = {
     "store_call_failed": STORE,
 }
 """Events that follow from an outage, or from trouble with a single call. They pass if no other line says more."""
+REFUSED: Final = "publish_refused"
+"""The broker does not take a customer's events or dead letters. It has lines of its own, at most one a minute for each
+customer, so that neither outages nor other customers hide it."""
+MOST_REFUSALS: Final = 20
+"""Customers that have such a line in a minute: a full queue of events concerns all of them."""
 READY: Final = "ready"
 """The event that ends an outage. It passes at the start, and after a line about an outage."""
 
@@ -58,6 +63,33 @@ class _Lines(msgspec.Struct):
     left_out: Counter[str] = msgspec.field(default_factory=Counter)
 
 
+class _Refusals:
+    """The lines about refusals. `_passed` maps a customer to the time of its last line and to the events since then."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._passed: dict[str, tuple[float, int]] = {}
+        self._left_out = 0
+
+    def fields(self, cust_id: str) -> dict[str, Any]:
+        """Return what a line says in addition. Raises structlog.DropEvent if it does not pass."""
+        now = self._clock()
+        at, times = self._passed.pop(cust_id, (None, 0))
+        if at is not None and now - at < INTERVAL:
+            self._passed[cust_id] = at, times + 1
+            raise structlog.DropEvent
+        self._passed = {other: line for other, line in self._passed.items() if now - line[0] < INTERVAL}
+        if len(self._passed) >= MOST_REFUSALS:
+            self._left_out += 1
+            raise structlog.DropEvent
+        self._passed[cust_id] = now, 0
+        left_out, self._left_out = self._left_out, 0
+        return {
+            **({"times": times + 1} if at is not None else {}),
+            **({"left_out": {REFUSED: left_out}} if left_out else {}),
+        }
+
+
 class OutageLines:
     """A structlog processor.
 
@@ -70,12 +102,15 @@ class OutageLines:
         self._places = places
         self._clock = clock
         self._lines = {BROKER: _Lines(), STORE: _Lines()}
+        self._refusals = _Refusals(clock)
         self._ready_passes = True
 
     def __call__(self, _: Any, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
         name = str(event.get("event"))
         if name == READY:
             return self._ready(event)
+        if name == REFUSED:
+            return {**event, **self._refusals.fields(str(event.get("cust_id")))}
         dependency = UNAVAILABLE.get(name) or CONSEQUENCES.get(name)
         if dependency is None:
             return event

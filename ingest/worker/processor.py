@@ -5,9 +5,10 @@ If anything fails in between, the delivery stays unacknowledged, and the next at
 same ids.
 """
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from typing import Final
 
 import msgspec
 import structlog
@@ -24,6 +25,8 @@ from ingest.worker.classify import DeliveryClassifier
 from ingest.worker.outcomes import CONTENDED, REFUSED, UNAVAILABLE, UNTRUSTED, init_worker_series, record_finished
 from ingest.worker.plan import OutboundPlan
 from ingest.worker.planner import DeliveryPlanner, Planned
+
+_UNAVAILABLE_OUTCOMES: Final = (PublishOutcome.UNKNOWN, PublishOutcome.UNSENT)
 
 _log = structlog.get_logger(__name__)
 
@@ -183,15 +186,22 @@ class DeliveryProcessor:
         counts = Counter(outcomes)
         if counts[PublishOutcome.CONFIRMED] == len(outcomes):
             return
-        _log.warning("publish_unconfirmed", outcomes={str(outcome): count for outcome, count in counts.items()})
-        position = 0
+        if in_doubt := {str(outcome): counts[outcome] for outcome in _UNAVAILABLE_OUTCOMES if counts[outcome]}:
+            _log.warning("publish_unconfirmed", outcomes=in_doubt)
+        refusals: dict[str, list[tuple[Message, PublishOutcome]]] = defaultdict(list)
+        remaining = iter(outcomes)
         for plan, part in parts:
-            part_outcomes = set(outcomes[position : position + len(part)])
-            position += len(part)
-            if part_outcomes & {PublishOutcome.UNKNOWN, PublishOutcome.UNSENT}:
+            unconfirmed = [
+                (message, outcome)
+                for message, outcome in zip(part, islice(remaining, len(part)), strict=True)
+                if outcome is not PublishOutcome.CONFIRMED
+            ]
+            if any(outcome in _UNAVAILABLE_OUTCOMES for _, outcome in unconfirmed):
                 failed.unavailable.append(plan)
-            elif part_outcomes - {PublishOutcome.CONFIRMED}:
+            elif unconfirmed:
                 failed.refused.append(plan)
+                refusals[plan.delivery.routing_key.rpartition(".")[2]].append(unconfirmed[0])
+        _log_refusals(refusals)
 
     async def _settle(self, plans: Sequence[OutboundPlan], failed: _Failed) -> None:
         """Settle the entries of the plans; add the plans for which that failed to `failed`."""
@@ -223,6 +233,20 @@ class DeliveryProcessor:
             return list(plans), error
         answers = [list(islice(results, len(own))) for own in entries]
         return [plan for plan, own in zip(plans, answers, strict=True) if not all(own)], None
+
+
+def _log_refusals(refusals: Mapping[str, Sequence[tuple[Message, PublishOutcome]]]) -> None:
+    """Log which customers' submissions wait, and where the first message of each was to go."""
+    for cust_id, messages in refusals.items():
+        message, outcome = messages[0]
+        _log.warning(
+            "publish_refused",
+            cust_id=cust_id,
+            submissions=len(messages),
+            outcome=str(outcome),
+            exchange=message.exchange,
+            routing_key=message.routing_key,
+        )
 
 
 def _redelivered(plans: Sequence[OutboundPlan]) -> list[Delivery]:

@@ -8,7 +8,7 @@ import pytest
 import structlog
 
 from ingest.settings import load
-from ingest.telemetry.outages import CONSEQUENCES, INTERVAL, READY, UNAVAILABLE, OutageLines
+from ingest.telemetry.outages import CONSEQUENCES, INTERVAL, MOST_REFUSALS, READY, REFUSED, UNAVAILABLE, OutageLines
 from tests.support.fakes import Clock
 
 SOURCE = Path(__file__).parents[3] / "ingest"
@@ -100,6 +100,33 @@ def test_ready_passes_at_the_start_and_after_lines_about_an_outage(log: Log) -> 
     assert [line["event"] for line in log.lines] == [READY, *["broker_unavailable", READY] * 2]
 
 
+def test_refusals_of_a_customer_have_one_line_a_minute_and_hide_no_other_customer(log: Log) -> None:
+    """They are no outage: a queue is full, or not bound."""
+    assert log.write("publish_unconfirmed")
+    assert log.write("publish_refused", cust_id="loud")
+    for _ in range(59):
+        log.clock.now += 1
+        assert not log.write("publish_refused", cust_id="loud")
+    assert log.write("publish_refused", cust_id="quiet")
+    log.clock.now += 1
+    assert log.write("publish_refused", cust_id="loud")
+    assert log.lines[1:] == [
+        {"event": "publish_refused", "cust_id": "loud"},
+        {"event": "publish_refused", "cust_id": "quiet"},
+        {"event": "publish_refused", "cust_id": "loud", "times": 60},
+    ]
+    assert log.write("broker_unavailable")
+
+
+def test_refusals_have_a_limited_number_of_lines_a_minute(log: Log) -> None:
+    """A full queue of events concerns every customer."""
+    passed = [log.write("publish_refused", cust_id=f"c{number}") for number in range(100)]
+    assert passed == [True] * MOST_REFUSALS + [False] * (100 - MOST_REFUSALS)
+    log.clock.now += INTERVAL
+    assert log.write("publish_refused", cust_id="c99")
+    assert log.lines[-1]["left_out"] == {"publish_refused": 100 - MOST_REFUSALS}
+
+
 def test_other_events_always_pass(log: Log) -> None:
     assert all(log.write("payload_mismatch", id=number) for number in range(100))
     assert log.lines[0] == {"event": "payload_mismatch", "id": 0}
@@ -107,7 +134,7 @@ def test_other_events_always_pass(log: Log) -> None:
 
 def test_every_listed_event_is_logged_somewhere() -> None:
     text = "".join(path.read_text() for path in SOURCE.rglob("*.py") if path.name != "outages.py")
-    for event in (*UNAVAILABLE, *CONSEQUENCES, READY):
+    for event in (*UNAVAILABLE, *CONSEQUENCES, READY, REFUSED):
         assert re.search(rf'"{event}"', text), event
 
 

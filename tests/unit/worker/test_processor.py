@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.admission import Request
 from ingest.domain.admitted import Admitted
@@ -161,6 +162,25 @@ async def test_rejection_that_cannot_be_published_is_kept_apart_from_refused_eve
     await harness.attempt(wrong, refused)
     assert (harness.unfinished.rejected, harness.unfinished.contended) == ([wrong], [])
     assert [delivery.message_id for delivery in harness.unfinished.refused] == ["k"]
+
+
+async def test_refusals_are_logged_for_each_customer_with_their_destination(
+    harness: ProcessorHarness, publisher: SelectivePublisher, store: UnreliableStore
+) -> None:
+    """What is in doubt is logged apart, because it may be an outage."""
+    await store.save_customer(Customer(cust_id="d"))
+    names = ("nack1", "nack2", "lost")
+    own = [direct_delivery(name, TASK | {"data_url": f"https://a.example/{name}"}) for name in names]
+    other = direct_delivery("large", TASK | {"data_url": "https://a.example/large"}, cust_id="d")
+    publisher.failing = {"nack": NACKED, "lost": UNKNOWN, "large": PublishOutcome.TOO_LARGE}
+    with capture_logs() as logs:
+        await harness.attempt(*own, other)
+    common = {"log_level": "warning", "exchange": "asg.events", "routing_key": "task.accepted.sentiment.none"}
+    assert [log for log in logs if log["event"].startswith("publish_")] == [
+        {"event": "publish_unconfirmed", "log_level": "warning", "outcomes": {"unknown": 1}},
+        {"event": "publish_refused", "cust_id": "c", "submissions": 2, "outcome": "nacked"} | common,
+        {"event": "publish_refused", "cust_id": "d", "submissions": 1, "outcome": "too_large"} | common,
+    ]
 
 
 async def test_delivery_that_was_not_finished_counts_as_redelivered(
