@@ -12,6 +12,8 @@ from ingest.domain.topology import INGEST_DEAD
 from ingest.sqlite.file import SqliteFile
 
 _CHUNK: Final = 100
+_MAX_BYTES: Final = 16 * 1024 * 1024
+"""Bytes of bodies from which on a list is complete."""
 
 
 class EmbeddedDeadLetters:
@@ -52,7 +54,9 @@ class EmbeddedDeadLetters:
         last = 0
         while remaining > 0:
             limit = min(remaining, _CHUNK)
-            rows = await self._file.read(partial(schema.read_after, queue=INGEST_DEAD, last=last, limit=limit))
+            rows = await self._file.read(
+                partial(schema.read_after, queue=INGEST_DEAD, last=last, limit=limit, most=_MAX_BYTES)
+            )
             if not rows:
                 return
             last = rows[-1][0]

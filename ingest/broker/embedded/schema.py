@@ -101,11 +101,21 @@ def delivery(
     )
 
 
-def read_after(db: sqlite3.Connection, queue: str, last: int, limit: int) -> list[Taken]:
-    """Return the messages after the one with id `last`, at most `limit`, without marking them."""
+def read_after(db: sqlite3.Connection, queue: str, last: int, limit: int, most: int) -> list[Taken]:
+    """Return messages after the one with id `last`, without marking them.
+
+    At most `limit`, and none after the one that brings their bodies to `most` bytes.
+    """
     sql = """SELECT id, routing_key, body, message_id, content_type, type, user, headers, timestamp, count
              FROM message WHERE queue = ? AND id > ? ORDER BY id LIMIT ?"""
-    return db.execute(sql, (queue, last, limit)).fetchall()
+    rows: list[Taken] = []
+    size = 0
+    for row in db.execute(sql, (queue, last, limit)):
+        rows.append(row)
+        size += len(row[2])
+        if size >= most:
+            break
+    return rows
 
 
 def depths(db: sqlite3.Connection) -> dict[str, tuple[int, int]]:

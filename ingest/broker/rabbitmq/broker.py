@@ -23,7 +23,9 @@ from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url, parse_options
 
 _INGEST_QUEUES: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
 _MAX_BYTES: Final = 16 * 1024 * 1024
-"""Bytes of deliveries of one ingest queue that are in progress; the prefetch of usual submissions has 2 MB at most."""
+"""Bytes of deliveries of one ingest queue or of ingest.dead that are in progress; the prefetch of usual submissions has
+2 MB at most."""
+_BOUNDED: Final = _INGEST_QUEUES | {topology.INGEST_DEAD}
 
 
 class BrokerInfo(msgspec.Struct, frozen=True):
@@ -134,13 +136,12 @@ class RabbitBroker:
         return RabbitPublisher(lambda: self._new_connection(purpose), purpose, self.user, self._confirm_timeout)
 
     async def consumer(self, queue: str, prefetch: int) -> RabbitConsumer:
-        is_ingest_queue = queue in _INGEST_QUEUES
         consumer = RabbitConsumer(
             lambda: self._new_connection(f"consume {queue}"),
             queue,
             prefetch,
-            isolate=is_ingest_queue,
-            max_bytes=_MAX_BYTES if is_ingest_queue else None,
+            isolate=queue in _INGEST_QUEUES,
+            max_bytes=_MAX_BYTES if queue in _BOUNDED else None,
         )
         self._channels.append(consumer)
         await consumer.start()

@@ -121,6 +121,12 @@ class ConsumeChannel:
                 self._unacked[tag] = 0
         self._limit_reading()
 
+    def discard(self) -> None:
+        """Deliver nothing more, and read without a limit: the broker gets back what arrives."""
+        self._deliver = _discard
+        self._max_bytes = None
+        self._limit_reading()
+
     def requeue(self, tags: list[int]) -> None:
         self._release(tags)
         self._write(codec.requeue(self._channel.number, tag) for tag in tags)
@@ -185,6 +191,10 @@ class ConsumeChannel:
 def _size(headers: Mapping[str, Any]) -> int:
     """Return the bytes of texts in headers. A producer's trace context may have 128 KiB."""
     return sum(len(value) for value in headers.values() if isinstance(value, str | bytes))
+
+
+def _discard(_: Delivery) -> None:
+    """The delivery stays unacknowledged."""
 
 
 async def _no_callback(_: object) -> None:

@@ -115,6 +115,12 @@ class RabbitConsumer(ReconnectingChannel):
             raise BrokerUnavailable(f"cannot consume {self._queue}: {self._last_problem}")
         await self._channel.consume(more)
 
+    def discard(self) -> None:
+        """Hand out nothing more. What has arrived and still arrives is held without being kept in memory."""
+        self._buffer = []
+        if self._channel is not None:
+            self._channel.discard()
+
     def _raise_extra(self) -> None:
         """Raise the prefetch in the background, because the broker's answer comes after the deliveries on their way."""
         channel = self._channel

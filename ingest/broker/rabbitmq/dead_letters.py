@@ -18,11 +18,12 @@ from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
 
-_FIRST: Final = 100
-"""The prefetch at the start."""
+_FIRST: Final = 10
+"""The prefetch at the start. RabbitMQ may hold so many messages in memory."""
 _MOST: Final = 65_535
 _BUDGET: Final = 128 * 1024 * 1024
-"""Bytes of messages that a raised prefetch may bring."""
+"""Bytes of messages that RabbitMQ may hold in memory for a raised prefetch. This process reads no more than the limit
+of a consumer (`max_bytes`) at once."""
 _QUIET: Final = 10.0
 """Seconds to wait for a message that is in the queue."""
 _ENOUGH: Final = 10_000
@@ -39,7 +40,7 @@ class RabbitDeadLetters:
     Args:
         broker: has the queue; it is closed with this object.
         management: for checking the delivery limit; None if INGEST_MANAGEMENT_URL is not set.
-        first: the prefetch at the start; it is raised as far as memory allows.
+        first: the prefetch at the start; it is raised as far as the broker's memory allows.
     """
 
     def __init__(self, broker: RabbitBroker, management: Management | None, first: int = _FIRST) -> None:
@@ -92,6 +93,7 @@ class RabbitDeadLetters:
             size += sum(len(delivery.body) for delivery in deliveries)
             # Messages that arrived after the start are left out: a redriven submission may be back at once.
             yield deliveries[:remaining]
+            await consumer.set_apart(deliveries, 0)  # the caller has let go of their bodies: read on
             remaining -= min(remaining, len(deliveries))
 
     async def remove(self, deliveries: Sequence[Delivery]) -> None:
@@ -105,6 +107,7 @@ class RabbitDeadLetters:
         if consumer is None:
             await self._broker.close()
             return
+        consumer.discard()
         await consumer.stop()
         held = consumer.held
         ready = await self._ready() if held else 0
