@@ -165,6 +165,8 @@ async def test_users_with_too_many_permissions_are_reported(
     for name, pattern in patterns.items():
         topic = {"exchange": topology.SUBMISSIONS, "write": pattern, "read": "^$"}
         rabbitmq.api("PUT", f"topic-permissions/{vhost}/{vhost}-{name}", topic)
+    for limit, value in (("max-connections", 20), ("max-channels", 200)):
+        rabbitmq.api("PUT", f"user-limits/{vhost}-correct/{limit}", {"value": value})
     try:
         findings = await check_rabbitmq(rabbitmq_url, management)
         assert reports(findings, ERROR, "-no-topics may submit for any customer")
@@ -180,6 +182,49 @@ async def test_users_with_too_many_permissions_are_reported(
         assert not any("-correct" in finding.what for finding in findings)
     finally:
         for name in permissions_by_user:
+            rabbitmq.api("DELETE", f"users/{vhost}-{name}")
+
+
+async def test_producers_without_limits_of_connections_and_channels_are_a_warning(
+    rabbitmq: RabbitServer, rabbitmq_url: str, management: Management
+) -> None:
+    """A user that may not submit needs none. -1 is no limit."""
+    vhost = vhost_of(rabbitmq_url)
+    await RabbitBroker(rabbitmq_url).declare()
+    limits: dict[str, dict[str, int]] = {
+        "none": {},
+        "unlimited": {"max-connections": -1, "max-channels": -1},
+        "connections": {"max-connections": 20},
+        "both": {"max-connections": 20, "max-channels": 200},
+        "consumer": {},
+    }
+    topic = {"exchange": topology.SUBMISSIONS, "write": r"^(task|batch)\.submitted\.{username}\z", "read": "^$"}
+    for name, values in limits.items():
+        user = f"{vhost}-{name}"
+        rabbitmq.api("PUT", f"users/{user}", {"password": "pw", "tags": ""})
+        write = "^$" if name == "consumer" else PRODUCER["write"]
+        rabbitmq.api("PUT", f"permissions/{vhost}/{user}", PRODUCER | {"write": write})
+        rabbitmq.api("PUT", f"topic-permissions/{vhost}/{user}", topic)
+        for limit, value in values.items():
+            rabbitmq.api("PUT", f"user-limits/{user}/{limit}", {"value": value})
+    try:
+        findings = await check_rabbitmq(rabbitmq_url, management)
+        about = {finding.what: finding.do for finding in findings if "no limit of" in finding.what}
+        both = '\'{"max-connections": 20, "max-channels": 200}\''
+        assert about == {
+            f"producer {vhost}-none has no limit of connections and channels: it can use up those of RabbitMQ": (
+                f"rabbitmqctl set_user_limits {vhost}-none {both}"
+            ),
+            f"producer {vhost}-unlimited has no limit of connections and channels: it can use up those of RabbitMQ": (
+                f"rabbitmqctl set_user_limits {vhost}-unlimited {both}"
+            ),
+            f"producer {vhost}-connections has no limit of channels: it can use up those of RabbitMQ": (
+                f"rabbitmqctl set_user_limits {vhost}-connections '{{\"max-channels\": 200}}'"
+            ),
+        }
+        assert {finding.severity for finding in findings if finding.what in about} == {WARNING}
+    finally:
+        for name in limits:
             rabbitmq.api("DELETE", f"users/{vhost}-{name}")
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.producer_limits import producer_limits
 from ingest.domain import topology
 from ingest.domain.findings import Finding, Severity, error, ok, warning
 
@@ -54,6 +55,12 @@ def permissions(management: Management, user: str, trusted: frozenset[str]) -> l
         findings += _other_user(row, submits, tags.get(row["user"], set()))
     if all(finding.severity is Severity.OK for finding in findings):
         findings.append(ok(AREA, f"the permissions of {len(others)} other users are narrow enough"))
+    producers = [
+        row["user"]
+        for row in others
+        if _may(row["write"], topology.SUBMISSIONS) and "administrator" not in tags.get(row["user"], ())
+    ]
+    findings += producer_limits(producers, management.get("user-limits"))
     if administrators := sorted(row["user"] for row in others if "administrator" in tags.get(row["user"], ())):
         # Every RabbitMQ has one. Its permissions do not matter: it can change them.
         findings.append(ok(AREA, f"administrators, who can act in any name: {', '.join(administrators)}"))
