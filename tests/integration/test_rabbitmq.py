@@ -7,6 +7,7 @@ import aio_pika
 import aiormq
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
@@ -220,8 +221,11 @@ async def test_consumer_does_not_create_a_deleted_queue_and_consumes_it_once_it_
     broker: RabbitBroker, rabbitmq: RabbitServer, rabbitmq_url: str
 ) -> None:
     consumer = await broker.consumer(topology.INGEST_TASKS, 10)
-    rabbitmq.api("DELETE", f"queues/{vhost_of(rabbitmq_url)}/{topology.INGEST_TASKS}")
-    await asyncio.sleep(0.5)
+    with capture_logs() as logs:
+        rabbitmq.api("DELETE", f"queues/{vhost_of(rabbitmq_url)}/{topology.INGEST_TASKS}")
+        await asyncio.sleep(0.5)
+    (lost,) = [log["error"] for log in logs if log["event"] == "broker_connection_lost"]
+    assert "RabbitMQ cancelled the consumer of ingest.tasks" in lost
     publisher = await broker.publisher()
     assert await publisher.publish([message(1)]) == [PublishOutcome.UNROUTABLE]
     await broker.declare()

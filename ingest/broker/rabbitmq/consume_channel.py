@@ -6,7 +6,7 @@ while it holds too many bytes of deliveries. Acknowledgements are still written,
 
 import asyncio
 from collections.abc import Callable, Iterable, KeysView, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import aiormq
 
@@ -19,6 +19,11 @@ from ingest.domain.errors import BrokerUnavailable, cause_of
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
+
+_CANCELLED: Final = (
+    "RabbitMQ cancelled the consumer of {}: the queue was deleted, its leader moved away, or (from RabbitMQ 4.3 on) a "
+    "delivery was held for longer than its consumer timeout"
+)
 
 
 class DeliveryToken(NamedTuple):
@@ -58,7 +63,7 @@ class ConsumeChannel:
         self._unacked: dict[int, int] = {}
         """Delivery tag to the bytes that count towards the limit. It is ordered, because the tags only grow."""
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        channel.closing.add_done_callback(lambda _: self.finish())
+        channel.closing.add_done_callback(self._closed)
         headers = [TRACEPARENT, TRACESTATE, *attempt_headers(connection.server_version)]
         if queue == INGEST_DEAD:
             headers += dead_letters.HEADERS
@@ -136,8 +141,11 @@ class ConsumeChannel:
             self._contents.begin(codec.read_deliver(data, start))
             return True
         if method == codec.CONSUMER_CANCEL:
-            self.finish()  # the queue was deleted or its leader moved away; aiormq answers
+            self.finish(BrokerUnavailable(_CANCELLED.format(self._queue)))  # aiormq answers
         return False
+
+    def _closed(self, closing: asyncio.Future[Any]) -> None:
+        self.finish(None if closing.cancelled() else closing.exception())
 
     def _delivered(self, arguments: tuple[int, bool, str], properties: dict[str, Any], body: bytes) -> None:
         if self.end.done():
@@ -182,10 +190,15 @@ class ConsumeChannel:
         if not self._connection.closed:
             self._connection.write(b"".join(frames))
 
-    def finish(self) -> None:
-        """Mark the channel as unusable."""
-        if not self.end.done():
+    def finish(self, reason: BaseException | None = None) -> None:
+        """Mark the channel as unusable; `end` has the reason, if there is one."""
+        if self.end.done():
+            return
+        if reason is None:
             self.end.set_result(None)
+        else:
+            self.end.set_exception(reason)
+            self.end.exception()  # nobody needs to read it
 
 
 def _size(headers: Mapping[str, Any]) -> int:

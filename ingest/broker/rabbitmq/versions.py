@@ -13,6 +13,7 @@ forged header `x-death`    its time is kept, it can    ignored                  
 permission of header `CC`  not checked                 checked                      checked
 priority                   ignored                     above 4 before 0 to 4, 2:1   strict order of 0 to 31
 global QoS                 not on quorum queues        not on quorum queues         an error
+delivery held too long     an error on the channel     as before                    the consumer is cancelled
 ========================== =========================== ============================ ================================
 
 Consequences for this service:
