@@ -6,6 +6,7 @@ import pytest
 from hypothesis import settings
 
 from tests.servers import AerospikeServer, RabbitServer, Unavailable
+from tests.servers.rabbitmq_programs import named_directory
 
 # A slow machine must not fail a test; pytest's timeout ends a test that hangs.
 settings.register_profile("tests", settings(), deadline=None)
@@ -18,6 +19,14 @@ _origins: dict[str, str] = {}
 def note_server(name: str, origin: str) -> None:
     """Record what a server ran on, or why it was unavailable. The summary prints it."""
     _origins[name] = origin
+
+
+def pytest_configure() -> None:
+    """Check the environment before any test runs. Raises pytest.UsageError."""
+    try:
+        named_directory()
+    except ValueError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 @pytest.fixture(scope="session")

@@ -4,10 +4,13 @@ import argparse
 import asyncio
 import logging
 import sys
+from typing import Final
 
 from tests.chaos import faults
 from tests.chaos.run import run
 from tests.servers import Unavailable
+
+CANNOT_RUN: Final = "cannot run here"
 
 
 def main() -> int:
@@ -43,7 +46,7 @@ def main() -> int:
     try:
         result, text = asyncio.run(run(names, arguments.seconds, arguments.seed, arguments.rate, arguments.span))
     except Unavailable as error:
-        print(f"cannot run here: {error}", file=sys.stderr)
+        print(f"{CANNOT_RUN}: {error}", file=sys.stderr)
         return 2
     print(text)
     return 1 if result.broken else 0

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import secrets
-import shutil
 import signal
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from typing import Any, Final
 import httpx
 
 from tests.servers.process import PrivateServer, Unavailable, free_ports, port_mapper, wait_until
-from tests.servers.rabbitmq import _program
+from tests.servers.rabbitmq_programs import ctl_program, mapper_program, server_program
 
 NODES: Final = 3
 _BOOT: Final = 120.0
@@ -63,7 +62,7 @@ class Node:
         }
 
     def launch(self) -> None:
-        self.process.launch([_program()], self._env)
+        self.process.launch([server_program()], self._env)
 
     def wait(self) -> None:
         wait_until(self.running, f"{self.name} of the cluster", _BOOT)
@@ -83,7 +82,7 @@ class Node:
 
     def ctl(self, *arguments: str) -> str:
         """Run rabbitmqctl against this node; return its output. Raises CalledProcessError, TimeoutExpired."""
-        command = [str(Path(_program()).with_name("rabbitmqctl")), *arguments]
+        command = [ctl_program(), *arguments]
         env = {**os.environ, **self._env}
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=True).stdout
 
@@ -111,11 +110,13 @@ class Cluster:
     """
 
     def __init__(self) -> None:
-        if not shutil.which("rabbitmq-server") or not shutil.which("epmd"):
-            raise Unavailable("rabbitmq-server or epmd is not on PATH")
+        server_program()
+        program = mapper_program()
+        if program is None:
+            raise Unavailable("epmd is not on PATH")
         (mapper,) = free_ports(1)
         # A port mapper started by a node would end with it, but the other nodes need it.
-        self._mapper = port_mapper(mapper)
+        self._mapper = port_mapper(program, mapper)
         cookie = secrets.token_hex(16).upper()
         first = Node(0, mapper, cookie, None)
         self.nodes = [first, *[Node(number, mapper, cookie, first.name) for number in range(1, NODES)]]

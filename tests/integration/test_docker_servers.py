@@ -27,8 +27,10 @@ def aerospike_container() -> Iterator[AerospikeServer]:
 
 
 @pytest.fixture
-def rabbitmq_container() -> Iterator[RabbitServer]:
+def rabbitmq_container(monkeypatch: pytest.MonkeyPatch) -> Iterator[RabbitServer]:
     require("rabbitmq")
+    for variable in ("INGEST_TEST_RABBITMQ_URL", "INGEST_TEST_RABBITMQ_BIN"):
+        monkeypatch.delenv(variable, raising=False)
     server = RabbitServer()
     assert server.origin.startswith("Docker")
     yield server

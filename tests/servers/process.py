@@ -119,13 +119,13 @@ class PrivateServer:
         atexit.unregister(self.stop)
 
 
-def port_mapper(port: int) -> PrivateServer:
-    """Start epmd, with which Erlang nodes find each other.
+def port_mapper(program: str, port: int) -> PrivateServer:
+    """Start epmd (`program`), with which Erlang nodes find each other.
 
     Otherwise RabbitMQ starts epmd as a daemon, which would still run after the tests.
     """
     mapper = PrivateServer("epmd")
-    mapper.launch(["epmd", "-port", str(port), "-address", "127.0.0.1"])
+    mapper.launch([program, "-port", str(port), "-address", "127.0.0.1"])
     return mapper
 
 

@@ -1,7 +1,10 @@
-"""A RabbitMQ node: INGEST_TEST_RABBITMQ_URL if it is set, else Docker if it has the image, else `rabbitmq-server`."""
+"""A RabbitMQ node for the tests.
+
+It is the one at INGEST_TEST_RABBITMQ_URL, else a process of the programs in INGEST_TEST_RABBITMQ_BIN, else a container
+if Docker has the image, else a process of the program on PATH.
+"""
 
 import os
-import shutil
 import subprocess
 import uuid
 from collections.abc import Sequence
@@ -12,18 +15,10 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from tests.servers.docker import deployed_image, docker_has, new_container
-from tests.servers.process import (
-    PrivateServer,
-    Server,
-    Unavailable,
-    free_ports,
-    port_mapper,
-    wait_until,
-)
+from tests.servers.process import PrivateServer, Server, Unavailable, free_ports, port_mapper, wait_until
+from tests.servers.rabbitmq_programs import ctl_program, mapper_program, named_directory, origin, server_program
 
 _DEPLOYED = Path(__file__).parents[2] / "deploy/rabbitmq"
-_DEBIAN = "/usr/sbin/rabbitmq-server"
-_SBIN = "usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server"
 
 
 class RabbitServer(Server):
@@ -32,7 +27,7 @@ class RabbitServer(Server):
     `url` is its default virtual host; `new_vhost` creates one that no other test uses. `metrics` is the address
     (host:port) of its Prometheus plugin, or None if the address is unknown.
 
-    With any argument, the node is always a private process.
+    With any argument, the node is always a private process. ValueError: INGEST_TEST_RABBITMQ_BIN is wrong.
 
     Args:
         more: additional configuration lines.
@@ -45,22 +40,25 @@ class RabbitServer(Server):
         self._mapper: PrivateServer | None = None
         special = bool(more or plugins)
         if not special and (url := os.environ.get("INGEST_TEST_RABBITMQ_URL")):
-            self.url, self.origin = url, "INGEST_TEST_RABBITMQ_URL"
+            self.url = url
             self.management_url = os.environ.get("INGEST_TEST_RABBITMQ_MANAGEMENT_URL", "http://127.0.0.1:15672")
-        elif not special and docker_has(deployed_image("rabbitmq")):
+            self.origin = f"RabbitMQ {self._version()} at INGEST_TEST_RABBITMQ_URL"
+        elif not special and named_directory() is None and docker_has(deployed_image("rabbitmq")):
             self._start_container()
-        elif shutil.which("rabbitmq-server"):
+        else:
+            try:
+                server_program()
+            except Unavailable as error:
+                docker = "" if special else "no Docker engine answers that has the image, and "
+                raise Unavailable(f"{docker}{error}") from None
             self._prepare(more, plugins)
             self.start()
-            self.origin = f"rabbitmq-server {self.api('GET', 'overview')['rabbitmq_version']} on PATH"
-        else:
-            docker = "" if special else "no Docker engine answers that has the image, and "
-            raise Unavailable(f"{docker}rabbitmq-server is not on PATH")
+            self.origin = f"rabbitmq-server {self._version()} {origin()}"
 
     def start(self) -> None:
         """Start the node, also after `kill`. It keeps its data."""
         assert self._process is not None
-        self._process.launch([_program()], self._env)
+        self._process.launch([server_program()], self._env)
         wait_until(self._answers, "rabbitmq-server")
 
     def stop(self) -> None:
@@ -90,7 +88,7 @@ class RabbitServer(Server):
             if code:
                 raise subprocess.CalledProcessError(code, "rabbitmqctl", output)
             return str(output.decode())
-        command = [str(Path(_program()).with_name("rabbitmqctl")), *arguments]
+        command = [ctl_program(), *arguments]
         done = subprocess.run(
             command, env={**os.environ, **self._env}, capture_output=True, text=True, timeout=60, check=True
         )
@@ -105,6 +103,9 @@ class RabbitServer(Server):
     def close_connection(self, name: str) -> None:
         """Close a client's connection. RabbitMQ made its name."""
         self.api("DELETE", f"connections/{quote(name, safe='')}")
+
+    def _version(self) -> str:
+        return str(self.api("GET", "overview")["rabbitmq_version"])
 
     @property
     def _user(self) -> tuple[str, str]:
@@ -138,8 +139,8 @@ class RabbitServer(Server):
             "ERL_EPMD_PORT": str(mapper),
             "ERL_EPMD_ADDRESS": "127.0.0.1",
         }
-        if shutil.which("epmd"):
-            self._mapper = port_mapper(mapper)
+        if program := mapper_program():
+            self._mapper = port_mapper(program, mapper)
 
     def _start_container(self) -> None:
         amqp, management, metrics = free_ports(3)
@@ -150,7 +151,7 @@ class RabbitServer(Server):
         container.with_copy_into_container(_deployed_configuration().encode(), "/etc/rabbitmq/conf.d/20-ingest.conf")
         container.with_copy_into_container(_DEPLOYED / "enabled_plugins", "/etc/rabbitmq/enabled_plugins")
         self.start_container(container, self._answers, "RabbitMQ in Docker", 120)
-        self.origin = f"Docker, RabbitMQ {self.api('GET', 'overview')['rabbitmq_version']}"
+        self.origin = f"Docker, RabbitMQ {self._version()}"
 
     def _answers(self) -> bool:
         # RabbitMQ 4.3 answers the first with 200 while the second still fails.
@@ -160,10 +161,3 @@ class RabbitServer(Server):
 def _deployed_configuration() -> str:
     """Return the configuration of deploy/, which here requires less free disk space."""
     return (_DEPLOYED / "rabbitmq.conf").read_text().replace("2GB", "50MB")
-
-
-def _program() -> str:
-    program = shutil.which("rabbitmq-server")
-    # Debian's /usr/sbin/rabbitmq-server switches users; the script that it calls does not.
-    scripts = sorted(Path("/").glob(_SBIN)) if program == _DEBIAN else []
-    return str(scripts[-1] if scripts else program)
