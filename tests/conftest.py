@@ -7,18 +7,15 @@ from hypothesis import settings
 
 from tests.servers import AerospikeServer, RabbitServer, Unavailable
 from tests.servers.rabbitmq_programs import named_directory
+from tests.support.parallel import pytest_sessionfinish, pytest_testnodedown, pytest_xdist_make_scheduler
+from tests.support.summary import note_server, pytest_terminal_summary
+
+# pytest calls the hooks that this module has.
+__all__ = ["pytest_sessionfinish", "pytest_terminal_summary", "pytest_testnodedown", "pytest_xdist_make_scheduler"]
 
 # A slow machine must not fail a test; pytest's timeout ends a test that hangs.
 settings.register_profile("tests", settings(), deadline=None)
 settings.load_profile("tests")
-
-_origins: dict[str, str] = {}
-"""Server to what it ran on, or why it was unavailable."""
-
-
-def note_server(name: str, origin: str) -> None:
-    """Record what a server ran on, or why it was unavailable. The summary prints it."""
-    _origins[name] = origin
 
 
 def pytest_configure() -> None:
@@ -66,9 +63,3 @@ def aerospike() -> Iterator[AerospikeServer]:
 @pytest.fixture
 def aerospike_url(aerospike: AerospikeServer) -> str:
     return aerospike.url
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what the tests ran on."""
-    for name, origin in _origins.items():
-        terminalreporter.write_line(f"{name}: {origin}")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.conftest import note_server
 from tests.deploy.compose_stack import SERVICES, ComposeStack, docker, missing
 from tests.servers.process import wait_until
+from tests.support.summary import note_server
 
 pytestmark = pytest.mark.timeout(1200)
 

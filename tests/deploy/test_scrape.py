@@ -8,13 +8,13 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
-from tests.conftest import note_server
 from tests.deploy.files import DEPLOY, alerts, dashboard_queries, keda_queries
 from tests.deploy.test_monitoring import OTHER_METRICS
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
 from tests.servers import AerospikeServer, PrometheusServer, RabbitServer, Unavailable
 from tests.servers.process import free_ports, wait_until
+from tests.support.summary import note_server
 
 EMPTY_WITHOUT_FAILURES = {"Publishes not confirmed", "Failed calls", "Repeats and waits"}
 """Panels that have data only after a failure."""

@@ -1,18 +1,23 @@
 """Shared parts of the servers: free ports, and processes in their own session that end with the tests."""
 
 import atexit
+import contextlib
 import ctypes
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+_FIRST_PORT, _LAST_PORT = 26_000, 32_000
+_RANGES = 8
 START = 60.0
 """Seconds that a server may take to start."""
 
@@ -21,15 +26,30 @@ class Unavailable(Exception):
     """The server cannot be started on this machine; the message says why."""
 
 
+def _port_numbers() -> Iterator[int]:
+    """Yield ports from a random one on, below those that Linux gives to outgoing connections.
+
+    Each worker process of xdist has a range of its own.
+    """
+    size = (_LAST_PORT - _FIRST_PORT) // _RANGES
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % _RANGES
+    ports = range(_FIRST_PORT + number * size, _FIRST_PORT + (number + 1) * size)
+    start = random.randrange(size)
+    return itertools.cycle((*ports[start:], *ports[:start]))
+
+
+_ports = _port_numbers()
+
+
 def free_ports(count: int) -> list[int]:
-    """Return ports of the loopback interface that are free now."""
-    sockets = [socket.socket() for _ in range(count)]
-    for listener in sockets:
-        listener.bind(("127.0.0.1", 0))
-    ports = [listener.getsockname()[1] for listener in sockets]
-    for listener in sockets:
-        listener.close()
-    return ports
+    """Return ports of the loopback interface that are free now; none is returned twice soon."""
+    free: list[int] = []
+    while len(free) < count:
+        port = next(_ports)
+        with socket.socket() as listener, contextlib.suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            free.append(port)
+    return free
 
 
 def wait_until(
