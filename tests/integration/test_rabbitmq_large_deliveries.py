@@ -1,23 +1,72 @@
-"""A consumer holds a limited number of bytes, whatever its prefetch is; tested with messages of 6 MiB."""
+"""A consumer holds a limited number of bytes, whatever its prefetch is; tested with messages of 6 MiB.
+
+Over TCP and over TLS, whose transport stops reading in another way.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator
+import ssl
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import pytest
+import trustme
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Consumer
+from tests.servers import RabbitServer, Unavailable
+from tests.servers.process import free_ports
 
 BODY = b"x" * (6 * 1024 * 1024)
 
 
+class Address(NamedTuple):
+    """A RabbitMQ and how to reach it."""
+
+    server: RabbitServer
+    url: str
+    context: ssl.SSLContext | None
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
+    """A RabbitMQ with a TLS port."""
+    authority, (port,) = trustme.CA(), free_ports(1)
+    file = tmp_path_factory.mktemp("certificates") / "server.pem"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(str(file))
+    try:
+        server = RabbitServer(
+            f"listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.certfile = {file}\nssl_options.keyfile = {file}\n"
+        )
+    except Unavailable as error:
+        pytest.skip(f"RabbitMQ: {error}")
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    yield Address(server, f"amqps://guest:guest@127.0.0.1:{port}", context)
+    server.stop()
+
+
+@pytest.fixture(params=["TCP", "TLS"])
+def address(request: pytest.FixtureRequest) -> Iterator[Address]:
+    """The address of a new virtual host."""
+    if request.param == "TLS":
+        tls: Address = request.getfixturevalue("tls")
+        server, base, context = tls
+    else:
+        server, context = request.getfixturevalue("rabbitmq"), None
+        base = server.url.rstrip("/")
+    url = server.new_vhost()
+    yield Address(server, base + urlsplit(url).path, context)
+    server.drop_vhost(url)
+
+
 @pytest.fixture
-async def broker(rabbitmq_url: str) -> AsyncIterator[RabbitBroker]:
+async def broker(address: Address) -> AsyncIterator[RabbitBroker]:
     """The heartbeat fails after 6 s of silence."""
-    broker = RabbitBroker(rabbitmq_url, heartbeat=1, confirm_timeout=20)
+    broker = RabbitBroker(address.url, heartbeat=1, confirm_timeout=20, ssl_context=address.context)
     await broker.declare()
     yield broker
     await broker.close()
@@ -102,3 +151,21 @@ async def test_consumer_that_does_not_read_closes_its_connection_at_once(broker:
         await consumer.close()
     other = await broker.consumer(topology.INGEST_TASKS, 100)
     assert names(await receive_until_quiet(other)) == ["m0", "m1", "m2"]
+
+
+async def test_consumer_that_does_not_read_can_pause_and_resume(broker: RabbitBroker) -> None:
+    """In an outage: everything returns to the queue, and the first delivery afterwards comes alone."""
+    await publish(broker, 6)
+    consumer = await broker.consumer(topology.INGEST_TASKS, 100)
+    assert len(await receive_until_quiet(consumer)) == 3
+    await consumer.pause()
+    assert await receive_until_quiet(consumer) == []
+    await consumer.resume()
+    (alone,) = await receive_until_quiet(consumer)
+    await consumer.ack([alone])
+    rest = await receive_until_quiet(consumer)
+    assert len(rest) == 3
+    await consumer.ack(rest)
+    last = await receive_until_quiet(consumer)
+    await consumer.ack(last)
+    assert sorted(str(name) for name in names([alone, *rest, *last])) == ["m0", "m1", "m2", "m3", "m4", "m5"]
