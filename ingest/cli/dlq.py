@@ -1,4 +1,4 @@
-"""`ingest dlq`: list, show, export, redrive and purge dead letters."""
+"""`ingest dlq`: list, show, export, redrive, purge and trim dead letters."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from ingest.backends import DeadLetterAccess
-from ingest.cli import dlq_view
+from ingest.cli import dlq_trim, dlq_view
 from ingest.cli.dlq_options import All, Customer, DryRun, Ids, Newer, Older, Reasons, rate_of, selection_of
 from ingest.cli.dlq_session import ProgressBar, confirmed, run, terminal
 from ingest.cli.exits import UNAVAILABLE, Ending, writing_to
@@ -226,6 +226,9 @@ def purge(
             typer.echo(dlq_view.purge_text(groups, progress.done, ending, dry_run=dry_run))
 
     run(clear, change=True, tell=tell)
+
+
+app.command()(dlq_trim.trim)
 
 
 async def _agreed(groups: dict[str, Group]) -> bool:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from ingest import settings
-from ingest.backends import DeadLetterAccess, broker_backend
+from ingest.backends import BrokerBackend, DeadLetterAccess, broker_backend
 from ingest.cli.exits import INTERRUPTED, Ending, OutputFailed
 from ingest.domain.errors import ConfigurationError, IngestError
 from ingest.operations.dead_letters import Progress
@@ -74,14 +74,23 @@ def run(job: Callable[[DeadLetterAccess], Awaitable[None]], *, change: bool, tel
 
     Raises typer.Exit with INTERRUPTED after Ctrl-C, and IngestError.
     """
+
+    async def open_and_run(backend: BrokerBackend) -> None:
+        async with backend.open_dead_letters(change=change) as access:
+            await job(access)
+            if access.held_by_others():
+                typer.echo("another consumer reads ingest.dead; messages that it holds are not shown here", err=True)
+
+    run_with_backend(open_and_run, tell)
+
+
+def run_with_backend(job: Callable[[BrokerBackend], Awaitable[None]], tell: Callable[[Ending], None]) -> None:
+    """Run a job that opens the dead letters itself, as `run` does otherwise."""
     current = settings.load()
     logs.configure(current.log_level, current.log_format)
 
     async def main() -> None:
-        async with broker_backend(current).open_dead_letters(change=change) as access:
-            await job(access)
-            if access.held_by_others():
-                typer.echo("another consumer reads ingest.dead; messages that it holds are not shown here", err=True)
+        await job(broker_backend(current))
 
     try:
         asyncio.run(main())

@@ -71,7 +71,7 @@ def groups_text(groups: Iterable[Group]) -> str:
 
 
 def dead_json(dead: DeadLetter, *, raw: bool) -> dict[str, Any]:
-    """Return one dead letter completely.
+    """Return one dead letter completely; a trimmed one has `trimmed` instead of the body.
 
     With `raw` unchanged, otherwise without secrets.
     """
@@ -91,7 +91,11 @@ def dead_json(dead: DeadLetter, *, raw: bool) -> dict[str, Any]:
     else:
         submission = msgspec.structs.asdict(origin)
         del submission["body"]
-        fields["submission"] = submission | body_fields(origin.body)
+        if dead.trimmed is None:
+            submission |= body_fields(origin.body)
+        else:
+            fields["trimmed"] = msgspec.structs.asdict(dead.trimmed)
+        fields["submission"] = submission
     return fields if raw else cast("dict[str, Any]", redacted(fields))
 
 
@@ -104,6 +108,10 @@ def dead_text(dead: DeadLetter, *, raw: bool) -> str:
     origin: dict[str, Any] = facts.pop("submission", {})
     errors = facts.pop("errors")
     body = {name: holder.pop(name) for holder in (facts, origin) for name in ("body", "body_base64") if name in holder}
+    if dead.trimmed is not None:
+        removed = facts.pop("trimmed")
+        facts["trimmed"] = f"at {removed['at']}, the body had {removed['body_bytes']:,} bytes"
+        facts["body_sha256"] = removed["body_sha256"]
     lines = [f"{name}: {_line(value)}" for name, value in facts.items()]
     lines += [f"  {_line(error.get('error', error))}" for error in errors]
     if advice := remedy(dead):

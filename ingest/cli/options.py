@@ -9,6 +9,7 @@ from ingest.domain.errors import ConfigurationError
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
+_SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST: Final = 3650 * 86_400
 
@@ -20,3 +21,20 @@ def seconds(text: str, option: str) -> int:
     if not 1 <= value <= _LONGEST:
         raise ConfigurationError(f"{option} must be a time such as 90s, 12h or 7d, at most 3650d; it is {text!r}")
     return value
+
+
+def byte_count(text: str, option: str) -> int:
+    """Parse a size such as 256MiB or 1GiB; return bytes. Raises ConfigurationError, which names the option."""
+    match = re.fullmatch(r"(\d{1,7})([KMG]iB)", text)
+    value = int(match[1]) * _SIZES[match[2]] if match else 0
+    if not value:
+        raise ConfigurationError(f"{option} must be a size such as 512KiB, 256MiB or 1GiB; it is {text!r}")
+    return value
+
+
+def size_text(count: int) -> str:
+    """Return a number of bytes for people: `512 bytes`, `1.5 MiB`."""
+    for unit, size in reversed(_SIZES.items()):
+        if count >= size:
+            return f"{count / size:,.1f} {unit}"
+    return f"{count:,} bytes"

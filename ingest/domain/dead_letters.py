@@ -62,13 +62,21 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     body: bytes
 
 
+class Trimmed(msgspec.Struct, frozen=True):
+    """What is known about a body that was removed to save disk (`ingest.domain.trimming`). `at` is RFC 3339."""
+
+    at: str
+    body_bytes: int
+    body_sha256: str
+
+
 class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """One message of `ingest.dead`.
 
     `id` is its message_id, or a hash if it has none; copies have the same id. `died_at` is in Unix seconds, None if
     it is not recorded, or if its producer may have forged it. If `origin` is None, the message is not a submission, and
     only `delivery` can be shown. `expiration` is the producer's property of a submission that expired in its queue, in
-    milliseconds.
+    milliseconds. If it is `trimmed`, the body of `origin` is empty, and there are no `errors`.
     """
 
     id: str
@@ -79,6 +87,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     died_at: float | None = None
     origin: Origin | None = None
     expiration: str | None = None
+    trimmed: Trimmed | None = None
     delivery: Delivery
 
 
@@ -182,6 +191,8 @@ def redrive_blocker(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
     that another user sent in a customer's name.
     """
     origin = dead.origin
+    if dead.trimmed is not None:
+        return "`ingest dlq trim` has removed its body to save disk: ask the customer to submit it again"
     if origin is None:
         return "it contains no submission"
     if any(
@@ -207,7 +218,7 @@ def resubmission(dead: DeadLetter) -> Message:
     Check `redrive_blocker` first.
     """
     origin = dead.origin
-    if origin is None:
+    if origin is None or dead.trimmed is not None:
         raise ValueError(f"{dead.id} contains no submission")
     return submit_again(origin, dead.delivery.headers)
 
@@ -232,19 +243,21 @@ def _read_envelope(delivery: Delivery) -> DeadLetter:
         envelope = delivery.headers.get(ENVELOPE_HEADER)
         detail = msgspec.json.decode(delivery.body if envelope is None else str(envelope))
         submission = detail["submission"]
+        trimmed = msgspec.convert(detail["trimmed"], Trimmed) if "trimmed" in detail else None
         origin = Origin(
-            body=_body(submission) if envelope is None else delivery.body,
+            body=b"" if trimmed is not None else _body(submission) if envelope is None else delivery.body,
             **{name: submission.get(name) for name in Origin.__struct_fields__[:-1]},
         )
         address = _ADDRESS.fullmatch(origin.routing_key)
         return DeadLetter(
-            id=_id(delivery),
+            id=_id(delivery) if trimmed is None else str(detail["id"]),
             reason=str(detail["reason"]),
             error=str(detail["error"]),
             errors=tuple(detail["errors"]),
             cust_id=address["cust_id"] if address else "",
             died_at=_seconds(delivery.headers.get(TIME_HEADER)),
             origin=origin,
+            trimmed=trimmed,
             delivery=delivery,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -167,3 +167,34 @@ class DeadLetter(TypedDict):
     error: str
     errors: FieldFaults
     submission: RejectedSubmission
+
+
+class TrimmedSubmission(TypedDict):
+    """The properties of the submission as it was sent."""
+
+    queue: Annotated[str | None, Field(description="null if it is not known.")]
+    routing_key: str
+    message_id: str | None
+    content_type: str | None
+    type: Annotated[str | None, Field(description="The AMQP property.")]
+    user_id: Annotated[str | None, Field(description="The AMQP user, checked by RabbitMQ.")]
+    timestamp: Annotated[int | None, Field(ge=0, description="The AMQP property, in Unix seconds.")]
+
+
+class RemovedBody(TypedDict):
+    """The body that was removed, and when."""
+
+    at: Time
+    body_bytes: Annotated[int, Field(ge=0)]
+    body_sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{64}$")]
+
+
+class TrimmedDeadLetter(TypedDict):
+    """A dead letter whose body was removed by `ingest dlq trim` to save disk. It cannot be submitted again."""
+
+    id: Annotated[str, Field(description="The id that it had before.")]
+    reason: Annotated[str, Field(max_length=64, description="A Reason, or the broker's, such as `expired`.")]
+    error: Annotated[str, Field(max_length=200)]
+    errors: Annotated[list[FieldFault], Field(max_length=0)]
+    submission: TrimmedSubmission
+    trimmed: RemovedBody

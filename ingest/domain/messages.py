@@ -56,7 +56,7 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     (`x-delivery-count`), otherwise it is 0. `redelivered`: an earlier attempt may have finished without this process
     knowing. `user_id` is set only if the broker checked it. `timestamp` is the producer's, in Unix seconds. `headers`
     has at least the headers that the service reads. `deaths_checked`: the header `x-death`, if any, is the broker's and
-    not the producer's.
+    not the producer's. `properties_size`: the bytes of all properties and headers of a dead letter.
     """
 
     body: bytes
@@ -74,3 +74,4 @@ class Delivery(msgspec.Struct, frozen=True, kw_only=True, eq=False, gc=False):
     priority: int | None = None
     content_encoding: str | None = None
     deaths_checked: bool = False
+    properties_size: int = 0

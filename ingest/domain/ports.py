@@ -236,6 +236,13 @@ class DeadLetterQueue(Protocol):
         """Return the number of messages. Raises BrokerUnavailable, or ConfigurationError if reading would lose some."""
         ...
 
+    async def size(self) -> int | None:
+        """Return how many bytes the messages have together, with their headers; None if that is not known.
+
+        Raises as `count`.
+        """
+        ...
+
     def browse(self) -> AsyncIterator[list[Delivery]]:
         """Yield all messages that are in the queue at the start, oldest first. Call it once. Raises as `count`."""
         ...

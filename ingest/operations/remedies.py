@@ -6,6 +6,10 @@ from ingest.domain.dead_letters import EXPIRED, DeadLetter
 from ingest.domain.errors import Reason
 
 INVALID_PAYLOAD: Final = "Invalid payload: redriving fails again; ask the customer to resubmit."
+_TRIMMED: Final = (
+    "Never redriven: `ingest dlq trim` has removed its body. Ask the customer to resubmit what has this message_id or "
+    "SHA-256."
+)
 REMEDIES: Final[dict[str, str]] = {
     Reason.MALFORMED: INVALID_PAYLOAD,
     Reason.INVALID: INVALID_PAYLOAD,
@@ -39,6 +43,8 @@ _MESSAGE_TTL: Final = (
 
 def remedy(dead: DeadLetter) -> str:
     """Return what to do about a dead letter; empty if its reason is not known."""
+    if dead.trimmed is not None:
+        return _TRIMMED
     if dead.reason == EXPIRED:
         return _MESSAGE_TTL if dead.expiration is None else _OWN_EXPIRATION
     return REMEDIES.get(dead.reason, "")

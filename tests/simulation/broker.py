@@ -137,6 +137,9 @@ class SimulatedDeadLetters:
     async def count(self) -> int:
         return len(self._queue.ready)
 
+    async def size(self) -> int | None:
+        return None
+
     async def browse(self) -> AsyncIterator[list[Delivery]]:
         for _ in range(len(self._queue.ready)):
             await asyncio.sleep(self._network.delay())

@@ -41,6 +41,9 @@ class EmbeddedDeadLetters:
         ready, unacked = (await self.depths())[INGEST_DEAD]
         return ready + unacked
 
+    async def size(self) -> int:
+        return await self._file.read(partial(schema.size, queue=INGEST_DEAD))
+
     async def depths(self) -> dict[str, tuple[int, int]]:
         """Queue to (ready, unacknowledged). Raises BrokerUnavailable."""
         return await self._file.read(schema.depths)

@@ -98,6 +98,7 @@ def delivery(
         token=id_,
         timestamp=timestamp,
         deaths_checked=True,
+        properties_size=len(headers),
     )
 
 
@@ -123,6 +124,13 @@ def depths(db: sqlite3.Connection) -> dict[str, tuple[int, int]]:
     empty = {queue.name: (0, 0) for queue in topology.QUEUES}
     sql = "SELECT queue, count(*) - sum(delivered), sum(delivered) FROM message GROUP BY queue"
     return empty | {queue: (ready, unacked) for queue, ready, unacked in db.execute(sql).fetchall()}
+
+
+def size(db: sqlite3.Connection, queue: str) -> int:
+    """Return the bytes of bodies and headers in a queue."""
+    sql = "SELECT coalesce(sum(length(body) + length(headers)), 0) FROM message WHERE queue = ?"
+    (total,) = db.execute(sql, (queue,)).fetchone()
+    return int(total)
 
 
 def oldest(db: sqlite3.Connection) -> dict[str, int]:

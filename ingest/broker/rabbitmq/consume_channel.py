@@ -69,7 +69,8 @@ class ConsumeChannel:
             headers += dead_letters.HEADERS
         self._contents = ContentAssembler(self._delivered, headers)
         self._deaths_checked = checks_deaths(connection.server_version)
-        self.header = self._contents.header
+        self._properties_size = 0
+        self.header = self._measured_header if queue == INGEST_DEAD else self._contents.header
         self.body = self._contents.body
 
     @property
@@ -147,6 +148,10 @@ class ConsumeChannel:
     def _closed(self, closing: asyncio.Future[Any]) -> None:
         self.finish(None if closing.cancelled() else closing.exception())
 
+    def _measured_header(self, data: bytes, start: int) -> bool:
+        _, _, self._properties_size = codec.frame_head.unpack_from(data, start - codec.frame_head.size)
+        return self._contents.header(data, start)
+
     def _delivered(self, arguments: tuple[int, bool, str], properties: dict[str, Any], body: bytes) -> None:
         if self.end.done():
             return  # it arrived while the connection closes
@@ -174,6 +179,7 @@ class ConsumeChannel:
                 priority=get("priority"),
                 content_encoding=get("content_encoding"),
                 deaths_checked=self._deaths_checked,
+                properties_size=self._properties_size,
             )
         )
 

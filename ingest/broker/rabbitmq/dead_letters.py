@@ -14,6 +14,7 @@ from typing import Final
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.consumer import RabbitConsumer
 from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.versions import counts_all_bytes
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
@@ -75,6 +76,18 @@ class RabbitDeadLetters:
         if problem := reading_hazard(info.major, self._management is not None, limit):
             raise ConfigurationError(problem)
         return ready
+
+    async def size(self) -> int | None:
+        if self._management is None:
+            return None
+        info = await self._broker.inspect([INGEST_DEAD])
+        if not counts_all_bytes(info.version) or (depth := info.queues[INGEST_DEAD]) is None:
+            return None
+        path = f"queues/{self._management.vhost}/{INGEST_DEAD}"
+        statistics = await asyncio.to_thread(self._management.get, path)
+        size = statistics.get("message_bytes")
+        # If messages have arrived since the statistics were collected, their size is not known.
+        return size if isinstance(size, int) and depth[0] <= statistics.get("messages", 0) else None
 
     async def browse(self) -> AsyncIterator[list[Delivery]]:
         remaining = await self.count()

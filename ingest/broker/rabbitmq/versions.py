@@ -11,6 +11,7 @@ maximum message size       128 MiB                     16 MiB                   
 forged header `x-death`    its time is kept, it can    ignored                      ignored
                            crash queues
 permission of header `CC`  not checked                 checked                      checked
+statistic of bytes         bodies                      not known                    bodies, properties and headers
 priority                   ignored                     above 4 before 0 to 4, 2:1   strict order of 0 to 31
 global QoS                 not on quorum queues        not on quorum queues         an error
 delivery held too long     an error on the channel     as before                    the consumer is cancelled
@@ -67,6 +68,11 @@ def checks_deaths(version: str) -> bool:
     RabbitMQ 3 adds to it: if the producer forges an entry for the same queue and reason, its time stays.
     """
     return parse(version) >= (4, 0)
+
+
+def counts_all_bytes(version: str) -> bool:
+    """Return whether the statistics of a queue count the properties and headers of its messages, too."""
+    return parse(version) >= (4, 3)
 
 
 def attempts(headers: Mapping[str, Any]) -> int:

@@ -10,7 +10,14 @@ from typing import Any, Final
 
 import msgspec
 
-SCHEMAS: Final = ("task.accepted", "batch.accepted", "submission.duplicate", "submission.rejected", "dead-letter")
+SCHEMAS: Final = (
+    "task.accepted",
+    "batch.accepted",
+    "submission.duplicate",
+    "submission.rejected",
+    "dead-letter",
+    "trimmed-dead-letter",
+)
 """Messages that have a JSON Schema: events by the first words of their routing keys, and dead letters."""
 
 

@@ -8,16 +8,17 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from ingest.cli import dlq_view
+from ingest.cli import dlq_trim, dlq_view
 from ingest.cli.doctor import print_findings
 from ingest.cli.exits import Ending, exit_code
 from ingest.cli.registry import show_fields
 from ingest.cli.status_view import render
-from ingest.domain.dead_letters import DeadLetter, read
+from ingest.domain.dead_letters import DeadLetter, Trimmed, read
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.findings import warning
 from ingest.domain.overview import BrokerState, DeadReason, Overview, ProcessState, QueueState, StoreState
 from ingest.operations.dead_letters import Group, Report, add_to
+from ingest.operations.trim import CustomerBytes, TrimReport
 from tests.support.deliveries import delivery
 
 CONTROLS = "x\x1b]0;t\x07\x9b31m\u202e\r\n"
@@ -83,6 +84,49 @@ def test_reports_of_a_redrive_and_an_export_are_harmless() -> None:
     report.kept[HOSTILE] += 1
     assert_harmless(dlq_view.report_text(report, Ending.COMPLETE, 0, dry_run=False), times=2)
     assert_harmless(dlq_view.export_text(1, Ending.FAILED, 1, HOSTILE))
+
+
+def test_trimmed_dead_letter_says_what_was_removed_and_has_no_body() -> None:
+    dead = msgspec.structs.replace(dead_letter(), trimmed=Trimmed("2026-04-09T12:00:00Z", 12_345, "ab" * 32))
+    text = dlq_view.dead_text(dead, raw=False)
+    assert_harmless(text, times=7)
+    assert "trimmed: at 2026-04-09T12:00:00Z, the body had 12,345 bytes\n" in text
+    assert f"body_sha256: {'ab' * 32}\n" in text
+    assert "what to do: Never redriven" in text
+    assert "data_url" not in text
+    for raw in (False, True):
+        fields = dlq_view.dead_json(dead, raw=raw)
+        assert fields["trimmed"] == {"at": "2026-04-09T12:00:00Z", "body_bytes": 12_345, "body_sha256": "ab" * 32}
+        assert not {"body", "body_base64"} & set(fields["submission"])
+
+
+def trim_report() -> TrimReport:
+    usage = CustomerBytes(found=3 * 2**30, trimmed=1234, copies=2, removed=2 * 2**30)
+    small = CustomerBytes(found=2 * 2**30)
+    return TrimReport(2**30, customers={HOSTILE: usage, "": small})
+
+
+def test_report_of_a_trim_is_harmless_and_has_a_line_for_each_customer() -> None:
+    text = dlq_trim.trim_text(trim_report(), Ending.COMPLETE, dry_run=False)
+    assert_harmless(text)
+    acme, copies, small, above = text.split("\n")
+    assert acme.endswith(": trimmed 1,234, 2.0 GiB removed, 1.0 GiB kept")
+    assert copies.startswith("  2 were in the queue a second time")
+    assert small == "no customer: trimmed 0, 0 bytes removed, 2.0 GiB kept"
+    assert "still above 1.0 GiB" in above
+    assert "would trim 1,234" in dlq_trim.trim_text(trim_report(), Ending.COMPLETE, dry_run=True)
+    nothing = dlq_trim.trim_text(TrimReport(2**20), Ending.COMPLETE, dry_run=False)
+    assert nothing == "nothing to trim: no customer has more than 1.0 MiB"
+
+
+def test_report_of_a_trim_that_ended_early_says_that_the_rest_is_unchanged() -> None:
+    report = trim_report()
+    assert "interrupted: the rest is unchanged" in dlq_trim.trim_text(report, Ending.INTERRUPTED, dry_run=False)
+    report.failed["nacked"] += 3
+    text = dlq_trim.trim_text(report, Ending.COMPLETE, dry_run=False)
+    assert "did not confirm 3 nacked" in text
+    assert "still above" not in text
+    assert dlq_trim.trim_json(report, Ending.COMPLETE, dry_run=False)["failed"] == {"nacked": 3}
 
 
 def overview() -> Overview:

@@ -53,7 +53,7 @@ def test_document_has_every_exchange_and_every_queue_except_the_two_of_the_worke
     [
         (topology.CONSENSUS_TASKS, {"taskAccepted"}),
         (topology.WEBHOOK_DISPATCH, {"taskAccepted", "batchAccepted"}),
-        (topology.INGEST_DEAD, {"deadLetter", "largeDeadLetter", "poisoned"}),
+        (topology.INGEST_DEAD, {"deadLetter", "largeDeadLetter", "trimmedDeadLetter", "poisoned"}),
     ],
 )
 def test_queue_channel_lists_its_messages(queue: str, messages: set[str]) -> None:

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from ingest.domain import event_data, events
-from ingest.domain.dead_letters import ENVELOPE_HEADER, dead_letter
+from ingest.domain.dead_letters import ENVELOPE_HEADER, dead_letter, read
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
 from ingest.domain.ledger import submission_entry
 from ingest.domain.messages import Message
 from ingest.domain.submissions import Submission, batch_submission, task_submission
+from ingest.domain.trimming import trimmed_letter
 from ingest.domain.validation import TASK_TYPES
 from ingest.shim import asyncapi_document, event_schema
 from ingest.worker.plan import plan_rejection
@@ -161,6 +162,34 @@ def test_large_dead_letter_has_its_envelope_in_a_header_and_fits_only_its_own_sc
     assert problems(document, header["contentSchema"], msgspec.json.decode(small.body)) != []
     assert len(envelope["errors"]) == (errors if errors == 1 else 0)
     assert large.content_type == kinds["largeDeadLetter"]["contentType"]
+
+
+@given(
+    st.binary(max_size=50),
+    st.none() | st.text(max_size=300),
+    st.sampled_from([*Reason, "expired", "x" * 500]),
+    st.text(max_size=300),
+    st.none() | st.floats(),
+)
+def test_trimmed_dead_letter_fits_its_schema_whatever_was_rejected(
+    body: bytes, message_id: str | None, reason: str, error: str, died_at: float | None
+) -> None:
+    rejected = dead_letter(delivery(body=body, message_id=message_id), InvalidSubmission(Reason.INVALID, "why"), TIME)
+    dead = read(
+        delivery(body=rejected.body, routing_key=rejected.routing_key, message_id=message_id), frozenset({"acme"})
+    )
+    dead = msgspec.structs.replace(dead, reason=reason, error=error, died_at=died_at)
+    letter = trimmed_letter(dead, TIME)
+    validator = Draft202012Validator(event_schema("trimmed-dead-letter"))
+    assert [problem.message for problem in validator.iter_errors(msgspec.json.decode(letter.body))] == []
+    document = asyncapi_document()
+    kind = document["components"]["messages"]["trimmedDeadLetter"]
+    assert problems(document, kind["headers"], letter.headers) == []
+    properties = {"message_id": letter.message_id, "content_type": letter.content_type, "delivery_mode": 2}
+    if letter.timestamp is not None:
+        properties["timestamp"] = letter.timestamp
+    assert problems(document, kind["x-amqp-properties"], properties) == []
+    assert letter.routing_key == document["channels"]["trimmed"]["address"]
 
 
 def rejection_ids(reason: Reason = Reason.INVALID, **changes: Any) -> list[str]:

@@ -36,6 +36,7 @@ EVENTS = {
     "submission.duplicate": event_data.SubmissionDuplicate,
     "submission.rejected": event_data.SubmissionRejected,
     "dead-letter": event_data.DeadLetter,
+    "trimmed-dead-letter": event_data.TrimmedDeadLetter,
 }
 ERRORS: dict[int, list[Problem]] = {
     401: [problems.missing_key(), problems.unknown_key()],
@@ -128,6 +129,7 @@ def test_dead_letter_headers_have_the_names_of_the_code() -> None:
     assert set(large["properties"]) == {REASON_HEADER, TIME_HEADER, ENVELOPE_HEADER}
     for headers in (small, large):
         assert headers["properties"][REASON_HEADER]["enum"] == [str(reason) for reason in Reason]
+    assert set(messages["trimmedDeadLetter"]["headers"]["properties"]) == {REASON_HEADER, TIME_HEADER}
 
 
 @pytest.mark.parametrize("queue", [queue for queue in topology.QUEUES if queue.exchange != topology.SUBMISSIONS])

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
-from ingest.domain.dead_letters import read
+from ingest.domain.dead_letters import Trimmed, read
 from ingest.domain.errors import Reason
 from ingest.operations.dead_letters import Group, add_to
 from ingest.operations.remedies import REMEDIES, remedy
@@ -36,6 +37,12 @@ def test_expiration_that_rabbitmq_cannot_have_written_is_ignored(forged: object)
     dead = expired(**{"original-expiration": forged})
     assert dead.expiration is None
     assert len(dead.error) < 100
+
+
+def test_remedy_for_a_trimmed_dead_letter_is_to_ask_the_customer() -> None:
+    """Whatever its reason: it cannot be redriven."""
+    dead = msgspec.structs.replace(expired(), trimmed=Trimmed("2026-04-09T12:00:00Z", 5, "ab"))
+    assert remedy(dead).startswith("Never redriven")
 
 
 def test_group_counts_its_dead_letters_by_remedy() -> None:

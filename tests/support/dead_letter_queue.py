@@ -1,0 +1,96 @@
+"""`ingest.dead` in memory, and a publisher that adds to it."""
+
+import itertools
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from ingest.backends import DeadLetterAccess
+from ingest.domain import topology
+from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.ports import Publisher
+from tests.support.deliveries import delivery
+from tests.support.fakes import ScriptedPublisher
+
+SERVICE = frozenset({"ingest"})
+
+
+class MemoryDeadLetters:
+    """`domain.ports.DeadLetterQueue`, as the user `ingest` sees it.
+
+    `known_size` is what `size` returns; `readings` counts how often it was read; `outcome` is that of each publish;
+    `loses_removals`: it removes nothing, as if the process had crashed before.
+    """
+
+    def __init__(self) -> None:
+        self.deliveries: list[Delivery] = []
+        self.known_size: int | None = None
+        self.readings = 0
+        self.outcome = PublishOutcome.CONFIRMED
+        self.loses_removals = False
+        self._tokens = itertools.count()
+
+    def add(self, message: Message, user_id: str | None = "ingest") -> None:
+        """Add a message that a user has published."""
+        self.deliveries.append(
+            delivery(
+                body=message.body,
+                queue=topology.INGEST_DEAD,
+                routing_key=message.routing_key,
+                message_id=message.message_id,
+                user_id=user_id,
+                headers=message.headers,
+                timestamp=message.timestamp,
+                deaths_checked=True,
+                token=next(self._tokens),
+            )
+        )
+
+    async def count(self) -> int:
+        return len(self.deliveries)
+
+    async def size(self) -> int | None:
+        return self.known_size
+
+    async def browse(self) -> AsyncIterator[list[Delivery]]:
+        self.readings += 1
+        present = list(self.deliveries)
+        for start in range(0, len(present), 3):
+            yield present[start : start + 3]
+
+    async def remove(self, deliveries: Sequence[Delivery]) -> None:
+        tokens = {delivery.token for delivery in deliveries}
+        kept = [delivery for delivery in self.deliveries if delivery.token not in tokens]
+        assert len(kept) == len(self.deliveries) - len(deliveries), "removed twice"
+        if not self.loses_removals:
+            self.deliveries = kept
+
+    async def close(self) -> None:
+        """There is nothing to return."""
+
+    @asynccontextmanager
+    async def open(self, *, change: bool) -> AsyncIterator[DeadLetterAccess]:
+        """Open it, as `BrokerBackend.open_dead_letters` does."""
+
+        async def publisher() -> Publisher:
+            assert change, "it was opened only to read"
+            return _AddingPublisher(self)
+
+        yield DeadLetterAccess(self, publisher, SERVICE)
+
+
+class _AddingPublisher(ScriptedPublisher):
+    """Adds what it publishes to the queue, unless the outcome says that the broker did not take it."""
+
+    def __init__(self, queue: MemoryDeadLetters) -> None:
+        super().__init__(queue.outcome)
+        self._queue = queue
+
+    async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
+        if not self.outcome.certainly_not_taken:
+            for message in messages:
+                assert message.exchange == topology.DEAD
+                self._queue.add(message)
+        return await super().publish(messages)
+
+    async def ready(self) -> None:
+        """It takes publishes, whatever their outcome will be."""
