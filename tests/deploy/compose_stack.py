@@ -48,7 +48,9 @@ class ComposeStack:
         shim, rabbitmq = free_ports(2)
         self.url: Final = f"http://127.0.0.1:{shim}"
         self._override: Final = directory / "override.yml"
-        images = "".join(f"  {name}: {{ image: {self.image} }}\n" for name in ("topology", "worker", "operator"))
+        images = "".join(
+            f"  {name}: {{ image: {self.image} }}\n" for name in ("topology", "worker", "trim", "operator")
+        )
         self._override.write_text(
             f"services:\n{images}"
             f'  shim: {{ image: {self.image}, ports: !override ["127.0.0.1:{shim}:8080"] }}\n'

@@ -12,7 +12,7 @@ from tests.deploy.files import DEPLOY, load_yaml
 
 TEXT = (DEPLOY / "docker-compose.yml").read_text()
 SERVICES: dict[str, Any] = load_yaml(DEPLOY / "docker-compose.yml")["services"]
-INGEST_SERVICES = ("topology", "shim", "worker", "operator")
+INGEST_SERVICES = ("topology", "shim", "worker", "trim", "operator")
 
 
 def test_compose_file_is_valid_and_validation_refuses_an_unknown_key() -> None:
@@ -49,7 +49,7 @@ def test_services_have_no_privileges_and_enough_time_to_stop() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
         if name != "topology":
             assert service["read_only"]
-        if name in ("shim", "worker"):
+        if name in ("shim", "worker", "trim"):
             assert int(service["stop_grace_period"].removesuffix("s")) > settings.load().shutdown_deadline + 5
 
 
@@ -62,6 +62,17 @@ def test_only_the_operator_has_credentials_for_the_management_api() -> None:
     assert operator["profiles"] == ["operator"]
     assert not {"ports", "depends_on", "restart", "deploy"} & set(operator)
     assert operator["healthcheck"] == {"disable": True}
+
+
+def test_trim_sees_the_management_api_as_the_user_that_can_change_nothing() -> None:
+    """On RabbitMQ 4, the policy of ingest.dead must be known before it is read."""
+    service = SERVICES["trim"]
+    assert service["command"][:2] == ["dlq", "trim"]
+    assert "--every" in service["command"]
+    assert set(service["environment"]) == {"INGEST_BROKER_URL", "INGEST_MANAGEMENT_URL"}
+    assert service["environment"]["INGEST_MANAGEMENT_URL"].startswith("http://monitoring:")
+    assert service["restart"] == "unless-stopped"
+    assert service["healthcheck"] == {"disable": True}
 
 
 def test_every_user_except_producers_gets_a_password() -> None:
@@ -127,7 +138,7 @@ def test_networks_let_only_those_reach_a_server_that_use_it() -> None:
             members.setdefault(network, set()).add(name)
     assert members == {
         "store": {"aerospike", "shim", "worker", "operator"},
-        "broker": {"rabbitmq", "topology", "shim", "worker", "operator", "prometheus"},
+        "broker": {"rabbitmq", "topology", "shim", "worker", "trim", "operator", "prometheus"},
         "dashboards": {"prometheus", "grafana"},
     }
     networks = load_yaml(DEPLOY / "docker-compose.yml")["networks"]

@@ -41,10 +41,11 @@ def by_name(objects: list[dict[str, Any]], kind: str) -> dict[str, dict[str, Any
 
 
 def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Yield (name, pod template, container) of each Deployment and Job; every pod has exactly one container."""
+    """Yield (name, pod template, container) of each Deployment, Job and CronJob; every pod has one container."""
     for manifest in objects:
-        if manifest["kind"] in ("Deployment", "Job"):
-            template = manifest["spec"]["template"]
+        if manifest["kind"] in ("Deployment", "Job", "CronJob"):
+            spec = manifest["spec"].get("jobTemplate", manifest)["spec"]
+            template = spec["template"]
             (container,) = template["spec"]["containers"]
             yield manifest["metadata"]["name"], template, container
 
@@ -226,6 +227,22 @@ def test_only_operator_and_topology_have_credentials_for_the_management_api() ->
     assert {name for name, keys in secrets.items() if "INGEST_MANAGEMENT_URL" in keys} == {"ingest-operator"}
     holders = {name for name, template, _ in pods(OBJECTS) if '"ingest-operator"' in json.dumps(template["spec"])}
     assert holders == {"ingest-operator", "ingest-topology"}
+
+
+def test_trim_has_only_the_credentials_that_it_needs() -> None:
+    """It reads and publishes dead letters as the service's user, and sees policies and sizes as `monitoring`."""
+    job = by_name(OBJECTS, "CronJob")["ingest-trim"]["spec"]
+    assert job["concurrencyPolicy"] == "Forbid"
+    (container,) = job["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["args"][:2] == ["dlq", "trim"]
+    assert container["envFrom"] == [{"configMapRef": {"name": "ingest"}}]
+    references = {variable["name"]: variable["valueFrom"]["secretKeyRef"] for variable in container["env"]}
+    assert references == {
+        "INGEST_BROKER_URL": {"name": "ingest", "key": "INGEST_BROKER_URL"},
+        "INGEST_MANAGEMENT_URL": {"name": "rabbitmq-monitoring", "key": "management-url"},
+    }
+    values = (OVERLAY / "secrets/rabbitmq-monitoring.env").read_text().splitlines()
+    assert "management-url=http://monitoring:REPLACE@rabbitmq:15672" in values
 
 
 def test_operator_waits_for_commands_and_ends_at_once() -> None:

@@ -20,7 +20,7 @@ def pod(component: str) -> Pod:
 
 
 PODS: Final[dict[str, Pod]] = {
-    **{name: pod(name) for name in ("shim", "worker", "operator", "topology", "rabbitmq-users")},
+    **{name: pod(name) for name in ("shim", "worker", "operator", "topology", "rabbitmq-users", "trim")},
     "aerospike": (NAMESPACE, {"app.kubernetes.io/name": "aerospike"}),
     "rabbitmq": (NAMESPACE, {"app.kubernetes.io/name": "rabbitmq"}),
     "prometheus": ("monitoring", {}),
@@ -36,14 +36,15 @@ ALLOWED: Final[dict[tuple[str, int], set[str]]] = {
     ("operator", 9464): set(),
     ("topology", 9464): set(),
     ("rabbitmq-users", 9464): set(),
+    ("trim", 9464): set(),
     ("aerospike", 3000): {"shim", "worker", "operator"},
     ("aerospike", 3001): set(),
     ("aerospike", 3002): set(),
     ("aerospike", 3008): set(),
-    ("rabbitmq", 5672): {"shim", "worker", "operator", "topology"},
-    ("rabbitmq", 5671): {"shim", "worker", "operator", "topology"},
-    ("rabbitmq", 15672): {"operator", "topology", "rabbitmq-users", "keda"},
-    ("rabbitmq", 15671): {"operator", "topology", "rabbitmq-users", "keda"},
+    ("rabbitmq", 5672): {"shim", "worker", "operator", "topology", "trim"},
+    ("rabbitmq", 5671): {"shim", "worker", "operator", "topology", "trim"},
+    ("rabbitmq", 15672): {"operator", "topology", "rabbitmq-users", "keda", "trim"},
+    ("rabbitmq", 15671): {"operator", "topology", "rabbitmq-users", "keda", "trim"},
     ("rabbitmq", 15692): {"prometheus"},
     ("rabbitmq", 4369): set(),
     ("rabbitmq", 25672): set(),

@@ -1,5 +1,6 @@
 """The users of deploy/rabbitmq can do what they need on a real RabbitMQ, and nothing else."""
 
+import asyncio
 import json
 import os
 import re
@@ -13,9 +14,14 @@ import aio_pika
 import pytest
 from aiormq.exceptions import AMQPError, ChannelAccessRefused, ProbableAuthenticationError
 
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.domain.dead_letters import dead_letter
+from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.messages import PublishOutcome
 from tests.deploy.provisioning import RABBITMQ, USERS, run_provision
 from tests.servers import RabbitServer
 from tests.servers.process import wait_until
+from tests.support.deliveries import delivery
 
 
 class User:
@@ -137,6 +143,29 @@ def test_permissions_suffice_for_topology_apply_and_check(broker_address: str, r
     assert "policies are set" in run("apply")
     # The management API shows a change only after some time.
     wait_until(lambda: run("check") == "the broker matches the topology\n", "a matching topology", 20)
+
+
+def test_permissions_suffice_for_trimming_dead_letters(broker_address: str, rabbitmq: RabbitServer) -> None:
+    """User `ingest` reads and publishes them; user `monitoring` sees the policy and the size of the queue."""
+    api = urlsplit(rabbitmq.management_url)
+    environment = {
+        **os.environ,
+        "INGEST_BROKER_URL": f"amqp://ingest:password%20of%20ingest@{broker_address}",
+        "INGEST_MANAGEMENT_URL": f"http://monitoring:password%20of%20monitoring@{api.netloc}",
+    }
+    rejected = delivery(body=bytes(20_000), user_id="acme")
+    letter = dead_letter(rejected, InvalidSubmission(Reason.INVALID, "why"), "2026-04-09T12:00:00Z")
+
+    async def publish() -> None:
+        broker = RabbitBroker(environment["INGEST_BROKER_URL"])
+        publisher = await broker.publisher()
+        assert await publisher.publish([letter]) == [PublishOutcome.CONFIRMED]
+        await broker.close()
+
+    asyncio.run(publish())
+    command = [sys.executable, "-m", "ingest", "dlq", "trim", "--keep", "1KiB"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.startswith("acme: trimmed 1, ")) == (0, True), done.stderr
 
 
 def test_provisioning_leaves_out_and_reports_users_without_a_password_file(
