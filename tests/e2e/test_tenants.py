@@ -225,14 +225,20 @@ async def test_broker_refuses_to_publish_for_another_customer(producers: dict[st
     for user in (OTHER, "ingest"):
         with pytest.raises(ChannelPreconditionFailed):
             await attacker.publish(TASK, user_id=user)
-    # The broker does not check the routing keys in CC and BCC; they must not create tasks of the other customer.
+    # RabbitMQ 3 does not check the routing keys in CC and BCC; they must not create tasks of the other customer.
     keys = [f"task.submitted.{OTHER}", f"batch.submitted.{OTHER}"]
-    await attacker.publish(TASK, message_id="cc", headers={"CC": keys, "BCC": keys})
-    await watch.until(2, 3)
-    assert set(watch.tasks) <= {keyed_id(SubmissionKind.TASK, CUSTOMER, "cc")}
+    own = {keyed_id(SubmissionKind.TASK, CUSTOMER, "honest")}
+    try:
+        await attacker.publish(TASK, message_id="cc", headers={"CC": keys, "BCC": keys})
+    except ChannelAccessRefused:
+        await watch.until(1, 3)
+        assert not watch.tasks
+    else:
+        await watch.until(2, 3)
+        own.add(keyed_id(SubmissionKind.TASK, CUSTOMER, "cc"))
     await attacker.publish(TASK, message_id="honest")  # the connection still works
-    await watch.until_tasks(2, 10)
-    assert keyed_id(SubmissionKind.TASK, CUSTOMER, "honest") in watch.tasks
+    await watch.until_tasks(len(own), 10)
+    assert set(watch.tasks) == own
 
 
 async def test_forged_bodies_of_a_direct_producer_are_dead_lettered(
