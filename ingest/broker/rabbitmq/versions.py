@@ -15,6 +15,7 @@ statistic of bytes         bodies                      not known                
 priority                   ignored                     above 4 before 0 to 4, 2:1   strict order of 0 to 31
 global QoS                 not on quorum queues        not on quorum queues         an error
 delivery held too long     an error on the channel     as before                    the consumer is cancelled
+held by a dead node        returned at once            returned at once             returned after 60 seconds
 ========================== =========================== ============================ ================================
 
 Consequences for this service:
