@@ -7,12 +7,12 @@ import pytest
 from tests.support import summary
 
 ALONE: Final = (
-    "tests/chaos/",
+    "tests/chaos/test_chaos.py",
+    "tests/e2e/test_http_limits.py",
     "tests/e2e/test_isolation.py",
-    "tests/fuzz/",
     "tests/simulation/test_simulation.py",
 )
-"""Files and directories whose tests measure time or use all cores: they run last, in one process."""
+"""Files whose tests measure time or use all cores: they run last, in one process."""
 
 
 @pytest.hookimpl(optionalhook=True)

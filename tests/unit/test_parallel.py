@@ -30,7 +30,7 @@ def logged(request):
         log.write(f"{request.node.nodeid} {begin} {time.monotonic()}\\n")
 """
 SIDE_BY_SIDE = ["tests/contract/test_a.py", "tests/unit/test_b.py", "tests/unit/test_c.py"]
-ALONE = ["tests/chaos/test_d.py", "tests/e2e/test_isolation.py", "tests/fuzz/test_e.py"]
+ALONE = ["tests/chaos/test_chaos.py", "tests/e2e/test_isolation.py", "tests/simulation/test_simulation.py"]
 
 
 def run(directory: Path, files: list[str], *, last: str = "pass") -> subprocess.CompletedProcess[str]:
