@@ -1,26 +1,126 @@
-"""A node of a real Aerospike cluster dies: only the records whose writes it handled are undecided."""
+"""Nodes of a real Aerospike cluster are lost, stopped and separated: what was acknowledged is still stored."""
 
 import asyncio
-from collections.abc import Iterator
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
 import pytest
 
-from ingest.domain.ledger import UNDECIDED, Charge
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import UNDECIDED, Charge, Entry, Phase
 from ingest.store.aerospike.store import AerospikeStore
 from tests.contract.test_store import decided, new_entry
 from tests.servers import AerospikeCluster, Unavailable
+from tests.servers.aerospike_cluster import AerospikeNode
+from tests.support.summary import note_server
 
 MONTH = "2026-11"
+BATCH = 20
+
+
+@pytest.fixture(scope="module")
+def shared_cluster() -> Iterator[AerospikeCluster]:
+    try:
+        cluster = AerospikeCluster(min_size=2)
+    except Unavailable as error:
+        note_server("Aerospike cluster", f"SKIPPED: {error}")
+        pytest.skip(f"Aerospike cluster: {error}")
+    cluster.start()
+    note_server("Aerospike cluster", "asd on PATH")
+    yield cluster
+    cluster.stop()
 
 
 @pytest.fixture
-def cluster() -> Iterator[AerospikeCluster]:
+def cluster(shared_cluster: AerospikeCluster) -> AerospikeCluster:
+    """The cluster with all its nodes."""
+    for node in shared_cluster.nodes:
+        if not node.process.group:
+            node.start()
+    shared_cluster.wait_until_whole()
+    return shared_cluster
+
+
+class Load:
+    """Claims, accepts and charges, a few at a time. It keeps what the store has acknowledged."""
+
+    def __init__(self, store: AerospikeStore) -> None:
+        self.cust_id = f"cust-{uuid.uuid4().hex}"
+        self.claimed: dict[str, Entry] = {}
+        self.accepted: dict[str, Entry] = {}
+        self.granted = 0
+        self._store = store
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                claimed = [entry for entry in await self._store.claim([new_entry() for _ in range(BATCH)]) if entry]
+                self.claimed |= {entry.id: entry for entry in claimed}
+                (granted,) = await self._store.charge([Charge(self.cust_id, MONTH, len(claimed), 10**9)])
+                self.granted += len(claimed) if granted else 0
+                half = claimed[::2]
+                accepted = await self._store.accept(half)
+                self.accepted |= {entry.id: entry for entry, done in zip(half, accepted, strict=True) if done}
+            await asyncio.sleep(0.03)
+
+    async def progress(self, count: int = 200) -> None:
+        """Wait until `count` more claims were acknowledged."""
+        enough = len(self.claimed) + count
+        async with asyncio.timeout(40):
+            while len(self.claimed) < enough:
+                await asyncio.sleep(0.05)
+
+    async def missing(self) -> list[str]:
+        """Return the ids of acknowledged claims that are not stored as they were acknowledged."""
+        missing = []
+        for entry, stored in zip(self.claimed.values(), await self._store.read(list(self.claimed)), strict=True):
+            phase = Phase.ACCEPTED if entry.id in self.accepted else stored and stored.phase
+            if not stored or stored.owner != entry.owner or stored.phase is not phase:
+                missing.append(entry.id)
+        return missing
+
+    async def charged(self) -> int:
+        """Return the charged tasks, when the charges in doubt have been taken back; wait up to ten seconds for that."""
+        for _ in range(100):
+            if await self._store.used(self.cust_id, MONTH) == self.granted:
+                break
+            await asyncio.sleep(0.1)
+        return await self._store.used(self.cust_id, MONTH)
+
+
+@contextlib.asynccontextmanager
+async def load_on(cluster: AerospikeCluster, *, exact: bool = True) -> AsyncIterator[Load]:
+    """Run a load; at the end, check that what was acknowledged is stored, and that exactly the granted is charged.
+
+    Without `exact`, charges may be lost: in the moment in which a node has not noticed that the others are gone.
+    """
+    store = await AerospikeStore.open(cluster.url, call_timeout=1.0)
+    load = Load(store)
+    running = asyncio.create_task(load.run())
     try:
-        cluster = AerospikeCluster()
-    except Unavailable as error:
-        pytest.skip(f"Aerospike: {error}")
-    yield cluster
-    cluster.stop()
+        await load.progress()
+        yield load
+        await asyncio.to_thread(cluster.wait_until_whole)
+        await load.progress(BATCH)
+        running.cancel()
+        await asyncio.wait([running])
+        assert await load.missing() == []
+        assert not exact or await load.charged() == load.granted
+    finally:
+        running.cancel()
+        await store.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not await asyncio.to_thread(condition):
+            await asyncio.sleep(0.1)
+
+
+def cluster_sizes(nodes: Sequence[AerospikeNode]) -> set[str]:
+    """Return how many nodes each of these nodes sees, itself included."""
+    return {node.statistics()["cluster_size"] for node in nodes}
 
 
 async def test_dead_node_leaves_the_records_of_the_other_nodes_decided(cluster: AerospikeCluster) -> None:
@@ -41,3 +141,28 @@ async def test_dead_node_leaves_the_records_of_the_other_nodes_decided(cluster: 
         assert [entry.owner for entry in decided(claimed)] == ["me"] * 300
     finally:
         await store.close()
+
+
+@pytest.mark.parametrize("before_restart", [lambda node: None, AerospikeNode.wipe], ids=["with-data", "without-data"])
+async def test_killed_node_loses_nothing_that_was_acknowledged(
+    cluster: AerospikeCluster, before_restart: Callable[[AerospikeNode], None]
+) -> None:
+    async with load_on(cluster) as load:
+        cluster.nodes[0].kill()
+        await load.progress()
+        before_restart(cluster.nodes[0])
+        cluster.nodes[0].start()
+
+
+async def test_node_that_sees_no_other_serves_nothing_and_loses_no_entry(cluster: AerospikeCluster) -> None:
+    """With min-cluster-size 2 of three nodes, only one side of a split cluster takes writes."""
+    node, *others = cluster.nodes
+    async with load_on(cluster, exact=False) as load:
+        node.isolate(True)
+        try:
+            await until(lambda: cluster_sizes(others) == {"2"} and node.statistics()["cluster_integrity"] == "false")
+            written = node.statistics("namespace/test")["batch_sub_write_success"]
+            await load.progress()
+            assert node.statistics("namespace/test")["batch_sub_write_success"] == written
+        finally:
+            node.isolate(False)

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import aerospike
 
@@ -14,10 +14,12 @@ from ingest.domain.ports import Store
 from tests.servers.docker import deployed_image, docker_has, new_container
 from tests.servers.process import PrivateServer, Server, Unavailable, free_ports, wait_until
 
+CLUSTER_NAME: Final = "tests"
 _CONFIG = """
 service {{
-    cluster-name tests
+    cluster-name {cluster_name}
     proto-fd-max 4096
+    {service_lines}
     work-directory {directory}/state
     pidfile {directory}/asd.pid
 }}
@@ -77,6 +79,7 @@ def configuration(
     engine: str = "memory",
     namespace: str = "",
     access: str = "",
+    service_lines: str = "",
     heartbeat_lines: str = "",
     replication: int = 1,
     address: str = "127.0.0.1",
@@ -91,12 +94,14 @@ def configuration(
         engine: the storage engine, `memory` or `device`.
         namespace: configuration lines for the namespace.
         access: configuration lines for the network service.
+        service_lines: configuration lines for the service.
         heartbeat_lines: configuration lines for the heartbeat.
         replication: copies of each record, if there are several nodes.
         address: the address that the node listens on.
     """
     service, fabric, heartbeat, admin = ports
     return _CONFIG.format(
+        cluster_name=CLUSTER_NAME,
         directory=directory,
         service=service,
         fabric=fabric,
@@ -107,6 +112,7 @@ def configuration(
         storage=storage,
         namespace=namespace,
         access=access,
+        service_lines=service_lines,
         heartbeat_lines=heartbeat_lines,
         replication=replication,
         address=address,
@@ -189,47 +195,6 @@ class AerospikeServer(Server):
             client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": self._ttl})
         finally:
             client.close()
-
-
-class AerospikeCluster:
-    """Nodes on this machine that share a namespace `test` in memory, with two copies of each record.
-
-    Raises Unavailable.
-    """
-
-    def __init__(self, size: int = 3) -> None:
-        if not shutil.which("asd"):
-            raise Unavailable("asd is not on PATH")
-        self.nodes = [PrivateServer("aerospike") for _ in range(size)]
-        ports = [free_ports(4) for _ in self.nodes]
-        seeds = "\n".join(f"mesh-seed-address-port 127.0.0.1 {heartbeat}" for _, _, heartbeat, _ in ports)
-        for node, node_ports in zip(self.nodes, ports, strict=True):
-            text = configuration(
-                node.directory,
-                node_ports,
-                nsup=10,
-                storage="data-size 512M",
-                access="access-address 127.0.0.1",
-                heartbeat_lines=seeds,
-                replication=2,
-            )
-            prepare(node.directory, text)
-            launch(node)
-        self._addresses = [("127.0.0.1", service) for service, *_ in ports]
-        self.url = f"aerospike://{','.join(f'{host}:{port}' for host, port in self._addresses)}/test"
-        wait_until(self._is_complete, "the Aerospike cluster")
-
-    def _is_complete(self) -> bool:
-        client = aerospike.client({"hosts": self._addresses})
-        try:
-            client.connect()
-            return len(client.get_nodes()) == len(self.nodes)
-        finally:
-            client.close()
-
-    def stop(self) -> None:
-        for node in self.nodes:
-            node.stop()
 
 
 async def until_ready(store: Store, seconds: float = 30.0) -> None:
