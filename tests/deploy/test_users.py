@@ -18,6 +18,7 @@ from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain.dead_letters import dead_letter
 from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.messages import PublishOutcome
+from ingest.worker.worker import OUTAGE_HOLD
 from tests.deploy.provisioning import RABBITMQ, USERS, run_provision
 from tests.servers import RabbitServer
 from tests.servers.process import wait_until
@@ -215,3 +216,13 @@ def test_settings_of_the_shipped_configuration_are_effective(rabbitmq: RabbitSer
         value = rabbitmq.ctl("eval", f"application:get_env(rabbit, {name}).")
         assert value.startswith("{ok,"), name
     assert rabbitmq.ctl("eval", "application:get_env(rabbit, consumer_timeout).").strip() == "{ok,3600000}"
+
+
+def test_worker_may_read_nothing_for_as_long_as_it_holds_deliveries_through_an_outage(rabbitmq: RabbitServer) -> None:
+    """By default RabbitMQ closes the connection after 30 s, and all deliveries return. The others are its defaults."""
+    if not rabbitmq.has_ctl:
+        pytest.skip("RabbitMQ is not a private node")
+    value = rabbitmq.ctl("eval", "lists:sort(element(2, application:get_env(rabbit, tcp_listen_options))).")
+    options = dict(re.findall(r"\{(\w+),(\{.*?\}|\w+)\}", value))
+    assert int(options.pop("send_timeout")) > OUTAGE_HOLD * 1000
+    assert options == {"backlog": "128", "nodelay": "true", "linger": "{true,0}", "exit_on_close": "false"}
