@@ -176,15 +176,16 @@ async def ack_timeout(world: World) -> str:
     def count() -> int:
         # Up to 4.2 RabbitMQ closes the channel and logs that; from 4.3 on it cancels the consumer.
         closed = sum(node.log_text().count("timed out") for node in world.cluster.nodes)
-        return closed + _count_in_worker_logs(world, "RabbitMQ cancelled the consumer")
+        return closed + sum(worker.count_events("consumer_cancelled") for worker in world.workers)
 
     before = count()
     # RabbitMQ checks the timeout with every tick of a channel, by default once a minute.
-    await off_loop(
+    answers = await off_loop(
         world.cluster.evaluate,
         "application:set_env(rabbit, channel_tick_interval, 2000), "
         "application:set_env(rabbit, consumer_timeout, 5000).",
     )
+    require(all(answer == "ok" for answer in answers), f"the timeout could not be set: {answers}")
     await off_loop(world.cluster.close_connections)  # a channel reads the timeout when it is opened
     await asyncio.sleep(3)
     world.store.process.signal(signal.SIGSTOP)

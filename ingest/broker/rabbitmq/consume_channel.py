@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, KeysView, Mapping
 from typing import Any, Final, NamedTuple
 
 import aiormq
+import structlog
 
 from ingest.broker.rabbitmq.amqp import codec
 from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection
@@ -21,9 +22,11 @@ from ingest.domain.topology import INGEST_DEAD
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
 
 _CANCELLED: Final = (
-    "RabbitMQ cancelled the consumer of {}: the queue was deleted, its leader moved away, or (from RabbitMQ 4.3 on) a "
-    "delivery was held for longer than its consumer timeout"
+    "the queue was deleted, its leader moved away, or (from RabbitMQ 4.3 on) a delivery was held for longer than the "
+    "consumer timeout"
 )
+
+_log = structlog.get_logger(__name__)
 
 
 class DeliveryToken(NamedTuple):
@@ -142,7 +145,8 @@ class ConsumeChannel:
             self._contents.begin(codec.read_deliver(data, start))
             return True
         if method == codec.CONSUMER_CANCEL:
-            self.finish(BrokerUnavailable(_CANCELLED.format(self._queue)))  # aiormq answers
+            _log.warning("consumer_cancelled", queue=self._queue, cause=_CANCELLED)
+            self.finish(BrokerUnavailable(f"RabbitMQ cancelled the consumer of {self._queue}"))  # aiormq answers
         return False
 
     def _closed(self, closing: asyncio.Future[Any]) -> None:
