@@ -18,9 +18,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/chaos",
         description="Runs two shims and three workers on a private RabbitMQ cluster of three nodes and a private "
-        "Aerospike, sends submissions, injects faults, drains and checks. The exit code is 1 if an invariant is broken "
-        "and 2 if a server cannot run on this machine.",
-        epilog="faults:\n"
+        "Aerospike, of one or several nodes; sends submissions, injects faults, drains and checks. The exit code is 1 "
+        "if an invariant is broken and 2 if a server cannot run on this machine.",
+        epilog="faults (those of one Aerospike node, store-node-… and others, need --aerospike-nodes 3):\n"
         + "\n".join(f"  {name:26}{(inject.__doc__ or '').strip()}" for name, inject in known_faults.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -32,19 +32,29 @@ def main() -> int:
         "--fault", action="append", metavar="NAME", help="inject only this fault; repeatable; `list` prints the names"
     )
     parser.add_argument("--rate", type=float, default=20, help="submissions per second")
+    parser.add_argument(
+        "--aerospike-nodes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="Aerospike nodes; several hold two copies of a record",
+    )
     parser.add_argument("--span", type=float, default=1.0, help="factor for the duration of faults")
     arguments = parser.parse_args()
-    names = arguments.fault or list(known_faults)
+    nodes = arguments.aerospike_nodes
+    names = arguments.fault or [name for name in known_faults if faults.NODES_NEEDED[name] <= nodes]
     if names == ["list"]:
         print("\n".join(known_faults))
         return 0
     if unknown := sorted(set(names) - set(known_faults)):
         parser.error(f"unknown faults {unknown}; `--fault list` lists them")
+    if lacking := [name for name in names if faults.NODES_NEEDED[name] > nodes]:
+        parser.error(f"{lacking[0]} needs --aerospike-nodes {faults.NODES_NEEDED[lacking[0]]}")
     for library in ("aiormq", "aio_pika"):
         # The faults break the connections of observers and producers, too; the libraries log every one.
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        result, text = asyncio.run(run(names, arguments.seconds, arguments.seed, arguments.rate, arguments.span))
+        result, text = asyncio.run(run(names, arguments.seconds, arguments.seed, arguments.rate, arguments.span, nodes))
     except Unavailable as error:
         print(f"{CANNOT_RUN}: {error}", file=sys.stderr)
         return 2

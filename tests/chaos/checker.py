@@ -24,6 +24,7 @@ class Result:
     recovered: int = 0
     rejected: int = 0
     overcharged: int = 0
+    undercharged: int = 0
     broken: list[str] = field(default_factory=list)
 
 
@@ -66,6 +67,8 @@ class _Checker:
         """Item to the task ids of its events."""
         self._events: dict[str, Counter[str]] = {"consensus.tasks": Counter(), "webhook.dispatch": Counter()}
         """Queue to the number of events of each item, without those that were only redelivered to the observer."""
+        self._seen_at: dict[str, list[float]] = defaultdict(list)
+        """Item to the times at which its events were seen."""
         self._acceptances: dict[str, set[str]] = defaultdict(set)
         """Id of a task or batch to the ids of its acceptance events."""
         for seen in history.seen:
@@ -76,6 +79,7 @@ class _Checker:
                 if not seen.redelivered or not self._events[seen.queue][item]:
                     self._events[seen.queue][item] += 1
                 self._task_ids[item].add(str(seen.data["task_id"]))
+                self._seen_at[item].append(seen.at)
 
     def check_total_queue(self) -> None:
         """Check as Jepsen's total-queue does, per task: nothing is lost, nothing is unexpected."""
@@ -125,10 +129,9 @@ class _Checker:
 
         If a producer's messages have a timestamp, their events have one id even then.
         """
-        truncations = len(self._history.truncated) // 2
         for submission in self._history.submissions:
             over_http = any(attempt.channel == "http" for attempt in submission.attempts)
-            most = 1 + truncations if over_http or submission.timestamp is None else 1
+            most = 1 + self._lost_entries(submission) if over_http or submission.timestamp is None else 1
             ids = {task_id for item in submission.items for task_id in self._task_ids[item]}
             if submission.key is not None:
                 ids.add(keyed_id(SubmissionKind.BATCH, submission.cust_id, submission.key))
@@ -176,7 +179,6 @@ class _Checker:
             if seen.routing_key == "submission.duplicate"
         }
         rejected = self._rejected_keys()
-        truncations = len(self._history.truncated) // 2
         for submission in self._history.submissions:
             confirmed = {
                 attempt.message_id
@@ -196,8 +198,8 @@ class _Checker:
                 attempt.channel == "amqp" and attempt.outcome == "unknown" for attempt in submission.attempts
             )
             least = 0 if maybe_by_http or maybe_published_twice else 1
-            # Each time that the ledger was emptied, one more message may have been accepted.
-            most = (0 if "accepted" in over_http else 1) + truncations
+            # Each time that its entry may have been lost, one more message may have been accepted.
+            most = (0 if "accepted" in over_http else 1) + self._lost_entries(submission)
             if not least <= originals <= most:
                 self.result.broken.append(
                     f"submission {submission.number}: {originals} of {len(confirmed)} messages were taken as the "
@@ -205,27 +207,47 @@ class _Checker:
                 )
 
     def check_quotas(self) -> None:
-        """Check that every accepted task was charged, and no more than crashes and unknown outcomes explain."""
+        """Check that every accepted task was charged, and no more than crashes and unknown outcomes explain.
+
+        The charges of one side of a split cluster may be lost: those of tasks that were accepted meanwhile.
+        """
         for cust_id in RICH:
-            accepted = attempted = 0
+            accepted = attempted = in_splits = 0
             for submission in self._history.submissions:
                 if submission.cust_id == cust_id:
-                    accepted += len([item for item in submission.items if self._task_ids[item]])
+                    count = len([item for item in submission.items if self._task_ids[item]])
+                    accepted += count
+                    in_splits += count if self._splits(submission) else 0
                     attempted += len(submission.items) * len(submission.attempts)
             used = self._history.used[cust_id]
-            self.result.overcharged += used - accepted
-            if used < accepted:
-                self.result.broken.append(f"{cust_id} was charged {used} tasks, {accepted} were accepted")
+            self.result.overcharged += max(0, used - accepted)
+            self.result.undercharged += max(0, accepted - used)
+            if used < accepted - in_splits:
+                self.result.broken.append(
+                    f"{cust_id} was charged {used} tasks, {accepted} were accepted, {in_splits} of them in a split"
+                )
             if used > accepted + attempted:
                 self.result.broken.append(f"{cust_id} was charged {used} tasks for {accepted}")
         poor = sum(
             bool(self._task_ids[item])
             for submission in self._history.submissions
-            if submission.cust_id == POOR
+            if submission.cust_id == POOR and not self._splits(submission)
             for item in submission.items
         )
         if poor > self._history.quotas[POOR]:
             self.result.broken.append(f"{POOR} got {poor} tasks accepted with a quota of {self._history.quotas[POOR]}")
+
+    def _lost_entries(self, submission: Submission) -> int:
+        """Return how often the submission's entry may have been lost."""
+        return len(self._history.truncated) // 2 + self._splits(submission)
+
+    def _splits(self, submission: Submission) -> int:
+        """Return in how many splits of the store the submission was sent or accepted."""
+        moments = [(at, at) for item in submission.items for at in self._seen_at[item]]
+        moments += [(attempt.start, attempt.end) for attempt in submission.attempts]
+        return sum(
+            any(begin <= end and start <= finish for begin, finish in moments) for start, end in self._history.splits
+        )
 
     def _expected_task_id(self, submission: Submission, index: int) -> str | None:
         own_key = submission.own_keys.get(index)

@@ -9,17 +9,23 @@ from tests.chaos.world import World
 Inject = Callable[[World], Awaitable[str]]
 
 FAULTS: Final[dict[str, Inject]] = {}
+NODES_NEEDED: Final[dict[str, int]] = {}
+"""Fault to how many Aerospike nodes it needs."""
 
 
 class NotShown(Exception):
     """The fault did not happen or cannot be proven; the message says what was observed."""
 
 
-def fault(name: str) -> Callable[[Inject], Inject]:
-    """Register a fault under this name. Its docstring is its description in `scripts/chaos --help`."""
+def fault(name: str, *, aerospike_nodes: int = 1) -> Callable[[Inject], Inject]:
+    """Register a fault under this name. Its docstring is its description in `scripts/chaos --help`.
+
+    It is injected only if there are so many Aerospike nodes.
+    """
 
     def register(inject: Inject) -> Inject:
         FAULTS[name] = inject
+        NODES_NEEDED[name] = aerospike_nodes
         return inject
 
     return register
@@ -33,6 +39,6 @@ def require(proven: object, observation: str) -> None:
 
 def load() -> dict[str, Inject]:
     """Import all faults; return them by name."""
-    for kind in ("process", "broker", "store", "network"):
+    for kind in ("process", "broker", "store", "store_nodes", "network"):
         importlib.import_module(f"tests.chaos.faults_{kind}")
     return FAULTS

@@ -188,11 +188,14 @@ async def ack_timeout(world: World) -> str:
     require(all(answer == "ok" for answer in answers), f"the timeout could not be set: {answers}")
     await off_loop(world.cluster.close_connections)  # a channel reads the timeout when it is opened
     await asyncio.sleep(3)
-    world.store.process.signal(signal.SIGSTOP)
     try:
-        await asyncio.sleep(12)
+        async with world.store_split():
+            world.store.signal(signal.SIGSTOP)
+            try:
+                await asyncio.sleep(12)
+            finally:
+                world.store.signal(signal.SIGCONT)
     finally:
-        world.store.process.signal(signal.SIGCONT)
         await off_loop(world.cluster.evaluate, "application:set_env(rabbit, consumer_timeout, 1800000).")
         await off_loop(world.cluster.close_connections)
     timeouts = count() - before

@@ -41,7 +41,7 @@ async def broker_latency(world: World) -> str:
 @fault("net-store-latency")
 async def store_latency(world: World) -> str:
     """Delay data to and from Aerospike by 200 ms"""
-    return await _delay(world, [world.store_proxy], 0.2, "Aerospike")
+    return await _delay(world, world.store.proxies, 0.2, "Aerospike")
 
 
 @fault("net-broker-blackhole")
@@ -53,7 +53,7 @@ async def broker_black_hole(world: World) -> str:
 @fault("net-store-blackhole")
 async def store_black_hole(world: World) -> str:
     """Hold back all data to and from Aerospike"""
-    return await _black_hole(world, [world.store_proxy], "Aerospike")
+    return await _black_hole(world, world.store.proxies, "Aerospike")
 
 
 @fault("net-broker-reset")

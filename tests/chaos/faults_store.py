@@ -5,23 +5,26 @@ import signal
 
 from tests.chaos.cluster import off_loop
 from tests.chaos.faults import fault, require
-from tests.chaos.store import FLUSH
 from tests.chaos.world import World
+from tests.servers.aerospike_cluster import FLUSH
 
 
 @fault("store-kill")
 async def kill(world: World) -> str:
-    """Kill Aerospike (SIGKILL) and restart it with its data"""
+    """Kill Aerospike (SIGKILL), every node, and restart it with its data"""
     store = world.store
     # Acknowledged writes reach the file before the kill; `store-truncate` injects the loss of records.
-    world.store_proxy.black_hole(True)
+    for proxy in store.proxies:
+        proxy.black_hole(True)
     await asyncio.sleep(FLUSH + 0.1)
     before = await off_loop(store.objects, "ledger")
-    await off_loop(store.process.kill)
-    world.store_proxy.cut_now()
-    world.store_proxy.black_hole(False)
+    for node in store.nodes:
+        await off_loop(node.kill)
+    for proxy in store.proxies:
+        proxy.cut_now()
+        proxy.black_hole(False)
     await world.hold(5)
-    await off_loop(store.start)
+    await off_loop(store.restart, store.nodes)
     after = await off_loop(store.objects, "ledger")
     require(after >= before > 0, f"{before} entries before, {after} after")
     return f"asd killed and restarted: {before} ledger entries before, {after} right after"
@@ -29,14 +32,15 @@ async def kill(world: World) -> str:
 
 @fault("store-stop")
 async def stop(world: World) -> str:
-    """Stop Aerospike (SIGSTOP) for 30 s, which is longer than workers hold their deliveries"""
+    """Stop Aerospike (SIGSTOP), every node, for 30 s, which is longer than workers hold their deliveries"""
     opened_before = _counts(world, "circuit_opened")
     returned_before = _counts(world, "outage_deliveries_returned")
-    world.store.process.signal(signal.SIGSTOP)
-    try:
-        await world.hold(30)
-    finally:
-        world.store.process.signal(signal.SIGCONT)
+    async with world.store_split():
+        world.store.signal(signal.SIGSTOP)
+        try:
+            await world.hold(30)
+        finally:
+            world.store.signal(signal.SIGCONT)
     opened = _increased(opened_before, _counts(world, "circuit_opened"))
     returned = _increased(returned_before, _counts(world, "outage_deliveries_returned"))
     require(opened, "no worker opened its circuit breaker")
@@ -46,11 +50,12 @@ async def stop(world: World) -> str:
 @fault("store-resets")
 async def resets(world: World) -> str:
     """Reset the connections to Aerospike twice a second"""
-    before = world.store_proxy.cuts
+    before = sum(proxy.cuts for proxy in world.store.proxies)
     for _ in range(max(4, int(16 * world.span))):
-        world.store_proxy.cut()
+        for proxy in world.store.proxies:
+            proxy.cut()
         await asyncio.sleep(0.5)
-    cuts = world.store_proxy.cuts - before
+    cuts = sum(proxy.cuts for proxy in world.store.proxies) - before
     require(cuts, "no connection was cut")
     return f"{cuts} connections to Aerospike reset in the middle of what they carried"
 
@@ -94,9 +99,9 @@ def _increased(before: list[int], after: list[int]) -> int:
 
 
 async def _stop_writes_becomes(world: World, value: str) -> bool:
-    """Wait up to 20 s until the statistic `stop_writes` has this value; return whether it has."""
+    """Wait up to 20 s until the statistic `stop_writes` has this value on every node; return whether it has."""
     for _ in range(100):
-        if await off_loop(world.store.statistic, "stop_writes") == value:
+        if await off_loop(world.store.statistic, "stop_writes") == {value}:
             return True
         await asyncio.sleep(0.2)
     return False

@@ -85,12 +85,17 @@ class Injected:
 
 @dataclass
 class History:
-    """Everything about one run. `truncated` has the monotonic times before and after each truncation of the ledger."""
+    """Everything about one run.
+
+    `truncated` has the monotonic times before and after each truncation of the ledger. `splits` has the start and end
+    of each time in which Aerospike nodes may not have known of each other, until they were one cluster again.
+    """
 
     submissions: list[Submission] = field(default_factory=list)
     seen: list[Seen] = field(default_factory=list)
     faults: list[Injected] = field(default_factory=list)
     truncated: list[float] = field(default_factory=list)
+    splits: list[tuple[float, float]] = field(default_factory=list)
     kills: int = 0
     complaints: list[str] = field(default_factory=list)
     """Violations of invariants that were noticed during the run."""

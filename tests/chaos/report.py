@@ -24,6 +24,7 @@ def text(history: History, result: Result, seed: int, seconds: float) -> str:
         "The figures are tasks. duplicated: events that were delivered more than once under one id;",
         "recovered: accepted although the client got no answer.",
         f"Rejected for an exhausted quota: {result.rejected}. Charged beyond what was accepted: {result.overcharged}.",
+        *([f"Accepted in a split of Aerospike and not charged: {result.undercharged}."] if history.splits else []),
         f"Processes restarted: {history.restarts}; peak memory (MiB): {_peaks(history)};",
         f"most deliveries in flight in one worker: {history.peak_in_flight}.",
         "",

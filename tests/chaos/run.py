@@ -17,14 +17,16 @@ _DRAIN: Final = 90.0
 _REPLAYS: Final = 300
 
 
-async def run(names: Sequence[str], seconds: float, seed: int, rate: float, span: float) -> tuple[Result, str]:
+async def run(
+    names: Sequence[str], seconds: float, seed: int, rate: float, span: float, aerospike_nodes: int
+) -> tuple[Result, str]:
     """Inject each fault at least once, for at least `seconds` in all; return the result and the report.
 
     Raises:
         Unavailable: a server cannot run on this machine.
     """
     rng = random.Random(seed)
-    world = World(rng, rate, span)
+    world = World(rng, rate, span, aerospike_nodes)
     start = time.monotonic()
     async with world.running():
         print(f"running after {time.monotonic() - start:.0f} s, logs in {world.directory}", flush=True)
@@ -79,7 +81,7 @@ async def _replay(world: World) -> None:
         if submission.key is not None
         and any(attempt.outcome in ("accepted", "replay") for attempt in submission.attempts)
     ]
-    if world.history.truncated:
+    if world.history.truncated or world.history.splits:
         # A submission that the ledger has lost is refused if the customer's quota is used up now.
         known = [submission for submission in known if submission.cust_id != POOR]
     chosen = world.rng.sample(known, min(_REPLAYS, len(known)))

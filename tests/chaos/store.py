@@ -1,96 +1,91 @@
-"""A private Aerospike node. Its data is in a file that survives a kill; the service reaches it through a proxy."""
+"""A private Aerospike of one or several nodes. Its data is in files; the service reaches each node through a proxy."""
 
-import shutil
 import signal
 import time
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any
 
 import aerospike
 
-from tests.servers.aerospike import configuration, launch, prepare
-from tests.servers.process import PrivateServer, Unavailable, free_ports, wait_until
-
-FLUSH: Final = 0.1
-"""Seconds after which acknowledged writes are in the file: the community edition flushes after it has answered."""
-_STORAGE: Final = """
-file {directory}/state/test.dat
-filesize 512M
-flush-max-ms 10
-"""
-_ACCESS: Final = """
-access-address 127.0.0.1
-access-port {proxy}
-alternate-access-address 127.0.0.1
-alternate-access-port {service}
-"""
+from tests.chaos.proxy import Proxy
+from tests.servers.aerospike_cluster import AerospikeCluster, AerospikeNode
 
 
 class Store:
-    """One node. The harness connects to it directly. Raises Unavailable."""
+    """The nodes and their proxies. The harness connects to the nodes directly. Raises Unavailable.
 
-    def __init__(self) -> None:
-        if not shutil.which("asd"):
-            raise Unavailable("asd is not on PATH")
-        self.process = PrivateServer("chaos-aerospike")
-        self._ports = free_ports(4)
-        self.port = self._ports[0]
+    A record has two copies if there are several nodes. Of three nodes, one that sees no other serves nothing.
+    """
 
-    def configure(self, proxy: int) -> None:
-        """Write the configuration, once, before `start`. `proxy` is the port that the node announces to clients."""
-        directory = self.process.directory
-        storage = _STORAGE.format(directory=directory)
-        access = _ACCESS.format(proxy=proxy, service=self.port)
-        text = configuration(directory, self._ports, nsup=5, engine="device", storage=storage, access=access)
-        prepare(directory, text)
+    def __init__(self, size: int) -> None:
+        self._cluster = AerospikeCluster(size, replication=min(size, 2), min_size=size // 2 + 1)
+        self.nodes = self._cluster.nodes
+        self.proxies = [Proxy(node.port) for node in self.nodes]
 
-    def start(self) -> None:
-        launch(self.process)
-        wait_until(lambda: self.info("status").strip() == "ok" and self._accepts_writes(), "asd")
+    @property
+    def url(self) -> str:
+        """The URL for the service, through the proxies, which must have started."""
+        return f"aerospike://{','.join(f'127.0.0.1:{proxy.port}' for proxy in self.proxies)}/test"
+
+    def configure_and_start(self) -> None:
+        """Start all nodes for the first time, after the proxies."""
+        self._cluster.start([proxy.port for proxy in self.proxies])
+        self._accepts_writes()
+
+    def restart(self, nodes: Sequence[AerospikeNode]) -> None:
+        """Start nodes that were killed; return when all nodes are one cluster again and have moved their records."""
+        for node in nodes:
+            node.start()
+        self.wait_until_whole()
+
+    def wait_until_whole(self) -> None:
+        """Wait until all nodes are one cluster, have moved their records, and take writes. Raises TimeoutError."""
+        self._cluster.wait_until_whole(120)
+        self._accepts_writes()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to every node."""
+        for node in self.nodes:
+            node.process.signal(number)
 
     def stop(self) -> None:
-        self.process.signal(signal.SIGCONT)
-        self.process.stop()
+        self._cluster.stop()
 
-    def info(self, command: str) -> str:
-        """Return the node's answer to an info command."""
-        client = self._client()
-        try:
-            (answer,) = client.info_all(command).values()
-        finally:
-            client.close()
-        return str(answer[1])
+    def info(self, command: str) -> list[str]:
+        """Return the answer of every node to an info command. Raises OSError."""
+        return [node.info(command) for node in self.nodes]
 
-    def statistic(self, name: str) -> str:
-        """Return a statistic of the namespace, empty if it has no such statistic."""
-        pairs = dict(pair.partition("=")[::2] for pair in self.info("namespace/test").strip().split(";"))
-        return pairs.get(name, "")
+    def statistic(self, name: str) -> set[str]:
+        """Return the values that the nodes have of a statistic of the namespace."""
+        return {node.statistics("namespace/test").get(name, "") for node in self.nodes}
 
     def objects(self, set_name: str) -> int:
-        """Return the number of records in a set."""
-        fields = dict(pair.partition("=")[::2] for pair in self.info(f"sets/test/{set_name}").strip(";\n").split(":"))
-        return int(fields.get("objects", 0))
+        """Return the number of records in a set, counting every copy."""
+        answers = self.info(f"sets/test/{set_name}")
+        fields = [dict(pair.partition("=")[::2] for pair in answer.strip(";").split(":")) for answer in answers]
+        return sum(int(node.get("objects", 0)) for node in fields)
 
     def truncate(self, set_name: str) -> None:
-        """Delete all records of a set; wait up to five seconds until the node has finished."""
+        """Delete all records of a set; wait up to five seconds until the nodes have finished."""
         client = self._client()
         try:
             client.truncate("test", set_name, 0)
             deadline = time.monotonic() + 5
-            while self.info(f"sets/test/{set_name}").find("truncating=true") >= 0 and time.monotonic() < deadline:
+            while "truncating=true" in "".join(self.info(f"sets/test/{set_name}")) and time.monotonic() < deadline:
                 time.sleep(0.05)
         finally:
             client.close()
 
-    def _accepts_writes(self) -> bool:
-        """Write a record; return True. Raises AerospikeError."""
+    def _accepts_writes(self) -> None:
+        """Write a record. Raises AerospikeError."""
         client = self._client()
         try:
             client.put(("test", "ready", "ready"), {"ready": 1}, policy={"ttl": 60})
         finally:
             client.close()
-        return True
 
     def _client(self) -> Any:
-        client = aerospike.client({"hosts": [("127.0.0.1", self.port)], "use_services_alternate": True})
+        hosts = [("127.0.0.1", node.port) for node in self.nodes]
+        client = aerospike.client({"hosts": hosts, "use_services_alternate": True})
         client.connect()
         return client

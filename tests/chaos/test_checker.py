@@ -1,6 +1,7 @@
 """The checker passes a correct history and reports each kind of defect in it."""
 
 import re
+import time
 from collections.abc import Callable
 
 import pytest
@@ -64,6 +65,37 @@ def test_task_may_be_accepted_once_more_after_the_ledger_was_emptied() -> None:
     history.truncated = [1.0, 2.0]
     history.seen.append(accepted_event("0-0", SINGLE, created_at=2))
     assert check(history).broken == []
+
+
+def in_a_split(history: History) -> History:
+    """Let a split begin before the first attempt and end after the last event."""
+    history.splits = [(0.0, time.monotonic() + 1)]
+    return history
+
+
+def before_a_split(history: History) -> History:
+    """Let a split begin after everything that happened."""
+    history.splits = [(time.monotonic() + 1, time.monotonic() + 2)]
+    return history
+
+
+def test_task_may_be_accepted_once_more_in_a_split_of_the_store() -> None:
+    history = in_a_split(correct_history())
+    history.seen.append(accepted_event("0-0", SINGLE, created_at=2))
+    assert check(history).broken == []
+
+
+def test_only_what_was_accepted_in_a_split_may_be_uncharged() -> None:
+    history = correct_history()
+    history.used["acme"] = 2
+    assert check(in_a_split(history)).broken == []
+    assert check(before_a_split(history)).broken == ["acme was charged 2 tasks, 3 were accepted, 0 of them in a split"]
+
+
+def test_task_that_was_accepted_before_a_split_may_not_be_accepted_again() -> None:
+    history = correct_history()
+    history.seen.append(accepted_event("0-0", SINGLE, created_at=2))
+    assert "was accepted as" in check(before_a_split(history)).broken[0]
 
 
 def drop_event(position: int) -> Callable[[History], None]:

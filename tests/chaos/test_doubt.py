@@ -8,21 +8,19 @@ import pytest
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Charge
 from ingest.store.aerospike.store import AerospikeStore
-from tests.chaos.proxy import Proxy
 from tests.chaos.store import Store
 from tests.servers import Unavailable
 
 
 async def test_charged_tasks_equal_granted_tasks_when_answers_are_lost() -> None:
     try:
-        server = Store()
+        server = Store(1)
     except Unavailable as error:
         pytest.skip(f"Aerospike: {error}")
-    proxy = Proxy(server.port)
+    (proxy,) = server.proxies
     await proxy.start()
-    server.configure(proxy.port)
-    await asyncio.to_thread(server.start)
-    store = await AerospikeStore.open(f"aerospike://127.0.0.1:{proxy.port}/test", call_timeout=1.0)
+    await asyncio.to_thread(server.configure_and_start)
+    store = await AerospikeStore.open(server.url, call_timeout=1.0)
     granted = 0
 
     async def charge() -> None:

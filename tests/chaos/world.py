@@ -42,15 +42,14 @@ SETTINGS: Final = {
 class World:
     """One run. `rate` is the submissions per second, `span` scales the duration of faults."""
 
-    def __init__(self, rng: random.Random, rate: float, span: float) -> None:
+    def __init__(self, rng: random.Random, rate: float, span: float, aerospike_nodes: int) -> None:
         self.rng = rng
         self.span = span
         self.history = History()
         self.directory = Path(tempfile.mkdtemp(prefix="ingest-chaos-"))
         self.cluster = Cluster()
-        self.store = Store()
+        self.store = Store(aerospike_nodes)
         self.broker_proxies = [Proxy(node.amqp) for node in self.cluster.nodes]
-        self.store_proxy = Proxy(self.store.port)
         self.env: dict[str, str] = {}
         self.shims: list[Process] = []
         self.workers: list[Process] = []
@@ -80,7 +79,7 @@ class World:
                 task.cancel()
             for process in (*self.shims, *self.workers):
                 process.kill()
-            for proxy in (*self.broker_proxies, self.store_proxy):
+            for proxy in (*self.broker_proxies, *self.store.proxies):
                 await proxy.stop()
             await off_loop(self.cluster.stop)
             await off_loop(self.store.stop)
@@ -88,6 +87,17 @@ class World:
     async def hold(self, seconds: float) -> None:
         """Let a fault last this long, scaled by `span`, but at least a second."""
         await asyncio.sleep(max(1.0, seconds * self.span))
+
+    @contextlib.asynccontextmanager
+    async def store_split(self) -> AsyncIterator[None]:
+        """Note when Aerospike nodes may not know of each other; at the end, wait until they are one cluster again."""
+        start = time.monotonic()
+        try:
+            yield
+            await off_loop(self.store.wait_until_whole)
+        finally:
+            if len(self.store.nodes) > 1:
+                self.history.splits.append((start, time.monotonic()))
 
     async def ingest(self, *arguments: str) -> str:
         """Run an operator's command without the proxies; return its output. Raises RuntimeError if it fails."""
@@ -132,10 +142,9 @@ class World:
         return False
 
     async def _start_servers(self) -> None:
-        for proxy in (*self.broker_proxies, self.store_proxy):
+        for proxy in (*self.broker_proxies, *self.store.proxies):
             await proxy.start()
-        self.store.configure(self.store_proxy.port)
-        await asyncio.gather(off_loop(self.cluster.start), off_loop(self.store.start))
+        await asyncio.gather(off_loop(self.cluster.start), off_loop(self.store.configure_and_start))
 
     async def _add_producers(self) -> None:
         """Add an AMQP user for each customer. RabbitMQ 4.3 needs the exchange before its topic permissions."""
@@ -151,7 +160,7 @@ class World:
         hosts = ",".join(f"127.0.0.1:{proxy.port}" for proxy in self.broker_proxies)
         self.env = SETTINGS | {
             "INGEST_BROKER_URL": f"amqp://guest:guest@{hosts}/",
-            "INGEST_STORE_URL": f"aerospike://127.0.0.1:{self.store_proxy.port}/test",
+            "INGEST_STORE_URL": self.store.url,
         }
         await self.ingest("topology", "apply")
         await self._add_producers()

@@ -61,6 +61,10 @@ class AerospikeNode:
         """End the node without warning, with SIGKILL."""
         self.process.kill()
 
+    def shut_down(self, seconds: float = 30.0) -> int:
+        """End the node with SIGTERM; return its exit code. Raises TimeoutExpired."""
+        return self.process.end(seconds)
+
     def wipe(self) -> None:
         """Delete all files of a killed node except its configuration, as if its disk had been replaced."""
         state = self.process.directory / "state"

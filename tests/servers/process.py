@@ -132,6 +132,14 @@ class PrivateServer:
             self._process.wait(timeout=10)
             self._process = None
 
+    def end(self, seconds: float) -> int:
+        """End the server with SIGTERM; return its exit code. Raises TimeoutExpired."""
+        assert self._process is not None
+        self.signal(signal.SIGTERM)
+        code = self._process.wait(timeout=seconds)
+        self._process = None
+        return code
+
     def stop(self) -> None:
         """Kill the process and remove its directory. A second call has no effect."""
         self.kill()

@@ -1,0 +1,129 @@
+"""Faults of one node of an Aerospike cluster."""
+
+import asyncio
+import signal
+import time
+
+from tests.chaos.cluster import off_loop
+from tests.chaos.faults import fault, require
+from tests.chaos.world import World
+from tests.servers.aerospike_cluster import AerospikeNode
+
+
+@fault("store-node-kill", aerospike_nodes=3)
+async def kill(world: World) -> str:
+    """Kill one Aerospike node (SIGKILL) and restart it with its data"""
+    return await _kill_and_restart(world, wiped=False)
+
+
+@fault("store-node-wipe", aerospike_nodes=3)
+async def wipe(world: World) -> str:
+    """Kill one Aerospike node (SIGKILL) and restart it without its data"""
+    return await _kill_and_restart(world, wiped=True)
+
+
+@fault("store-node-stop", aerospike_nodes=3)
+async def stop(world: World) -> str:
+    """Stop one Aerospike node (SIGSTOP) for 30 s; afterwards it does not know yet that the others went on"""
+    node = world.rng.choice(world.store.nodes)
+    async with world.store_split():
+        node.process.signal(signal.SIGSTOP)
+        try:
+            formed = await _others_form_a_cluster(world, node)
+            successes = await _successes_during(world, 30)
+            stopped = node.process.is_stopped()
+        finally:
+            node.process.signal(signal.SIGCONT)
+    require(formed and stopped, f"cluster of the other nodes: {formed}; process stopped: {stopped}")
+    return f"{_name(world, node)} stopped; without it the others took {successes} submissions"
+
+
+@fault("store-split", aerospike_nodes=3)
+async def split(world: World) -> str:
+    """Separate one Aerospike node from the two others for 20 s; clients reach all of them"""
+    node = world.rng.choice(world.store.nodes)
+    async with world.store_split():
+        await off_loop(node.isolate, True)
+        try:
+            formed = await _others_form_a_cluster(world, node)
+            alone = (await off_loop(node.statistics))["cluster_integrity"] == "false"
+            written = await _writes(node)
+            successes = await _successes_during(world, 20)
+            written = await _writes(node) - written
+        finally:
+            await off_loop(node.isolate, False)
+    require(formed and alone, f"cluster of the other nodes: {formed}; {_name(world, node)} found them gone: {alone}")
+    return (
+        f"{_name(world, node)} found the others gone, and they it; {successes} submissions were taken, "
+        f"{written} records written by {_name(world, node)}"
+    )
+
+
+@fault("store-rolling-restart", aerospike_nodes=3)
+async def rolling_restart(world: World) -> str:
+    """Restart every Aerospike node (SIGTERM), one after the other, each when no records are being moved"""
+    before, begin = _successes(world), time.monotonic()
+    codes = []
+    for node in world.store.nodes:
+        codes.append(await off_loop(node.shut_down))
+        await off_loop(world.store.restart, [node])
+    require(not any(codes), f"exit codes {codes}")
+    took = time.monotonic() - begin
+    return (
+        f"{len(codes)} nodes restarted in {took:.0f} s, meanwhile {_successes(world) - before} submissions were taken"
+    )
+
+
+async def _kill_and_restart(world: World, *, wiped: bool) -> str:
+    node = world.rng.choice(world.store.nodes)
+    before = await off_loop(_entries, node)
+    await off_loop(node.kill)
+    formed = await _others_form_a_cluster(world, node)
+    successes = await _successes_during(world, 8)
+    if wiped:
+        await off_loop(node.wipe)
+    begin = time.monotonic()
+    await off_loop(world.store.restart, [node])
+    took, after = time.monotonic() - begin, await off_loop(_entries, node)
+    require(formed and before and after, f"others formed a cluster: {formed}; entries {before}, then {after}")
+    return (
+        f"{_name(world, node)} killed with {before} ledger entries, restarted with{'out' * wiped} its data; meanwhile "
+        f"the others took {successes} submissions; {took:.1f} s later it had {after} entries"
+    )
+
+
+async def _others_form_a_cluster(world: World, node: AerospikeNode) -> bool:
+    """Wait up to 15 s until the other nodes are a cluster without this one; return whether they are."""
+    others = [other for other in world.store.nodes if other is not node]
+    for _ in range(75):
+        sizes = [(await off_loop(other.statistics))["cluster_size"] for other in others]
+        if set(sizes) == {str(len(others))}:
+            return True
+        await asyncio.sleep(0.2)
+    return False
+
+
+async def _successes_during(world: World, seconds: float) -> int:
+    """Hold the fault; return how many attempts succeeded meanwhile."""
+    before = _successes(world)
+    await world.hold(seconds)
+    return _successes(world) - before
+
+
+def _successes(world: World) -> int:
+    counts = world.workload.counts
+    return counts["sent"] - counts["unavailable"] - counts["unknown"]
+
+
+async def _writes(node: AerospikeNode) -> int:
+    """Return how many records this node has written for clients."""
+    return int((await off_loop(node.statistics, "namespace/test"))["batch_sub_write_success"])
+
+
+def _entries(node: AerospikeNode) -> int:
+    answer = node.info("sets/test/ledger").strip(";")
+    return int(dict(pair.partition("=")[::2] for pair in answer.split(":")).get("objects", 0))
+
+
+def _name(world: World, node: AerospikeNode) -> str:
+    return f"aerospike{world.store.nodes.index(node)}"
