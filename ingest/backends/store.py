@@ -105,7 +105,10 @@ class AerospikeBackend:
             return [error("store", f"{unavailable}. {not_checked(('its configuration', *_USE))}", do)]
         finally:
             await view.close()
-        return [*checks.findings(nodes, view.namespace), *await self._use(any(node.namespace for node in nodes))]
+        return [
+            *checks.findings(nodes, view.namespace, hosts=view.hosts),
+            *await self._use(any(node.namespace for node in nodes)),
+        ]
 
     async def _use(self, has_namespace: bool) -> list[Finding]:
         """Check what needs the namespace. The finding that it is missing is another one."""

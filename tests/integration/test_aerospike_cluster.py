@@ -5,14 +5,19 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
+import msgspec
 import pytest
 
+from ingest import settings
+from ingest.backends import store_backend
+from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Charge, Entry, Phase
 from ingest.store.aerospike.store import AerospikeStore
 from tests.contract.test_store import decided, new_entry
 from tests.servers import AerospikeCluster, Unavailable
 from tests.servers.aerospike_cluster import AerospikeNode
+from tests.support.doctor_findings import OK, WARNING, errors, reports
 from tests.support.summary import note_server
 
 MONTH = "2026-11"
@@ -118,6 +123,10 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.1)
 
 
+def node_url(node: AerospikeNode) -> str:
+    return f"aerospike://127.0.0.1:{node.port}/test"
+
+
 def cluster_sizes(nodes: Sequence[AerospikeNode]) -> set[str]:
     """Return how many nodes each of these nodes sees, itself included."""
     return {node.statistics()["cluster_size"] for node in nodes}
@@ -143,6 +152,18 @@ async def test_dead_node_leaves_the_records_of_the_other_nodes_decided(cluster: 
         await store.close()
 
 
+async def test_doctor_names_the_nodes_and_copies_and_a_missing_node(cluster: AerospikeCluster) -> None:
+    backend = store_backend(settings.load(broker_url="amqp://h/", store_url=cluster.url))
+    findings = await backend.findings()
+    assert any(finding.what.endswith(", 3 nodes") for finding in findings)
+    for text in ("2 copies of each record", "min-cluster-size 2: at most one side of a split cluster takes writes"):
+        assert reports(findings, OK, text)
+    assert errors(findings) == []
+    cluster.nodes[0].kill()
+    await until(lambda: cluster_sizes(cluster.nodes[1:]) == {"2"})
+    assert reports(await backend.findings(), WARNING, "INGEST_STORE_URL names 3 hosts, the cluster has 2 nodes")
+
+
 @pytest.mark.parametrize("before_restart", [lambda node: None, AerospikeNode.wipe], ids=["with-data", "without-data"])
 async def test_killed_node_loses_nothing_that_was_acknowledged(
     cluster: AerospikeCluster, before_restart: Callable[[AerospikeNode], None]
@@ -166,3 +187,42 @@ async def test_node_that_sees_no_other_serves_nothing_and_loses_no_entry(cluster
             assert node.statistics("namespace/test")["batch_sub_write_success"] == written
         finally:
             node.isolate(False)
+
+
+async def test_what_both_sides_of_a_split_cluster_have_written_is_merged_entry_by_entry(
+    cluster: AerospikeCluster,
+) -> None:
+    """Without min-cluster-size: every entry is kept, but of an entry or quota with two versions, one side's is lost."""
+    node, *others = cluster.nodes
+    customers = [f"cust-{uuid.uuid4().hex}" for _ in range(60)]
+    store = await AerospikeStore.open(cluster.url)
+    for customer in customers:
+        await store.save_customer(Customer(cust_id=customer))
+    for member in cluster.nodes:
+        member.set_min_size(1)
+    node.isolate(True)
+    sides = [await AerospikeStore.open(node_url(node)), await AerospikeStore.open(node_url(others[0]))]
+    try:
+        await until(lambda: cluster_sizes(others) == {"2"} and cluster_sizes([node]) == {"1"})
+        shared = [new_entry() for _ in range(60)]
+        own = [[new_entry() for _ in range(60)] for _ in sides]
+        for number, (side, entries) in enumerate(zip(sides, own, strict=True)):
+            claims = [*entries, *[msgspec.structs.replace(entry, owner=str(number)) for entry in shared]]
+            assert [entry.generation for entry in decided(await side.claim(claims))] == [1] * 120
+            for _ in range(3 + number):
+                assert await side.charge([Charge(customers[0], MONTH, 1, 100)]) == [True]
+        known = [[customer for customer in customers if await side.customer(customer)] for side in sides]
+        assert 0 < len(known[0]) < len(known[1]) == len(customers)
+    finally:
+        node.isolate(False)
+        for side in sides:
+            await side.close()
+    await asyncio.to_thread(cluster.wait_until_whole)
+    for member in cluster.nodes:
+        member.set_min_size(2)
+    assert all(await store.read([entry.id for entries in own for entry in entries]))
+    kept = decided(await store.read([entry.id for entry in shared]))
+    assert {entry.owner if entry else None for entry in kept} <= {"0", "1"}
+    assert await store.used(customers[0], MONTH) == 4
+    assert all([await store.customer(customer) for customer in customers])
+    await store.close()

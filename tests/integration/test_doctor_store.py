@@ -104,6 +104,12 @@ async def test_severity_depends_on_how_far_the_clocks_are_apart(aerospike: Aeros
         ({"dead_partitions": "7"}, ERROR, "7 dead partitions"),
         ({"replication-factor": "2"}, WARNING, "1 of 2 copies"),
         ({"nsup-period": "0", "allow-ttl-without-nsup": "true"}, ERROR, "records never expire"),
+        (
+            {"ns_cluster_size": "3", "write-commit-level-override": "master"},
+            WARNING,
+            "acknowledged before it has a second copy",
+        ),
+        ({"ns_cluster_size": "3"}, WARNING, "replication-factor is 1"),
         ({"effective_replication_factor": "2"}, WARNING, "only in memory: if all nodes stop, everything is lost"),
         ({"storage-engine.file[0]": "/data/ingest.dat"}, WARNING, "can lose the claims of the last"),
         ({"storage-engine.device[0]": "/dev/nvme1n1"}, WARNING, "can lose the claims of the last"),
@@ -129,6 +135,29 @@ async def test_state_of_the_cluster_is_reported_with_its_severity(
 async def test_two_nodes_that_do_not_see_each_other_are_a_split_cluster(aerospike: AerospikeServer) -> None:
     (node,) = await read_nodes(aerospike.url)
     assert reports(aerospike_checks.findings([node, node], "test"), ERROR, "the cluster is split")
+
+
+@pytest.mark.parametrize(
+    ("least", "severity", "text"),
+    [
+        ("1", WARNING, "min-cluster-size is 1: every side of a split cluster takes writes"),
+        ("2", OK, "min-cluster-size 2: at most one side of a split cluster takes writes"),
+    ],
+)
+async def test_min_cluster_size_below_the_majority_is_a_warning(
+    aerospike: AerospikeServer, least: str, severity: Severity, text: str
+) -> None:
+    (node,) = await read_nodes(aerospike.url)
+    changed = msgspec.structs.replace(node, service=node.service | {"min-cluster-size": least})
+    assert reports(aerospike_checks.findings([changed] * 3, "test"), severity, text)
+    assert not any("min-cluster-size" in finding.what for finding in aerospike_checks.findings([changed] * 2, "test"))
+
+
+async def test_host_of_the_url_that_is_not_in_the_cluster_is_a_warning(aerospike: AerospikeServer) -> None:
+    nodes = await read_nodes(aerospike.url)
+    findings = aerospike_checks.findings(nodes, "test", hosts=3)
+    assert reports(findings, WARNING, "INGEST_STORE_URL names 3 hosts, the cluster has 1 node")
+    assert not any("hosts" in finding.what for finding in aerospike_checks.findings(nodes, "test", hosts=1))
 
 
 async def test_store_without_customers_is_a_warning_until_one_is_added() -> None:

@@ -82,6 +82,11 @@ class AerospikeNode:
         answer = self.info(f"set-config:context=service;cluster-name={name}")
         assert answer == "ok", answer
 
+    def set_min_size(self, size: int) -> None:
+        """Change the number of nodes, itself included, below which the node serves no records."""
+        answer = self.info(f"set-config:context=service;min-cluster-size={size}")
+        assert answer == "ok", answer
+
     def info(self, command: str) -> str:
         """Return the answer of this node to an info command. Raises OSError."""
         request = f"{command}\n".encode()

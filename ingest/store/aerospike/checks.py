@@ -9,6 +9,8 @@ from ingest.store.aerospike.info import Node
 
 AREA: Final = "store"
 _OLDEST: Final = 6
+_PAIR: Final = 2
+"""Nodes of a cluster in which no side of a split is the larger one."""
 _SKEW: Final = (1_500, 10_000)
 """Milliseconds between clocks that cause a warning, and an error: a lease is 30 s."""
 # The names differ by version: up to 6, 7 and later.
@@ -26,16 +28,19 @@ _BACKING: Final = ("storage-engine.file[0]", "storage-engine.device[0]")
 _SETS: Final = ("ledger", "quota", "customer", "api_key", "key_info")
 
 
-def findings(nodes: Sequence[Node], namespace: str, now: Callable[[], float] = time.time) -> list[Finding]:
+def findings(
+    nodes: Sequence[Node], namespace: str, now: Callable[[], float] = time.time, *, hosts: int = 1
+) -> list[Finding]:
     """Return all findings about all nodes. A finding that several nodes share is listed once.
 
     Args:
         nodes: what the nodes report.
         namespace: the namespace of the service.
         now: Unix time in seconds.
+        hosts: the number of hosts in INGEST_STORE_URL; each should be a node of the cluster.
     """
     with_namespace = [node for node in nodes if node.namespace]
-    results = [*_cluster(nodes)]
+    results = [*_cluster(nodes, hosts)]
     if missing := [node for node in nodes if not node.namespace]:
         known = sorted({name for node in missing for name in node.namespaces if name})
         results.append(
@@ -51,7 +56,7 @@ def findings(nodes: Sequence[Node], namespace: str, now: Callable[[], float] = t
     return [*results, *_clocks(with_namespace, now)]
 
 
-def _cluster(nodes: Sequence[Node]) -> Iterator[Finding]:
+def _cluster(nodes: Sequence[Node], hosts: int) -> Iterator[Finding]:
     builds = sorted({f"{node.build} {node.edition}" for node in nodes})
     if any(node.major < _OLDEST for node in nodes):
         yield error(AREA, f"Aerospike {', '.join(builds)}", f"upgrade it: {_OLDEST}.0 is the oldest that works")
@@ -67,6 +72,31 @@ def _cluster(nodes: Sequence[Node]) -> Iterator[Finding]:
             "repair the network or the mesh seeds in `heartbeat`; until then a key can be accepted on both sides "
             "(under one id)",
         )
+    if len(nodes) < hosts:
+        yield warning(
+            AREA,
+            f"INGEST_STORE_URL names {hosts} hosts, the cluster has {len(nodes)} node{'s' * (len(nodes) > 1)}",
+            "start the missing nodes, or remove them from INGEST_STORE_URL",
+        )
+    if max(len(nodes), hosts) > _PAIR:
+        yield from _smallest_cluster(nodes, max(len(nodes), hosts))
+
+
+def _smallest_cluster(nodes: Sequence[Node], size: int) -> Iterator[Finding]:
+    """Check that at most one side of a split cluster serves records. In AP mode, this setting decides it."""
+    majority = size // 2 + 1
+    if any(node.is_true("strong-consistency") for node in nodes):
+        return
+    least = min(int(node.service.get("min-cluster-size", "1")) for node in nodes)
+    if least < majority:
+        yield warning(
+            AREA,
+            f"min-cluster-size is {least}: every side of a split cluster takes writes; the charges of one "
+            "side are lost when they join again, and a side rejects submissions of customers whose records it lacks",
+            f"set min-cluster-size {majority} in the section `service` of all {size} nodes",
+        )
+    else:
+        yield ok(AREA, f"min-cluster-size {least}: at most one side of a split cluster takes writes")
 
 
 def _expiry(node: Node) -> Iterator[Finding]:
@@ -182,6 +212,12 @@ def _copies(node: Node) -> Iterator[Finding]:
         )
     else:
         yield ok(AREA, f"{has:.0f} copies of each record")
+    if size > 1 and node.namespace.get("write-commit-level-override") == "master":
+        yield warning(
+            AREA,
+            "write-commit-level-override is master: a write is acknowledged before it has a second copy",
+            "set it to off, its default: then a write has all its copies before it is acknowledged",
+        )
 
 
 def _consistency(node: Node) -> Iterator[Finding]:

@@ -94,6 +94,7 @@ class AerospikeClient:
 
     def __init__(self, address: Address, timeout: float) -> None:
         self.namespace = address.namespace
+        self.hosts = len(set(address.hosts))
         self._address = address
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="aerospike")
         self._config = _config(address, timeout)

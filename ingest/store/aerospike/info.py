@@ -15,7 +15,8 @@ _EPOCH: Final = 1_262_304_000
 class Node(msgspec.Struct, frozen=True):
     """One node.
 
-    `namespace` has the statistics and configuration of our namespace; empty if the node does not have this namespace.
+    `service` is the configuration of the node. `namespace` has the statistics and configuration of our namespace; empty
+    if the node does not have this namespace.
     """
 
     name: str
@@ -23,6 +24,7 @@ class Node(msgspec.Struct, frozen=True):
     edition: str
     statistics: dict[str, str]
     namespaces: list[str]
+    service: dict[str, str]
     namespace: dict[str, str]
     sets: list[dict[str, str]]
 
@@ -63,16 +65,24 @@ class AerospikeView:
     def namespace(self) -> str:
         return self._client.namespace
 
+    @property
+    def hosts(self) -> int:
+        """The number of hosts in the URL."""
+        return self._client.hosts
+
     async def nodes(self) -> list[Node]:
         """Return all nodes. Raises StoreUnavailable."""
         ours = self._client.namespace
         answers = {
             command: await self._client.call(methodcaller("info_all", command))
-            for command in ("build", "edition", "statistics", "namespaces", f"namespace/{ours}", f"sets/{ours}")
+            for command in (
+                *("build", "edition", "statistics", "namespaces", "get-config:context=service"),
+                *(f"namespace/{ours}", f"sets/{ours}"),
+            )
         }
         nodes = []
         for name in sorted(answers["build"]):
-            build, edition, statistics, namespaces, namespace, sets = (
+            build, edition, statistics, namespaces, service, namespace, sets = (
                 _text(answer.get(name)) for answer in answers.values()
             )
             nodes.append(
@@ -82,6 +92,7 @@ class AerospikeView:
                     edition=edition.removeprefix("Aerospike ").removesuffix(" Edition"),
                     statistics=_pairs(statistics),
                     namespaces=namespaces.split(";"),
+                    service=_pairs(service),
                     namespace=_pairs(namespace) if ours in namespaces.split(";") else {},
                     sets=[_pairs(text, ":") for text in sets.split(";") if text],
                 )
