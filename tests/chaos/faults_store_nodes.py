@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import time
+from collections.abc import Callable
 
 from tests.chaos.cluster import off_loop
 from tests.chaos.faults import fault, require
@@ -40,22 +41,33 @@ async def stop(world: World) -> str:
 
 @fault("store-split", aerospike_nodes=3)
 async def split(world: World) -> str:
-    """Separate one Aerospike node from the two others for 20 s; clients reach all of them"""
+    """Separate one Aerospike node from the two others; clients reach only that one for 8 s, then all for 20 s"""
     node = world.rng.choice(world.store.nodes)
+    others = [proxy for proxy, other in zip(world.store.proxies, world.store.nodes, strict=True) if other is not node]
     async with world.store_split():
+        before = await off_loop(node.writes)
         await off_loop(node.isolate, True)
         try:
+            for proxy in others:
+                proxy.black_hole(True)
             formed = await _others_form_a_cluster(world, node)
-            alone = (await off_loop(node.statistics))["cluster_integrity"] == "false"
-            written = await _writes(node)
+            await world.hold(8)
+            for proxy in others:
+                proxy.black_hole(False)
+            written = await off_loop(node.writes) - before
             successes = await _successes_during(world, 20)
-            written = await _writes(node) - written
+            stopped = await _becomes(node.serves_nothing)
         finally:
+            for proxy in others:
+                proxy.black_hole(False)
             await off_loop(node.isolate, False)
-    require(formed and alone, f"cluster of the other nodes: {formed}; {_name(world, node)} found them gone: {alone}")
+    require(
+        formed and stopped and written,
+        f"cluster of the others: {formed}; {_name(world, node)} stopped serving: {stopped}, after {written} writes",
+    )
     return (
-        f"{_name(world, node)} found the others gone, and they it; {successes} submissions were taken, "
-        f"{written} records written by {_name(world, node)}"
+        f"{_name(world, node)} wrote {written} records alone, then stopped serving; the others were a cluster and took "
+        f"{successes} submissions"
     )
 
 
@@ -95,9 +107,13 @@ async def _kill_and_restart(world: World, *, wiped: bool) -> str:
 async def _others_form_a_cluster(world: World, node: AerospikeNode) -> bool:
     """Wait up to 15 s until the other nodes are a cluster without this one; return whether they are."""
     others = [other for other in world.store.nodes if other is not node]
+    return await _becomes(lambda: {other.statistics()["cluster_size"] for other in others} == {str(len(others))})
+
+
+async def _becomes(condition: Callable[[], bool]) -> bool:
+    """Wait up to 15 s until a condition is true; return whether it is."""
     for _ in range(75):
-        sizes = [(await off_loop(other.statistics))["cluster_size"] for other in others]
-        if set(sizes) == {str(len(others))}:
+        if await off_loop(condition):
             return True
         await asyncio.sleep(0.2)
     return False
@@ -113,11 +129,6 @@ async def _successes_during(world: World, seconds: float) -> int:
 def _successes(world: World) -> int:
     counts = world.workload.counts
     return counts["sent"] - counts["unavailable"] - counts["unknown"]
-
-
-async def _writes(node: AerospikeNode) -> int:
-    """Return how many records this node has written for clients."""
-    return int((await off_loop(node.statistics, "namespace/test"))["batch_sub_write_success"])
 
 
 def _entries(node: AerospikeNode) -> int:

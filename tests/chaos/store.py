@@ -14,7 +14,7 @@ from tests.servers.aerospike_cluster import AerospikeCluster, AerospikeNode
 class Store:
     """The nodes and their proxies. The harness connects to the nodes directly. Raises Unavailable.
 
-    A record has two copies if there are several nodes. Of three nodes, one that sees no other serves nothing.
+    A record has two copies if there are several nodes. Of three nodes, one that sees no other stops serving them.
     """
 
     def __init__(self, size: int) -> None:

@@ -141,7 +141,7 @@ async def test_two_nodes_that_do_not_see_each_other_are_a_split_cluster(aerospik
     ("least", "severity", "text"),
     [
         ("1", WARNING, "min-cluster-size is 1: every side of a split cluster takes writes"),
-        ("2", OK, "min-cluster-size 2: at most one side of a split cluster takes writes"),
+        ("2", OK, "min-cluster-size 2: the smaller side of a split cluster stops taking writes"),
     ],
 )
 async def test_min_cluster_size_below_the_majority_is_a_warning(

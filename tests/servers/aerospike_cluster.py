@@ -83,9 +83,14 @@ class AerospikeNode:
         assert answer == "ok", answer
 
     def set_min_size(self, size: int) -> None:
-        """Change the number of nodes, itself included, below which the node serves no records."""
+        """Change the number of nodes, itself included, below which the node stops serving records."""
         answer = self.info(f"set-config:context=service;min-cluster-size={size}")
         assert answer == "ok", answer
+
+    def serves_nothing(self) -> bool:
+        """Return whether the node, according to its log, refuses clients now because it sees too few nodes."""
+        log = (self.process.directory / "asd.log").read_text(errors="replace")
+        return log.rfind("blocking client transactions") > log.rfind("applied cluster size")
 
     def info(self, command: str) -> str:
         """Return the answer of this node to an info command. Raises OSError."""
@@ -96,6 +101,11 @@ class AerospikeNode:
                 size = int.from_bytes(answers.read(_HEADER)[2:], "big")
                 answer = answers.read(size).decode()
         return answer.strip().partition("\t")[2]
+
+    def writes(self) -> int:
+        """Return how many records the node has written for clients, one by one or in batches. Raises OSError."""
+        statistics = self.statistics("namespace/test")
+        return int(statistics["client_write_success"]) + int(statistics["batch_sub_write_success"])
 
     def statistics(self, command: str = "statistics") -> dict[str, str]:
         """Return what the node reports as pairs of name and value. Raises OSError."""
@@ -109,7 +119,7 @@ class AerospikeCluster:
         size: the number of nodes.
         in_memory: whether a node that is killed loses its data; otherwise it is in a file.
         replication: copies of each record.
-        min_size: a node that sees fewer nodes, itself included, serves no records.
+        min_size: a node that sees fewer nodes, itself included, stops serving records after about ten seconds.
     """
 
     def __init__(self, size: int = 3, *, in_memory: bool = False, replication: int = 2, min_size: int = 1) -> None:

@@ -83,7 +83,7 @@ def _cluster(nodes: Sequence[Node], hosts: int) -> Iterator[Finding]:
 
 
 def _smallest_cluster(nodes: Sequence[Node], size: int) -> Iterator[Finding]:
-    """Check that at most one side of a split cluster serves records. In AP mode, this setting decides it."""
+    """Check that the smaller side of a split cluster stops serving records. In AP mode, this setting decides it."""
     majority = size // 2 + 1
     if any(node.is_true("strong-consistency") for node in nodes):
         return
@@ -96,7 +96,7 @@ def _smallest_cluster(nodes: Sequence[Node], size: int) -> Iterator[Finding]:
             f"set min-cluster-size {majority} in the section `service` of all {size} nodes",
         )
     else:
-        yield ok(AREA, f"min-cluster-size {least}: at most one side of a split cluster takes writes")
+        yield ok(AREA, f"min-cluster-size {least}: the smaller side of a split cluster stops taking writes")
 
 
 def _expiry(node: Node) -> Iterator[Finding]:
