@@ -47,7 +47,7 @@ class AerospikeNode:
             engine="memory" if in_memory else "device",
             storage="data-size 512M" if in_memory else _FILE.format(directory=directory),
             access=_ACCESS.format(announced=announced, port=self.port),
-            service_lines=f"min-cluster-size {min_size}",
+            service_lines=f"min-cluster-size {min_size}\nmigrate-threads 4",
             heartbeat_lines=seeds,
             replication=replication,
         )
