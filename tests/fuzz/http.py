@@ -84,7 +84,7 @@ class Requests:
         self.statuses[status] += 1
         if status >= 500 or (is_replay and status != 200):
             self.wrong.append(f"{status} {answer[:200]!r} for {path} {body[:300]!r}")
-        if status in (200, 202):
+        if status in (200, 202) and path != "/":  # GET / answers with a page
             document = json.loads(answer)
             self.ids.update(document.get("task_ids") or [document["task_id"]])
         elif status >= 400 and answer[:1] == b"{" and not json.loads(answer)["error"]:
