@@ -1,5 +1,6 @@
 """Servers for the tests. Each one is started once per session, when the first test needs it."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +20,10 @@ settings.load_profile("tests")
 
 
 def pytest_configure() -> None:
-    """Check the environment before any test runs. Raises pytest.UsageError."""
+    """Check and correct the environment before any test runs. Raises pytest.UsageError."""
+    # The commands under test inherit it if a shell has started the run in the background, which ignores Ctrl-C.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         named_directory()
     except ValueError as error:
