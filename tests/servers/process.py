@@ -18,6 +18,9 @@ from typing import Any
 
 _FIRST_PORT, _LAST_PORT = 26_000, 32_000
 _RANGES = 8
+_PAUSES = 5
+_PAUSE = 5.0
+"""Seconds in which a server must stop before it is tried again."""
 START = 60.0
 """Seconds that a server may take to start."""
 
@@ -195,10 +198,21 @@ class Server:
         self._process.kill()
 
     def pause(self) -> None:
-        """Stop the process, so that it neither answers nor closes its connections. Returns when it has stopped."""
+        """Stop the process, so that it neither answers nor closes its connections. Returns when it has stopped.
+
+        A thread that is starting a program waits for it in the kernel, and cannot stop if the program is stopped first.
+        """
         assert self._process is not None
-        self._process.signal(signal.SIGSTOP)
-        wait_until(self._process.is_stopped, "the pause of a server")
+        for attempt in range(_PAUSES):
+            self._process.signal(signal.SIGSTOP)
+            try:
+                wait_until(self._process.is_stopped, "the pause of a server", _PAUSE)
+            except TimeoutError:
+                self._process.signal(signal.SIGCONT)
+                if attempt == _PAUSES - 1:
+                    raise
+            else:
+                return
 
     def resume(self) -> None:
         assert self._process is not None
