@@ -53,7 +53,12 @@ class SerialExecutor(Generic[T, R]):
         if self._task is None:
             # It has a context of its own: its log lines do not belong to the request that happened to arrive first.
             self._task = asyncio.get_running_loop().create_task(self._work(), context=self._context.copy())
-        return await future
+        try:
+            return await future
+        finally:
+            # The traceback of an error refers to this frame, and the future to the error. Such a cycle would keep the
+            # item, which may have megabytes, until a full garbage collection.
+            del future, item
 
     async def close(self) -> None:
         """Stop; what waits or runs is cancelled."""
@@ -91,6 +96,8 @@ class SerialExecutor(Generic[T, R]):
         else:
             if not future.done():
                 future.set_result(result)
+        finally:
+            del future, item  # as in `submit`
 
 
 class _TimeShares:

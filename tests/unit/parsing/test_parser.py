@@ -1,6 +1,8 @@
 """Parsing with a real child process: the event loop is not held, and what happens if the child fails."""
 
 import asyncio
+import contextlib
+import gc
 import os
 import signal
 import sys
@@ -278,3 +280,22 @@ async def _lines(stream: asyncio.StreamReader) -> AsyncIterator[bytes]:
         yield line
         if line.strip().isdigit():
             return
+
+
+@pytest.mark.parametrize("size", [8 * 1024, 1024 * 1024])
+async def test_rejected_body_is_freed_without_the_garbage_collector(size: int) -> None:
+    """Full collections are rare, and until then rejected bodies of 8 MiB would add up to hundreds of megabytes."""
+    parser = SubmissionParser()
+    body = bytes(bytearray(b"{" + b" " * size))
+    gc.disable()
+    try:
+        before = sys.getrefcount(body)
+        for _ in range(2):
+            with contextlib.suppress(InvalidSubmission):
+                await parser.parse(unparsed(body))
+        for _ in range(5):
+            await asyncio.sleep(0)  # the executor notices that nothing else waits
+        assert sys.getrefcount(body) == before
+    finally:
+        gc.enable()
+        await parser.close()
