@@ -65,7 +65,12 @@ class MicroBatcher(Generic[T, R]):
         self._deadline.watch(future)
         if not self._running or (self._running < self._max_concurrency and len(self._waiting) >= self._min_batch):
             self._start()
-        return await future
+        try:
+            return await future
+        finally:
+            # The traceback of an error refers to this frame, and the future to the error. Such a cycle would keep the
+            # item until a full garbage collection.
+            del future, item
 
     async def drain(self) -> None:
         """Wait until no item waits or runs."""
@@ -92,6 +97,7 @@ class MicroBatcher(Generic[T, R]):
                             future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
                     if not isinstance(error, Exception):
                         raise
+                    del batch, future  # as in `submit`
                     continue
                 for (_, future), result in zip(batch, results, strict=True):
                     if not future.done():

@@ -1,7 +1,10 @@
 """Micro-batches of requests: when they start, their limits and their results."""
 
 import asyncio
+import contextlib
 import contextvars
+import gc
+import sys
 
 import pytest
 import structlog
@@ -165,3 +168,22 @@ def test_every_item_runs_once_and_gets_its_own_result(
 
     assert asyncio.run(main()) == [item * 2 for item in range(len(pauses))]
     assert sorted(items_run) == list(range(len(pauses)))
+
+
+async def test_failed_item_is_freed_without_the_garbage_collector() -> None:
+    """At the latest when its deadline has passed. Otherwise bodies would add up in an outage."""
+
+    async def run(_: list[bytes]) -> list[bytes]:
+        raise ConnectionError
+
+    batcher = MicroBatcher(run, max_batch=10, max_concurrency=1, max_queue=10, deadline=0.02)
+    item = bytes(bytearray(1000))
+    gc.disable()
+    try:
+        before = sys.getrefcount(item)
+        with contextlib.suppress(ConnectionError):
+            await batcher.submit(item)
+        await asyncio.sleep(0.1)
+        assert sys.getrefcount(item) == before
+    finally:
+        gc.enable()
