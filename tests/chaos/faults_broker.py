@@ -189,12 +189,8 @@ async def ack_timeout(world: World) -> str:
     await off_loop(world.cluster.close_connections)  # a channel reads the timeout when it is opened
     await asyncio.sleep(3)
     try:
-        async with world.store_split():
-            world.store.signal(signal.SIGSTOP)
-            try:
-                await asyncio.sleep(12)
-            finally:
-                world.store.signal(signal.SIGCONT)
+        async with world.store_stopped():
+            await asyncio.sleep(12)
     finally:
         await off_loop(world.cluster.evaluate, "application:set_env(rabbit, consumer_timeout, 1800000).")
         await off_loop(world.cluster.close_connections)

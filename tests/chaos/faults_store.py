@@ -1,7 +1,6 @@
 """Faults of Aerospike."""
 
 import asyncio
-import signal
 
 from tests.chaos.cluster import off_loop
 from tests.chaos.faults import fault, require
@@ -35,12 +34,8 @@ async def stop(world: World) -> str:
     """Stop Aerospike (SIGSTOP), every node, for 30 s, which is longer than workers hold their deliveries"""
     opened_before = _counts(world, "circuit_opened")
     returned_before = _counts(world, "outage_deliveries_returned")
-    async with world.store_split():
-        world.store.signal(signal.SIGSTOP)
-        try:
-            await world.hold(30)
-        finally:
-            world.store.signal(signal.SIGCONT)
+    async with world.store_stopped():
+        await world.hold(30)
     opened = _increased(opened_before, _counts(world, "circuit_opened"))
     returned = _increased(returned_before, _counts(world, "outage_deliveries_returned"))
     require(opened, "no worker opened its circuit breaker")

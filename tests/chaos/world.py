@@ -99,6 +99,16 @@ class World:
             if len(self.store.nodes) > 1:
                 self.history.splits.append((start, time.monotonic()))
 
+    @contextlib.asynccontextmanager
+    async def store_stopped(self) -> AsyncIterator[None]:
+        """Stop every Aerospike node (SIGSTOP), and let them continue at the end."""
+        async with self.store_split():
+            self.store.signal(signal.SIGSTOP)
+            try:
+                yield
+            finally:
+                self.store.signal(signal.SIGCONT)
+
     async def ingest(self, *arguments: str) -> str:
         """Run an operator's command without the proxies; return its output. Raises RuntimeError if it fails."""
         nodes = ",".join(f"127.0.0.1:{node.amqp}" for node in self.cluster.nodes)

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from ingest.broker.embedded.broker import EmbeddedBroker
@@ -328,37 +327,3 @@ async def test_remove_raises_broker_unavailable_if_the_connection_was_lost(harne
         await queue.remove(browsed)
     await queue.close()
     assert await harness.message_ids() == ["d1"]
-
-
-async def test_browsing_holds_few_bytes_of_large_dead_letters(harness: DeadLetterHarness) -> None:
-    """A producer may send 16 MiB at a time; a list and what has arrived behind it must fit into memory."""
-    size, count = 4 * 1024 * 1024, 30
-    harness.first = 100
-    for number in range(count):
-        await harness.publish([msgspec.structs.replace(rejected_message(number), body=bytes(size))])
-    queue = await harness.open_dead_letters()
-    lists = []
-    async for deliveries in queue.browse():
-        lists.append(len(deliveries))
-        await asyncio.sleep(0.2)  # what the prefetch allows would arrive meanwhile
-    await queue.close()
-    assert sum(lists) == count
-    assert max(lists) * size <= 32 * 1024 * 1024 + size
-    assert await harness.message_ids() == [f"d{number}" for number in range(count)]
-
-
-async def test_browsing_of_large_dead_letters_that_ends_early_closes_soon_and_loses_nothing(
-    harness: DeadLetterHarness,
-) -> None:
-    size, count = 4 * 1024 * 1024, 30
-    harness.first = 100
-    for number in range(count):
-        await harness.publish([msgspec.structs.replace(rejected_message(number), body=bytes(size))])
-    queue = await harness.open_dead_letters()
-    async for _deliveries in queue.browse():
-        await asyncio.sleep(0.5)
-        break
-    start = time.monotonic()
-    await queue.close()
-    assert time.monotonic() - start < 5
-    assert set(await harness.message_ids()) == {f"d{number}" for number in range(count)}

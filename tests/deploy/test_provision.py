@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.provisioning import RABBITMQ
+from tests.support.served import served
 
 ADMIN_PASSWORD = "S3cret of admin"
 USERS = {"users": [{"name": "acme", "password_hash": "", "tags": []}]}
@@ -45,14 +45,8 @@ def refusing_server(answer: str, status: int) -> Iterator[str]:
     """Serve in a thread; yield host:port."""
     server = _Server(("127.0.0.1", 0), _Refusing)
     server.status, server.answer = status, answer
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-    thread.start()
-    try:
+    with served(server):
         yield f"127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
 
 
 def error_of(directory: Path, url: str) -> str:

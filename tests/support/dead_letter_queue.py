@@ -8,7 +8,7 @@ from ingest.backends import DeadLetterAccess
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Publisher
-from tests.support.deliveries import delivery
+from tests.support.deliveries import in_dead_queue
 from tests.support.fakes import ScriptedPublisher
 
 SERVICE = frozenset({"ingest"})
@@ -31,18 +31,9 @@ class MemoryDeadLetters:
 
     def add(self, message: Message, user_id: str | None = "ingest") -> None:
         """Add a message that a user has published."""
+        token = next(self._tokens)
         self.deliveries.append(
-            delivery(
-                body=message.body,
-                queue=topology.INGEST_DEAD,
-                routing_key=message.routing_key,
-                message_id=message.message_id,
-                user_id=user_id,
-                headers=message.headers,
-                timestamp=message.timestamp,
-                deaths_checked=True,
-                token=next(self._tokens),
-            )
+            in_dead_queue(message, user_id, timestamp=message.timestamp, deaths_checked=True, token=token)
         )
 
     async def count(self) -> int:

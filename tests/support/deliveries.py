@@ -4,8 +4,8 @@ import json
 from typing import Any
 
 from ingest.domain.admitted import Admitted, to_message
-from ingest.domain.messages import JSON, Delivery
-from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.messages import JSON, Delivery, Message
+from ingest.domain.topology import INGEST_BATCHES, INGEST_DEAD, INGEST_TASKS
 from tests.support.tasks import TASK
 
 
@@ -52,3 +52,16 @@ def admitted_delivery(admitted: Admitted, *, user_id: str = "shim") -> Delivery:
         user_id=user_id,
         type=message.type,
     )
+
+
+def in_dead_queue(message: Message, user_id: str | None = "ingest", **changes: Any) -> Delivery:
+    """A delivery from ingest.dead of a message that a user has published. Arguments replace its fields."""
+    fields: dict[str, Any] = {
+        "body": message.body,
+        "queue": INGEST_DEAD,
+        "routing_key": message.routing_key,
+        "message_id": message.message_id,
+        "user_id": user_id,
+        "headers": message.headers,
+    }
+    return delivery(**(fields | changes))

@@ -208,7 +208,7 @@ class ConsumeChannel:
             self.end.set_result(None)
         else:
             self.end.set_exception(reason)
-            self.end.exception()  # nobody needs to read it
+            self.end.exception()  # asyncio would log one that was never read
 
 
 def _size(headers: Mapping[str, Any]) -> int:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import ssl
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +14,7 @@ from ingest import settings
 from ingest.backends import require_rabbitmq
 from ingest.broker.rabbitmq.management import Management
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from tests.support.served import served
 
 
 class _Overview(BaseHTTPRequestHandler):
@@ -57,14 +57,8 @@ class Api:
         server = ThreadingHTTPServer(("127.0.0.1", 0), _Overview)
         server.socket = context.wrap_socket(server.socket, server_side=True)
         server.handle_error = lambda *_: None  # type: ignore[method-assign]  # refused handshakes
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
+        with served(server):
             yield f"https://user:S3cretPw@127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
 
 
 @pytest.fixture

@@ -11,27 +11,15 @@ from hypothesis import strategies as st
 from ingest.domain import admitted, topology
 from ingest.domain.dead_letters import UNKNOWN, dead_letter, read, redrive_blocker, resubmission
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
-from ingest.domain.messages import MAX_MESSAGE, Delivery, Message
+from ingest.domain.messages import MAX_MESSAGE, Delivery
 from ingest.domain.submissions import MAX_BODY
-from tests.support.deliveries import delivery
+from tests.support.deliveries import delivery, in_dead_queue
 
 SERVICE = frozenset({"ingest"})
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 NOW = "2026-04-09T12:00:00Z"
 NOW_SECONDS = 1_775_736_000.0
 optional_text = st.none() | st.text(max_size=50)
-
-
-def in_dead_queue(message: Message, user_id: str | None = "ingest") -> Delivery:
-    """Return the message as a delivery from ingest.dead."""
-    return delivery(
-        body=message.body,
-        queue=topology.INGEST_DEAD,
-        routing_key=message.routing_key,
-        message_id=message.message_id,
-        user_id=user_id,
-        headers=message.headers,
-    )
 
 
 def rejected(reason: Reason, **changes: Any) -> Delivery:

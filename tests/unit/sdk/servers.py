@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests.support.served import served
 from tests.unit.sdk.gateway import TASK
 
 
@@ -57,14 +58,8 @@ class TaskServer:
         server = _KeepAliveServer(("127.0.0.1", 0), Handler)
         if self._tls is not None:
             server.socket = self._tls.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
+        with served(server):
             yield f"{'http' if self._tls is None else 'https'}://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
 
 
 class AsyncTaskServer:
