@@ -178,6 +178,21 @@ class Cluster:
         )
         return sum(int(answer) for answer in answers if answer.isdigit())
 
+    def isolate(self, node: Node, isolated: bool) -> None:
+        """Separate a node from the other nodes, or let it join them again. Clients still reach it.
+
+        The node expects another cookie of the others, so that none of them can connect to it, nor it to them.
+        """
+        others = ", ".join(f"'{other.name}'" for other in self.nodes if other is not node)
+        cookie = "separated" if isolated else "erlang:get_cookie()"
+        answer = node.ctl("eval", f"[{{erlang:set_cookie(N, {cookie}), erlang:disconnect_node(N)}} || N <- [{others}]].")
+        assert "true" in answer, answer
+
+    def connected(self, node: Node) -> set[str]:
+        """Return the names of the nodes of the cluster that this node is connected to."""
+        answer = node.ctl("eval", "nodes().")
+        return {other.name for other in self.nodes if other.name in answer}
+
     def depths(self) -> dict[str, int]:
         """Return the number of messages in each queue, including unacknowledged ones."""
         output = self.nodes[0].ctl(

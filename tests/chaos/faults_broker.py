@@ -5,9 +5,10 @@ import signal
 from typing import Any
 from urllib.parse import quote
 
-from tests.chaos.cluster import Node, off_loop
+from tests.chaos.cluster import NODES, Node, off_loop
 from tests.chaos.faults import fault, require
 from tests.chaos.world import World
+from tests.servers.process import wait_until
 
 _FULL = 5
 """Messages that a full queue holds."""
@@ -63,6 +64,23 @@ async def stop(world: World) -> str:
     require(state == "T", f"the process is in state {state}")
     successor = next((_short(node) for node in world.cluster.nodes if node.name in answer), "none of the nodes")
     return f"{_short(leader)} led ingest.tasks and was stopped (process state T); then {successor} led it"
+
+
+@fault("rabbit-partition")
+async def partition(world: World) -> str:
+    """Separate the node that leads ingest.tasks from the two others for 30 s; clients reach all three"""
+    leader = await off_loop(world.cluster.leader, "ingest.tasks")
+    other = next(node for node in world.cluster.nodes if node is not leader)
+    await off_loop(world.cluster.isolate, leader, True)
+    try:
+        successes = await world.successes_during(30)
+        known = await off_loop(world.cluster.connected, other)
+        successor = await _leader_other_than(world, leader, via=other)
+    finally:
+        await off_loop(world.cluster.isolate, leader, False)
+    await off_loop(wait_until, lambda: len(world.cluster.connected(other)) == NODES - 1, "the cluster")
+    require(leader.name not in known and successor, f"connected to {known}; leader: {successor}")
+    return f"{_short(leader)} led ingest.tasks, then {successor} without it; meanwhile {successes} attempts succeeded"
 
 
 @fault("rabbit-close-connections")
@@ -216,11 +234,15 @@ async def _drain(world: World) -> None:
     require(False, "the queues did not become empty")
 
 
-async def _leader_other_than(world: World, node: Node) -> str:
-    """Wait up to 15 s until another node leads ingest.tasks; return its short name, empty if there is none."""
+async def _leader_other_than(world: World, node: Node, via: Node | None = None) -> str:
+    """Wait up to 15 s until another node leads ingest.tasks; return its short name, empty if there is none.
+
+    Asks the node `via`, by default any that answers.
+    """
     others = {other.name for other in world.cluster.nodes if other is not node}
+    api = via.api if via else world.cluster.api
     for _ in range(50):
-        queue = await off_loop(world.cluster.api, "GET", "queues/%2F/ingest.tasks")
+        queue = await off_loop(api, "GET", "queues/%2F/ingest.tasks")
         leader = str(queue.get("leader") or "")
         if leader in others:
             return leader.partition("-")[0]

@@ -31,7 +31,7 @@ async def stop(world: World) -> str:
         node.process.signal(signal.SIGSTOP)
         try:
             formed = await _others_form_a_cluster(world, node)
-            successes = await _successes_during(world, 30)
+            successes = await world.successes_during(30)
             stopped = node.process.is_stopped()
         finally:
             node.process.signal(signal.SIGCONT)
@@ -55,7 +55,7 @@ async def split(world: World) -> str:
             for proxy in others:
                 proxy.black_hole(False)
             written = await off_loop(node.writes) - before
-            successes = await _successes_during(world, 20)
+            successes = await world.successes_during(20)
             stopped = await _becomes(node.serves_nothing)
         finally:
             for proxy in others:
@@ -74,7 +74,7 @@ async def split(world: World) -> str:
 @fault("store-rolling-restart", aerospike_nodes=3)
 async def rolling_restart(world: World) -> str:
     """Restart every Aerospike node (SIGTERM), one after the other, each when no records are being moved"""
-    before, begin = _successes(world), time.monotonic()
+    before, begin = world.workload.successes, time.monotonic()
     codes = []
     for node in world.store.nodes:
         codes.append(await off_loop(node.shut_down))
@@ -82,7 +82,7 @@ async def rolling_restart(world: World) -> str:
     require(not any(codes), f"exit codes {codes}")
     took = time.monotonic() - begin
     return (
-        f"{len(codes)} nodes restarted in {took:.0f} s, meanwhile {_successes(world) - before} submissions were taken"
+        f"{len(codes)} nodes restarted in {took:.0f} s, meanwhile {world.workload.successes - before} submissions were taken"
     )
 
 
@@ -91,7 +91,7 @@ async def _kill_and_restart(world: World, *, wiped: bool) -> str:
     before = await off_loop(_entries, node)
     await off_loop(node.kill)
     formed = await _others_form_a_cluster(world, node)
-    successes = await _successes_during(world, 8)
+    successes = await world.successes_during(8)
     if wiped:
         await off_loop(node.wipe)
     begin = time.monotonic()
@@ -117,18 +117,6 @@ async def _becomes(condition: Callable[[], bool]) -> bool:
             return True
         await asyncio.sleep(0.2)
     return False
-
-
-async def _successes_during(world: World, seconds: float) -> int:
-    """Hold the fault; return how many attempts succeeded meanwhile."""
-    before = _successes(world)
-    await world.hold(seconds)
-    return _successes(world) - before
-
-
-def _successes(world: World) -> int:
-    counts = world.workload.counts
-    return counts["sent"] - counts["unavailable"] - counts["unknown"]
 
 
 def _entries(node: AerospikeNode) -> int:

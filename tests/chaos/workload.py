@@ -57,6 +57,11 @@ class Workload:
         self.giving_up = False
         self.counts = {"unavailable": 0, "unknown": 0, "sent": 0, "skipped": 0}
 
+    @property
+    def successes(self) -> int:
+        """How many attempts were answered with anything but "unavailable"."""
+        return self.counts["sent"] - self.counts["unavailable"] - self.counts["unknown"]
+
     def pause(self) -> None:
         """Start no new submissions. Submissions in flight continue."""
         self._active.clear()

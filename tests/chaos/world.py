@@ -88,6 +88,12 @@ class World:
         """Let a fault last this long, scaled by `span`, but at least a second."""
         await asyncio.sleep(max(1.0, seconds * self.span))
 
+    async def successes_during(self, seconds: float) -> int:
+        """Hold a fault as `hold` does; return how many attempts succeeded meanwhile."""
+        before = self.workload.successes
+        await self.hold(seconds)
+        return self.workload.successes - before
+
     @contextlib.asynccontextmanager
     async def store_split(self) -> AsyncIterator[None]:
         """Note when Aerospike nodes may not know of each other; at the end, wait until they are one cluster again."""
