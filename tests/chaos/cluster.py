@@ -185,7 +185,8 @@ class Cluster:
         """
         others = ", ".join(f"'{other.name}'" for other in self.nodes if other is not node)
         cookie = "separated" if isolated else "erlang:get_cookie()"
-        answer = node.ctl("eval", f"[{{erlang:set_cookie(N, {cookie}), erlang:disconnect_node(N)}} || N <- [{others}]].")
+        separate = f"{{erlang:set_cookie(N, {cookie}), erlang:disconnect_node(N)}}"
+        answer = node.ctl("eval", f"[{separate} || N <- [{others}]].")
         assert "true" in answer, answer
 
     def connected(self, node: Node) -> set[str]:

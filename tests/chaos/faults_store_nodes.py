@@ -80,10 +80,8 @@ async def rolling_restart(world: World) -> str:
         codes.append(await off_loop(node.shut_down))
         await off_loop(world.store.restart, [node])
     require(not any(codes), f"exit codes {codes}")
-    took = time.monotonic() - begin
-    return (
-        f"{len(codes)} nodes restarted in {took:.0f} s, meanwhile {world.workload.successes - before} submissions were taken"
-    )
+    took, successes = time.monotonic() - begin, world.workload.successes - before
+    return f"{len(codes)} nodes restarted in {took:.0f} s, meanwhile {successes} submissions were taken"
 
 
 async def _kill_and_restart(world: World, *, wiped: bool) -> str:

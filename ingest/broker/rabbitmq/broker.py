@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import random
 import ssl
 from collections.abc import Iterable
 from typing import Final, cast
@@ -49,7 +50,8 @@ class RabbitBroker:
     """`domain.ports.Broker` on RabbitMQ. It connects at the first call.
 
     Args:
-        url: `amqp[s]://user:password@host:5672,host2:5672/vhost`. Hosts are tried in turn.
+        url: `amqp[s]://user:password@host:5672,host2:5672/vhost`. Hosts are tried in turn from a random one
+            on, so that processes spread over the nodes of a cluster.
         heartbeat: seconds. A silent connection is dropped after (heartbeat + 1) * 3.
         confirm_timeout: seconds that a publish waits for its confirm.
         name: the name of the connections that operators see.
@@ -72,7 +74,8 @@ class RabbitBroker:
     ) -> None:
         self._urls = parse_urls(url)
         self._user = _user(self._urls[0], certificate_user)
-        self._hosts = itertools.cycle(self._urls)
+        start = random.randrange(len(self._urls))  # noqa: S311 - not a secret
+        self._hosts = itertools.cycle([*self._urls[start:], *self._urls[:start]])
         self._heartbeat = heartbeat
         self._confirm_timeout = confirm_timeout
         self._name = name

@@ -11,15 +11,12 @@ from ingest.broker.rabbitmq.amqp import codec
 from ingest.broker.rabbitmq.amqp.connection import Connection
 from ingest.broker.rabbitmq.amqp.frames import ContentAssembler
 from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
+from ingest.broker.rabbitmq.confirm_health import ConfirmHealth
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome
 
 _BUFFER: Final = 1024 * 1024
 """Bytes to write before waiting for the socket to take them."""
-_NACKED_FOR: Final = 15.0
-"""Seconds of nacks without a single ack after which the channel is replaced, see `versions`."""
-_NACKED_IN_ALL: Final = 600.0
-"""The same for nacks among acks: another queue may confirm while one is full."""
 _ANSWER: Final = 1.5
 """Seconds in which RabbitMQ must answer a probe. A broker that hangs is noticed long before its heartbeat fails."""
 
@@ -76,8 +73,8 @@ class RabbitPublisher(ReconnectingChannel):
                 await call.answered()
         except (TimeoutError, ConnectionError):
             pass  # the outcomes say which messages were not confirmed
-        if (channel := self._channel) is not None and channel.nacked_too_long():
-            _log.warning("persistent_nacks_reconnecting", seconds=_NACKED_FOR)
+        if (channel := self._channel) is not None and (problem := channel.problem()) is not None:
+            _log.warning(problem, broker=str(channel.connection))
             channel.connection.abort()
         return list(call.outcomes)
 
@@ -159,9 +156,9 @@ class _ConfirmChannel:
         self._pending: dict[int, tuple[_PublishCall, int]] = {}
         self._next = 1
         self._lowest = 1
-        self._first_nack: float | None = None
-        self._nacked_since: float | None = None
-        self._last_nack = 0.0
+        self._now = asyncio.get_running_loop().time
+        self._health = ConfirmHealth()
+        self._stalled = False
         self._returns = ContentAssembler(self._returned)
         self.header = self._returns.header
         self.body = self._returns.body
@@ -176,6 +173,9 @@ class _ConfirmChannel:
         Raises:
             ValueError: a message has a name that AMQP cannot carry; nothing was written.
         """
+        if not self._pending or self._stalled:
+            self._stalled = False
+            self._health.waits(self._now())
         buffer = []
         size = 0
         number = self._next
@@ -209,12 +209,12 @@ class _ConfirmChannel:
             return False  # the connection is lost; aiormq cancels its callers then
         return True
 
-    def nacked_too_long(self) -> bool:
-        """Return whether the channel has been nacking for too long. It is checked after every publish."""
-        if self._first_nack is None:
-            return False
-        without_ack = self._nacked_since is not None and self._last_nack - self._nacked_since >= _NACKED_FOR
-        return without_ack or self._last_nack - self._first_nack >= _NACKED_IN_ALL
+    def problem(self) -> str | None:
+        """Return why the channel must be replaced, as the name of a log event. It is checked after every publish."""
+        if not self.writable:
+            self._stalled = True  # a broker that blocks publishers does not read what was written before
+            return None
+        return self._health.problem(self._now(), pending=bool(self._pending))
 
     def fail(self) -> None:
         """Give every unconfirmed message the outcome of a lost channel; no more answers will arrive."""
@@ -224,12 +224,10 @@ class _ConfirmChannel:
 
     def method(self, method: int, data: bytes, start: int) -> bool:
         if method == codec.ACK:
-            self._nacked_since = None
+            self._health.acked(self._now())
             self._answer(*codec.read_confirm(data, start), PublishOutcome.CONFIRMED)
         elif method == codec.NACK:
-            self._last_nack = now = asyncio.get_running_loop().time()
-            self._nacked_since = now if self._nacked_since is None else self._nacked_since
-            self._first_nack = now if self._first_nack is None else self._first_nack
+            self._health.nacked(self._now())
             self._answer(*codec.read_confirm(data, start), PublishOutcome.NACKED)
         elif method == codec.RETURN:
             self._returns.begin(codec.RETURN)

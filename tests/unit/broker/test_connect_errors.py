@@ -46,6 +46,21 @@ async def test_error_of_a_closed_port_names_address_and_cause() -> None:
         assert "Errno 111" in message
 
 
+async def test_processes_begin_with_different_hosts_of_the_url() -> None:
+    """Otherwise all would be connected to the first node of a cluster, and wait for it if it is separated."""
+    first, second = free_ports(2)
+    problems = []
+    for _ in range(40):
+        broker = RabbitBroker(f"amqp://u:secret@127.0.0.1:{first},127.0.0.1:{second}")
+        publisher = await broker.publisher()
+        with pytest.raises(BrokerUnavailable) as error:
+            await publisher.ready()
+        problems.append(str(error.value))
+        await broker.close()
+    assert any(f":{first}: " in problem for problem in problems)
+    assert any(f":{second}: " in problem for problem in problems)
+
+
 def test_error_of_a_refused_login_names_the_user_and_what_to_check() -> None:
     error = ProbableAuthenticationError("ACCESS_REFUSED - Login was refused using authentication mechanism PLAIN.")
     assert connect_problem(error, URL("amqp://u:secret@h/")) == (

@@ -17,6 +17,7 @@ from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome
 from tests.support.virtual_time_loop import in_virtual_time
 
 CONFIRMED, NACKED, TOO_LARGE = PublishOutcome.CONFIRMED, PublishOutcome.NACKED, PublishOutcome.TOO_LARGE
+UNKNOWN, UNSENT = PublishOutcome.UNKNOWN, PublishOutcome.UNSENT
 
 
 class FakeChannel:
@@ -29,15 +30,18 @@ class FakeChannel:
 
 
 class AnsweringConnection:
-    """A connection that answers each publish at once; `answer` maps the number of the publish to ACK or NACK."""
+    """A connection that answers each publish at once, or never.
 
-    blocked = None
+    `answer` maps the number of the publish to ACK, NACK or None.
+    """
+
+    blocked: str | None = None
     blocked_seconds = 0.0
     closed = False
     frame_max = 131_072
     queued = 0
 
-    def __init__(self, answer: Callable[[int], int]) -> None:
+    def __init__(self, answer: Callable[[int], int | None]) -> None:
         self.sinks: dict[int, FrameSink] = {}
         self.published = 0
         self.aborts = 0
@@ -66,7 +70,8 @@ class AnsweringConnection:
             position += size + codec.OVERHEAD
             if kind == codec.METHOD:
                 self.published += 1
-                self.sinks[channel].method(self._answer(self.published), struct.pack(">QB", self.published, 0), 0)
+                if (method := self._answer(self.published)) is not None:
+                    self.sinks[channel].method(method, struct.pack(">QB", self.published, 0), 0)
 
 
 @asynccontextmanager
@@ -137,3 +142,39 @@ async def test_channel_that_nacks_among_acks_is_replaced_after_ten_minutes() -> 
             await asyncio.sleep(1.0)
         await publisher.publish([message(), message()])
     assert connection.aborts == 1
+
+
+@in_virtual_time
+async def test_channel_without_any_answer_is_replaced_after_10_seconds() -> None:
+    """A RabbitMQ node that is separated from its cluster keeps the connection and confirms nothing."""
+    connection = AnsweringConnection(lambda _: None)
+    async with publisher_on(connection) as publisher:
+        assert await publisher.publish([message()]) == [UNKNOWN]  # after its timeout of 5 s
+        assert connection.aborts == 0
+        assert await publisher.publish([message()]) == [UNKNOWN]
+    assert connection.aborts == 1
+
+
+@in_virtual_time
+async def test_channel_that_answers_some_publishes_is_kept() -> None:
+    """One queue has lost its quorum, another one confirms."""
+    connection = AnsweringConnection(lambda number: codec.ACK if number % 2 else None)
+    async with publisher_on(connection) as publisher:
+        for _ in range(20):
+            assert await publisher.publish([message(), message()]) == [CONFIRMED, UNKNOWN]
+    assert connection.aborts == 0
+
+
+@in_virtual_time
+async def test_channel_is_kept_while_the_broker_blocks_publishers() -> None:
+    """RabbitMQ does not read then, so what was written before is answered only after the alarm."""
+    connection = AnsweringConnection(lambda _: None)
+    async with publisher_on(connection) as publisher:
+        assert await publisher.publish([message()]) == [UNKNOWN]
+        connection.blocked = "low on memory"
+        for _ in range(10):
+            assert await publisher.publish([message()]) == [UNSENT]
+            await asyncio.sleep(10)
+        connection.blocked = None
+        assert await publisher.publish([message()]) == [UNKNOWN]
+    assert connection.aborts == 0
