@@ -20,7 +20,8 @@ def main() -> int:
         description="Runs two shims and three workers on a private RabbitMQ cluster of three nodes and a private "
         "Aerospike, of one or several nodes; sends submissions, injects faults, drains and checks. The exit code is 1 "
         "if an invariant is broken and 2 if a server cannot run on this machine.",
-        epilog="faults (those of one Aerospike node, store-node-… and others, need --aerospike-nodes 3):\n"
+        epilog="faults (those of one Aerospike node, store-node-… and others, need --aerospike-nodes 3; rolling-upgrade "
+        "needs --upgrade-from):\n"
         + "\n".join(f"  {name:26}{(inject.__doc__ or '').strip()}" for name, inject in known_faults.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -39,10 +40,18 @@ def main() -> int:
         metavar="N",
         help="Aerospike nodes; several hold two copies of a record",
     )
+    parser.add_argument(
+        "--upgrade-from",
+        metavar="COMMIT",
+        help="begin with the code of this commit; the fault rolling-upgrade changes the processes to this checkout",
+    )
     parser.add_argument("--span", type=float, default=1.0, help="factor for the duration of faults")
     arguments = parser.parse_args()
     nodes = arguments.aerospike_nodes
-    names = arguments.fault or [name for name in known_faults if faults.NODES_NEEDED[name] <= nodes]
+    unusable = set() if arguments.upgrade_from else faults.NEEDS_EARLIER_VERSION
+    names = arguments.fault or [
+        name for name in known_faults if faults.NODES_NEEDED[name] <= nodes and name not in unusable
+    ]
     if names == ["list"]:
         print("\n".join(known_faults))
         return 0
@@ -50,11 +59,23 @@ def main() -> int:
         parser.error(f"unknown faults {unknown}; `--fault list` lists them")
     if lacking := [name for name in names if faults.NODES_NEEDED[name] > nodes]:
         parser.error(f"{lacking[0]} needs --aerospike-nodes {faults.NODES_NEEDED[lacking[0]]}")
+    if lacking := sorted(unusable.intersection(names)):
+        parser.error(f"{lacking[0]} needs --upgrade-from")
     for library in ("aiormq", "aio_pika"):
         # The faults break the connections of observers and producers, too; the libraries log every one.
         logging.getLogger(library).setLevel(logging.CRITICAL)
     try:
-        result, text = asyncio.run(run(names, arguments.seconds, arguments.seed, arguments.rate, arguments.span, nodes))
+        result, text = asyncio.run(
+            run(
+                names,
+                arguments.seconds,
+                arguments.seed,
+                arguments.rate,
+                arguments.span,
+                nodes,
+                arguments.upgrade_from,
+            )
+        )
     except Unavailable as error:
         print(f"{CANNOT_RUN}: {error}", file=sys.stderr)
         return 2

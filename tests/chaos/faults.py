@@ -11,21 +11,25 @@ Inject = Callable[[World], Awaitable[str]]
 FAULTS: Final[dict[str, Inject]] = {}
 NODES_NEEDED: Final[dict[str, int]] = {}
 """Fault to how many Aerospike nodes it needs."""
+NEEDS_EARLIER_VERSION: Final[set[str]] = set()
+"""The faults for which the processes must begin with an earlier version."""
 
 
 class NotShown(Exception):
     """The fault did not happen or cannot be proven; the message says what was observed."""
 
 
-def fault(name: str, *, aerospike_nodes: int = 1) -> Callable[[Inject], Inject]:
+def fault(name: str, *, aerospike_nodes: int = 1, earlier_version: bool = False) -> Callable[[Inject], Inject]:
     """Register a fault under this name. Its docstring is its description in `scripts/chaos --help`.
 
-    It is injected only if there are so many Aerospike nodes.
+    It is injected only if there are so many Aerospike nodes, and an earlier version if it needs one.
     """
 
     def register(inject: Inject) -> Inject:
         FAULTS[name] = inject
         NODES_NEEDED[name] = aerospike_nodes
+        if earlier_version:
+            NEEDS_EARLIER_VERSION.add(name)
         return inject
 
     return register

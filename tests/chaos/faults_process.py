@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from pathlib import Path
 
 from tests.chaos import points
+from tests.chaos.cluster import off_loop
 from tests.chaos.faults import fault, require
 from tests.chaos.history import Submission
 from tests.chaos.world import World
+from tests.servers.process import wait_until
 
 _POINT_TIMEOUT = 20.0
 
@@ -65,6 +68,27 @@ async def shim_term(world: World) -> str:
         f"{shim.name} exit code {code} after {end - start:.1f} s; {count} requests during that time, "
         f"{len(unanswered)} without an answer"
     )
+
+
+@fault("rolling-upgrade", earlier_version=True)
+async def rolling_upgrade(world: World) -> str:
+    """Restart each process (SIGTERM) with the other version, one after the other; first it is this version"""
+    processes = (*world.workers, *world.shims)
+    old = processes[0].source
+    new = next(checkout for checkout in world.checkouts if checkout != old)
+    side_by_side = 0
+    for process in processes:
+        process.source = new
+        starts = process.starts
+        code, _ = await process.terminate()
+        require(code == 0, f"{process.name} ended with {code}")
+        await off_loop(wait_until, lambda process=process, starts=starts: process.starts > starts, process.name)
+        if process is not processes[-1]:
+            side_by_side += await world.successes_during(6)
+    running = {Path(f"/proc/{process.pid}/cwd").readlink() for process in processes}
+    require(running == {new} and side_by_side, f"running {running}, {side_by_side} attempts succeeded side by side")
+    names = ("this one", "the earlier one") if new == world.checkouts[-1] else ("the earlier one", "this one")
+    return f"{len(processes)} processes changed to {names[0]}; {side_by_side} attempts succeeded beside {names[1]}"
 
 
 def _requests_during(world: World, index: int, start: float, end: float) -> tuple[int, list[tuple[Submission, int]]]:

@@ -14,15 +14,21 @@ from typing import Any, Final
 
 from tests.servers.process import _die_with_parent
 
+ROOT: Final = Path(__file__).parents[2]
+"""The directory of this checkout."""
 _RESTART: Final = 0.5
 
 
 class Process:
-    """One `serve` or `work` process. `unexpected_exits` has a sentence for each exit that the harness did not cause."""
+    """One `serve` or `work` process. `unexpected_exits` has a sentence for each exit that the harness did not cause.
 
-    def __init__(self, kind: str, name: str, directory: Path, env: Mapping[str, str]) -> None:
+    `source` is the checkout whose code it runs from its next start on.
+    """
+
+    def __init__(self, kind: str, name: str, directory: Path, env: Mapping[str, str], source: Path = ROOT) -> None:
         self.kind = kind
         self.name = name
+        self.source = source
         self.log = directory / f"{name}.log"
         self.unexpected_exits: list[str] = []
         self.restarts = 0
@@ -42,7 +48,8 @@ class Process:
         with self.log.open("ab") as log:
             self._popen = subprocess.Popen(
                 [sys.executable, "-m", "tests.chaos.entry", self.kind, self.name],
-                env=self._env,
+                cwd=self.source,
+                env=self._env | {"PYTHONPATH": str(self.source)},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -97,6 +104,11 @@ class Process:
             for path in self._directory.glob(f"{self.name}.closed-*")
         }
         return popen.returncode, unacknowledged
+
+    @property
+    def starts(self) -> int:
+        """How often the process logged that it is ready."""
+        return self.count_events("serving" if self.kind == "serve" else "worker_started")
 
     def count_in_log(self, text: str) -> int:
         """Return how often `text` occurs in the log."""

@@ -18,7 +18,13 @@ _REPLAYS: Final = 300
 
 
 async def run(
-    names: Sequence[str], seconds: float, seed: int, rate: float, span: float, aerospike_nodes: int
+    names: Sequence[str],
+    seconds: float,
+    seed: int,
+    rate: float,
+    span: float,
+    aerospike_nodes: int,
+    earlier: str | None,
 ) -> tuple[Result, str]:
     """Inject each fault at least once, for at least `seconds` in all; return the result and the report.
 
@@ -26,7 +32,7 @@ async def run(
         Unavailable: a server cannot run on this machine.
     """
     rng = random.Random(seed)
-    world = World(rng, rate, span, aerospike_nodes)
+    world = World(rng, rate, span, aerospike_nodes, earlier)
     start = time.monotonic()
     async with world.running():
         print(f"running after {time.monotonic() - start:.0f} s, logs in {world.directory}", flush=True)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -15,7 +16,7 @@ from typing import Final
 import httpx
 
 from tests.chaos.cluster import Cluster, off_loop
-from tests.chaos.fleet import Process
+from tests.chaos.fleet import ROOT, Process
 from tests.chaos.history import History
 from tests.chaos.observer import Observer
 from tests.chaos.proxy import Proxy
@@ -40,9 +41,17 @@ SETTINGS: Final = {
 
 
 class World:
-    """One run. `rate` is the submissions per second, `span` scales the duration of faults."""
+    """One run.
 
-    def __init__(self, rng: random.Random, rate: float, span: float, aerospike_nodes: int) -> None:
+    Args:
+        rng: the source of all randomness of the run.
+        rate: submissions per second.
+        span: factor for the duration of faults.
+        aerospike_nodes: the number of Aerospike nodes.
+        earlier: the commit whose code the processes run at first; None for this checkout.
+    """
+
+    def __init__(self, rng: random.Random, rate: float, span: float, aerospike_nodes: int, earlier: str | None) -> None:
         self.rng = rng
         self.span = span
         self.history = History()
@@ -56,6 +65,10 @@ class World:
         self.urls: list[str] = []
         self.workload: Workload
         self.observer: Observer
+        self.checkouts = [ROOT]
+        """The directories with the code of the processes: the earlier version, if there is one, and this one."""
+        if earlier is not None:
+            self.checkouts.insert(0, _extract(earlier, self.directory / "earlier"))
         self._rate = rate
 
     @contextlib.asynccontextmanager
@@ -190,11 +203,14 @@ class World:
             keys[cust_id] = json.loads(await self.ingest("key", "create", cust_id, "--json"))["api_key"]
         ports = free_ports(SHIMS)
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
+        source = self.checkouts[0]
         self.shims = [
-            Process("serve", f"shim-{number}", self.directory, self.env | {"INGEST_PORT": str(port)})
+            Process("serve", f"shim-{number}", self.directory, self.env | {"INGEST_PORT": str(port)}, source)
             for number, port in enumerate(ports)
         ]
-        self.workers = [Process("work", f"worker-{number}", self.directory, self.env) for number in range(WORKERS)]
+        self.workers = [
+            Process("work", f"worker-{number}", self.directory, self.env, source) for number in range(WORKERS)
+        ]
         amqp = [node.amqp for node in self.cluster.nodes]
         self.workload = Workload(self.history, self.rng, self._rate, self.urls, keys, amqp)
 
@@ -215,7 +231,7 @@ class World:
             history.restarts += process.restarts
             history.peak_memory[process.name] = process.peak_memory
             # Every process logs its start, so this fails if the format of the log is not the expected one.
-            if not process.count_events("serving" if process.kind == "serve" else "worker_started"):
+            if not process.starts:
                 history.complaints.append(f"{process.name} has not logged its start, see {process.log}")
             if defects := process.count_events("attempt_crashed") + process.count_events("request_failed"):
                 history.complaints.append(f"{process.name} logged {defects} defects, see {process.log}")
@@ -225,3 +241,11 @@ class World:
         for path in self.directory.glob("*.in-flight"):
             for queue, count in json.loads(path.read_text()).items():
                 history.peak_in_flight[queue] = max(count, history.peak_in_flight.get(queue, 0))
+
+
+def _extract(commit: str, directory: Path) -> Path:
+    """Write the files of a commit into a directory. Raises CalledProcessError."""
+    directory.mkdir()
+    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    subprocess.run(["tar", "--extract"], cwd=directory, input=archive.stdout, check=True)
+    return directory
