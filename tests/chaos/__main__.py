@@ -20,7 +20,7 @@ def main() -> int:
         description="Runs two shims and three workers on a private RabbitMQ cluster of three nodes and a private "
         "Aerospike, of one or several nodes; sends submissions, injects faults, drains and checks. The exit code is 1 "
         "if an invariant is broken and 2 if a server cannot run on this machine.",
-        epilog="faults (those of one Aerospike node, store-node-… and others, need --aerospike-nodes 3; rolling-upgrade "
+        epilog="faults (store-node-… and others of one Aerospike node need --aerospike-nodes 3; rolling-upgrade "
         "needs --upgrade-from):\n"
         + "\n".join(f"  {name:26}{(inject.__doc__ or '').strip()}" for name, inject in known_faults.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
