@@ -189,7 +189,7 @@ async def _declare(broker: Broker) -> None:
         try:
             await broker.declare()
         except BrokerUnavailable as error:
-            _log.warning("topology_declaration_failed", error=str(error))
+            _log.warning("broker_unavailable", error=str(error))
             await asyncio.sleep(backoff.next())
         else:
             return

@@ -25,7 +25,6 @@ CONSEQUENCES: Final = {
     "broker_connection_lost_during_setup": BROKER,
     "broker_not_ready": BROKER,
     "publish_unconfirmed": BROKER,
-    "topology_declaration_failed": BROKER,
     "admission_failed": STORE,
     "attempt_failed": STORE,
     "charges_undecided": STORE,

@@ -1,0 +1,50 @@
+"""What a process does until its broker is available."""
+
+import asyncio
+from pathlib import Path
+
+from structlog.testing import capture_logs
+
+from ingest import bootstrap
+from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.ports import Broker, Consumer, Publisher, Store
+from ingest.settings import load
+from ingest.telemetry.decorators import BrokerDecorator
+
+
+class BrokerWithoutTopology(BrokerDecorator):
+    """A broker whose topology cannot be declared. `failed` is set once that was tried."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self.failed = asyncio.Event()
+
+    async def declare(self) -> None:
+        self.failed.set()
+        raise BrokerUnavailable("refused")
+
+    async def publisher(self, connections: int = 1) -> Publisher:
+        return await self._broker.publisher(connections)
+
+    async def consumer(self, queue: str, prefetch: int) -> Consumer:
+        return await self._broker.consumer(queue, prefetch)
+
+
+async def test_failed_declaration_is_the_same_outage_as_a_failed_connection(tmp_path: Path) -> None:
+    """It may fail before the first connection does, and the log has one line about an outage."""
+    brokers: list[BrokerWithoutTopology] = []
+    stop = asyncio.Event()
+
+    def decorate(broker: Broker, store: Store) -> bootstrap.Adapters:
+        brokers.append(BrokerWithoutTopology(broker))
+        return brokers[0], store
+
+    with capture_logs() as logs:
+        running = asyncio.create_task(bootstrap.run_worker(load(data_dir=str(tmp_path)), None, stop, decorate=decorate))
+        async with asyncio.timeout(20):
+            while not brokers:
+                await asyncio.sleep(0.01)
+            await brokers[0].failed.wait()
+        stop.set()
+        await running
+    assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["broker_unavailable"]
