@@ -208,9 +208,14 @@ async def test_what_both_sides_of_a_split_cluster_have_written_is_merged_entry_b
     for member in cluster.nodes:
         member.set_min_size(1)
     node.isolate(True)
-    sides = [await AerospikeStore.open(node_url(node)), await AerospikeStore.open(node_url(others[0]))]
+    sides = []
     try:
         await until(lambda: cluster_sizes(others) == {"2"} and cluster_sizes([node]) == {"1"})
+        sides = [await AerospikeStore.open(node_url(node)), await AerospikeStore.open(node_url(others[0]))]
+        async with asyncio.timeout(30):
+            for side in sides:  # until the client knows which node has which records
+                while UNDECIDED in await side.claim([new_entry() for _ in range(300)]):
+                    await asyncio.sleep(0.2)
         shared = [new_entry() for _ in range(60)]
         own = [[new_entry() for _ in range(60)] for _ in sides]
         for number, (side, entries) in enumerate(zip(sides, own, strict=True)):
