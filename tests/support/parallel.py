@@ -10,14 +10,15 @@ ALONE: Final = (
     "tests/chaos/test_chaos.py",
     "tests/e2e/test_http_limits.py",
     "tests/e2e/test_isolation.py",
-    "tests/simulation/test_simulation.py",
 )
 """Files whose tests measure time or use all cores: they run last, in one process."""
+FIRST: Final = ("tests/simulation/test_simulation.py",)
+"""Files that take long: they begin first, so that no process has much left to do when the others have ended."""
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
-    """With `--dist loadfile`, run the files in ALONE when all others have ended."""
+    """With `--dist loadfile`, run the files in FIRST first, and those in ALONE when all others have ended."""
     return _scheduler(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
@@ -42,7 +43,8 @@ def _scheduler(config: pytest.Config, log: Any) -> object:
         """Gives each process one file at a time, and those in ALONE to the only process that remains at the end."""
 
         def _assign_work_unit(self, node: Any) -> None:
-            file = next((file for file in self.workqueue if not file.startswith(ALONE)), None)
+            files = [file for file in self.workqueue if not file.startswith(ALONE)]
+            file = next((file for file in files if file.startswith(FIRST)), files[0] if files else None)
             if file is not None:
                 self.workqueue.move_to_end(file, last=False)
             elif len(self.nodes) > 1:

@@ -30,7 +30,7 @@ def logged(request):
         log.write(f"{request.node.nodeid} {begin} {time.monotonic()}\\n")
 """
 SIDE_BY_SIDE = ["tests/contract/test_a.py", "tests/unit/test_b.py", "tests/unit/test_c.py"]
-ALONE = ["tests/chaos/test_chaos.py", "tests/e2e/test_isolation.py", "tests/simulation/test_simulation.py"]
+ALONE = ["tests/chaos/test_chaos.py", "tests/e2e/test_http_limits.py", "tests/e2e/test_isolation.py"]
 
 
 def run(directory: Path, files: list[str], *, last: str = "pass") -> subprocess.CompletedProcess[str]:
@@ -71,6 +71,14 @@ def test_files_that_measure_time_run_alone_and_last(tmp_path: Path, side_by_side
     times = sorted(period for file in alone for period in found[file])
     begins, ends = [begin for begin, _ in times], [end for _, end in times]
     assert all(end <= begin for end, begin in zip([others_end, *ends], begins, strict=False))
+
+
+def test_files_that_take_long_begin_first(tmp_path: Path) -> None:
+    long_file = "tests/simulation/test_simulation.py"
+    done = run(tmp_path, [*SIDE_BY_SIDE, long_file])
+    assert done.returncode == 0, done.stdout + done.stderr
+    begins = sorted((times[0][0], file) for file, times in periods(tmp_path).items())
+    assert long_file in [file for _, file in begins[:2]]  # there are two processes
 
 
 def test_failure_and_servers_of_all_processes_are_reported_once(tmp_path: Path) -> None:
