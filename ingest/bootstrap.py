@@ -20,7 +20,7 @@ from ingest.serving import raise_file_limit
 from ingest.settings import Settings, unknown_variables
 from ingest.shim import Shim, shim_server
 from ingest.telemetry.process import MetricsEndpoint, Telemetry
-from ingest.waiting import Backoff, waiting_for
+from ingest.waiting import Backoff, raise_if_cancelled, waiting_for
 from ingest.worker import Worker
 
 _DECLARE_PAUSES: Final = (0.5, 10.0)
@@ -189,6 +189,7 @@ async def _declare(broker: Broker) -> None:
         try:
             await broker.declare()
         except BrokerUnavailable as error:
+            raise_if_cancelled()
             _log.warning("broker_unavailable", error=str(error))
             await asyncio.sleep(backoff.next())
         else:

@@ -1,6 +1,7 @@
 """Waiting without copies of the same loop.
 
-A backoff, time slices, a wait that ends with an event or a deadline, and one that cancellation does not cut short.
+A backoff, time slices, a wait that ends with an event or a deadline, one that cancellation does not cut short, and a
+check for a cancellation that was lost.
 """
 
 import asyncio
@@ -86,6 +87,16 @@ async def to_the_end(step: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()  # the cancellation has precedence, and asyncio must not log the error
         raise
+
+
+def raise_if_cancelled() -> None:
+    """Raise CancelledError if the current task has been cancelled.
+
+    Call it after you await code that can lose a cancellation: aiormq raises its own error instead if the connection
+    breaks at the same moment, and on Python 3.11 `asyncio.wait_for` returns if what it waits for ends at that moment.
+    """
+    if (task := asyncio.current_task()) is not None and task.cancelling():
+        raise asyncio.CancelledError
 
 
 def waiting_for(connections: Iterable[ConnectionState]) -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 import asyncio
 from pathlib import Path
+from typing import cast
 
+import pytest
 from structlog.testing import capture_logs
 
 from ingest import bootstrap
@@ -10,6 +12,7 @@ from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.ports import Broker, Consumer, Publisher, Store
 from ingest.settings import load
 from ingest.telemetry.decorators import BrokerDecorator
+from tests.support.virtual_time_loop import in_virtual_time
 
 
 class BrokerWithoutTopology(BrokerDecorator):
@@ -48,3 +51,25 @@ async def test_failed_declaration_is_the_same_outage_as_a_failed_connection(tmp_
         stop.set()
         await running
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["broker_unavailable"]
+
+
+class DeafBroker:
+    """A broker that is unavailable, and whose connection breaks when a declaration is cancelled."""
+
+    async def declare(self) -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise BrokerUnavailable("the connection was lost") from None
+        raise BrokerUnavailable("cannot connect")
+
+
+@in_virtual_time
+async def test_declaration_ends_although_the_connection_loses_the_cancellation() -> None:
+    declaring = asyncio.create_task(bootstrap._declare(cast("Broker", DeafBroker())))
+    await asyncio.sleep(1)
+    declaring.cancel()
+    done, _ = await asyncio.wait([declaring], timeout=30)
+    assert done == {declaring}
+    with pytest.raises(asyncio.CancelledError):
+        await declaring

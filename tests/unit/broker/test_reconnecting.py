@@ -55,3 +55,32 @@ async def test_channel_connects_again_after_any_error_during_setup(error: BaseEx
     assert (channel.state().connected, channel.state().reconnects) == (True, 1)
     await asyncio.wait_for(channel.close(), 5)
     assert not channel.state().connected
+
+
+class DeafChannel(FailingChannel):
+    """A channel whose set-up does not pass a cancellation on: it raises an error instead, or succeeds."""
+
+    def __init__(self, instead: BrokerUnavailable | None) -> None:
+        super().__init__(BrokerUnavailable("the first try, with which `start` returns"))
+        self._instead = instead
+
+    async def _open(self, connection: Connection) -> asyncio.Future[Any]:
+        opened = await super()._open(connection)
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if self._instead is not None:
+                raise self._instead from None
+        return opened
+
+
+@pytest.mark.parametrize("instead", [BrokerUnavailable("the connection was lost"), None])
+@in_virtual_time
+async def test_channel_closes_although_its_setup_loses_the_cancellation(instead: BrokerUnavailable | None) -> None:
+    channel = DeafChannel(instead)
+    await channel.start()
+    await channel.opened.wait()
+    closing = asyncio.create_task(channel.close())
+    done, _ = await asyncio.wait([closing], timeout=30)
+    assert done == {closing}
+    assert not channel.state().connected

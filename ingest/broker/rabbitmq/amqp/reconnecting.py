@@ -10,7 +10,7 @@ import structlog
 from ingest.broker.rabbitmq.amqp.connection import Connection
 from ingest.domain.errors import BrokerUnavailable, cause_of
 from ingest.domain.ports import ConnectionState
-from ingest.waiting import Backoff
+from ingest.waiting import Backoff, raise_if_cancelled
 
 _PAUSES: Final = (0.1, 5.0)
 """First and longest pause before the next connection, in seconds."""
@@ -35,7 +35,6 @@ class ReconnectingChannel:
         self._new_connection = new_connection
         self._purpose = purpose
         self._last_problem = "not connected yet"
-        self._closed = False
         self._connection: Connection | None = None
         self._tries = 0
         self._blocked_seconds = 0.0
@@ -56,7 +55,6 @@ class ReconnectingChannel:
 
     async def close(self) -> None:
         """Close the connection. A second call has no effect."""
-        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -78,6 +76,7 @@ class ReconnectingChannel:
             try:
                 await connection.connect()
                 end = await self._open(connection)
+                raise_if_cancelled()
                 self._connection = connection
                 self._first_try.set()
                 opened = time.monotonic()
@@ -92,8 +91,7 @@ class ReconnectingChannel:
                 _log.warning("broker_unavailable", error=str(error))
             except asyncio.CancelledError:
                 # aiormq cancels every caller that waits on a connection that breaks; only our own cancellation counts.
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise
+                raise_if_cancelled()
                 self._last_problem = f"the connection to {connection} was lost while it was set up"
                 _log.warning("broker_connection_lost_during_setup", purpose=self._purpose, error=self._last_problem)
             except Exception as error:  # noqa: BLE001 - without this task there would be no further connection
@@ -105,6 +103,7 @@ class ReconnectingChannel:
                 self._lost()
                 self._first_try.set()
                 await connection.close()
+            raise_if_cancelled()
             await asyncio.sleep(pause)
 
 
