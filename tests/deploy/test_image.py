@@ -25,12 +25,8 @@ from tests.servers.process import free_ports, wait_until
 
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-IMAGE_ENVIRONMENT: dict[str, str] = {
-    **{name: str(value) for name, value in default_environment().items()},
-    "python_version": "3.11",
-    "sys_platform": "linux",
-    "platform_system": "Linux",
-}
+OLDEST_PYTHON = PROJECT["project"]["requires-python"].removeprefix(">=")
+IMAGE_PYTHON = re.findall(r"^ARG BASE=python:(\d+\.\d+)-", DOCKERFILE, re.MULTILINE)[0]
 
 
 def locked(name: str) -> dict[str, str]:
@@ -47,24 +43,34 @@ def locked(name: str) -> dict[str, str]:
     return versions
 
 
-def unsatisfied(requirements: list[str], lock: dict[str, str]) -> list[str]:
-    """Return the requirements of the image's environment that the locked versions do not meet."""
+def unsatisfied(requirements: list[str], lock: dict[str, str], python: str) -> list[str]:
+    """Return the requirements on Linux with a version of Python that the locked versions do not meet."""
+    environment: dict[str, str] = {
+        **{name: str(value) for name, value in default_environment().items()},
+        "python_version": python,
+        "python_full_version": f"{python}.0",
+        "implementation_version": f"{python}.0",
+        "sys_platform": "linux",
+        "platform_system": "Linux",
+    }
     return [
         str(requirement)
         for requirement in map(Requirement, requirements)
-        if requirement.marker is None or requirement.marker.evaluate(IMAGE_ENVIRONMENT)
+        if requirement.marker is None or requirement.marker.evaluate(environment)
         if not requirement.specifier.contains(lock.get(canonicalize_name(requirement.name), "0"))
     ]
 
 
-def test_locks_satisfy_every_requirement_in_pyproject() -> None:
+@pytest.mark.parametrize("python", [OLDEST_PYTHON, IMAGE_PYTHON])
+def test_locks_satisfy_every_requirement_in_pyproject(python: str) -> None:
     project = PROJECT["project"]
     requirements = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
-    assert unsatisfied(requirements, locked("requirements.lock")) == [], "run scripts/lock"
-    assert unsatisfied(PROJECT["build-system"]["requires"], locked("build.lock")) == [], "run scripts/lock"
+    assert unsatisfied(requirements, locked("requirements.lock"), python) == [], "run scripts/lock"
+    assert unsatisfied(PROJECT["build-system"]["requires"], locked("build.lock"), python) == [], "run scripts/lock"
 
 
-def test_lock_contains_the_dependencies_of_every_locked_package_installed_here() -> None:
+@pytest.mark.parametrize("python", [OLDEST_PYTHON, IMAGE_PYTHON])
+def test_lock_contains_the_dependencies_of_every_locked_package_installed_here(python: str) -> None:
     """pip refuses to install an unlocked dependency. Only packages installed in the locked version can be checked."""
     lock = locked("requirements.lock")
     missing: list[str] = []
@@ -77,7 +83,7 @@ def test_lock_contains_the_dependencies_of_every_locked_package_installed_here()
         if distribution.version == version:
             checked += 1
             needed = [requirement for requirement in distribution.requires or [] if "extra ==" not in requirement]
-            missing += [f"{name} needs {requirement}" for requirement in unsatisfied(needed, lock)]
+            missing += [f"{name} needs {requirement}" for requirement in unsatisfied(needed, lock, python)]
     assert missing == []
     assert checked
 
