@@ -18,7 +18,11 @@ from tests.servers.docker import deployed_image, docker_has
 from tests.servers.process import free_ports, wait_until
 
 SERVICES: Final = ("shim", "worker")
+"""The services with a health check."""
+STARTED: Final = (*SERVICES, "trim")
 """What `up` starts, with its dependencies; Prometheus and Grafana are not needed."""
+TRIM_KEEP: Final = "64KiB"
+"""What the service `trim` of the tests leaves to the dead letters of one customer."""
 
 
 @functools.cache
@@ -48,18 +52,18 @@ class ComposeStack:
         shim, rabbitmq = free_ports(2)
         self.url: Final = f"http://127.0.0.1:{shim}"
         self._override: Final = directory / "override.yml"
-        images = "".join(
-            f"  {name}: {{ image: {self.image} }}\n" for name in ("topology", "worker", "trim", "operator")
-        )
+        images = "".join(f"  {name}: {{ image: {self.image} }}\n" for name in ("topology", "worker", "operator"))
         self._override.write_text(
             f"services:\n{images}"
             f'  shim: {{ image: {self.image}, ports: !override ["127.0.0.1:{shim}:8080"] }}\n'
+            f"  trim: {{ image: {self.image}, command: [dlq, trim, --keep, {TRIM_KEEP}, --every, 2s] }}\n"
             f'  rabbitmq: {{ ports: !override ["127.0.0.1:{rabbitmq}:15672"] }}\n'
         )
         secrets = load_yaml(DEPLOY / "docker-compose.yml")["secrets"].values()
         names = ["RABBITMQ_ADMIN_PASSWORD", *(secret["environment"] for secret in secrets)]
         self._env: Final = {**os.environ, **{name: uuid.uuid4().hex for name in names}}
         self._key = ""
+        self._management: Final = f"http://127.0.0.1:{rabbitmq}"
 
     def compose(self, *arguments: str, seconds: float = 240) -> str:
         """Run `docker compose`; return its output. Raises AssertionError with the output if it fails."""
@@ -96,7 +100,7 @@ class ComposeStack:
     def start(self) -> None:
         """Build, start, and add a customer."""
         self.compose("build", seconds=900)
-        self.compose("up", "--detach", *SERVICES)
+        self.compose("up", "--detach", *STARTED)
         self.ingest("customer", "add", "acme")
         self._key = json.loads(self.ingest("key", "create", "acme", "--json"))["api_key"]
 
@@ -109,6 +113,24 @@ class ComposeStack:
     def wait_until_accepted(self, name: str) -> None:
         """Submit new tasks until one is accepted. Raises TimeoutError."""
         wait_until(lambda: self.submit(uuid.uuid4().hex) == 202, name)
+
+    def reject(self, count: int, size: int) -> None:
+        """Publish submissions that become dead letters, with bodies of so many bytes. Raises httpx.HTTPError."""
+        message = {
+            "routing_key": "task.submitted.acme",
+            "payload": "x" * size,
+            "payload_encoding": "string",
+        }
+        user = ("admin", self._env["RABBITMQ_ADMIN_PASSWORD"])
+        url = f"{self._management}/api/exchanges/%2F/asg.submissions/publish"
+        for _ in range(count):
+            properties = {"delivery_mode": 2, "message_id": uuid.uuid4().hex}
+            response = httpx.post(url, json={**message, "properties": properties}, auth=user, timeout=30)
+            assert response.raise_for_status().json() == {"routed": True}
+
+    def trimmed(self) -> int:
+        """Return how many dead letters have no body any more."""
+        return sum("trimmed" in json.loads(line) for line in self.ingest("dlq", "export", "-").splitlines())
 
     def down(self) -> None:
         """Remove the containers, networks, volumes and the image."""
