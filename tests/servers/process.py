@@ -18,8 +18,8 @@ from typing import Any
 
 _FIRST_PORT, _LAST_PORT = 26_000, 32_000
 _RANGES = 8
-_PAUSES = 5
-_PAUSE = 5.0
+_PAUSES = 15
+_PAUSE = 2.0
 """Seconds in which a server must stop before it is tried again."""
 START = 60.0
 """Seconds that a server may take to start."""
@@ -124,9 +124,16 @@ class PrivateServer:
                 return
 
     def is_stopped(self) -> bool:
-        """Return whether every thread of the server is stopped; on a busy machine that takes some milliseconds."""
-        states = [path.read_text().rpartition(") ")[2][0] for path in Path(f"/proc/{self.pid}/task").glob("*/stat")]
-        return set(states) == {"T"}
+        """Return whether every thread of the server and of its children is stopped; that takes some milliseconds."""
+        return set(self._states()) == {"T"}
+
+    def _states(self) -> Iterator[str]:
+        """Yield the state of each thread of the process group, as in proc(5); not of processes that have ended."""
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getpgid(int(process.name)) == self.group:
+                    states = [path.read_text().rpartition(") ")[2][0] for path in process.glob("task/*/stat")]
+                    yield from (state for state in states if state not in "ZX")
 
     def kill(self) -> None:
         """End the server without warning, with SIGKILL."""
