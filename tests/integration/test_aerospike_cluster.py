@@ -136,6 +136,11 @@ def cluster_sizes(nodes: Sequence[AerospikeNode]) -> set[str]:
     return {node.statistics()["cluster_size"] for node in nodes}
 
 
+def names(node: AerospikeNode, other: AerospikeNode) -> bool:
+    """Return whether a node names the other one to its clients."""
+    return f":{other.port}]" in node.info("peers-clear-alt")
+
+
 async def findings_of(url: str) -> list[Finding]:
     return await store_backend(settings.load(broker_url="amqp://h/", store_url=url)).findings()
 
@@ -208,9 +213,10 @@ async def test_what_both_sides_of_a_split_cluster_have_written_is_merged_entry_b
     for member in cluster.nodes:
         member.set_min_size(1)
     node.isolate(True)
-    sides = []
+    sides: list[AerospikeStore] = []
     try:
         await until(lambda: cluster_sizes(others) == {"2"} and cluster_sizes([node]) == {"1"})
+        await until(lambda: not any(names(node, other) or names(other, node) for other in others))
         sides = [await AerospikeStore.open(node_url(node)), await AerospikeStore.open(node_url(others[0]))]
         async with asyncio.timeout(30):
             for side in sides:  # until the client knows which node has which records
