@@ -7,6 +7,8 @@ import string
 
 import msgspec
 
+from ingest.domain.rates import RateLimit
+
 DAY = 86_400
 DEFAULT_RETENTION = 7 * DAY
 KEYLESS_RETENTION = 1 * DAY
@@ -22,7 +24,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     `monthly_quota` limits the new tasks of a calendar month (UTC); None is unlimited. `retention` is how long a key is
     remembered, in seconds. `strict` answers another body under a used key with 422 instead of a replay. `webhooks` are
     the accepted values of `callback_url`, compared exactly. Of a `disabled` customer nothing new is accepted; what was
-    admitted before is.
+    admitted before is. `rate` limits the submissions over HTTP; None is unlimited.
     """
 
     cust_id: str
@@ -31,6 +33,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     strict: bool = False
     webhooks: frozenset[str] = frozenset()
     disabled: bool = False
+    rate: RateLimit | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):

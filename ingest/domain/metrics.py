@@ -161,7 +161,7 @@ STORE_CALL_DURATION: Final = _histogram(
     "ingest_store_call_duration_seconds",
     _CALL,
     "Duration of one call to the store, with retries and read-backs; operation is claim, read, charge, refund, queue, "
-    "settle, release, take_over, forget, registry or ready",
+    "settle, release, take_over, forget, permits (of rate limits), registry or ready",
     "operation",
 )
 STORE_ERRORS: Final = _counter(

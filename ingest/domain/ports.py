@@ -15,6 +15,7 @@ import msgspec
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.ledger import Change, Charge, Entry, Undecided
 from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.rates import PermitClaim
 
 
 class Ledger(Protocol):
@@ -82,6 +83,18 @@ class Quotas(Protocol):
         ...
 
 
+class Rates(Protocol):
+    """Counters of permits, one per customer and window of its rate limit. They are kept for minutes."""
+
+    async def claim_permits(self, claims: Sequence[PermitClaim]) -> Sequence[int | Undecided]:
+        """Add each `count` to the counter of its window, atomically; return the sum after it (`domain.rates.granted`).
+
+        One call has at most one claim per window. An UNDECIDED claim may have been added, or may be later: then its
+        permits are lost. The same holds if StoreUnavailable is raised.
+        """
+        ...
+
+
 class Registry(Protocol):
     """Customers and API keys. Every method raises StoreUnavailable."""
 
@@ -108,8 +121,8 @@ class Registry(Protocol):
         ...
 
 
-class Store(Ledger, Quotas, Registry, Protocol):
-    """One store for all three."""
+class Store(Ledger, Quotas, Rates, Registry, Protocol):
+    """One store for all four."""
 
     async def ready(self) -> None:
         """Raise StoreUnavailable unless the store takes writes now."""

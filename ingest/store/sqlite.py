@@ -5,7 +5,8 @@ first (BEGIN IMMEDIATE), so that reading and writing in it are atomic. With WAL 
 call survives a power failure.
 
 Entries and customers are JSON, so that `sqlite3 FILE` shows them. An entry is stored with the time at which it expires;
-from then on it reads as absent. Each claim deletes a bounded number of expired entries.
+from then on it reads as absent. Each claim deletes a bounded number of expired entries. The same holds for counters of
+permits.
 """
 
 import sqlite3
@@ -19,6 +20,7 @@ import msgspec
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Entry, Step, accepted, after, takes_effect
+from ingest.domain.rates import PermitClaim
 from ingest.sqlite.file import SqliteFile
 
 _MIGRATIONS: Final = (
@@ -38,6 +40,11 @@ _MIGRATIONS: Final = (
     (
         "ALTER TABLE api_key ADD COLUMN name TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE api_key ADD COLUMN last_used_at INTEGER",
+    ),
+    (
+        """CREATE TABLE rate (cust_id TEXT, seconds INTEGER, number INTEGER, claimed INTEGER NOT NULL,
+             expires INTEGER NOT NULL, PRIMARY KEY (cust_id, seconds, number))""",
+        "CREATE INDEX rate_expires ON rate (expires)",
     ),
 )
 
@@ -115,6 +122,12 @@ class SqliteStore:
         sql = "SELECT used FROM quota WHERE cust_id = ? AND month = ?"
         row = await self._file.read(lambda db: db.execute(sql, (cust_id, month)).fetchone())
         return int(row[0]) if row else 0
+
+    # Rates
+
+    async def claim_permits(self, claims: Sequence[PermitClaim]) -> list[int]:
+        now = self._now()
+        return await self._file.change(lambda db: _claim_permits(db, claims, now)) if claims else []
 
     # Registry
 
@@ -233,3 +246,16 @@ def _charge(db: sqlite3.Connection, charge: Charge) -> bool:
     sql = "UPDATE quota SET used = used + ? WHERE cust_id = ? AND month = ? AND used + ? <= ?"
     row = (charge.count, charge.cust_id, charge.month, charge.count, charge.limit)
     return db.execute(sql, row).rowcount == 1
+
+
+def _claim_permits(db: sqlite3.Connection, claims: Sequence[PermitClaim], now: int) -> list[int]:
+    sql = "DELETE FROM rate WHERE rowid IN (SELECT rowid FROM rate WHERE expires <= ? LIMIT ?)"
+    db.execute(sql, (now, 2 * len(claims)))
+    return [_claim_permit(db, claim, now) for claim in claims]
+
+
+def _claim_permit(db: sqlite3.Connection, claim: PermitClaim, now: int) -> int:
+    sql = """INSERT INTO rate VALUES (:cust_id, :seconds, :number, :count, :expires) ON CONFLICT DO UPDATE
+             SET claimed = iif(expires > :now, claimed, 0) + :count, expires = :expires RETURNING claimed"""
+    row = msgspec.structs.asdict(claim) | {"now": now, "expires": now + claim.time_to_live * 1000}
+    return int(db.execute(sql, row).fetchone()[0])

@@ -11,6 +11,7 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Change, Charge, Entry, Step, Undecided
 from ingest.domain.metrics import Meter
 from ingest.domain.ports import Store
+from ingest.domain.rates import PermitClaim
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class MeteredStore:
     def __init__(self, store: Store, meter: Meter) -> None:
         self._store = store
         self._meter = meter
-        operations = ("claim", "read", "charge", "refund", "in_doubt", "settle", "registry", "ready")
+        operations = ("claim", "read", "charge", "refund", "in_doubt", "settle", "permits", "registry", "ready")
         for operation in (*operations, *_OPERATIONS.values()):
             meter.add(metrics.STORE_ERRORS, 0, operation)
 
@@ -70,6 +71,9 @@ class MeteredStore:
 
     async def used(self, cust_id: str, month: str) -> int:
         return await self._timed("registry", self._store.used(cust_id, month))
+
+    async def claim_permits(self, claims: Sequence[PermitClaim]) -> Sequence[int | Undecided]:
+        return await self._timed_list("permits", self._store.claim_permits(claims))
 
     async def customer(self, cust_id: str) -> Customer | None:
         return await self._timed("registry", self._store.customer(cust_id))

@@ -14,6 +14,7 @@ from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of, n
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Doubt, Entry, Phase, Step, Undecided
 from ingest.domain.ports import Ledger, Store
+from ingest.domain.rates import PermitClaim, RateLimit
 from ingest.store.aerospike.store import AerospikeStore
 from ingest.store.sqlite import SqliteStore
 from ingest.telemetry.prometheus import PrometheusMeter
@@ -346,10 +347,26 @@ async def test_refund_makes_new_charges_possible_and_never_goes_below_zero(store
     assert await store.charge([charge]) == [True]
 
 
+async def test_claims_of_permits_are_added_per_customer_and_window(store: Store) -> None:
+    """A window is known by its length and its number."""
+    mine, other = uuid.uuid4().hex, uuid.uuid4().hex
+    claims = [PermitClaim(mine, 1, 7, 3), PermitClaim(other, 1, 7, 1), PermitClaim(mine, 60, 7, 5)]
+    assert await store.claim_permits(claims) == [3, 1, 5]
+    assert await store.claim_permits([PermitClaim(mine, 1, 8, 2), PermitClaim(mine, 1, 7, 2)]) == [2, 5]
+
+
+async def test_concurrent_claims_of_permits_lose_none(store: Store) -> None:
+    """Each of 60 claims gets another sum."""
+    claim_of_2 = PermitClaim(uuid.uuid4().hex, 1, 7, 2)
+    answers = await asyncio.gather(*[store.claim_permits([claim_of_2]) for _ in range(60)])
+    assert sorted(claimed for answer in answers for claimed in decided(answer)) == list(range(2, 122, 2))
+
+
 async def test_saving_a_customer_replaces_every_field(store: Store) -> None:
-    """The second customer has no quota, which means that it is unlimited."""
+    """The second customer has no quota and no rate, which means that both are unlimited."""
     name = f"c-{uuid.uuid4().hex[:8]}"
-    first = Customer(cust_id=name, monthly_quota=5, strict=True, webhooks=frozenset({"https://a.example/ü"}))
+    hooks = frozenset({"https://a.example/ü"})
+    first = Customer(cust_id=name, monthly_quota=5, strict=True, webhooks=hooks, rate=RateLimit(600, 60))
     await store.save_customer(first)
     assert await store.customer(name) == first
     second = Customer(cust_id=name, retention=60, disabled=True)
@@ -405,6 +422,7 @@ async def test_empty_lists_are_valid_arguments(store: Store) -> None:
     assert await read(store, []) == []
     assert await apply(store, []) == []
     assert await store.charge([]) == []
+    assert await store.claim_permits([]) == []
     await store.accept([])
     await store.refund([])
     await store.record_key_use([], 1)

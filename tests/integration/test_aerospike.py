@@ -5,6 +5,7 @@ import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from operator import methodcaller
 
 import msgspec
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Phase, Step
+from ingest.domain.rates import PermitClaim
 from ingest.store.aerospike.store import AerospikeStore
 from tests.contract.test_store import claim, new_entry, read
 from tests.servers import AerospikeServer, Unavailable, until_ready
@@ -90,6 +92,7 @@ async def test_every_call_raises_store_unavailable_if_the_client_has_removed_its
             lambda: store.save_customer(Customer(cust_id="c")),
             lambda: store.revoke_key("key_1"),
             lambda: store.record_key_use(["key_1"], 1),
+            lambda: store.claim_permits([PermitClaim("c", 1, 7, 1)]),
             store.ready,
         ]
         async with asyncio.timeout(60):
@@ -206,4 +209,15 @@ async def test_record_of_a_key_is_the_same_in_versions_without_names(aerospike_u
     assert set(record[1]) == {"key_id", "cust_id", "key_hash", "created_at", "revoked"}
     await store._client.call(lambda client: client.remove((store._namespace, "key_info", key.key_id)))
     assert await store.keys(key.cust_id) == [key]
+    await store.close()
+
+
+async def test_counter_of_permits_expires_soon_after_its_window(aerospike_url: str) -> None:
+    store = await AerospikeStore.open(aerospike_url)
+    cust_id = uuid.uuid4().hex
+    for seconds in (1, 60):
+        await store.claim_permits([PermitClaim(cust_id, seconds, 7, 1)])
+        key = (store._namespace, "rate", f"{cust_id}:{seconds}:7")
+        _, metadata = await store._client.call(methodcaller("exists", key))
+        assert 2 * seconds < metadata["ttl"] <= 2 * seconds + 60
     await store.close()

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Change, Charge, Doubt, Entry, Undecided
+from ingest.domain.rates import PermitClaim
 from tests.simulation.machines import Fate, Process, Server
 from tests.simulation.store_state import StoreState
 
@@ -106,7 +107,10 @@ class SimulatedStore:
         if self._taking_back:
             await asyncio.wait(self._taking_back, timeout=_CLOSE_TIMEOUT)
 
-    # The operators' side of the registry is not part of the simulation.
+    # The operators' side of the registry and rate limits are not part of the simulation.
+
+    async def claim_permits(self, claims: Sequence[PermitClaim]) -> list[int | Undecided]:
+        raise NotImplementedError
 
     async def customer_by_key(self, key_hash: bytes) -> Customer | None:
         raise NotImplementedError

@@ -1,7 +1,8 @@
 """The store on an Aerospike cluster.
 
-The sets are `ledger` (key: id), `quota` (key: customer and month), `customer`, `api_key`, and `key_info` (name and last
-use of a key). Each list is one `batch_write`; `ledger` and `quotas` explain how changes stay atomic.
+The sets are `ledger` (key: id), `quota` (key: customer and month), `rate` (key: customer and window), `customer`,
+`api_key`, and `key_info` (name and last use of a key). Each list is one `batch_write`; `ledger` and `quotas` explain
+how changes stay atomic.
 """
 
 import hmac
@@ -14,7 +15,8 @@ from aerospike_helpers.batch import records as batch
 from aerospike_helpers.operations import operations
 
 from ingest.domain.customers import ApiKey, Customer, key_id_of
-from ingest.domain.ledger import Charge, Undecided
+from ingest.domain.ledger import UNDECIDED, Charge, Undecided
+from ingest.domain.rates import PermitClaim
 from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient, parse_url
 from ingest.store.aerospike.ledger import AerospikeLedger
@@ -57,6 +59,24 @@ class AerospikeStore(AerospikeLedger):
 
     async def used(self, cust_id: str, month: str) -> int:
         return await self._quotas.used(cust_id, month)
+
+    # Rates
+
+    async def claim_permits(self, claims: Sequence[PermitClaim]) -> list[int | Undecided]:
+        if not claims:
+            return []
+        records = [self._permits(claim) for claim in claims]
+        await self._client.write(records)
+        # Without an answer the client leaves `record` unset, and perhaps the result OK.
+        answered = [record.result == result_codes.OK and record.record is not None for record in records]
+        if not any(answered):
+            raise self._client.unavailable(records[0].result, "claiming permits failed")
+        return [record.record[2]["claimed"] if ok else UNDECIDED for record, ok in zip(records, answered, strict=True)]
+
+    def _permits(self, claim: PermitClaim) -> Any:
+        key = (self._namespace, "rate", f"{claim.cust_id}:{claim.seconds}:{claim.number}")
+        ops = [operations.increment("claimed", claim.count), operations.read("claimed")]
+        return batch.Write(key, ops, policy={"ttl": claim.time_to_live})
 
     # Registry
 

@@ -12,6 +12,7 @@ import pytest
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNFINISHED, Change, Entry, Step
+from ingest.domain.rates import PermitClaim
 from ingest.store.sqlite import SqliteStore
 from tests.support.fakes import Clock
 
@@ -67,6 +68,23 @@ async def test_entry_expires_exactly_at_the_end_of_its_time(tmp_path: Path) -> N
     assert await store.read(["claimed"]) == [claimed]
     clock.now += 0.001
     assert await store.read(["claimed"]) == [None]
+    await store.close()
+
+
+async def test_counter_of_permits_expires_and_is_deleted(tmp_path: Path) -> None:
+    """62 s after the last claim for a window of a second. A claim deletes two expired counters."""
+    clock = Clock()
+    store = await SqliteStore.open(tmp_path / "s.db", clock=clock)
+    claims = [PermitClaim("c", 1, number, 2) for number in range(3)]
+    assert await store.claim_permits(claims) == [2, 2, 2]
+    clock.now += 61.999
+    assert await store.claim_permits(claims[:1]) == [4]
+    clock.now += 0.001
+    assert await store.claim_permits([PermitClaim("other", 1, 9, 1)]) == [1]
+    with sqlite3.connect(tmp_path / "s.db") as db:
+        assert db.execute("SELECT cust_id, number, claimed FROM rate").fetchall() == [("c", 0, 4), ("other", 9, 1)]
+    clock.now += 62
+    assert await store.claim_permits(claims) == [2, 2, 2]
     await store.close()
 
 
@@ -134,6 +152,7 @@ async def test_key_of_an_earlier_version_has_neither_name_nor_last_use(tmp_path:
     path = tmp_path / "s.db"
     await (await SqliteStore.open(path)).close()
     with sqlite3.connect(path) as db:
+        db.execute("DROP TABLE rate")
         db.execute("ALTER TABLE api_key DROP COLUMN name")
         db.execute("ALTER TABLE api_key DROP COLUMN last_used_at")
         db.execute("PRAGMA user_version = 2")
