@@ -35,6 +35,8 @@ class Outcome(StrEnum):
     REJECTED = "rejected"
     BUSY = "busy"
     """HTTP 409: another request with the same key is in progress."""
+    LIMITED = "limited"
+    """HTTP 429: the rate limit of the customer."""
     UNAVAILABLE = "unavailable"
     """HTTP 503: a dependency is unavailable or the server is at capacity."""
 
@@ -93,9 +95,10 @@ def _histogram(name: str, buckets: tuple[float, ...], help_: str, *labels: str) 
 SUBMISSIONS: Final = _counter(
     "ingest_submissions_total",
     "Submissions decided. door is their entry point: http (the shim) or amqp (direct producers, counted by the worker "
-    "once settled); kind is task or batch; outcome is accepted, replay (http), duplicate (amqp), rejected, busy (409) "
-    "or unavailable (503). reason of rejected: as in ingest.dead (such as quota_exhausted), unauthorized, "
-    "method_not_allowed or internal; of unavailable: store, broker, overloaded, deadline or parser",
+    "once settled); kind is task or batch; outcome is accepted, replay (http), duplicate (amqp), rejected, busy (409), "
+    "limited (429, the customer's rate limit) or unavailable (503). reason of rejected: as in ingest.dead (such as "
+    "quota_exhausted), unauthorized, method_not_allowed or internal; of unavailable: store, broker, overloaded, "
+    "deadline or parser",
     "door",
     "kind",
     "outcome",
@@ -289,7 +292,13 @@ _HTTP_REASONS: Final = {
     Outcome.UNAVAILABLE: ("store", "broker", "overloaded", "deadline", "parser"),
 }
 _REASONS: Final[dict[EntryPoint, dict[Outcome, tuple[str, ...]]]] = {
-    EntryPoint.HTTP: {Outcome.ACCEPTED: ("",), Outcome.REPLAY: ("",), Outcome.BUSY: ("",), **_HTTP_REASONS},
+    EntryPoint.HTTP: {
+        Outcome.ACCEPTED: ("",),
+        Outcome.REPLAY: ("",),
+        Outcome.BUSY: ("",),
+        Outcome.LIMITED: ("",),
+        **_HTTP_REASONS,
+    },
     EntryPoint.AMQP: {Outcome.ACCEPTED: ("",), Outcome.DUPLICATE: ("",), Outcome.REJECTED: tuple(Reason)},
 }
 

@@ -35,12 +35,13 @@ from ingest.shim.http.body import (
 )
 from ingest.shim.lookups import Lookups
 from ingest.shim.problems import Header, Problem, internal, method_not_allowed
+from ingest.shim.rate_limits import RateLimiter
 from ingest.shim.submit import Answer, Submitter
 
 REQUEST_DEADLINE: Final = 10.0
 
 _KINDS: Final = {"/v1/tasks": SubmissionKind.TASK, "/v1/tasks/batch": SubmissionKind.BATCH}
-_OUTCOMES: Final = {409: Outcome.BUSY, 503: Outcome.UNAVAILABLE}
+_OUTCOMES: Final = {409: Outcome.BUSY, 429: Outcome.LIMITED, 503: Outcome.UNAVAILABLE}
 _MISMATCH: Final = (b"idempotency-payload-mismatch", b"true")
 
 _log = structlog.get_logger(__name__)
@@ -50,7 +51,7 @@ class Shim:
     """The ASGI application.
 
     Args:
-        store: ledger, quotas and customers.
+        store: ledger, quotas, rates and customers.
         publisher: publishes to the ingest queues.
         admission: uses the same store.
         deadline: time for parsing a large body, and then for admission and publish, in seconds.
@@ -74,6 +75,7 @@ class Shim:
         metrics.init_series(meter, EntryPoint.HTTP)
         # Half of the deadline, so that a look-up and what follows it stay within one and a half.
         self._auth = Auth(store, deadline=deadline / 2)
+        self._limiter = RateLimiter(store)
         self._memory = memory or BodyMemoryBudget()
         self._submitter = Submitter(admission, publisher, deadline, parser)
         self._other_routes = Starlette(
@@ -94,6 +96,7 @@ class Shim:
             return
         headers = dict(scope["headers"])
         id_header = (b"x-request-id", request_id(headers))
+        added = [id_header]
         structlog.contextvars.bind_contextvars(request_id=id_header[1].decode())
         kind = _KINDS.get(scope["path"])
         try:
@@ -103,7 +106,7 @@ class Shim:
             if kind is None:
                 await self._other_routes(scope, receive, _with_header(send, id_header))
                 return
-            status, body, extra = await self._submit(kind, scope, headers, receive)
+            status, body, extra = await self._submit(kind, scope, headers, receive, added)
             self._record_success(kind, status, mismatch=_MISMATCH in extra)
         except Problem as problem:
             status, body, extra = problem.status, problem.body(), list(problem.headers)
@@ -117,7 +120,7 @@ class Shim:
                 return  # Starlette has answered
             status, body, extra = 500, internal().body(), []
             self._record_problem(kind, internal())
-        extra.append(id_header)
+        extra += added
         await send_json(send, status, body, extra)
 
     async def drain(self) -> None:
@@ -126,11 +129,19 @@ class Shim:
         await self._auth.close()
 
     async def _submit(
-        self, kind: SubmissionKind, scope: Scope, headers: dict[bytes, bytes], receive: Receive
+        self,
+        kind: SubmissionKind,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        added: list[Header],
     ) -> Answer:
+        """Return the answer. Raises Problem, ClientDisconnected. `added` gets the headers of every answer."""
         if scope["method"] != "POST":
             raise method_not_allowed(scope["method"])
         customer = await self._auth.customer(headers.get(b"authorization"))
+        if customer.rate is not None:  # before the body is read, so that a refusal costs little
+            added += await self._limiter.take(customer.cust_id, customer.rate)
         reservation = Reservation(self._memory, customer.cust_id)
         try:
             body = await read_json_body(headers, receive, reservation)

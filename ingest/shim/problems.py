@@ -9,6 +9,7 @@ from typing import Final
 import msgspec
 
 from ingest.domain.errors import FieldError, InvalidSubmission, Reason
+from ingest.domain.rates import RateLimit
 from ingest.domain.submissions import MAX_BODY
 
 Header = tuple[bytes, bytes]
@@ -85,6 +86,12 @@ deadline_exceeded = partial(
 def method_not_allowed(method: str) -> Problem:
     """405 on a path that takes only POST."""
     return Problem(405, f"{method} is not allowed here", ((b"allow", b"POST"),), reason="method_not_allowed")
+
+
+def rate_limited(rate: RateLimit, seconds: int, fields: tuple[Header, ...]) -> Problem:
+    """429 for a customer without permits. `seconds`: until the window ends; `fields`: `RateLimit` and its policy."""
+    message = f"rate limit exceeded: at most {rate.words} (a batch is one), retry in {seconds} s"
+    return Problem(429, message, ((b"retry-after", b"%d" % seconds), *fields))
 
 
 def unsupported_content(message: str) -> Problem:

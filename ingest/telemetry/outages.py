@@ -32,6 +32,7 @@ CONSEQUENCES: Final = {
     "ledger_changes_pending": STORE,
     "ledger_changes_retried": STORE,
     "ledger_entries_undecided": STORE,
+    "permits_undecided": STORE,
     "queued_not_recorded": STORE,
     "quota_changes_in_doubt": STORE,
     "refund_failed": STORE,

@@ -7,7 +7,10 @@ import httpx
 import pytest
 
 from ingest.domain.customers import Customer
+from ingest.domain.rates import RateLimit
 from ingest.shim import openapi_document
+from ingest.shim.rate_limits import RateLimiter
+from tests.support.fakes import Clock
 from tests.support.shim_harness import HOOK, ShimHarness
 from tests.support.tasks import TASK
 from tests.unit.documents.schemas import problems, resolved
@@ -36,6 +39,12 @@ SUBMISSIONS: list[tuple[str, str, object, dict[str, str], int]] = [
     ("/v1/tasks", "key", TASK, {"Content-Encoding": "gzip"}, 415),
     ("/v1/tasks", "strict", KEYED, {}, 202),
     ("/v1/tasks", "strict", OTHER, {}, 422),
+    ("/v1/tasks", "limited", TASK, {}, 202),
+    ("/v1/tasks/batch", "limited", BATCH, PREFER, 400),
+    ("/v1/tasks", "limited", TASK, {"Content-Encoding": "gzip"}, 415),
+    ("/v1/tasks", "limited", TASK, {}, 403),
+    ("/v1/tasks", "limited", TASK, {}, 429),
+    ("/v1/tasks/batch", "limited", BATCH, {}, 429),
 ]
 """Path, API key, body, headers, and the status of the answer. The order matters: some submissions are replays."""
 
@@ -60,9 +69,11 @@ def check(path: str, method: str, answer: httpx.Response) -> None:
 
 async def test_answers_to_submissions_match_the_document(harness: ShimHarness) -> None:
     """The submissions are accepted, replayed, or refused for each reason that a client can cause."""
+    harness.app._limiter = RateLimiter(harness.store, wall_clock=Clock())  # so that no window ends in between
     await harness.add_customer(Customer(cust_id="poor", monthly_quota=0), "poor")
     await harness.add_customer(Customer(cust_id="strict", strict=True), "strict")
     await harness.add_customer(Customer(cust_id="disabled", disabled=True), "disabled")
+    await harness.add_customer(Customer(cust_id="limited", monthly_quota=1, rate=RateLimit(4, 60)), "limited")
     for path, api_key, body, headers, status in SUBMISSIONS:
         async with harness.client_of(api_key) as client:
             raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]

@@ -12,6 +12,7 @@ from ingest.domain.dead_letters import ENVELOPE_HEADER, MAX_ENVELOPED, REASON_HE
 from ingest.domain.errors import Reason
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.parsing import MAX_STRUCTURE
+from ingest.domain.rates import RateLimit
 from ingest.domain.submissions import MAX_BODY, MAX_TASK
 from ingest.domain.validation import MAX_BATCH, TASK_TYPES, BatchBody, TaskBody
 from ingest.shim import SCHEMAS, asyncapi_document, event_schema, openapi_document, problems
@@ -49,6 +50,7 @@ ERRORS: dict[int, list[Problem]] = {
         problems.unsupported_content(str(content_problem("application/json", "gzip"))),
     ],
     422: [problems.key_conflict()],
+    429: [problems.rate_limited(RateLimit(50, 1), 1, ()), problems.rate_limited(RateLimit(600, 60), 42, ())],
     431: [Problem(431, HEAD_TOO_LARGE)],
     500: [problems.internal()],
     503: [

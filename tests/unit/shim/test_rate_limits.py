@@ -1,0 +1,386 @@
+"""Rate limits: the permits of one process and of several that share a store, and the answers of the shim."""
+
+import asyncio
+import re
+import tracemalloc
+from collections import Counter
+from collections.abc import Sequence
+
+import httpx
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.broker.embedded.broker import EmbeddedBroker
+from ingest.domain import topology
+from ingest.domain.customers import Customer
+from ingest.domain.errors import StoreUnavailable
+from ingest.domain.ledger import UNDECIDED, Undecided
+from ingest.domain.rates import PermitClaim, RateLimit
+from ingest.shim import rate_limits
+from ingest.shim.problems import Problem
+from ingest.shim.rate_limits import MAX_WINDOWS, PATIENCE, UNLIMITED, RateLimiter
+from ingest.store.sqlite import SqliteStore
+from tests.support.embedded_queue import depth
+from tests.support.fakes import Clock
+from tests.support.shim_harness import ShimHarness
+from tests.support.tasks import TASK
+from tests.support.virtual_time_loop import in_virtual_time
+
+TEN_A_SECOND = RateLimit(10, 1)
+HUNDRED_A_MINUTE = RateLimit(100, 60)
+
+
+class Permits:
+    """Counts permits in memory. `calls` are the claims of each call; `trouble` makes calls hang, fail or undecided."""
+
+    def __init__(self) -> None:
+        self.claimed: Counter[tuple[str, int, int]] = Counter()
+        self.calls: list[Sequence[PermitClaim]] = []
+        self.trouble = ""
+
+    async def claim_permits(self, claims: Sequence[PermitClaim]) -> Sequence[int | Undecided]:
+        self.calls.append(claims)
+        await asyncio.sleep(3 if self.trouble == "hangs" else 0)
+        if self.trouble in ("hangs", "fails"):
+            raise StoreUnavailable("scripted")
+        sums: list[int | Undecided] = []
+        for claim in claims:
+            window = (claim.cust_id, claim.seconds, claim.number)
+            self.claimed[window] += claim.count
+            sums.append(UNDECIDED if self.trouble == claim.cust_id else self.claimed[window])
+        return sums
+
+
+async def is_granted(limiter: RateLimiter, rate: RateLimit = TEN_A_SECOND, cust_id: str = "c") -> bool:
+    try:
+        await limiter.take(cust_id, rate)
+    except Problem:
+        return False
+    return True
+
+
+async def granted_of(count: int, limiter: RateLimiter, rate: RateLimit = TEN_A_SECOND, cust_id: str = "c") -> int:
+    """Take `count` permits one after another; return how many were granted."""
+    return sum([await is_granted(limiter, rate, cust_id) for _ in range(count)])
+
+
+@pytest.fixture
+def permits() -> Permits:
+    return Permits()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def limiter(permits: Permits, clock: Clock) -> RateLimiter:
+    return RateLimiter(permits, wall_clock=clock, clock=clock)
+
+
+async def test_each_window_grants_its_limit(limiter: RateLimiter, clock: Clock) -> None:
+    """Windows are the seconds of Unix time."""
+    clock.now += 0.9
+    assert await granted_of(15, limiter) == 10
+    clock.now += 0.1
+    assert await granted_of(15, limiter) == 10
+    clock.now += 0.999
+    assert await granted_of(15, limiter) == 0
+
+
+async def test_refusal_says_what_the_limit_is_and_when_to_try_again(limiter: RateLimiter, clock: Clock) -> None:
+    clock.now = 60 * 1000 + 17.5
+    for remaining in range(99, -1, -1):
+        fields = await limiter.take("c", HUNDRED_A_MINUTE)
+        assert fields == (
+            (b"ratelimit-policy", b'"default";q=100;w=60'),
+            (b"ratelimit", b'"default";r=%d;t=43' % remaining),
+        )
+    with pytest.raises(Problem) as refusal:
+        await limiter.take("c", HUNDRED_A_MINUTE)
+    assert refusal.value.status == 429
+    assert refusal.value.headers == (
+        (b"retry-after", b"43"),
+        (b"ratelimit-policy", b'"default";q=100;w=60'),
+        (b"ratelimit", b'"default";r=0;t=43'),
+    )
+    assert msgspec.json.decode(refusal.value.body()) == {
+        "error": "rate limit exceeded: at most 100 submissions per minute (a batch is one), retry in 43 s"
+    }
+
+
+async def test_process_claims_a_twentieth_of_the_limit_at_once_and_nothing_once_it_is_exhausted(
+    limiter: RateLimiter, permits: Permits
+) -> None:
+    assert await granted_of(500, limiter, HUNDRED_A_MINUTE) == 100
+    assert [claim.count for (claim,) in permits.calls] == [5] * 20
+
+
+async def test_submissions_that_wait_together_share_the_claims(limiter: RateLimiter, permits: Permits) -> None:
+    """Also those of several customers. The first claim is for those that have come when it begins."""
+    customers = [f"c{number % 4}" for number in range(400)]
+    answers = await asyncio.gather(*[is_granted(limiter, HUNDRED_A_MINUTE, cust_id) for cust_id in customers])
+    assert answers == [True] * 400
+    assert [[claim.count for claim in claims] for claims in permits.calls] == [[100] * 4]
+    assert not await is_granted(limiter, HUNDRED_A_MINUTE, "c0")
+
+
+async def test_submissions_that_come_during_a_claim_wait_for_it_and_claim_what_is_missing(
+    limiter: RateLimiter, permits: Permits
+) -> None:
+    """None of them overtakes one that has come before."""
+    first = asyncio.create_task(is_granted(limiter, HUNDRED_A_MINUTE))
+    while not permits.calls:
+        await asyncio.sleep(0)
+    others = [asyncio.create_task(is_granted(limiter, HUNDRED_A_MINUTE)) for _ in range(24)]
+    assert await asyncio.gather(first, *others) == [True] * 25
+    assert [claim.count for (claim,) in permits.calls] == [5, 20]
+
+
+@given(
+    st.integers(1, 60),
+    st.lists(st.tuples(st.integers(0, 2), st.integers(1, 40)), max_size=20),
+)
+def test_processes_that_share_a_store_grant_the_limit_and_no_more(limit: int, bursts: list[tuple[int, int]]) -> None:
+    """Bursts of submissions at three processes. Each can keep less than a chunk that another one would need."""
+
+    async def run() -> None:
+        permits, clock, rate = Permits(), Clock(), RateLimit(limit, 60)
+        processes = [RateLimiter(permits, wall_clock=clock, clock=clock) for _ in range(3)]
+        total = wanted = 0
+        for process, count in bursts:
+            wanted += count
+            total += sum(await asyncio.gather(*[is_granted(processes[process], rate) for _ in range(count)]))
+        assert total <= limit
+        assert total >= min(wanted, limit - 2 * (rate.chunk - 1))
+
+    asyncio.run(run())
+
+
+async def test_clock_that_jumps_back_does_not_renew_a_window(limiter: RateLimiter, clock: Clock) -> None:
+    """A window that has not been used before has its limit, wherever the clock jumps."""
+    assert await granted_of(15, limiter) == 10
+    clock.now += 1
+    assert await granted_of(15, limiter) == 10
+    clock.now -= 1
+    assert await granted_of(15, limiter) == 0
+    for jump in (-3600, 7200):
+        clock.now += jump
+        assert await granted_of(15, limiter) == 10
+
+
+async def test_changed_limit_counts_at_once(limiter: RateLimiter) -> None:
+    """What was granted in the window before counts, too."""
+    assert await granted_of(15, limiter, RateLimit(10, 60)) == 10
+    assert await granted_of(15, limiter, RateLimit(12, 60)) == 2
+    assert await granted_of(15, limiter, RateLimit(5, 60)) == 0
+
+
+async def test_equal_limit_of_another_record_keeps_the_permits(limiter: RateLimiter, permits: Permits) -> None:
+    """The record is read again every two seconds."""
+    for _ in range(100):
+        assert await is_granted(limiter, RateLimit(100, 60))
+    assert len(permits.calls) == 20
+
+
+async def test_windows_that_have_ended_are_forgotten(limiter: RateLimiter, clock: Clock) -> None:
+    """However many customers there are: each new window removes up to two that have ended."""
+    for second in range(100):
+        clock.now += 1
+        await asyncio.gather(*[is_granted(limiter, cust_id=f"{second}-{number}") for number in range(50)])
+        assert limiter.windows <= 100
+
+
+async def test_memory_is_bounded_if_no_window_has_ended(
+    monkeypatch: pytest.MonkeyPatch, limiter: RateLimiter, permits: Permits
+) -> None:
+    """The oldest windows are forgotten. All of them together take less than 32 MiB."""
+    most = 1000
+    monkeypatch.setattr(rate_limits, "MAX_WINDOWS", most)
+    tracemalloc.start()
+    try:
+        for number in range(3 * most):
+            await is_granted(limiter, RateLimit(100, 60), f"a-customer-{number}")
+        permits.calls.clear()
+        permits.claimed.clear()
+        limits = tracemalloc.take_snapshot().filter_traces([tracemalloc.Filter(True, rate_limits.__file__)])
+    finally:
+        tracemalloc.stop()
+    assert limiter.windows == most
+    assert sum(trace.size for trace in limits.traces) / most * MAX_WINDOWS < 32 * 2**20
+
+
+@pytest.mark.parametrize("trouble", ["fails", "c"], ids=["outage", "undecided record"])
+async def test_submission_is_not_limited_while_the_store_cannot_count(
+    limiter: RateLimiter, permits: Permits, clock: Clock, trouble: str
+) -> None:
+    """The store is asked again after a moment, once for all that wait. Then the limit holds again."""
+    permits.trouble = trouble
+    assert await granted_of(30, limiter, HUNDRED_A_MINUTE) == 30
+    assert len(permits.calls) == 1
+    clock.now += UNLIMITED
+    assert await granted_of(30, limiter, HUNDRED_A_MINUTE) == 30
+    assert len(permits.calls) == 2
+    permits.trouble = ""
+    clock.now += UNLIMITED
+    lost = sum(permits.claimed.values())
+    assert await granted_of(200, limiter, HUNDRED_A_MINUTE) == 100 - lost
+
+
+@in_virtual_time
+async def test_submission_waits_a_second_for_a_store_that_hangs() -> None:
+    """Those that follow do not wait, and the claim that hangs does not prevent later ones."""
+    permits = Permits()
+    permits.trouble = "hangs"
+    loop = asyncio.get_running_loop()
+    limiter = RateLimiter(permits, wall_clock=loop.time, clock=loop.time)
+    start = loop.time()
+    assert await is_granted(limiter, HUNDRED_A_MINUTE)
+    assert loop.time() - start == pytest.approx(PATIENCE)
+    assert await granted_of(30, limiter, HUNDRED_A_MINUTE) == 30
+    assert loop.time() - start == pytest.approx(PATIENCE)
+    permits.trouble = ""
+    await asyncio.sleep(3)
+    assert await granted_of(200, limiter, HUNDRED_A_MINUTE) == 100
+
+
+async def test_cancelled_submission_leaves_its_permit_to_others(limiter: RateLimiter, permits: Permits) -> None:
+    tasks = [asyncio.create_task(is_granted(limiter)) for _ in range(10)]
+    while not permits.calls:
+        await asyncio.sleep(0)
+    for task in tasks[:9]:
+        task.cancel()
+    assert await tasks[9]
+    assert await granted_of(15, limiter) == 9
+
+
+# The shim
+
+
+def at_start_of_a_window(harness: ShimHarness, clock: Clock) -> None:
+    """Let the windows of the shim end only when a test says so."""
+    clock.now = 60_000.0
+    harness.app._limiter = RateLimiter(harness.store, wall_clock=clock, clock=clock)
+
+
+async def limited_client(harness: ShimHarness, clock: Clock, rate: RateLimit) -> httpx.AsyncClient:
+    at_start_of_a_window(harness, clock)
+    await harness.add_customer(Customer(cust_id="limited", rate=rate), "limited")
+    return harness.client_of("limited")
+
+
+async def test_answers_have_both_fields_and_the_surplus_is_refused_without_a_claim_or_charge(
+    harness: ShimHarness, clock: Clock
+) -> None:
+    async with await limited_client(harness, clock, RateLimit(3, 60)) as client:
+        for remaining in (2, 1, 0):
+            answer = await client.post("/v1/tasks", json=TASK | {"idempotency_key": f"k{remaining}"})
+            assert answer.status_code == 202
+            assert answer.headers["RateLimit-Policy"] == '"default";q=3;w=60'
+            assert answer.headers["RateLimit"] == f'"default";r={remaining};t=60'
+        for path, body in (
+            ("/v1/tasks", TASK | {"idempotency_key": "new"}),
+            ("/v1/tasks", TASK | {"idempotency_key": "k0"}),
+            ("/v1/tasks/batch", {"tasks": [TASK], "idempotency_key": "new"}),
+        ):
+            answer = await client.post(path, json=body)
+            assert answer.status_code == 429
+            assert answer.json()["error"].startswith("rate limit exceeded: at most 3 submissions per minute")
+            assert answer.headers["Retry-After"] == "60"
+            assert answer.headers["RateLimit"] == '"default";r=0;t=60'
+        assert await depth(harness.broker, topology.INGEST_TASKS) == 3
+        assert await depth(harness.broker, topology.INGEST_BATCHES) == 0
+        clock.now += 60
+        answer = await client.post("/v1/tasks", json=TASK | {"idempotency_key": "new"})
+        assert (answer.status_code, "idempotent" in answer.json()) == (202, False)
+
+
+async def test_batch_counts_as_one_and_invalid_bodies_count(harness: ShimHarness, clock: Clock) -> None:
+    """Answers that are not 2xx have the fields, too."""
+    async with await limited_client(harness, clock, RateLimit(4, 60)) as client:
+        statuses = [(await client.post("/v1/tasks/batch", json={"tasks": [TASK] * 50})).status_code]
+        for content, headers in (
+            (b"{", {}),
+            (b"{}", {"Content-Type": "text/plain"}),
+            (b"{}", {"Content-Length": "9999999"}),
+        ):
+            headers = {"Content-Type": "application/json"} | headers
+            if "Content-Length" in headers:
+                content = b"x" * 9_999_999
+            answer = await client.post("/v1/tasks", content=content, headers=headers)
+            assert "RateLimit" in answer.headers
+            assert "RateLimit-Policy" in answer.headers
+            statuses.append(answer.status_code)
+        assert statuses == [202, 400, 415, 413]
+        assert (await client.post("/v1/tasks", json=TASK)).status_code == 429
+
+
+async def test_limit_is_that_of_the_customer_and_not_of_a_key(harness: ShimHarness, clock: Clock) -> None:
+    """Other customers are not affected, and look-ups do not count."""
+    async with await limited_client(harness, clock, RateLimit(2, 60)) as client:
+        await harness.add_customer(Customer(cust_id="limited", rate=RateLimit(2, 60)), "second key")
+        async with harness.client_of("second key") as second:
+            accepted = await client.post("/v1/tasks", json=TASK)
+            answers = [await sender.post("/v1/tasks", json=TASK) for sender in (second, client, second)]
+            assert [answer.status_code for answer in answers] == [202, 429, 429]
+            lookup = await client.get(f"/v1/tasks/{accepted.json()['task_id']}")
+            assert (lookup.status_code, "RateLimit" in lookup.headers) == (200, False)
+    answer = await harness.client.post("/v1/tasks", json=TASK)
+    assert (answer.status_code, "RateLimit" in answer.headers) == (202, False)
+
+
+async def test_disabled_customer_is_refused_with_403_and_uses_no_permit(harness: ShimHarness, clock: Clock) -> None:
+    at_start_of_a_window(harness, clock)
+    await harness.add_customer(Customer(cust_id="limited", rate=RateLimit(1, 60), disabled=True), "limited")
+    async with harness.client_of("limited") as client:
+        for _ in range(3):
+            answer = await client.post("/v1/tasks", json=TASK)
+            assert (answer.status_code, "RateLimit" in answer.headers) == (403, False)
+
+
+async def test_customer_without_a_limit_makes_no_call_of_the_store(
+    parts: tuple[SqliteStore, EmbeddedBroker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, broker = parts
+    monkeypatch.setattr(store, "claim_permits", None)
+    async with ShimHarness(store, broker, await broker.publisher()) as harness:
+        assert (await harness.client.post("/v1/tasks", json=TASK)).status_code == 202
+
+
+async def test_pipelined_requests_are_answered_in_order_and_each_counts(harness: ShimHarness, clock: Clock) -> None:
+    """Of refused ones the bodies are not read, but skipped."""
+    await (await limited_client(harness, clock, RateLimit(2, 60))).aclose()
+    body = msgspec.json.encode(TASK)
+    request = (
+        b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer limited\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    last = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    answers = await harness.raw(request * 5 + last)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"202", b"202", b"429", b"429", b"429", b"200"]
+
+
+async def test_refused_request_is_answered_before_its_body_arrives(harness: ShimHarness, clock: Clock) -> None:
+    """A slow body holds no memory, and `Expect: 100-continue` gets 429 instead of 100."""
+    async with await limited_client(harness, clock, RateLimit(1, 60)) as client:
+        await client.post("/v1/tasks", json=TASK)
+    reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
+    writer.write(
+        b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer limited\r\nContent-Type: application/json\r\n"
+        b"Expect: 100-continue\r\nContent-Length: 1000000\r\n\r\n"
+    )
+    async with asyncio.timeout(5):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 429 ")
+    assert harness.app._memory.reserved == 0
+    writer.close()
+
+
+async def test_outage_is_answered_503_and_not_429(harness: ShimHarness, clock: Clock) -> None:
+    async with await limited_client(harness, clock, RateLimit(1, 60)) as client:
+        assert (await client.post("/v1/tasks", json=TASK)).status_code == 202
+        clock.now += 60
+        await harness.store.close()
+        assert [(await client.post("/v1/tasks", json=TASK)).status_code for _ in range(3)] == [503] * 3
