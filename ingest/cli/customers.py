@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from ingest import settings
-from ingest.cli.options import Json, seconds
+from ingest.cli.options import Json, rate_limit, seconds
 from ingest.cli.registry import (
     Cust,
     customers_text,
@@ -24,7 +24,7 @@ from ingest.domain.customers import Customer, is_cust_id
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
 
-app = typer.Typer(help="Customers: quota, retention, strictness, disabled or not.", no_args_is_help=True)
+app = typer.Typer(help="Customers: quota, rate limit, retention, strictness, disabled or not.", no_args_is_help=True)
 
 Quota = Annotated[
     str | None, typer.Option(metavar="N", help="New tasks a calendar month (UTC), or `unlimited`.", show_default=False)
@@ -44,6 +44,15 @@ Disabled = Annotated[
         "answered 202 before is still accepted. Shims and workers notice within 2 seconds.",
     ),
 ]
+Rate = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N/s|N/m|none",
+        help="Submissions over HTTP per second or minute; a batch is one. More are answered 429. By default none: "
+        "unlimited.",
+        show_default=False,
+    ),
+]
 
 
 @app.command("add")
@@ -53,6 +62,7 @@ def customer_add(
     retention: Retention = None,
     strict: Strict = None,
     disabled: Disabled = None,
+    rate: Rate = None,
     json: Json = False,
 ) -> None:
     """Add a customer. Example: ingest customer add acme --quota 100000 --retention 30d"""
@@ -64,7 +74,7 @@ def customer_add(
     async def add(store: Store) -> Customer:
         if await store.customer(cust) is not None:
             raise ConfigurationError(f"customer {cust} exists already: `ingest customer set {cust} …` changes it")
-        added = _changed(Customer(cust_id=cust), quota, retention, strict, disabled)
+        added = _changed(Customer(cust_id=cust), quota, retention, strict, disabled, rate)
         await store.save_customer(added)
         return added
 
@@ -78,6 +88,7 @@ def customer_set(
     retention: Retention = None,
     strict: Strict = None,
     disabled: Disabled = None,
+    rate: Rate = None,
     json: Json = False,
 ) -> None:
     """Change a customer. Options that are left out change nothing.
@@ -86,7 +97,7 @@ def customer_set(
     """
 
     async def change(store: Store) -> Customer:
-        changed = _changed(await existing_customer(store, cust), quota, retention, strict, disabled)
+        changed = _changed(await existing_customer(store, cust), quota, retention, strict, disabled, rate)
         await store.save_customer(changed)
         return changed
 
@@ -120,7 +131,12 @@ def customer_show(cust: Cust, json: Json = False) -> None:
 
 
 def _changed(
-    before: Customer, quota: str | None, retention: str | None, strict: bool | None, disabled: bool | None
+    before: Customer,
+    quota: str | None,
+    retention: str | None,
+    strict: bool | None,
+    disabled: bool | None,
+    rate: str | None,
 ) -> Customer:
     changes: dict[str, Any] = {}
     if quota is not None:
@@ -131,6 +147,8 @@ def _changed(
         changes["strict"] = strict
     if disabled is not None:
         changes["disabled"] = disabled
+    if rate is not None:
+        changes["rate"] = rate_limit(rate, "--rate")
     return msgspec.structs.replace(before, **changes)
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 import typer
 
 from ingest.domain.errors import ConfigurationError
+from ingest.domain.rates import UNITS, RateLimit
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -30,6 +31,22 @@ def byte_count(text: str, option: str) -> int:
     if not value:
         raise ConfigurationError(f"{option} must be a size such as 512KiB, 256MiB or 1GiB; it is {text!r}")
     return value
+
+
+def rate_limit(text: str, option: str) -> RateLimit | None:
+    """Parse a rate limit such as 50/s or 600/m, or `none`. Raises ConfigurationError, which names the option.
+
+    It is a whole number with a unit, because customers are shown the same words. The rate of `dlq redrive` has neither.
+    """
+    if text == "none":
+        return None
+    match = re.fullmatch(r"(\d{1,6})/([sm])", text)
+    limit = int(match[1]) if match else 0
+    if match is None or not limit:
+        raise ConfigurationError(
+            f"{option} must be a number per second or minute, such as 50/s or 600/m, or none; it is {text!r}"
+        )
+    return RateLimit(limit, UNITS[match[2]])
 
 
 def size_text(count: int) -> str:

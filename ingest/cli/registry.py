@@ -50,6 +50,7 @@ def fields_of(customer: Customer) -> dict[str, Any]:
     return {
         "cust_id": customer.cust_id,
         "monthly_quota": quota,
+        "rate": "none" if customer.rate is None else str(customer.rate),
         "retention": customer.retention,
         "strict": customer.strict,
         "disabled": customer.disabled,

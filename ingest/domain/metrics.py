@@ -96,9 +96,9 @@ SUBMISSIONS: Final = _counter(
     "ingest_submissions_total",
     "Submissions decided. door is their entry point: http (the shim) or amqp (direct producers, counted by the worker "
     "once settled); kind is task or batch; outcome is accepted, replay (http), duplicate (amqp), rejected, busy (409), "
-    "limited (429, the customer's rate limit) or unavailable (503). reason of rejected: as in ingest.dead (such as "
-    "quota_exhausted), unauthorized, method_not_allowed or internal; of unavailable: store, broker, overloaded, "
-    "deadline or parser",
+    "limited (429) or unavailable (503). reason of rejected: as in ingest.dead (such as quota_exhausted), "
+    "unauthorized, method_not_allowed or internal; of limited: rate_limited (the customer's rate limit); of "
+    "unavailable: store, broker, overloaded, deadline or parser",
     "door",
     "kind",
     "outcome",
@@ -296,7 +296,7 @@ _REASONS: Final[dict[EntryPoint, dict[Outcome, tuple[str, ...]]]] = {
         Outcome.ACCEPTED: ("",),
         Outcome.REPLAY: ("",),
         Outcome.BUSY: ("",),
-        Outcome.LIMITED: ("",),
+        Outcome.LIMITED: ("rate_limited",),
         **_HTTP_REASONS,
     },
     EntryPoint.AMQP: {Outcome.ACCEPTED: ("",), Outcome.DUPLICATE: ("",), Outcome.REJECTED: tuple(Reason)},

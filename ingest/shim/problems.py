@@ -91,7 +91,7 @@ def method_not_allowed(method: str) -> Problem:
 def rate_limited(rate: RateLimit, seconds: int, fields: tuple[Header, ...]) -> Problem:
     """429 for a customer without permits. `seconds`: until the window ends; `fields`: `RateLimit` and its policy."""
     message = f"rate limit exceeded: at most {rate.words} (a batch is one), retry in {seconds} s"
-    return Problem(429, message, ((b"retry-after", b"%d" % seconds), *fields))
+    return Problem(429, message, ((b"retry-after", b"%d" % seconds), *fields), reason="rate_limited")
 
 
 def unsupported_content(message: str) -> Problem:

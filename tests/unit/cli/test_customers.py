@@ -18,6 +18,7 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
     added = ingest(tmp_path, "customer", "add", "acme", "--quota", "10", "--json")
     assert json.loads(added.stdout)["monthly_quota"] == 10
     ingest(tmp_path, "customer", "set", "acme", "--quota", "unlimited", "--retention", "12h", "--strict")
+    ingest(tmp_path, "customer", "set", "acme", "--rate", "50/s")
     ingest(tmp_path, "webhook", "add", "acme", "https://a.example/h")
     api_key = json.loads(ingest(tmp_path, "key", "create", "acme", "--json").stdout)
     assert set(api_key) == {"key_id", "api_key"}
@@ -25,9 +26,10 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
     assert ingest(tmp_path, "key", "revoke", api_key["key_id"]).returncode == 0
     customer = json.loads(ingest(tmp_path, "customer", "show", "acme", "--json").stdout)
     assert customer["keys"][0]["revoked"] is True
-    settings = ("monthly_quota", "retention", "strict", "webhooks", "used_this_month")
+    settings = ("monthly_quota", "rate", "retention", "strict", "webhooks", "used_this_month")
     assert {name: customer[name] for name in settings} == {
         "monthly_quota": "unlimited",
+        "rate": "50/s",
         "retention": 43_200,
         "strict": True,
         "webhooks": ["https://a.example/h"],
@@ -35,9 +37,9 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
     }
     ingest(tmp_path, "customer", "add", "other-customer", "--quota", "100000", "--disabled")
     assert ingest(tmp_path, "customer", "list").stdout.splitlines() == [
-        "cust id         monthly quota  retention  strict  disabled",
-        "acme            unlimited      12h        yes     no",
-        "other-customer  100,000        7d         no      yes",
+        "cust id         monthly quota  rate  retention  strict  disabled",
+        "acme            unlimited      50/s  12h        yes     no",
+        "other-customer  100,000        none  7d         no      yes",
     ]
 
 
@@ -53,6 +55,8 @@ def test_customer_list_says_how_to_add_the_first_customer(tmp_path: Path) -> Non
         (("customer", "add", "x", "--quota", "many"), "--quota must be"),
         (("customer", "add", "x", "--retention", "7"), "--retention must be"),
         (("customer", "add", "x", "--retention", "59s"), "--retention must be at least 60s, twice INGEST_LEASE"),
+        (("customer", "add", "x", "--rate", "50"), "--rate must be a number per second or minute, such as 50/s"),
+        (("customer", "add", "x", "--rate", "0/s"), "--rate must be a number per second or minute, such as 50/s"),
         (("webhook", "add", "x", "http://a.example"), "it must be an https URL"),
         (("webhook", "add", "x", "https://169.254.169.254/"), "169.254.169.254 is a private, loopback or reserved"),
         (("webhook", "add", "x", "https://münchen.de/"), "write xn--mnchen-3ya.de for münchen.de"),
@@ -80,6 +84,7 @@ def test_customer_show_is_readable_text(tmp_path: Path) -> None:
     key_id = json.loads(ingest(tmp_path, "key", "create", "acme", "--json").stdout)["key_id"]
     shown = ingest(tmp_path, "customer", "show", "acme").stdout
     assert "monthly quota    100,000" in shown
+    assert "rate             none" in shown
     assert "retention        7d" in shown
     assert "strict           no" in shown
     assert "webhooks         none" in shown
@@ -92,6 +97,14 @@ def test_customer_is_disabled_until_it_is_enabled_and_other_changes_keep_that(tm
     for change, disabled in (("--disabled", True), ("--strict", True), ("--enabled", False)):
         ingest(tmp_path, "customer", "set", "acme", change)
         assert json.loads(ingest(tmp_path, "customer", "show", "acme", "--json").stdout)["disabled"] is disabled
+
+
+def test_customer_has_a_rate_until_it_is_none_and_other_changes_keep_it(tmp_path: Path) -> None:
+    added = ingest(tmp_path, "customer", "add", "acme", "--rate", "600/m", "--json")
+    assert json.loads(added.stdout)["rate"] == "600/m"
+    for change, rate in ((("--strict",), "600/m"), (("--rate", "5/s"), "5/s"), (("--rate", "none"), "none")):
+        ingest(tmp_path, "customer", "set", "acme", *change)
+        assert json.loads(ingest(tmp_path, "customer", "show", "acme", "--json").stdout)["rate"] == rate
 
 
 def test_key_has_a_name(tmp_path: Path) -> None:
