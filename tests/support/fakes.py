@@ -1,11 +1,14 @@
 """Fakes of the ports, for behaviour that real servers do not show on demand."""
 
+import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
 from ingest.domain.errors import BrokerUnavailable, StoreUnavailable
-from ingest.domain.ledger import Entry
+from ingest.domain.ledger import UNDECIDED, Entry, Undecided
 from ingest.domain.messages import Delivery, Message, PublishOutcome
+from ingest.domain.rates import PermitClaim
 from ingest.store.sqlite import SqliteStore
 
 
@@ -98,3 +101,24 @@ class UnreliableStore(SqliteStore):
         if self.loses_answer:
             raise StoreUnavailable("no answer")
         return accepted
+
+
+class CountedPermits:
+    """Counts permits in memory. `calls` are the claims of each call; `trouble` makes calls hang, fail or undecided."""
+
+    def __init__(self) -> None:
+        self.claimed: Counter[tuple[str, int, int]] = Counter()
+        self.calls: list[Sequence[PermitClaim]] = []
+        self.trouble = ""
+
+    async def claim_permits(self, claims: Sequence[PermitClaim]) -> Sequence[int | Undecided]:
+        self.calls.append(claims)
+        await asyncio.sleep(3 if self.trouble == "hangs" else 0)
+        if self.trouble in ("hangs", "fails"):
+            raise StoreUnavailable("scripted")
+        sums: list[int | Undecided] = []
+        for claim in claims:
+            window = (claim.cust_id, claim.seconds, claim.number)
+            self.claimed[window] += claim.count
+            sums.append(UNDECIDED if self.trouble == claim.cust_id else self.claimed[window])
+        return sums

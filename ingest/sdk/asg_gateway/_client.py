@@ -10,6 +10,7 @@ import httpx
 from asg_gateway import _protocol
 from asg_gateway._connections import MAX_CONNECTIONS, Connections
 from asg_gateway._errors import indexes_from, resumable
+from asg_gateway._pace import Pace
 from asg_gateway._results import BatchResult, TaskResult, joined
 from asg_gateway._retry import DEADLINE, MAX_RETRIES, TIMEOUT, Attempts, Limits
 from asg_gateway._tasks import key_or_new
@@ -19,7 +20,8 @@ class ASGGatewayClient:
     """Submits tasks; safe to share between threads and with forked processes.
 
     Connection errors, 408, 409, 429 and 5xx are retried, with a backoff that respects `Retry-After`. That is safe,
-    because every submission has an idempotency key; if none is given, one is generated per call.
+    because every submission has an idempotency key; if none is given, one is generated per call. After a 429, all
+    submissions of the client wait for `Retry-After`, and then keep to the rate that the gateway states.
 
     Args:
         api_key: the API key.
@@ -56,6 +58,7 @@ class ASGGatewayClient:
         self._base_url = base_url
         self._connections = Connections(options, max_connections, transport)
         self._sleep = sleep
+        self._pace = Pace()
 
     def submit_task(
         self,
@@ -127,8 +130,13 @@ class ASGGatewayClient:
 
     def _send(self, call: _protocol.Call) -> httpx.Response:
         with self._connections.slot() as http:
-            attempts = Attempts(self._limits, self._base_url)
-            while True:
+            # The gateway does not limit look-ups.
+            pace = self._pace if call.method == "POST" else None
+            attempts = Attempts(self._limits, self._base_url, pace=pace)
+            pause: float | None = 0.0
+            while pause is not None:
+                for seconds in attempts.waits(pause):
+                    self._sleep(seconds)
                 try:
                     response = http.request(
                         call.method,
@@ -139,9 +147,7 @@ class ASGGatewayClient:
                         extensions={"deadline": attempts.end},
                     )
                 except httpx.RequestError as error:
-                    pause: float | None = attempts.failed(error)
+                    pause = attempts.failed(error)
                 else:
                     pause = attempts.answered(response)
-                if pause is None:
-                    return response
-                self._sleep(pause)
+            return response

@@ -104,7 +104,10 @@ class ConflictError(APIError):
 
 
 class RateLimitedError(APIError):
-    """Too many requests."""
+    """Too many submissions: the rate limit of the customer, and the retries or the time of the call have ended.
+
+    If it was not sent at all, because its turn would come after its deadline, `headers` is empty.
+    """
 
 
 class ServerError(APIError):

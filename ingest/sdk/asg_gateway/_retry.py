@@ -2,12 +2,13 @@
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import httpx
 
-from asg_gateway._errors import ASGGatewayError, TimedOutError, TransportError
+from asg_gateway._errors import ASGGatewayError, RateLimitedError, TimedOutError, TransportError
+from asg_gateway._pace import Pace
 from asg_gateway._protocol import api_error, http_date
 
 TIMEOUT = 30.0
@@ -17,6 +18,7 @@ DEADLINE = 120.0
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 8.0
 _SHORTEST_TIMEOUT = 0.001
+_NO_TURN = "not sent: the gateway limits the rate of this client, and the deadline would pass before its turn"
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,44 @@ class Limits:
 class Attempts:
     """Decides after each attempt at one request:
 
-    done, retry after a pause, or an error. `base_url` is for messages; `clock` is in monotonic seconds.
+    done, retry after a pause, or an error.
+
+    Args:
+        limits: the limits of the request.
+        base_url: for messages.
+        clock: monotonic seconds.
+        pace: the pace of the client; by default the request has its own.
     """
 
-    def __init__(self, limits: Limits, base_url: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        base_url: str,
+        clock: Callable[[], float] = time.monotonic,
+        pace: Pace | None = None,
+    ) -> None:
         self.end = clock() + limits.deadline
         self._limits = limits
         self._base_url = base_url.rstrip("/")
         self._retries_left = limits.max_retries
         self._clock = clock
         self._pause = _FIRST_PAUSE
+        self._pace = pace or Pace(clock)
+        self._error: ASGGatewayError | None = None
+
+    def waits(self, pause: float = 0.0) -> Iterator[float]:
+        """Yield the seconds to wait, one after another, before the next attempt.
+
+        They are `pause`, or more if the client has been refused because of its rate, also during the wait. Raises the
+        last error if the deadline would pass.
+        """
+        pause = max(pause, self._pace.reserve())
+        while pause > 0:
+            if self._clock() + pause >= self.end:
+                raise self._error or RateLimitedError(429, _NO_TURN)
+            refusals = self._pace.refusals
+            yield pause
+            pause = self._pace.reserve() if self._pace.refusals != refusals else 0.0
 
     def remaining(self) -> float:
         """Return the seconds until the deadline, more than 0."""
@@ -58,6 +88,11 @@ class Attempts:
 
     def answered(self, response: httpx.Response) -> float | None:
         """Return None if the answer is final, otherwise the seconds until the retry. Raises APIError to give up."""
+        policy = response.headers.get("RateLimit-Policy", "")
+        if response.status_code == 429:
+            self._pace.refused(_retry_after(response), policy)
+        else:
+            self._pace.accepted(policy)
         if response.is_success:
             return None
         error = api_error(response)
@@ -88,6 +123,7 @@ class Attempts:
         if not self._retries_left or self._clock() + pause >= self.end:
             raise error
         self._retries_left -= 1
+        self._error = error
         return pause
 
 

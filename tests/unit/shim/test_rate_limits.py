@@ -3,8 +3,6 @@
 import asyncio
 import re
 import tracemalloc
-from collections import Counter
-from collections.abc import Sequence
 
 import httpx
 import msgspec
@@ -15,42 +13,19 @@ from hypothesis import strategies as st
 from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain import topology
 from ingest.domain.customers import Customer
-from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import UNDECIDED, Undecided
-from ingest.domain.rates import PermitClaim, RateLimit
+from ingest.domain.rates import RateLimit
 from ingest.shim import rate_limits
 from ingest.shim.problems import Problem
 from ingest.shim.rate_limits import MAX_WINDOWS, PATIENCE, UNLIMITED, RateLimiter
 from ingest.store.sqlite import SqliteStore
 from tests.support.embedded_queue import depth
-from tests.support.fakes import Clock
+from tests.support.fakes import Clock, CountedPermits
 from tests.support.shim_harness import ShimHarness
 from tests.support.tasks import TASK
 from tests.support.virtual_time_loop import in_virtual_time
 
 TEN_A_SECOND = RateLimit(10, 1)
 HUNDRED_A_MINUTE = RateLimit(100, 60)
-
-
-class Permits:
-    """Counts permits in memory. `calls` are the claims of each call; `trouble` makes calls hang, fail or undecided."""
-
-    def __init__(self) -> None:
-        self.claimed: Counter[tuple[str, int, int]] = Counter()
-        self.calls: list[Sequence[PermitClaim]] = []
-        self.trouble = ""
-
-    async def claim_permits(self, claims: Sequence[PermitClaim]) -> Sequence[int | Undecided]:
-        self.calls.append(claims)
-        await asyncio.sleep(3 if self.trouble == "hangs" else 0)
-        if self.trouble in ("hangs", "fails"):
-            raise StoreUnavailable("scripted")
-        sums: list[int | Undecided] = []
-        for claim in claims:
-            window = (claim.cust_id, claim.seconds, claim.number)
-            self.claimed[window] += claim.count
-            sums.append(UNDECIDED if self.trouble == claim.cust_id else self.claimed[window])
-        return sums
 
 
 async def is_granted(limiter: RateLimiter, rate: RateLimit = TEN_A_SECOND, cust_id: str = "c") -> bool:
@@ -67,8 +42,8 @@ async def granted_of(count: int, limiter: RateLimiter, rate: RateLimit = TEN_A_S
 
 
 @pytest.fixture
-def permits() -> Permits:
-    return Permits()
+def permits() -> CountedPermits:
+    return CountedPermits()
 
 
 @pytest.fixture
@@ -77,7 +52,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def limiter(permits: Permits, clock: Clock) -> RateLimiter:
+def limiter(permits: CountedPermits, clock: Clock) -> RateLimiter:
     return RateLimiter(permits, wall_clock=clock, clock=clock)
 
 
@@ -113,13 +88,13 @@ async def test_refusal_says_what_the_limit_is_and_when_to_try_again(limiter: Rat
 
 
 async def test_process_claims_a_twentieth_of_the_limit_at_once_and_nothing_once_it_is_exhausted(
-    limiter: RateLimiter, permits: Permits
+    limiter: RateLimiter, permits: CountedPermits
 ) -> None:
     assert await granted_of(500, limiter, HUNDRED_A_MINUTE) == 100
     assert [claim.count for (claim,) in permits.calls] == [5] * 20
 
 
-async def test_submissions_that_wait_together_share_the_claims(limiter: RateLimiter, permits: Permits) -> None:
+async def test_submissions_that_wait_together_share_the_claims(limiter: RateLimiter, permits: CountedPermits) -> None:
     """Also those of several customers. The first claim is for those that have come when it begins."""
     customers = [f"c{number % 4}" for number in range(400)]
     answers = await asyncio.gather(*[is_granted(limiter, HUNDRED_A_MINUTE, cust_id) for cust_id in customers])
@@ -129,7 +104,7 @@ async def test_submissions_that_wait_together_share_the_claims(limiter: RateLimi
 
 
 async def test_submissions_that_come_during_a_claim_wait_for_it_and_claim_what_is_missing(
-    limiter: RateLimiter, permits: Permits
+    limiter: RateLimiter, permits: CountedPermits
 ) -> None:
     """None of them overtakes one that has come before."""
     first = asyncio.create_task(is_granted(limiter, HUNDRED_A_MINUTE))
@@ -148,7 +123,7 @@ def test_processes_that_share_a_store_grant_the_limit_and_no_more(limit: int, bu
     """Bursts of submissions at three processes. Each can keep less than a chunk that another one would need."""
 
     async def run() -> None:
-        permits, clock, rate = Permits(), Clock(), RateLimit(limit, 60)
+        permits, clock, rate = CountedPermits(), Clock(), RateLimit(limit, 60)
         processes = [RateLimiter(permits, wall_clock=clock, clock=clock) for _ in range(3)]
         total = wanted = 0
         for process, count in bursts:
@@ -179,7 +154,7 @@ async def test_changed_limit_counts_at_once(limiter: RateLimiter) -> None:
     assert await granted_of(15, limiter, RateLimit(5, 60)) == 0
 
 
-async def test_equal_limit_of_another_record_keeps_the_permits(limiter: RateLimiter, permits: Permits) -> None:
+async def test_equal_limit_of_another_record_keeps_the_permits(limiter: RateLimiter, permits: CountedPermits) -> None:
     """The record is read again every two seconds."""
     for _ in range(100):
         assert await is_granted(limiter, RateLimit(100, 60))
@@ -195,7 +170,7 @@ async def test_windows_that_have_ended_are_forgotten(limiter: RateLimiter, clock
 
 
 async def test_memory_is_bounded_if_no_window_has_ended(
-    monkeypatch: pytest.MonkeyPatch, limiter: RateLimiter, permits: Permits
+    monkeypatch: pytest.MonkeyPatch, limiter: RateLimiter, permits: CountedPermits
 ) -> None:
     """The oldest windows are forgotten. All of them together take less than 32 MiB."""
     most = 1000
@@ -215,7 +190,7 @@ async def test_memory_is_bounded_if_no_window_has_ended(
 
 @pytest.mark.parametrize("trouble", ["fails", "c"], ids=["outage", "undecided record"])
 async def test_submission_is_not_limited_while_the_store_cannot_count(
-    limiter: RateLimiter, permits: Permits, clock: Clock, trouble: str
+    limiter: RateLimiter, permits: CountedPermits, clock: Clock, trouble: str
 ) -> None:
     """The store is asked again after a moment, once for all that wait. Then the limit holds again."""
     permits.trouble = trouble
@@ -233,7 +208,7 @@ async def test_submission_is_not_limited_while_the_store_cannot_count(
 @in_virtual_time
 async def test_submission_waits_a_second_for_a_store_that_hangs() -> None:
     """Those that follow do not wait, and the claim that hangs does not prevent later ones."""
-    permits = Permits()
+    permits = CountedPermits()
     permits.trouble = "hangs"
     loop = asyncio.get_running_loop()
     limiter = RateLimiter(permits, wall_clock=loop.time, clock=loop.time)
@@ -247,7 +222,7 @@ async def test_submission_waits_a_second_for_a_store_that_hangs() -> None:
     assert await granted_of(200, limiter, HUNDRED_A_MINUTE) == 100
 
 
-async def test_cancelled_submission_leaves_its_permit_to_others(limiter: RateLimiter, permits: Permits) -> None:
+async def test_cancelled_submission_leaves_its_permit_to_others(limiter: RateLimiter, permits: CountedPermits) -> None:
     tasks = [asyncio.create_task(is_granted(limiter)) for _ in range(10)]
     while not permits.calls:
         await asyncio.sleep(0)

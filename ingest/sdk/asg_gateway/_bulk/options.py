@@ -23,6 +23,8 @@ it in the file. So the same lines in another file are the same tasks, unless --n
 remembers keys for the customer's retention, 7 days by default; FILE.journal, beside the file, remembers finished
 chunks.
 
+If the gateway limits the rate of submissions, all chunks in flight wait together, each for at most --patience seconds.
+
 Refused lines are written to FILE.errors.jsonl with the reasons. Correct them in the file, or submit them from another.
 
 exit codes:
