@@ -1,4 +1,4 @@
-"""Measures the sizes of ledger records that deploy/sizing.md states."""
+"""Measures the sizes of records that deploy/sizing.md states."""
 
 import re
 import uuid
@@ -9,6 +9,7 @@ import pytest
 
 from ingest.admission import Admission, Request
 from ingest.domain.customers import Customer
+from ingest.domain.rates import PermitClaim
 from ingest.domain.submissions import Submission, batch_submission, task_submission
 from ingest.store.aerospike.store import AerospikeStore
 from tests.deploy.files import DEPLOY
@@ -31,12 +32,12 @@ def new_key() -> str:
     return f"order-{uuid.uuid4().hex[:20]}"
 
 
-def ledger_size(server: AerospikeServer) -> tuple[int, int]:
-    """Return (records, bytes) of the ledger."""
+def set_size(server: AerospikeServer, name: str) -> tuple[int, int]:
+    """Return (records, bytes) of a set."""
     namespace = server.url.rpartition("/")[2]
     host, _, port = server.url.removeprefix("aerospike://").partition("/")[0].partition(":")
     client = aerospike_client.client({"hosts": [(host, int(port))]})
-    info = client.info_random_node(f"sets/{namespace}/ledger").partition("\t")[2]
+    info = client.info_random_node(f"sets/{namespace}/{name}").partition("\t")[2]
     client.close()
     values = dict(pair.split("=", 1) for pair in info.strip(" ;\n").split(":") if "=" in pair)
     return int(values.get("objects", 0)), int(values.get("data_used_bytes", 0))
@@ -59,12 +60,24 @@ async def test_accepted_submission_takes_the_stated_records_and_bytes(
     stated_records, stated_bytes = (int(figure.replace(",", "")) for figure in match.groups())
     store = await AerospikeStore.open(aerospike.url)
     admission = Admission(store)
-    records_before, bytes_before = ledger_size(aerospike)
+    records_before, bytes_before = set_size(aerospike, "ledger")
     customer = Customer(cust_id="acme")
     decisions = await admission.admit([Request(new_submission(), customer) for _ in range(submissions)])
     await admission.queued(decisions)
     await admission.accepted([entry for decision in decisions for entry in decision.owned])
-    records_after, bytes_after = ledger_size(aerospike)
+    records_after, bytes_after = set_size(aerospike, "ledger")
     await store.close()
     assert (records_after - records_before) / submissions == stated_records
     assert (bytes_after - bytes_before) / submissions == pytest.approx(stated_bytes, rel=0.1)
+
+
+async def test_counter_of_a_rate_limit_takes_the_stated_bytes_and_time(aerospike: AerospikeServer) -> None:
+    store = await AerospikeStore.open(aerospike.url)
+    cust_id = f"acme-{uuid.uuid4().hex[:12]}"
+    for number in range(100):
+        await store.claim_permits([PermitClaim(cust_id, 1, 1_775_000_000 + number, 10)])
+    records, size = set_size(aerospike, "rate")
+    await store.close()
+    times = [PermitClaim(cust_id, seconds, 1, 1).time_to_live for seconds in (1, 60)]
+    stated = f"of {round(size / records)} bytes for each second ({times[0]} s long) or minute ({times[1]} s long)"
+    assert stated in " ".join(PAGE.split())

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import httpx
+import pytest
 from asg_gateway import AsyncASGGatewayClient
 
 from tests.e2e.contract import TASK
@@ -91,7 +92,9 @@ async def test_sdk_submits_everything_at_the_rate_of_the_limit(deployment: Deplo
     assert 3 <= time.monotonic() - start <= 15
 
 
-async def test_asg_submit_finishes_a_file_under_a_limit(deployment: Deployment, tmp_path: Path) -> None:
+async def test_asg_submit_finishes_a_file_under_a_limit_and_says_why_it_waits(
+    deployment: Deployment, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """40 chunks at 10 a second; the same file again is replayed under the same limit."""
     await limit(deployment, "10/s")
     file = write_tasks(tmp_path / "tasks.jsonl", [task(number) for number in range(800)])
@@ -102,3 +105,4 @@ async def test_asg_submit_finishes_a_file_under_a_limit(deployment: Deployment, 
         stdout, _ = await asyncio.wait_for(submit.communicate(), 60)
         assert (submit.returncode, json.loads(stdout)[name]) == (0, 800)
         assert time.monotonic() - start >= 2.5
+        assert capfd.readouterr().err.count("the gateway limits the rate of submissions") == 1

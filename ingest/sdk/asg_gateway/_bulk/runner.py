@@ -51,6 +51,7 @@ class Run:
         self._stop = asyncio.Event()
         self._signal = 0
         self._unfinished: dict[int, int] = {}
+        self._said_limited = False
 
     def check(self, chunks: Iterator[Chunk]) -> int:
         """Check every line without the gateway."""
@@ -79,6 +80,7 @@ class Run:
                 )
                 async with contextlib.aclosing(outcomes):
                     async for chunk, outcome in outcomes:
+                        self._say_if_limited(client)
                         self._count(chunk, outcome)
                         del self._unfinished[id(chunk)]
         except Exception as error:  # noqa: BLE001 - the counts are still shown
@@ -98,6 +100,12 @@ class Run:
             )
         except ValueError as error:  # the API key, the URL or a proxy variable
             raise UsageError(str(error)) from error
+
+    def _say_if_limited(self, client: AsyncASGGatewayClient) -> None:
+        """Say once why the run is slow, unless it is quiet."""
+        if client._pace.refusals and not self._said_limited and not self._options.quiet:  # noqa: SLF001 - same package
+            self._said_limited = True
+            say("the gateway limits the rate of submissions: chunks wait for their turn")
 
     def _watched(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Note the first line of each chunk until it is finished."""
