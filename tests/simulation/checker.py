@@ -158,10 +158,23 @@ def _contradictions(world: World, output: Output) -> list[str]:
             continue
         submit = submits[0]
         own = tasks_of(Attempt(submit, 0.0, 0))[1 if submit.item_key else 0 :]
-        before = event.at - _AT_ONCE
-        if any(accepted.at < before for id_, _ in own for accepted in output.tasks.get(id_, [])):
+        accepted = [task.at for id_, _ in own for task in output.tasks.get(id_, [])]
+        if any(at < event.at - _AT_ONCE and not _was_created(world, submit, at) for at in accepted):
             problems.append(f"{_name(submit)} was accepted, then rejected: {event.data['reason']}")
     return problems
+
+
+def _was_created(world: World, submit: Submit, accepted_at: float) -> bool:
+    """Return whether the customer did not exist until its submission was accepted.
+
+    Its rejection may have been decided before that, and published late.
+    """
+    return any(
+        isinstance(action, MissingCustomer)
+        and action.customer == submit.customer
+        and START + action.at + action.seconds <= accepted_at
+        for action in world.schedule.actions
+    )
 
 
 def _is_one_message(world: World, submits: list[Submit]) -> bool:
