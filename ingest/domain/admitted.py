@@ -5,6 +5,7 @@ It is JSON, so that an operator can read it. The worker does not parse the tasks
 
 import msgspec
 
+from ingest.domain.addresses import DEFAULT_ROUTE, routing_key
 from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.messages import Message
 from ingest.domain.submissions import Submission
@@ -33,12 +34,15 @@ _encode = msgspec.json.encode
 _decode = msgspec.json.Decoder(Admitted).decode
 
 
-def to_message(admitted: Admitted, trace: Trace | None = None) -> Message:
-    """Return the message for the workers, with the client's trace context in its headers."""
+def to_message(admitted: Admitted, trace: Trace | None = None, route: str = DEFAULT_ROUTE) -> Message:
+    """Return the message for the workers, with the client's trace context in its headers.
+
+    `route` says which queue takes it (`domain.addresses`).
+    """
     submission = admitted.submission
     return Message(
         exchange=SUBMISSIONS,
-        routing_key=f"{submission.kind}.submitted.{submission.cust_id}",
+        routing_key=routing_key(submission.kind, submission.cust_id, route),
         body=_encode(admitted),
         message_id=submission.id,
         type=TYPE,

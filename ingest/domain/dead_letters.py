@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ingest.domain import admitted, topology
+from ingest.domain import addresses, admitted, topology
 from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.messages import JSON, MAX_MESSAGE, Delivery, Message
 from ingest.domain.trace import trace_of
@@ -43,7 +43,6 @@ UNKNOWN: Final = "unknown"
 EXPIRED: Final = "expired"
 """RabbitMQ's reason for a message that waited longer than its `expiration` or the queue's message-ttl."""
 
-_ADDRESS: Final = re.compile(r"(?:task|batch)\.submitted\.(?P<cust_id>[^.]*)")
 _MILLISECONDS: Final = re.compile("[0-9]{1,20}")
 _SHORT: Final = 255
 """Bytes of an AMQP short string."""
@@ -155,7 +154,7 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
     """
     if delivery.user_id in trusted and delivery.routing_key.startswith("rejected."):
         return _read_envelope(delivery)
-    address = _ADDRESS.fullmatch(delivery.routing_key)
+    address = addresses.parse(delivery.routing_key)
     death = _death(delivery.headers, checked=delivery.deaths_checked or delivery.user_id in trusted)
     if address is None:
         error = (
@@ -167,7 +166,7 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
         id=_id(delivery),
         reason=death.reason,
         error=f"dead-lettered by the broker: {death.reason}{death.cause}",
-        cust_id=address["cust_id"],
+        cust_id=address.cust_id,
         died_at=death.died_at,
         expiration=death.expiration,
         origin=Origin(
@@ -248,13 +247,13 @@ def _read_envelope(delivery: Delivery) -> DeadLetter:
             body=b"" if trimmed is not None else _body(submission) if envelope is None else delivery.body,
             **{name: submission.get(name) for name in Origin.__struct_fields__[:-1]},
         )
-        address = _ADDRESS.fullmatch(origin.routing_key)
+        address = addresses.parse(origin.routing_key)
         return DeadLetter(
             id=_id(delivery) if trimmed is None else str(detail["id"]),
             reason=str(detail["reason"]),
             error=str(detail["error"]),
             errors=tuple(detail["errors"]),
-            cust_id=address["cust_id"] if address else "",
+            cust_id=address.cust_id if address else "",
             died_at=_seconds(delivery.headers.get(TIME_HEADER)),
             origin=origin,
             trimmed=trimmed,

@@ -9,7 +9,8 @@ import msgspec
 import structlog
 
 from ingest.admission import Request
-from ingest.domain import admitted
+from ingest.domain import addresses, admitted
+from ingest.domain.addresses import Address
 from ingest.domain.admitted import Admitted
 from ingest.domain.content import content_problem
 from ingest.domain.customers import Customer, is_cust_id
@@ -20,7 +21,7 @@ from ingest.domain.messages import JSON, Delivery
 from ingest.domain.parsing import Unparsed
 from ingest.domain.ports import Registry
 from ingest.domain.submissions import MAX_BODY
-from ingest.domain.topology import DELIVERY_LIMIT, INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.topology import DELIVERY_LIMIT
 from ingest.domain.validation import validate_key
 from ingest.parsing.parser import SubmissionParser, is_large
 from ingest.waiting import TimeSlices
@@ -35,7 +36,6 @@ _MAX_ADDRESSES: Final = 10_000
 _NORMAL_PRIORITY: Final = 4
 """The priority of a message without one, in a quorum queue of RabbitMQ 4."""
 _log = structlog.get_logger(__name__)
-_KINDS: Final = {INGEST_TASKS: SubmissionKind.TASK, INGEST_BATCHES: SubmissionKind.BATCH}
 
 
 class Classified(msgspec.Struct, eq=False):
@@ -88,7 +88,7 @@ class DeliveryClassifier:
         return sorted(self._untrusted)
 
     async def classify(self, deliveries: Sequence[Delivery]) -> Classified:
-        """Classify deliveries of one queue. Raises ParserFailed if one of them has a large body.
+        """Classify deliveries. Raises ParserFailed if one of them has a large body.
 
         A delivery that `waits_for_parser` should be the only one, because it may take seconds.
         """
@@ -101,7 +101,7 @@ class DeliveryClassifier:
             await slices.between()
             cust_id = ""
             try:
-                kind, cust_id = _address(delivery.queue, delivery.routing_key)
+                kind, cust_id = _address(delivery.routing_key)
                 _check_attempts(delivery)
                 if delivery.type == admitted.TYPE:
                     if self._is_untrusted_service_user(delivery, cust_id):
@@ -206,17 +206,16 @@ def waits_for_parser(delivery: Delivery) -> bool:
 
 
 @lru_cache(maxsize=_MAX_ADDRESSES)
-def _address(queue: str, routing_key: str) -> tuple[SubmissionKind, str]:
-    """Kind and customer in a routing key: `task.submitted.<cust_id>` or `batch.submitted.<cust_id>`."""
-    kind = _KINDS[queue]
-    prefix = f"{kind}.submitted."
-    cust_id = routing_key.removeprefix(prefix)
-    if not routing_key.startswith(prefix) or not is_cust_id(cust_id):
+def _address(routing_key: str) -> Address:
+    """Return kind and customer. Raises InvalidSubmission (BAD_ROUTING_KEY)."""
+    address = addresses.parse(routing_key)
+    if address is None or not is_cust_id(address.cust_id):
         raise InvalidSubmission(
             Reason.BAD_ROUTING_KEY,
-            f"the routing key must be {prefix}<cust_id>; a cust_id has 1 to 64 characters: letters, digits, _ and -",
+            "the routing key must be task.submitted.<cust_id> or batch.submitted.<cust_id>; a cust_id has 1 to 64 "
+            "characters: letters, digits, _ and -",
         )
-    return kind, cust_id
+    return address
 
 
 def _check_attempts(delivery: Delivery) -> None:

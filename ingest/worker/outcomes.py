@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from ingest.domain import metrics
+from ingest.domain.addresses import is_batch
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.metrics import EntryPoint, Meter, Outcome
-from ingest.domain.topology import INGEST_BATCHES
 from ingest.worker.plan import OutboundPlan
 
 _OLDEST: Final = 366 * 86_400
@@ -31,10 +31,15 @@ def init_worker_series(meter: Meter) -> None:
 
 
 def record_finished(meter: Meter, plans: Sequence[OutboundPlan]) -> None:
-    """Record plans of one queue that are settled and will be acked now."""
-    if not plans:
-        return
-    kind = SubmissionKind.BATCH if plans[0].delivery.queue == INGEST_BATCHES else SubmissionKind.TASK
+    """Record plans that are settled and will be acked now."""
+    batches = [plan for plan in plans if is_batch(plan.delivery.routing_key)]
+    tasks = [plan for plan in plans if not is_batch(plan.delivery.routing_key)] if batches else plans
+    for kind, own in ((SubmissionKind.TASK, tasks), (SubmissionKind.BATCH, batches)):
+        if own:
+            _record_kind(meter, kind, own)
+
+
+def _record_kind(meter: Meter, kind: SubmissionKind, plans: Sequence[OutboundPlan]) -> None:
     now = time.time()
     http_ages: list[float] = []
     amqp_ages: list[float] = []
