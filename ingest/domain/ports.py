@@ -148,7 +148,23 @@ class Publisher(Protocol):
     async def close(self) -> None: ...
 
 
-class Consumer(Protocol):
+class Acknowledger(Protocol):
+    """Finishes deliveries."""
+
+    def alive(self, delivery: Delivery) -> bool:
+        """Return whether the delivery can still be acknowledged. If not, the broker delivers it again."""
+        ...
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        """Acknowledge deliveries. Those of a lost connection are ignored, because the broker delivers them again."""
+        ...
+
+    async def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        """Return deliveries for another attempt. Each counts towards the delivery limit."""
+        ...
+
+
+class Consumer(Acknowledger, Protocol):
     """Consumes one queue, with at most `prefetch` unacknowledged deliveries."""
 
     async def receive(self) -> list[Delivery]:
@@ -163,14 +179,6 @@ class Consumer(Protocol):
         """The number of deliveries that are not finished, whether `receive` has returned them or not."""
         ...
 
-    def alive(self, delivery: Delivery) -> bool:
-        """Return whether the delivery can still be acknowledged. If not, the broker delivers it again."""
-        ...
-
-    async def ack(self, deliveries: Sequence[Delivery]) -> None:
-        """Acknowledge deliveries. Those of a lost connection are ignored, because the broker delivers them again."""
-        ...
-
     async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
         """Let deliveries that were attempted wait without delaying others.
 
@@ -182,10 +190,6 @@ class Consumer(Protocol):
         Raises:
             BrokerUnavailable: no more deliveries can be allowed now.
         """
-        ...
-
-    async def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Return deliveries for another attempt. Each counts towards the delivery limit."""
         ...
 
     async def pause(self) -> None:

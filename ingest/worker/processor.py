@@ -20,7 +20,7 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Doubt, Entry
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import NO_METER, Meter, Outcome
-from ingest.domain.ports import Consumer, Ledger, Publisher
+from ingest.domain.ports import Acknowledger, Ledger, Publisher
 from ingest.worker.classify import DeliveryClassifier
 from ingest.worker.outcomes import CONTENDED, REFUSED, UNAVAILABLE, UNTRUSTED, init_worker_series, record_finished
 from ingest.worker.plan import OutboundPlan
@@ -112,7 +112,7 @@ class DeliveryProcessor:
         self._meter = meter
         init_worker_series(meter)
 
-    async def attempt(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> Unfinished:
+    async def attempt(self, consumer: Acknowledger, deliveries: Sequence[Delivery]) -> Unfinished:
         """Finish and ack what can be finished; return the rest. An unavailable dependency raises no error."""
         attempt = Planned()
         try:
@@ -145,7 +145,7 @@ class DeliveryProcessor:
             unavailable=_redelivered(failed.unavailable),
         )
 
-    async def move_to_end(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    async def move_to_end(self, consumer: Acknowledger, deliveries: Sequence[Delivery]) -> list[Delivery]:
         """Publish deliveries again, at the end of their queue, and ack those; return the ones that were not confirmed.
 
         Only for deliveries that were classified: they are published in the service's own name.

@@ -1,4 +1,4 @@
-"""A `QueueConsumerLoop` with a scripted consumer and a scripted processor, for tests in virtual time."""
+"""A `DeliveryLoop` with a scripted consumer and a scripted processor, for tests in virtual time."""
 
 import asyncio
 import itertools
@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Sequence
 
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
-from ingest.domain.ports import Consumer
+from ingest.domain.ports import Acknowledger
+from ingest.domain.topology import INGEST_TASKS
 from ingest.waiting import Backoff
 from ingest.worker.breaker import CircuitBreaker
+from ingest.worker.delivery_loop import DeliveryLoop
 from ingest.worker.processor import DeliveryProcessor, Unfinished
-from ingest.worker.worker import QueueConsumerLoop
 from tests.support.deliveries import delivery
 
 
@@ -84,7 +85,7 @@ class ScriptedProcessor(DeliveryProcessor):
         self.trouble: dict[str, str | Exception] = {}
         self.seconds = 0.0
 
-    async def attempt(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> Unfinished:
+    async def attempt(self, consumer: Acknowledger, deliveries: Sequence[Delivery]) -> Unfinished:
         self.attempts.append((now(), [delivery.message_id for delivery in deliveries]))
         unfinished = Unfinished()
         for item in deliveries:
@@ -96,7 +97,7 @@ class ScriptedProcessor(DeliveryProcessor):
         await asyncio.sleep(self.seconds)
         return unfinished
 
-    async def move_to_end(self, consumer: Consumer, deliveries: Sequence[Delivery]) -> list[Delivery]:
+    async def move_to_end(self, consumer: Acknowledger, deliveries: Sequence[Delivery]) -> list[Delivery]:
         self.moves.append((now(), [delivery.message_id for delivery in deliveries]))
         return [delivery for delivery in deliveries if delivery.message_id in self.unmoved]
 
@@ -114,7 +115,7 @@ class LoopHarness:
         self.processor = ScriptedProcessor()
         self.breaker = CircuitBreaker(clock=now, backoff=Backoff(10, 10, jitter=lambda: 1.0))
         self.stopping = asyncio.Event()
-        self.loop = QueueConsumerLoop(self.consumer, self.processor, self.breaker, self.stopping, max_batch)
+        self.loop = DeliveryLoop({INGEST_TASKS: self.consumer}, self.processor, self.breaker, self.stopping, max_batch)
 
     async def run(self, use: Awaitable[None]) -> None:
         """Run the loop until `use` ends, then stop it as the worker does."""

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from ingest.domain.topology import INGEST_TASKS
 from tests.support.loop_harness import LoopHarness, between
 from tests.support.virtual_time_loop import in_virtual_time
 
@@ -98,7 +99,7 @@ async def test_deliveries_that_waited_until_the_worker_stopped_count_no_longer()
     harness.processor.trouble = {"a": "refused", "b": "contended"}
     harness.consumer.deliver("a", "b")
     await harness.run_for(10)
-    assert harness.loop._apart.count == 0
+    assert harness.loop._apart[INGEST_TASKS].count == 0
 
 
 @in_virtual_time

@@ -132,16 +132,16 @@ class Harness:
 
 def rejected(queue: str, count: int) -> list[Delivery]:
     """Deliveries whose customer does not exist, which makes a micro-batch of them end with one ack."""
-    body = {"tasks": [TASK]} if queue == INGEST_BATCHES else TASK
+    body = {"tasks": [TASK] * 50} if queue == INGEST_BATCHES else TASK
     return [direct_delivery(f"m{number}", body) for number in range(count)]
 
 
 @pytest.mark.parametrize(("prefetch", "largest"), [(40, 10), (43, 10), (4, 1), (1, 1)])
-async def test_micro_batch_is_a_quarter_of_the_prefetch_and_one_batch(
+async def test_micro_batch_is_a_quarter_of_the_prefetch_and_one_large_batch(
     store: SqliteStore, prefetch: int, largest: int
 ) -> None:
     deliveries = {queue: rejected(queue, 30) for queue in (INGEST_TASKS, INGEST_BATCHES)}
-    harness = Harness(store, {INGEST_TASKS: prefetch, INGEST_BATCHES: 20}, deliveries)
+    harness = Harness(store, {INGEST_TASKS: prefetch, INGEST_BATCHES: 1}, deliveries)
     running = asyncio.create_task(harness.worker.run())
     tasks, batches = harness.broker.consumers[INGEST_TASKS], harness.broker.consumers[INGEST_BATCHES]
     await eventually(lambda: len(tasks.acked) == len(batches.acked) == 30 and harness.admission.searches > 1)
@@ -150,7 +150,7 @@ async def test_micro_batch_is_a_quarter_of_the_prefetch_and_one_batch(
     await asyncio.wait_for(running, 5)
     assert (max(tasks.micro_batches), set(batches.micro_batches)) == (largest, {1})
     assert (harness.broker.prefetch, harness.broker.connections_asked) == (
-        {INGEST_TASKS: prefetch, INGEST_BATCHES: 20},
+        {INGEST_TASKS: prefetch, INGEST_BATCHES: 1},
         2,
     )
     assert harness.all_closed
