@@ -15,7 +15,7 @@ import uvloop
 from ingest.backends import broker_backend, store_backend
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import Broker, Store
-from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.topology import BULK_QUEUES, INGEST_QUEUES
 from ingest.serving import raise_file_limit
 from ingest.settings import Settings, unknown_variables
 from ingest.shim import Shim, shim_server
@@ -234,7 +234,8 @@ async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Tel
         broker=broker,
         admission=telemetry.admission(store, settings.lease),
         trusted_users=broker_backend(settings).trusted_users,
-        prefetch={INGEST_TASKS: settings.prefetch, INGEST_BATCHES: settings.prefetch_batches},
+        prefetch=dict.fromkeys(INGEST_QUEUES, settings.prefetch)
+        | dict.fromkeys(BULK_QUEUES, settings.prefetch_batches),
         meter=telemetry.meter,
         outage_hold=settings.outage_hold,
     )

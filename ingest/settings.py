@@ -92,8 +92,15 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65535, description="port to listen on")
     workers: int = Field(1, ge=1, le=256, description="number of HTTP processes of `serve`")
     processes: int = Field(1, ge=1, le=256, description="number of consumer processes of `work`")
-    prefetch: int = Field(1000, ge=1, le=65535, description="single submissions in flight per process")
-    prefetch_batches: int = Field(4, ge=1, le=1000, description="batches in flight per process")
+    prefetch: int = Field(
+        1000,
+        ge=1,
+        le=65535,
+        description="submissions in flight per process and queue, except ingest.batches and ingest.*.bulk",
+    )
+    prefetch_batches: int = Field(
+        4, ge=1, le=1000, description="submissions in flight per process in each of ingest.batches and ingest.*.bulk"
+    )
     metrics_host: str = Field("127.0.0.1", description="address of the port for metrics and health")
     metrics_port: int | None = Field(
         None,

@@ -185,6 +185,12 @@ PUBLISHED_MESSAGES: Final = _counter(
     "outcome",
 )
 
+HEAVY_CUSTOMERS: Final = _gauge(
+    "ingest_heavy_customers",
+    "Customers whose submissions this HTTP process sends to ingest.heavy.*, because they take more than their share",
+    "process",
+)
+
 # Broker
 
 DELIVERIES: Final = _counter(

@@ -1,13 +1,24 @@
 """The AMQP topology as data. It is declared on the broker, compared with the broker, and exported, from here."""
 
+from typing import Any
+
 import msgspec
 
 SUBMISSIONS = "asg.submissions"
 EVENTS = "asg.events"
 DEAD = "asg.dead"
 
+INGEST_HTTP = ("ingest.http.0", "ingest.http.1")
+"""Several, so that their leaders can be on different nodes of RabbitMQ."""
+INGEST_HEAVY = ("ingest.heavy.0",)
+HTTP_BULK = "ingest.http.bulk"
+HEAVY_BULK = "ingest.heavy.bulk"
+"""The last two are for submissions with many bytes: RabbitMQ limits what it sends a consumer only by messages."""
+ADMITTED_QUEUES = (*INGEST_HTTP, HTTP_BULK, *INGEST_HEAVY, HEAVY_BULK)
+"""The queues of what the shim admits."""
 INGEST_TASKS = "ingest.tasks"
 INGEST_BATCHES = "ingest.batches"
+"""The last two are for direct producers."""
 CONSENSUS_TASKS = "consensus.tasks"
 WEBHOOK_DISPATCH = "webhook.dispatch"
 INGEST_DEAD = "ingest.dead"
@@ -25,18 +36,39 @@ happen to dead letters that are looked at, nor to events whose consumer fails. R
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """A quorum queue bound to one topic exchange."""
+    """A quorum queue bound to one topic exchange.
+
+    The leader of a `balanced` one is on the node with the fewest leaders; of others, on the node that the declaring
+    client is connected to.
+    """
 
     name: str
     exchange: str
     binding: str
     delivery_limit: int
     dead_letter_exchange: str | None = None
+    balanced: bool = False
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of its declaration on RabbitMQ."""
+        quorum = {"x-queue-type": "quorum"}
+        return quorum | {"x-queue-leader-locator": "balanced"} if self.balanced else quorum
+
+
+def route_to(queue: str) -> str:
+    """Return how the routing keys for a queue of the shim begin: `http.0` for `ingest.http.0`."""
+    return queue.removeprefix("ingest.")
+
+
+def _admitted_queue(name: str) -> Queue:
+    return Queue(name, SUBMISSIONS, f"{route_to(name)}.#", DELIVERY_LIMIT, DEAD, balanced=True)
 
 
 EXCHANGES = (SUBMISSIONS, EVENTS, DEAD)
 
 QUEUES = (
+    *[_admitted_queue(name) for name in ADMITTED_QUEUES],
     Queue(INGEST_TASKS, SUBMISSIONS, "task.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(INGEST_BATCHES, SUBMISSIONS, "batch.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(CONSENSUS_TASKS, EVENTS, "task.accepted.#", NO_LIMIT),
@@ -44,6 +76,10 @@ QUEUES = (
     Queue(INGEST_DEAD, DEAD, "#", NO_LIMIT),
 )
 
+INGEST_QUEUES = tuple(queue.name for queue in QUEUES if queue.exchange == SUBMISSIONS)
+"""The queues that workers consume."""
+BULK_QUEUES = (HTTP_BULK, HEAVY_BULK, INGEST_BATCHES)
+"""Those whose messages may be large, so that few may be in flight."""
 FOR_CONSUMERS = (CONSENSUS_TASKS, WEBHOOK_DISPATCH)
 """Queues of events, for the consumers downstream."""
 

@@ -24,6 +24,7 @@ from ingest.domain.ports import Publisher, Store
 from ingest.parsing.parser import SubmissionParser
 from ingest.shim import pages
 from ingest.shim.auth import Auth
+from ingest.shim.heavy import HeavyCustomers
 from ingest.shim.http.body import (
     BodyMemoryBudget,
     ClientDisconnected,
@@ -37,6 +38,7 @@ from ingest.shim.lookups import Lookups
 from ingest.shim.problems import Header, Problem, internal, method_not_allowed
 from ingest.shim.rate_limits import RateLimiter
 from ingest.shim.submit import Answer, Submitter
+from ingest.shim.traffic import TrafficRouter
 
 REQUEST_DEADLINE: Final = 10.0
 
@@ -77,7 +79,7 @@ class Shim:
         self._auth = Auth(store, deadline=deadline / 2)
         self._limiter = RateLimiter(store)
         self._memory = memory or BodyMemoryBudget()
-        self._submitter = Submitter(admission, publisher, deadline, parser)
+        self._submitter = Submitter(admission, publisher, deadline, parser, TrafficRouter(HeavyCustomers(meter)))
         self._other_routes = Starlette(
             routes=[*Lookups(store, publisher, self._auth).routes(), *pages.routes()],
             exception_handlers={

@@ -10,6 +10,8 @@ from ingest.domain.admitted import to_message
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.messages import Message, PublishOutcome
 from ingest.domain.ports import Publisher
+from ingest.shim.heavy import HeavyCustomers
+from ingest.shim.traffic import TrafficRouter
 from ingest.waiting import TimeSlices
 
 _log = structlog.get_logger(__name__)
@@ -21,11 +23,13 @@ class SubmissionPipeline:
     Args:
         admission: claims and charges.
         publisher: publishes to the ingest queues.
+        router: chooses the queue; by default one of its own.
     """
 
-    def __init__(self, admission: Admission, publisher: Publisher) -> None:
+    def __init__(self, admission: Admission, publisher: Publisher, router: TrafficRouter | None = None) -> None:
         self._admission = admission
         self._publisher = publisher
+        self._router = router or TrafficRouter(HeavyCustomers())
 
     async def run(self, requests: Sequence[Request]) -> list[Decision]:
         """Decide on each request, in order. An ADMITTED one was confirmed by the broker.
@@ -45,7 +49,7 @@ class SubmissionPipeline:
         if not to_publish:
             return decisions
         if all(self._admission.holds(decisions[index]) for index in to_publish):
-            outcomes = await self._publisher.publish(await _messages([decisions[index] for index in to_publish]))
+            outcomes = await self._publisher.publish(await self._messages([decisions[index] for index in to_publish]))
         else:
             outcomes = [PublishOutcome.UNSENT] * len(to_publish)
         confirmed: list[Decision] = []
@@ -77,11 +81,10 @@ class SubmissionPipeline:
             # claimed.
             _log.warning("queued_not_recorded", error=str(error), requests=len(confirmed))
 
-
-async def _messages(decisions: Sequence[Decision]) -> list[Message]:
-    messages = []
-    slices = TimeSlices()
-    for decision in decisions:
-        await slices.between()
-        messages.append(to_message(decision.admitted, decision.request.trace))
-    return messages
+    async def _messages(self, decisions: Sequence[Decision]) -> list[Message]:
+        messages = []
+        slices = TimeSlices()
+        for decision, route in zip(decisions, self._router.routes(decisions), strict=True):
+            await slices.between()
+            messages.append(to_message(decision.admitted, decision.request.trace, route))
+        return messages

@@ -25,6 +25,7 @@ from ingest.shim import problems
 from ingest.shim.batcher import MicroBatcher
 from ingest.shim.pipeline import SubmissionPipeline
 from ingest.shim.problems import Header
+from ingest.shim.traffic import TrafficRouter
 from ingest.waiting import Backoff
 
 _CONTENDED_WAIT: Final = 2.0
@@ -51,14 +52,20 @@ class Submitter:
         deadline: time limit for parsing, and for one pass through the pipeline, in seconds. A contended request makes
             further passes for up to 2 s, so it can take 2 s longer.
         parser: for tests; by default one of its own.
+        router: chooses the queues; by default one of its own.
     """
 
     def __init__(
-        self, admission: Admission, publisher: Publisher, deadline: float, parser: SubmissionParser | None = None
+        self,
+        admission: Admission,
+        publisher: Publisher,
+        deadline: float,
+        parser: SubmissionParser | None = None,
+        router: TrafficRouter | None = None,
     ) -> None:
         self._parser = parser or SubmissionParser(_MAX_UNPARSED, deadline)
         self._admission = admission
-        run = SubmissionPipeline(admission, publisher).run
+        run = SubmissionPipeline(admission, publisher, router).run
         # Two batchers, so that a single task never waits behind batches of a thousand.
         self._batchers: dict[SubmissionKind, MicroBatcher[Request, Decision]] = {
             SubmissionKind.TASK: MicroBatcher(

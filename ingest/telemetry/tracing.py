@@ -3,7 +3,7 @@
 The flow passes `traceparent` on by itself (`domain.trace`), so a decorator only has to put the context of each span
 where the next one reads it. A submission is one trace:
 
-    POST /v1/tasks > send asg.submissions > process ingest.tasks > send asg.events
+    POST /v1/tasks > send asg.submissions > process ingest.http.0 > send asg.events
 
 Lists have separate spans that link to their members: `receive`, `settle`, and `send` of several traces at once. A
 trace that is not sampled is passed on unchanged.

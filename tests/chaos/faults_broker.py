@@ -5,6 +5,7 @@ import signal
 from typing import Any
 from urllib.parse import quote
 
+from ingest.domain.topology import INGEST_QUEUES
 from tests.chaos.cluster import NODES, Node, off_loop
 from tests.chaos.faults import fault, require
 from tests.chaos.world import World
@@ -12,25 +13,25 @@ from tests.servers.process import wait_until
 
 _FULL = 5
 """Messages that a full queue holds."""
-_QUEUES = ("ingest.tasks", "ingest.batches", "consensus.tasks", "webhook.dispatch")
+_QUEUES = (*INGEST_QUEUES, "consensus.tasks", "webhook.dispatch")
 
 
 @fault("rabbit-kill-leader")
 async def kill_leader(world: World) -> str:
-    """Kill the node that leads ingest.tasks (SIGKILL)"""
-    leader = await off_loop(world.cluster.leader, "ingest.tasks")
+    """Kill the node that leads ingest.http.0 (SIGKILL)"""
+    leader = await off_loop(world.cluster.leader, "ingest.http.0")
     await off_loop(leader.process.kill)
     await world.hold(5)
     successor = await _leader_other_than(world, leader)
     await off_loop(world.cluster.boot, [leader])
     require(successor, "no other node became the leader")
-    return f"{_short(leader)} led ingest.tasks and was killed, {successor} leads now"
+    return f"{_short(leader)} led ingest.http.0 and was killed, {successor} leads now"
 
 
 @fault("rabbit-kill-two")
 async def kill_two(world: World) -> str:
     """Kill two nodes of three (SIGKILL), so that there is no quorum"""
-    leader = await off_loop(world.cluster.leader, "ingest.tasks")
+    leader = await off_loop(world.cluster.leader, "ingest.http.0")
     other = world.rng.choice([node for node in world.cluster.nodes if node is not leader])
     before = _unsuccessful(world)
     await _kill_and_restart(world, [leader, other], 8)
@@ -51,25 +52,25 @@ async def kill_all(world: World) -> str:
 
 @fault("rabbit-stop")
 async def stop(world: World) -> str:
-    """Stop the node that leads ingest.tasks (SIGSTOP) for 30 s"""
-    leader = await off_loop(world.cluster.leader, "ingest.tasks")
+    """Stop the node that leads ingest.http.0 (SIGSTOP) for 30 s"""
+    leader = await off_loop(world.cluster.leader, "ingest.http.0")
     leader.process.signal(signal.SIGSTOP)
     try:
         await world.hold(30)
         other = next(node for node in world.cluster.nodes if node is not leader)
-        answer = await off_loop(other.ctl, "eval", "ra_leaderboard:lookup_leader('%2F_ingest.tasks').")
+        answer = await off_loop(other.ctl, "eval", "ra_leaderboard:lookup_leader('%2F_ingest.http.0').")
         state = leader.state()
     finally:
         leader.process.signal(signal.SIGCONT)
     require(state == "T", f"the process is in state {state}")
     successor = next((_short(node) for node in world.cluster.nodes if node.name in answer), "none of the nodes")
-    return f"{_short(leader)} led ingest.tasks and was stopped (process state T); then {successor} led it"
+    return f"{_short(leader)} led ingest.http.0 and was stopped (process state T); then {successor} led it"
 
 
 @fault("rabbit-partition")
 async def partition(world: World) -> str:
-    """Separate the node that leads ingest.tasks from the two others for 30 s; clients reach all three"""
-    leader = await off_loop(world.cluster.leader, "ingest.tasks")
+    """Separate the node that leads ingest.http.0 from the two others for 30 s; clients reach all three"""
+    leader = await off_loop(world.cluster.leader, "ingest.http.0")
     other = next(node for node in world.cluster.nodes if node is not leader)
     await off_loop(world.cluster.isolate, leader, True)
     try:
@@ -80,7 +81,7 @@ async def partition(world: World) -> str:
         await off_loop(world.cluster.isolate, leader, False)
     await off_loop(wait_until, lambda: len(world.cluster.connected(other)) == NODES - 1, "the cluster")
     require(leader.name not in known and successor, f"connected to {known}; leader: {successor}")
-    return f"{_short(leader)} led ingest.tasks, then {successor} without it; meanwhile {successes} attempts succeeded"
+    return f"{_short(leader)} led ingest.http.0, then {successor} without it; meanwhile {successes} attempts succeeded"
 
 
 @fault("rabbit-close-connections")
@@ -110,9 +111,9 @@ async def memory_alarm(world: World) -> str:
 
 @fault("rabbit-binding-removed")
 async def binding_removed(world: World) -> str:
-    """Remove the bindings of both ingest queues, so that submissions are unroutable"""
+    """Remove the bindings of all ingest queues, so that submissions are unroutable"""
     before = world.workload.counts["unavailable"]
-    for queue in ("ingest.tasks", "ingest.batches"):
+    for queue in INGEST_QUEUES:
         await _unbind(world, "asg.submissions", queue)
     await world.hold(6)
     unroutable = world.workload.counts["unavailable"] - before
@@ -173,10 +174,10 @@ async def queue_full(world: World) -> str:
 
 @fault("rabbit-queue-deleted")
 async def queue_deleted(world: World) -> str:
-    """Delete ingest.tasks while it is empty; messages of a deleted queue could not be recovered"""
+    """Delete ingest.http.0 while it is empty; messages of a deleted queue could not be recovered"""
     try:
         await _drain(world)
-        await off_loop(world.cluster.api, "DELETE", "queues/%2F/ingest.tasks")
+        await off_loop(world.cluster.api, "DELETE", "queues/%2F/ingest.http.0")
     finally:
         world.workload.resume()
     before = world.workload.counts["unavailable"]
@@ -235,14 +236,14 @@ async def _drain(world: World) -> None:
 
 
 async def _leader_other_than(world: World, node: Node, via: Node | None = None) -> str:
-    """Wait up to 15 s until another node leads ingest.tasks; return its short name, empty if there is none.
+    """Wait up to 15 s until another node leads ingest.http.0; return its short name, empty if there is none.
 
     Asks the node `via`, by default any that answers.
     """
     others = {other.name for other in world.cluster.nodes if other is not node}
     api = via.api if via else world.cluster.api
     for _ in range(50):
-        queue = await off_loop(api, "GET", "queues/%2F/ingest.tasks")
+        queue = await off_loop(api, "GET", "queues/%2F/ingest.http.0")
         leader = str(queue.get("leader") or "")
         if leader in others:
             return leader.partition("-")[0]

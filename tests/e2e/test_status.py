@@ -31,7 +31,7 @@ async def test_status_shows_queues_processes_dead_letters_and_store(
     await broker.close()
     missing = await asyncio.to_thread(run_ingest, "status", "--once", env=env, directory=tmp_path)
     assert missing.returncode == 1
-    assert "policies are missing for ingest.tasks, ingest.batches" in missing.stdout
+    assert "policies are missing for ingest.http.0, ingest.http.1, ingest.http.bulk, ingest.heavy.0" in missing.stdout
     assert (await asyncio.to_thread(run_ingest, "topology", "apply", env=env, directory=tmp_path)).returncode == 0
     with Ingest("work", directory=tmp_path, env=env):
         url = f"http://127.0.0.1:{port}/readyz"
@@ -69,7 +69,7 @@ async def test_missing_queues_and_missing_policies_are_reported_together(
     done = await asyncio.to_thread(run_ingest, "status", "--once", env=env, directory=tmp_path)
     lines = done.stdout.splitlines()
     assert lines[1] == "! missing queues: ingest.batches, ingest.dead: run `ingest topology apply`"
-    assert lines[2].startswith("! policies are missing for ingest.tasks")
+    assert lines[2].startswith("! policies are missing for ingest.http.0")
     assert lines[2].endswith(": run `ingest topology apply`")
     assert lines[3].startswith("! Aerospike at 127.0.0.1:1")
 

@@ -53,7 +53,7 @@ def chain(spans: list[Span]) -> list[str]:
     return names
 
 
-FULL_CHAIN = ["POST /v1/tasks", "send asg.submissions", "process ingest.tasks", "send asg.events"]
+FULL_CHAIN = ["POST /v1/tasks", "send asg.submissions", "process ingest.http.0", "send asg.events"]
 
 
 def submit(url: str, api_key: str, traceparent: str | None = None) -> None:
@@ -92,7 +92,7 @@ async def test_dev_continues_the_trace_of_the_client_and_passes_it_on_without_tr
         by_name = {span.name: span for span in spans}
         assert by_name["POST /v1/tasks"].parent == "b7ad6b7169203331"
         # The event refers to the span of the processing, and its message to the child span that sent it.
-        assert event["traceparent"].split("-")[2] == by_name["process ingest.tasks"].span_id
+        assert event["traceparent"].split("-")[2] == by_name["process ingest.http.0"].span_id
         assert delivery.headers["traceparent"].split("-")[2] == by_name["send asg.events"].span_id
         assert {span.service for span in spans} == {"ingest-dev"}
         answered = next(line for line in log.splitlines() if "submission_answered" in line)

@@ -63,7 +63,7 @@ async def test_every_mistake_in_the_broker_topology_is_reported(
     assert reports(findings, ERROR, "queue ingest.tasks is of type classic, it must be quorum")
     assert reports(findings, ERROR, "queue ingest.batches is not bound to asg.submissions")
     assert reports(findings, ERROR, "missing: queue ingest.dead")
-    assert reports(findings, ERROR, "no policy is set for ingest.tasks")
+    assert reports(findings, ERROR, "no policy is set for ingest.http.0, ingest.http.1, ingest.http.bulk")
     assert reports(findings, ERROR, "ingest.batches: dead-letter-exchange is not set instead of asg.dead, dead-letter-")
     assert reports(findings, ERROR, "ingest.batches has message-ttl 1000")
     assert reports(findings, ERROR, "ingest.batches has a maximum length and drops its oldest")
@@ -78,12 +78,13 @@ async def test_missing_topology_is_one_error_and_missing_policies_are_one_error(
     assert missing.what.startswith("missing: exchange asg.submissions, exchange asg.events, exchange asg.dead, queue ")
     (missing,) = errors(await check_rabbitmq(rabbitmq_url, None))
     assert missing.what == (
-        "missing: queue ingest.tasks, queue ingest.batches, queue consensus.tasks, queue webhook.dispatch, queue "
-        "ingest.dead"
+        "missing: queue ingest.http.0, queue ingest.http.1, queue ingest.http.bulk, queue ingest.heavy.0, queue "
+        "ingest.heavy.bulk, queue ingest.tasks, queue ingest.batches, queue consensus.tasks, queue webhook.dispatch, "
+        "queue ingest.dead"
     )
     await RabbitBroker(rabbitmq_url).declare()
     (missing,) = errors(await check_rabbitmq(rabbitmq_url, management))
-    assert missing.what.startswith("no policy is set for ingest.tasks, ingest.batches")
+    assert missing.what.startswith("no policy is set for ingest.http.0, ingest.http.1, ingest.http.bulk")
 
 
 @pytest.mark.parametrize(
@@ -134,7 +135,7 @@ async def test_delivery_limit_of_an_event_queue_is_an_error_unless_it_has_a_dead
         findings = await check_rabbitmq(rabbitmq_url, management)
         error = "webhook.dispatch: delivery-limit is 5: an event that its consumer returns"
         assert reports(findings, ERROR, error) is is_error
-        correct = "policies are correct: ingest.tasks, ingest.batches, consensus.tasks, webhook.dispatch"
+        correct = f"policies are correct: {', '.join(topology.INGEST_QUEUES)}, consensus.tasks, webhook.dispatch"
         assert reports(findings, OK, correct) is not is_error
 
 
@@ -171,7 +172,7 @@ async def test_users_with_too_many_permissions_are_reported(
         findings = await check_rabbitmq(rabbitmq_url, management)
         assert reports(findings, ERROR, "-no-topics may submit for any customer")
         assert reports(findings, ERROR, "-loose-topics may submit for any customer")
-        assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, ingest.tasks")
+        assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, ingest.http.0")
         (reader,) = [finding.do for finding in findings if "-reader may read" in finding.what]
         command = f"rabbitmqctl set_permissions -p {vhost} {vhost}-reader '^$' '^asg[.]submissions$' '^$'"
         assert reader == f"{command} (if it has other queues, add them to the patterns)"

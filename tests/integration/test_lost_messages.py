@@ -14,7 +14,7 @@ from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain.customers import Customer
 from ingest.domain.messages import Delivery
 from ingest.domain.submissions import Submission, batch_submission, task_submission
-from ingest.domain.topology import CONSENSUS_TASKS, INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.topology import CONSENSUS_TASKS, INGEST_QUEUES
 from ingest.shim.pipeline import SubmissionPipeline
 from ingest.store.aerospike.store import AerospikeStore
 from ingest.worker import Worker
@@ -41,7 +41,7 @@ async def broker(rabbitmq_url: str) -> AsyncIterator[RabbitBroker]:
 
 @asynccontextmanager
 async def running_worker(store: AerospikeStore, broker: RabbitBroker, admission: Admission) -> AsyncIterator[None]:
-    prefetch = {INGEST_TASKS: 100, INGEST_BATCHES: 2}
+    prefetch = dict.fromkeys(INGEST_QUEUES, 100)
     assert broker.user is not None
     worker = Worker(
         store=store, broker=broker, admission=admission, trusted_users=frozenset({broker.user}), prefetch=prefetch
@@ -82,7 +82,7 @@ async def test_repeats_heal_a_task_and_a_batch_whose_messages_were_lost(
 
     assert await verdicts() == [Verdict.ADMITTED] * 2
     vhost = urlsplit(rabbitmq_url).path[1:]
-    for queue in (INGEST_TASKS, INGEST_BATCHES):
+    for queue in INGEST_QUEUES:
         rabbitmq.api("DELETE", f"queues/{vhost}/{queue}/contents")
     assert await verdicts() == [Verdict.REPLAY] * 2
     await asyncio.sleep(REPUBLISH_AFTER)

@@ -1,4 +1,4 @@
-"""A consumer holds a limited number of bytes, whatever its prefetch is; tested with messages of 6 MiB.
+"""A consumer holds a limited number of bytes, whatever its prefetch is; tested with messages of 3 MiB.
 
 Over TCP and over TLS, whose transport stops reading in another way.
 """
@@ -20,7 +20,7 @@ from ingest.domain.ports import Consumer
 from tests.servers import RabbitServer, Unavailable
 from tests.servers.process import free_ports
 
-BODY = b"x" * (6 * 1024 * 1024)
+BODY = b"x" * (3 * 1024 * 1024)
 
 
 class Address(NamedTuple):

@@ -12,6 +12,7 @@ import pytest
 from ingest.admission import Admission, Request
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
+from ingest.domain.addresses import DEFAULT_ROUTE, routing_key
 from ingest.domain.customers import Customer
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Message, PublishOutcome
@@ -56,7 +57,7 @@ class Service:
             broker=broker,
             admission=Admission(self.store),
             trusted_users=frozenset(trusted_users),
-            prefetch={topology.INGEST_TASKS: PREFETCH, topology.INGEST_BATCHES: 4},
+            prefetch=dict.fromkeys(topology.INGEST_QUEUES, PREFETCH),
         )
         running = asyncio.create_task(worker.run())
         yield worker
@@ -65,10 +66,10 @@ class Service:
         await broker.close()
 
     async def seconds_until_accepted(self, message_id: str) -> float:
-        """Submit a task of the direct producer `acme`; return how long it took until it was accepted."""
+        """Submit a task of `acme` to the queue of the others; return how long it took until it was accepted."""
         message = Message(
             exchange=topology.SUBMISSIONS,
-            routing_key="task.submitted.acme",
+            routing_key=routing_key(SubmissionKind.TASK, "acme", DEFAULT_ROUTE),
             body=json.dumps(TASK).encode(),
             message_id=message_id,
         )
@@ -116,8 +117,8 @@ async def test_worker_keeps_what_it_does_not_trust_and_says_why_it_is_not_ready(
     async with service.worker("guest", SHIM) as worker:
         assert await service.accepted(SUBMITTED) == kept
         assert worker.problems == []
-    depths = (await service.broker.inspect([topology.INGEST_DEAD, topology.INGEST_TASKS])).queues
-    assert depths == {topology.INGEST_DEAD: (0, 0), topology.INGEST_TASKS: (0, 0)}
+    depths = (await service.broker.inspect([topology.INGEST_DEAD, *topology.INGEST_HTTP])).queues
+    assert set(depths.values()) == {(0, 0)}
 
 
 async def test_submissions_that_came_back_twice_and_are_not_trusted_delay_no_others(service: Service) -> None:
@@ -126,7 +127,7 @@ async def test_submissions_that_came_back_twice_and_are_not_trusted_delay_no_oth
     await service.submit(SUBMITTED)
     for _ in range(2):
         broker = RabbitBroker(service.url)
-        await take(await broker.consumer(topology.INGEST_TASKS, SUBMITTED), SUBMITTED)
+        await take(await broker.consumer(topology.INGEST_HTTP[0], SUBMITTED), SUBMITTED)
         await broker.close()
     async with service.worker("guest") as worker:
         await eventually(lambda: worker.problems)

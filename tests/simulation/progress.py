@@ -3,6 +3,7 @@
 from typing import Final
 
 from ingest.domain.topology import (
+    ADMITTED_QUEUES,
     CONSENSUS_TASKS,
     INGEST_BATCHES,
     INGEST_DEAD,
@@ -98,9 +99,11 @@ def _needs(submit: Submit, queue: str) -> bool:
     """Return whether a submission, or what it may lead to, is published to a queue."""
     match queue:
         case topic if topic == INGEST_TASKS:
-            return not submit.items
+            return submit.direct and not submit.items
         case topic if topic == INGEST_BATCHES:
-            return bool(submit.items)
+            return submit.direct and bool(submit.items)
+        case topic if topic in ADMITTED_QUEUES:
+            return not submit.direct
         case topic if topic == WEBHOOK_DISPATCH:
             return submit.body == 2
         case topic if topic == INGEST_DEAD:

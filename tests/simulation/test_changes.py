@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from ingest.domain.topology import CONSENSUS_TASKS, INGEST_BATCHES, INGEST_DEAD, INGEST_TASKS, WEBHOOK_DISPATCH
+from ingest.domain.topology import ADMITTED_QUEUES, CONSENSUS_TASKS, INGEST_DEAD, WEBHOOK_DISPATCH
 from tests.simulation.checker import violations
 from tests.simulation.customers import BRIEF, FREE, PAYING, RETENTION, STRICT
 from tests.simulation.queues import FEEDBACK
@@ -58,7 +58,8 @@ def test_quota_counts_anew_in_a_new_month() -> None:
 
 def test_refund_goes_to_the_month_of_its_charge() -> None:
     """The shim cannot tell whether its publish succeeded; the month ends before the charge is refunded."""
-    lost: list[Action] = [FullQueue(0.5, INGEST_TASKS, 5.0), Submit(1.0, FREE, "k", body=1, attempts=1)]
+    lost: list[Action] = [FullQueue(0.5, queue, 5.0) for queue in ADMITTED_QUEUES]
+    lost.append(Submit(1.0, FREE, "k", body=1, attempts=1))
     world = run(*lost, MonthEnd(2.0), Submit(8.0, FREE, "other", body=1, items=3))
     assert statuses(world) == [503, 202]
     assert world.store.used == {(FREE, "2026-09"): 0, (FREE, "2026-10"): 3}
@@ -104,7 +105,8 @@ def test_stop_in_an_outage_of_the_store_leaves_no_charge(seed: int, name: str) -
 @pytest.mark.parametrize("seed", range(20))
 def test_key_whose_charge_was_refunded_can_be_used_with_another_body(seed: int) -> None:
     """With some seeds the worker receives the message before the shim has recorded the confirm."""
-    lost: list[Action] = [FullQueue(0.5, INGEST_TASKS, 10.0), Submit(1.0, FREE, "k", body=1, attempts=1)]
+    lost: list[Action] = [FullQueue(0.5, queue, 10.0) for queue in ADMITTED_QUEUES]
+    lost.append(Submit(1.0, FREE, "k", body=1, attempts=1))
     world = run(*lost, Submit(100.0, FREE, "k", body=2, attempts=1), seed=seed)
     assert statuses(world) == [503, 202]
 
@@ -137,10 +139,10 @@ def test_graceful_stops_of_all_processes_delay_nothing_and_leave_nothing() -> No
 @pytest.mark.parametrize("items", [0, 2], ids=["task", "batch"])
 def test_repeat_after_an_hour_accepts_a_submission_whose_message_was_lost(items: int, direct: bool) -> None:
     """It is charged once. A repeat before that has no effect, and neither has one afterwards."""
-    lost = LostMessages(at=0.5, queue=INGEST_BATCHES if items else INGEST_TASKS, seconds=2.0)
+    lost = [LostMessages(at=0.5, queue=queue, seconds=2.0) for queue in ADMITTED_QUEUES]
     first = Submit(at=1.0, customer=PAYING, key="k", body=1, items=items)
     repeat = msgspec.structs.replace(first, direct=direct)
-    world = run(lost, first, *[msgspec.structs.replace(repeat, at=at) for at in (1000.0, 3700.0, 9000.0)])
+    world = run(*lost, first, *[msgspec.structs.replace(repeat, at=at) for at in (1000.0, 3700.0, 9000.0)])
     accepted = [stored.at for stored in world.broker.queues[CONSENSUS_TASKS].ready]
     assert len(accepted) == max(1, items)
     assert all(3700 < at < 3710 for at in accepted)

@@ -8,9 +8,11 @@ from typing import Final
 
 from ingest.admission import Admission
 from ingest.domain.errors import BrokerUnavailable
-from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.topology import BULK_QUEUES, INGEST_QUEUES
 from ingest.operations.dead_letters import Selection, redrive
+from ingest.shim.heavy import HeavyCustomers
 from ingest.shim.submit import Submitter
+from ingest.shim.traffic import TrafficRouter
 from ingest.worker import Worker
 from ingest.worker.breaker import CircuitBreaker
 from tests.simulation.broker import SimulatedBroker, SimulatedDeadLetters, SimulatedPublisher
@@ -30,6 +32,8 @@ START: Final = 0.2
 """Virtual seconds before the schedule begins, so that every process runs."""
 _REQUEST_DEADLINE: Final = 10.0
 _PREFETCH: Final = 4
+_FLOOR: Final = 3
+"""Tasks within some seconds from which on a customer is heavy, which few submissions reach."""
 _REFUND_INTERVAL: Final = 20.0
 _AFTERWARDS: Final = DOUBT / 2 + 2 * _REFUND_INTERVAL + 10.0
 _SETTLE: Final = DOUBT + 60.0
@@ -113,7 +117,7 @@ class World:
         self.unfinished = f"{waiting} clients wait; {self._in_progress()}"
 
     def _in_progress(self) -> str:
-        queues = [self.broker.queues[name] for name in (INGEST_TASKS, INGEST_BATCHES)]
+        queues = [self.broker.queues[name] for name in INGEST_QUEUES]
         left = [f"{queue.definition.name} has {len(queue.ready)} ready" for queue in queues if queue.ready]
         left += [
             f"{queue.definition.name} has {consumer.held} unacknowledged"
@@ -148,7 +152,8 @@ class World:
     async def _shim(self, process: Process) -> None:
         store = SimulatedStore(self.store, process)
         publisher = SimulatedPublisher(self.broker, process)
-        submitter = Submitter(self._admission(process, store), publisher, _REQUEST_DEADLINE)
+        router = TrafficRouter(HeavyCustomers(clock=self.loop.time, floor=_FLOOR))
+        submitter = Submitter(self._admission(process, store), publisher, _REQUEST_DEADLINE, router=router)
         self._submitters[process.name] = submitter
         await process.stopping.wait()
         while requests := self._clients.requests[process.name]:
@@ -168,7 +173,7 @@ class World:
             broker=broker,
             admission=self._admission(process, store),
             trusted_users=frozenset({SERVICE_USER}),
-            prefetch={INGEST_TASKS: _PREFETCH, INGEST_BATCHES: 2},
+            prefetch=dict.fromkeys(INGEST_QUEUES, _PREFETCH) | dict.fromkeys(BULK_QUEUES, 2),
             refund_interval=_REFUND_INTERVAL,
             circuit_breaker=CircuitBreaker(clock=self.loop.time),
             monotonic=self.loop.time,

@@ -3,7 +3,7 @@
 from ingest.broker.embedded.broker import EmbeddedBroker
 
 
-async def depth(broker: EmbeddedBroker, queue: str) -> int:
-    """Return the number of messages in a queue, including unacknowledged ones."""
-    ready, unacked = (await broker.dead_letters().depths())[queue]
-    return ready + unacked
+async def depth(broker: EmbeddedBroker, *queues: str) -> int:
+    """Return the number of messages in queues, including unacknowledged ones."""
+    depths = await broker.dead_letters().depths()
+    return sum(sum(depths[queue]) for queue in queues)

@@ -22,8 +22,8 @@ from ingest.domain.errors import BrokerUnavailable, ConfigurationError, cause_of
 from ingest.domain.ports import ConnectionState, Publisher
 from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url, parse_options
 
-_INGEST_QUEUES: Final = frozenset(queue.name for queue in topology.QUEUES if queue.dead_letter_exchange is not None)
-_MAX_BYTES: Final = 16 * 1024 * 1024
+_INGEST_QUEUES: Final = frozenset(topology.INGEST_QUEUES)
+_MAX_BYTES: Final = 8 * 1024 * 1024
 """Bytes of deliveries of one ingest queue or of ingest.dead that are in progress; the prefetch of usual submissions has
 2 MB at most."""
 _BOUNDED: Final = _INGEST_QUEUES | {topology.INGEST_DEAD}
@@ -165,7 +165,7 @@ class RabbitBroker:
                 await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
             for queue in topology.QUEUES:
                 name = queue.name
-                declared = await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+                declared = await channel.declare_queue(name, durable=True, arguments=queue.arguments)
                 await declared.bind(queue.exchange, queue.binding)
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             raise ConfigurationError(

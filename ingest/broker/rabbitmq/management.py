@@ -80,7 +80,7 @@ def definitions(vhost: str = "/") -> dict[str, Any]:
                 "vhost": vhost,
                 "durable": True,
                 "auto_delete": False,
-                "arguments": {"x-queue-type": "quorum"},
+                "arguments": queue.arguments,
             }
             for queue in topology.QUEUES
         ],

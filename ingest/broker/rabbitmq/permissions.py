@@ -13,7 +13,7 @@ from ingest.domain.findings import Finding, Severity, error, ok, warning
 
 AREA: Final = "permissions"
 _OTHER: Final = "ingest-doctor-other-customer"
-_OURS: Final = (topology.INGEST_TASKS, topology.INGEST_BATCHES, topology.INGEST_DEAD)
+_OURS: Final = (*topology.INGEST_QUEUES, topology.INGEST_DEAD)
 _NEEDED: Final = (*topology.EXCHANGES, *[queue.name for queue in topology.QUEUES])
 _ENOUGH: Final = "^(asg|ingest|consensus|webhook)[.]"
 _NOTHING: Final = "^$"

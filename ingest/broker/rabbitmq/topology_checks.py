@@ -10,6 +10,8 @@ from ingest.domain.findings import Finding, error, ok, warning
 
 _AREA: Final = "broker"
 _MISSING: Final = " is missing"
+_DECLARED: Final = frozenset({"queue-type", "queue-leader-locator"})
+"""Arguments of the declaration that are not limits."""
 _APPLY: Final = "run `ingest topology apply`"
 _APPLY_POLICIES: Final = (
     "run `ingest topology apply` with INGEST_MANAGEMENT_URL; its user needs the tag `policymaker` for that"
@@ -67,7 +69,7 @@ def policy_findings(effective: Mapping[str, dict[str, Any]], major: int, outage_
         own = [*_policy(queue, values, major), *_timeout(queue, values, outage_hold)]
         if not own:
             correct.append(queue)
-        elif not values.keys() - {"queue-type"}:
+        elif not values.keys() - _DECLARED:
             without_policy.append(queue)
         else:
             yield from own
@@ -86,7 +88,7 @@ def policy_findings(effective: Mapping[str, dict[str, Any]], major: int, outage_
 def _lost(queues: Sequence[str]) -> str:
     """Return what happens in queues that need a policy and have none. Only RabbitMQ 4 limits deliveries by itself."""
     consequences = []
-    if set(queues) & {topology.INGEST_TASKS, topology.INGEST_BATCHES}:
+    if set(queues) & {*topology.INGEST_QUEUES}:
         consequences.append("a submission that fails too often is lost instead of dead-lettered")
     if set(queues) & {topology.INGEST_DEAD, *topology.FOR_CONSUMERS}:
         consequences.append("events and dead letters are dropped after 20 deliveries")

@@ -40,12 +40,12 @@ def test_examples_of_a_message_are_valid_by_its_schemas(name: str) -> None:
     assert message.get("examples") or name in ("poisoned", "largeDeadLetter")
 
 
-def test_document_has_every_exchange_and_every_queue_except_the_two_of_the_workers() -> None:
+def test_document_has_every_exchange_and_every_queue_except_those_of_the_workers() -> None:
     bindings = [channel["bindings"]["amqp"] for channel in DOCUMENT["channels"].values()]
     exchanges = {binding["exchange"]["name"] for binding in bindings if binding["is"] == "routingKey"}
     queues = {binding["queue"]["name"] for binding in bindings if binding["is"] == "queue"}
     assert exchanges == set(topology.EXCHANGES)
-    assert queues == {queue.name for queue in topology.QUEUES} - {topology.INGEST_TASKS, topology.INGEST_BATCHES}
+    assert queues == {queue.name for queue in topology.QUEUES} - {*topology.INGEST_QUEUES}
 
 
 @pytest.mark.parametrize(
