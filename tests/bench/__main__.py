@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 
 from tests.bench import benches, http
+from tests.bench.fairness import fairness
 from tests.bench.harness import BenchHarness
 from tests.bench.measure import Row
 
@@ -18,12 +19,13 @@ BENCHES: dict[str, Callable[[BenchHarness], Awaitable[list[Row]]]] = {
     "worker": benches.worker,
     "shim": http.shim,
     "batch": benches.batch,
+    "fairness": fairness,
     "backlog": benches.backlog,
     "memory": benches.memory,
     "scale": benches.scale,
     "telemetry": benches.telemetry,
 }
-LONG = frozenset({"backlog", "memory", "scale"})
+LONG = frozenset({"fairness", "backlog", "memory", "scale"})
 """Benches that take minutes and run for one round only."""
 
 
@@ -66,7 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__)
     parser.add_argument("bench", nargs="*", choices=[[], *BENCHES], help=f"{known}; default: the first three")
     parser.add_argument(
-        "--rounds", type=int, default=3, help="rounds per median (default 3); backlog, memory and scale run once"
+        "--rounds",
+        type=int,
+        default=3,
+        help="rounds per median (default 3); fairness, backlog, memory and scale run once",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="save the figures as JSON")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="save charts as a picture")
