@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 import kubernetes_validate
 import pytest
@@ -14,6 +15,7 @@ import yaml
 from ingest import settings
 from ingest.domain import topology
 from tests.deploy.files import DEPLOY, KUBERNETES, alerts, load_yaml, manifests
+from tests.servers import RabbitServer
 
 VERSIONS = ("1.30", "1.34", "1.37")
 CUSTOM_KINDS = ("ScaledObject", "TriggerAuthentication", "PodMonitor", "PrometheusRule")
@@ -208,17 +210,40 @@ def test_settings_are_valid_and_referenced_secrets_are_in_the_example() -> None:
     assert secrets["rabbitmq-users"] - {"admin-url"} <= users
 
 
-def test_keda_scales_the_worker_on_the_length_of_both_queues_and_on_the_age() -> None:
+def test_keda_scales_the_worker_on_the_length_of_every_ingest_queue_and_on_the_age() -> None:
     (scaled,) = by_name(OBJECTS, "ScaledObject").values()
     triggers = scaled["spec"]["triggers"]
     assert [trigger["type"] for trigger in triggers] == ["rabbitmq", "rabbitmq", "prometheus"]
-    queues = [trigger["metadata"].get("queueName") for trigger in triggers]
-    assert set(queues) == {topology.INGEST_TASKS, topology.INGEST_BATCHES, None}
+    selected = [queue for trigger in triggers[:2] for queue in queues_of(trigger["metadata"])]
+    assert sorted(selected) == sorted(topology.INGEST_QUEUES)
     authentications = by_name(OBJECTS, "TriggerAuthentication")
     for trigger in triggers:
         assert trigger.get("authenticationRef", {"name": "ingest-rabbitmq"})["name"] in authentications
     assert scaled["spec"]["scaleTargetRef"]["name"] == "ingest-worker"
     assert "ingest-worker" in by_name(OBJECTS, "Deployment")
+
+
+def queues_of(metadata: dict[str, str]) -> list[str]:
+    """Return the queues that a RabbitMQ trigger adds up. RabbitMQ's expressions match anywhere in a name."""
+    if metadata.get("useRegex") == "true":
+        assert metadata["protocol"] == "http"
+        assert metadata["operation"] == "sum"
+        return [queue.name for queue in topology.QUEUES if re.search(metadata["queueName"], queue.name)]
+    return [metadata["queueName"]]
+
+
+def test_rabbitmq_selects_the_queues_of_a_keda_trigger_by_its_expression(
+    rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    """KEDA sends this request."""
+    vhost = urlsplit(rabbitmq_url).path[1:]
+    rabbitmq.api("POST", f"definitions/{vhost}", load_yaml(DEPLOY / "rabbitmq/definitions.json"))
+    (scaled,) = by_name(OBJECTS, "ScaledObject").values()
+    for trigger in scaled["spec"]["triggers"][:2]:
+        metadata = trigger["metadata"]
+        query = {"page": 1, "use_regex": "true", "pagination": "false", "name": metadata["queueName"], "page_size": 100}
+        page = rabbitmq.api("GET", f"queues/{vhost}?{urlencode(query)}")
+        assert sorted(queue["name"] for queue in page["items"]) == sorted(queues_of(metadata))
 
 
 def test_only_operator_and_topology_have_credentials_for_the_management_api() -> None:

@@ -12,6 +12,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused
 
+from ingest.domain import topology
 from tests.deploy.files import DEPLOY
 from tests.deploy.provisioning import USERS, password_of
 from tests.servers import RabbitServer
@@ -48,6 +49,12 @@ class Attempts:
 
     async def submits_for_another_customer(self) -> bool:
         return await self._publishes("asg.submissions", "batch.submitted.other")
+
+    async def publishes_as_the_shim(self) -> bool:
+        routes = [queue.removeprefix("ingest.") for queue in topology.ADMITTED_QUEUES]
+        results = {await self._publishes("asg.submissions", f"{route}.task.submitted.{self._user}") for route in routes}
+        (allowed,) = results
+        return allowed
 
     async def publishes_events(self) -> bool:
         return await self._publishes("asg.events", "task.accepted.sentiment.none")
@@ -127,10 +134,13 @@ class Attempts:
         return {
             "submit as the own user name": self.submits_as_itself,
             "submit for another customer": self.submits_for_another_customer,
+            "publish to the queues of what the shim admitted, `ingest.http.*` and `ingest.heavy.*`": (
+                self.publishes_as_the_shim
+            ),
             "publish an event": self.publishes_events,
             "publish to a queue through the default exchange": self.publishes_to_a_queue,
-            "read or purge `ingest.tasks`, `ingest.batches`, `ingest.dead`": self.reads(
-                "ingest.tasks", "ingest.batches", "ingest.dead"
+            "read or purge an ingest queue (of submissions) or `ingest.dead`": self.reads(
+                *topology.INGEST_QUEUES, "ingest.dead"
             ),
             "read or purge `consensus.tasks`": self.reads("consensus.tasks"),
             "read or purge `webhook.dispatch`": self.reads("webhook.dispatch"),
