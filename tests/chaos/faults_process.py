@@ -78,6 +78,8 @@ async def rolling_upgrade(world: World) -> str:
     new = next(checkout for checkout in world.checkouts if checkout != old)
     side_by_side = 0
     for process in processes:
+        # The fault before this one may have killed it.
+        await off_loop(wait_until, lambda process=process: process.is_up, process.name)
         process.source = new
         starts = process.starts
         code, _ = await process.terminate()

@@ -106,6 +106,11 @@ class Process:
         return popen.returncode, unacknowledged
 
     @property
+    def is_up(self) -> bool:
+        """Whether the process runs and has logged that it is ready."""
+        return self._popen is not None and self._popen.poll() is None and self.starts > self.restarts
+
+    @property
     def starts(self) -> int:
         """How often the process logged that it is ready."""
         return self.count_events("serving" if self.kind == "serve" else "worker_started")
