@@ -46,8 +46,8 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     """What `ingest status` shows about a process that serves metrics.
 
-    `idle` is seconds since it last settled a delivery; `accepted` is tasks per second. `breaker_open` is named `brake`
-    in JSON.
+    `idle` is seconds since it last settled a delivery; `accepted` is tasks per second; `heavy` is the number of heavy
+    customers. `breaker_open` is named `brake` in JSON.
     """
 
     url: str
@@ -58,6 +58,7 @@ class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     in_flight: int | None = None
     idle: float | None = None
     accepted: float | None = None
+    heavy: int | None = None
 
 
 class DeadReason(msgspec.Struct, frozen=True, kw_only=True):

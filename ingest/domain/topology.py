@@ -61,6 +61,13 @@ def route_to(queue: str) -> str:
     return queue.removeprefix("ingest.")
 
 
+def class_of(queue: str) -> str:
+    """Return the name of all queues of a traffic class together: `ingest.http.*` for `ingest.http.0`."""
+    service, _, rest = queue.partition(".")
+    traffic_class, separator, _ = rest.partition(".")
+    return f"{service}.{traffic_class}.*" if separator else queue
+
+
 def _admitted_queue(name: str) -> Queue:
     return Queue(name, SUBMISSIONS, f"{route_to(name)}.#", DELIVERY_LIMIT, DEAD, balanced=True)
 

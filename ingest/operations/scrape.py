@@ -64,6 +64,7 @@ class Scraper:
                     idle=None if last is None else max(0.0, time.time() - last),
                     # Counters are sums over all processes of one port, so they are shown with the first process.
                     accepted=rate if process == names[0] else None,
+                    heavy=_count(own, metrics.HEAVY_CUSTOMERS),
                 )
             )
         return states

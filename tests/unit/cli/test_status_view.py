@@ -11,6 +11,11 @@ from ingest.cli.status_view import Cropped, render
 from ingest.domain.overview import BrokerState, DeadReason, Overview, ProcessState, QueueState, StoreState
 
 QUEUES = [
+    QueueState(name="ingest.http.0", ready=3, unacked=10, consumers=2, rate_in=1.5, rate_out=1.0, oldest=4.0),
+    QueueState(name="ingest.http.1", ready=2, unacked=None, consumers=1, rate_in=1.0, oldest=9.0),
+    QueueState(name="ingest.http.bulk", ready=0, unacked=1, consumers=2, oldest=99.0),
+    QueueState(name="ingest.heavy.0", ready=4_321, unacked=0, consumers=2),
+    QueueState(name="ingest.heavy.bulk", ready=0, unacked=0, consumers=2),
     QueueState(name="ingest.tasks", ready=1_234_567, unacked=1000, consumers=0, rate_in=812.5, oldest=93_784.0),
     QueueState(name="ingest.batches", ready=0, unacked=0, consumers=2, rate_in=0.0, rate_out=0.0, oldest=0.0),
     QueueState(name="consensus.tasks", ready=98_765, unacked=0, consumers=0, rate_in=11.0, rate_out=0.0),
@@ -73,13 +78,29 @@ def test_narrow_terminal_cuts_no_number(width: int) -> None:
     assert all(len(line) <= width for line in shown(OVERVIEW, width).splitlines())
 
 
-def test_live_view_of_24_lines_and_40_columns_shows_all_queues_and_problems() -> None:
-    lines = shown_live(msgspec.structs.replace(OVERVIEW, processes=[]), 40, 24)
-    assert len(lines) <= 24
+def test_live_view_of_30_lines_and_40_columns_shows_all_queues_and_problems() -> None:
+    lines = shown_live(msgspec.structs.replace(OVERVIEW, processes=[]), 40, 30)
+    assert len(lines) <= 30
     text = " ".join(" ".join(lines).split())
     assert "more lines" not in text
     for value in ("node r1 is down", "ready 1,234,567", "ingest.batches", "webhook.dispatch", "quota_exhausted"):
         assert value in text
+
+
+def test_queues_of_a_traffic_class_are_one_row() -> None:
+    """Depths and rates are added up; the smallest number of consumers and the oldest message of all count."""
+    rows = {line.split()[0]: line.split()[1:] for line in shown(OVERVIEW).splitlines() if line.startswith("ingest.")}
+    assert rows["ingest.http.*"] == ["5", "11", "2.5", "1.0", "1", "9s"]
+    assert rows["ingest.heavy.*"] == ["4,321", "0", "-", "-", "2", "-"]
+    assert list(rows) == ["ingest.http.*", "ingest.heavy.*", "ingest.tasks", "ingest.batches", "ingest.dead"]
+
+
+def test_processes_with_heavy_customers_are_named() -> None:
+    processes = [*PROCESSES, ProcessState(url="http://10.20.30.50:9464", process="1", heavy=2)]
+    lines = shown(msgspec.structs.replace(OVERVIEW, processes=processes)).splitlines()
+    assert [line for line in lines if "heavy customer" in line] == [
+        "http://10.20.30.50:9464 1  2 heavy customers, named in its log"
+    ]
 
 
 def test_live_view_says_how_many_lines_do_not_fit() -> None:
