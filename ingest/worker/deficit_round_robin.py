@@ -27,6 +27,10 @@ class DeficitRoundRobin(Generic[T]):
         """Costs and items by queue, of those queues that have items; the queue whose turn it is first."""
         self._deficits: defaultdict[str, float] = defaultdict(float)
         """What each queue may still take in its turn; below 0 what it has overdrawn."""
+        self._turns = 0
+        """How many turns began."""
+        self._left: dict[str, int] = {}
+        """Queues without items that have overdrawn, and the number of turns when they became empty."""
         self.cost = 0
         """What all waiting items cost together."""
 
@@ -39,6 +43,10 @@ class DeficitRoundRobin(Generic[T]):
 
     def put(self, queue: str, item: T, cost: int) -> None:
         """Add an item at the end of its queue; `cost` is at least 1."""
+        if queue in self._left:
+            # It would have had a turn in each round meanwhile.
+            rounds = (self._turns - self._left.pop(queue)) / len(self._waiting)
+            self._deficits[queue] = min(0.0, self._deficits[queue] + rounds * QUANTUM * self._weight(queue))
         self._waiting.setdefault(queue, deque()).append((cost, item))
         self.cost += cost
 
@@ -51,6 +59,7 @@ class DeficitRoundRobin(Generic[T]):
             deficit = self._deficits[queue]
             if deficit <= 0:
                 deficit += QUANTUM * self._weight(queue)
+                self._turns += 1
             while items and deficit > 0 and (items[0][0] <= room or not taken):
                 cost, item = items.popleft()
                 taken.append(item)
@@ -76,8 +85,12 @@ class DeficitRoundRobin(Generic[T]):
                 self._remove(queue)
 
     def _remove(self, queue: str) -> None:
-        """Remove a queue without items. It keeps what it has overdrawn as long as others wait."""
+        """Remove a queue without items. What it has overdrawn is forgotten when no queue waits."""
         del self._waiting[queue]
-        self._deficits[queue] = min(0.0, self._deficits[queue])
         if not self._waiting:
             self._deficits.clear()
+            self._left.clear()
+        elif self._deficits[queue] < 0:
+            self._left[queue] = self._turns
+        else:
+            del self._deficits[queue]

@@ -54,6 +54,19 @@ def test_queue_that_is_empty_between_its_expensive_items_gains_nothing() -> None
     assert singles >= 19 * 1000 - QUANTUM
 
 
+def test_overdraft_shrinks_while_the_others_have_their_turns() -> None:
+    waiting = filled(others=[1] * 100_000, expensive=[8000])
+    while "expensive" not in waiting.take(250):
+        pass
+    for _ in range(4000 // 250):
+        waiting.take(250)
+    waiting.put("expensive", "expensive", 1)
+    others = 0
+    while "expensive" not in (taken := waiting.take(250)):
+        others += len(taken)
+    assert 3000 < others < 4500
+
+
 def test_queues_share_by_weight() -> None:
     waiting: DeficitRoundRobin[str] = DeficitRoundRobin({"a": 3.0, "b": 1.0}.__getitem__)
     for queue in "ab":
