@@ -10,18 +10,20 @@ from typing import Final, NamedTuple
 from ingest.domain.identity import SubmissionKind
 
 _ADDRESS: Final = re.compile(
-    r"(?:(?:http|heavy)\.(?:[0-9]+|bulk)\.)?(?P<kind>task|batch)\.submitted\.(?P<cust_id>[^.]*)"
+    r"(?:(?P<route>(?:http|heavy)\.(?:[0-9]+|bulk))\.)?(?P<kind>task|batch)\.submitted\.(?P<cust_id>[^.]*)"
 )
 
 
 DEFAULT_ROUTE: Final = "http.0"
+"""The route of what the shim admits, if no router chooses another."""
 
 
 class Address(NamedTuple):
-    """What a routing key says about its submission. `cust_id` is not checked."""
+    """What a routing key says about its submission. `cust_id` is not checked; `route` is empty if there is none."""
 
     kind: SubmissionKind
     cust_id: str
+    route: str = ""
 
 
 def routing_key(kind: SubmissionKind, cust_id: str, route: str = "") -> str:
@@ -38,4 +40,4 @@ def is_batch(routing_key: str) -> bool:
 def parse(routing_key: str) -> Address | None:
     """Return the address in a routing key; None if it is not one of a submission."""
     match = _ADDRESS.fullmatch(routing_key)
-    return match and Address(SubmissionKind(match["kind"]), match["cust_id"])
+    return match and Address(SubmissionKind(match["kind"]), match["cust_id"], match["route"] or "")

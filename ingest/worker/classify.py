@@ -101,13 +101,16 @@ class DeliveryClassifier:
             await slices.between()
             cust_id = ""
             try:
-                kind, cust_id = _address(delivery.routing_key)
+                kind, cust_id, route = _address(delivery.routing_key)
                 _check_attempts(delivery)
                 if delivery.type == admitted.TYPE:
                     if self._is_untrusted_service_user(delivery, cust_id):
                         classified.untrusted.append(delivery)
                         continue
                     classified.admitted.append((delivery, self._admitted(delivery, cust_id)))
+                elif route and delivery.user_id not in self._trusted:
+                    # Queues of the shim: its traffic would wait behind that of a producer with loose permissions.
+                    raise _bad_routing_key()
                 else:
                     await self._classify_direct(classified, lookups, delivery, kind, cust_id)
             except InvalidSubmission as error:
@@ -210,12 +213,16 @@ def _address(routing_key: str) -> Address:
     """Return kind and customer. Raises InvalidSubmission (BAD_ROUTING_KEY)."""
     address = addresses.parse(routing_key)
     if address is None or not is_cust_id(address.cust_id):
-        raise InvalidSubmission(
-            Reason.BAD_ROUTING_KEY,
-            "the routing key must be task.submitted.<cust_id> or batch.submitted.<cust_id>; a cust_id has 1 to 64 "
-            "characters: letters, digits, _ and -",
-        )
+        raise _bad_routing_key()
     return address
+
+
+def _bad_routing_key() -> InvalidSubmission:
+    return InvalidSubmission(
+        Reason.BAD_ROUTING_KEY,
+        "the routing key must be task.submitted.<cust_id> or batch.submitted.<cust_id>; a cust_id has 1 to 64 "
+        "characters: letters, digits, _ and -",
+    )
 
 
 def _check_attempts(delivery: Delivery) -> None:

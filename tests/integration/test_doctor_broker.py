@@ -150,6 +150,7 @@ async def test_users_with_too_many_permissions_are_reported(
         "reader": PRODUCER | {"read": ".*"},
         "consumer": {"configure": "", "write": "", "read": ".*"},
         "loose-topics": PRODUCER,
+        "loose-start": PRODUCER,
         "other-name": PRODUCER,
         "correct": PRODUCER,
         "line-break": PRODUCER,
@@ -161,6 +162,7 @@ async def test_users_with_too_many_permissions_are_reported(
         "correct": r"^(task|batch)\.submitted\.{username}\z",
         "line-break": r"^(task|batch)\.submitted\.{username}$",
         "loose-topics": "submitted",
+        "loose-start": r"submitted\.{username}\z",
         "other-name": r"^task\.submitted\.acme$",
     }
     for name, pattern in patterns.items():
@@ -172,6 +174,7 @@ async def test_users_with_too_many_permissions_are_reported(
         findings = await check_rabbitmq(rabbitmq_url, management)
         assert reports(findings, ERROR, "-no-topics may submit for any customer")
         assert reports(findings, ERROR, "-loose-topics may submit for any customer")
+        assert reports(findings, ERROR, "-loose-start may publish to the queues of the shim")
         assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, ingest.http.0")
         (reader,) = [finding.do for finding in findings if "-reader may read" in finding.what]
         command = f"rabbitmqctl set_permissions -p {vhost} {vhost}-reader '^$' '^asg[.]submissions$' '^$'"

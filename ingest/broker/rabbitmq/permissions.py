@@ -9,7 +9,9 @@ from urllib.parse import unquote
 from ingest.broker.rabbitmq.management import Management
 from ingest.broker.rabbitmq.producer_limits import producer_limits
 from ingest.domain import topology
+from ingest.domain.addresses import routing_key
 from ingest.domain.findings import Finding, Severity, error, ok, warning
+from ingest.domain.identity import SubmissionKind
 
 AREA: Final = "permissions"
 _OTHER: Final = "ingest-doctor-other-customer"
@@ -133,6 +135,8 @@ def _submissions(row: dict[str, Any], topics: list[dict[str, Any]]) -> Iterator[
         return
     if not topics or any(_may_submit(topic, user, _OTHER) for topic in topics):
         yield error(AREA, f"user {user} may submit for any customer", _own_topics(row))
+    elif any(_may_use_shim_queues(topic, user) for topic in topics):
+        yield error(AREA, f"user {user} may publish to the queues of the shim, which is rejected", _own_topics(row))
     elif any(_may_submit(topic, user, f"{user}\n") for topic in topics):
         yield warning(AREA, f"user {user} may submit with a routing key that ends with a line break", _own_topics(row))
     elif not any(_may_submit(topic, user, user) for topic in topics):
@@ -153,9 +157,13 @@ def _is_about(topic: dict[str, Any], user: str) -> bool:
     return (topic["user"], topic["exchange"]) == (user, topology.SUBMISSIONS)
 
 
-def _may_submit(topic: dict[str, Any], user: str, cust_id: str) -> bool:
+def _may_submit(topic: dict[str, Any], user: str, cust_id: str, route: str = "") -> bool:
     pattern = topic["write"].replace("{username}", re.escape(user)).replace("{vhost}", re.escape(topic["vhost"]))
-    return _may(pattern, f"task.submitted.{cust_id}") or _may(pattern, f"batch.submitted.{cust_id}")
+    return any(_may(pattern, routing_key(kind, cust_id, route)) for kind in SubmissionKind)
+
+
+def _may_use_shim_queues(topic: dict[str, Any], user: str) -> bool:
+    return any(_may_submit(topic, user, user, topology.route_to(queue)) for queue in topology.ADMITTED_QUEUES)
 
 
 def _may(pattern: str, name: str) -> bool:

@@ -184,3 +184,14 @@ def test_dead_letter_of_a_body_that_the_publisher_refuses_has_its_beginning() ->
     dead = read(in_dead_queue(message), SERVICE)
     assert (dead.reason, dead.cust_id) == ("too_large", "acme")
     assert redrive_blocker(dead, SERVICE) is None
+
+
+@pytest.mark.parametrize("routing_key", ["http.0.task.submitted.acme", "heavy.bulk.batch.submitted.acme"])
+def test_dead_letter_of_a_queue_of_the_shim_is_redriven_to_it(routing_key: str) -> None:
+    """Whether a worker or the broker has put it there."""
+    from_worker = rejected(Reason.INVALID, routing_key=routing_key, user_id="ingest")
+    from_broker = in_dead_queue(resubmission(read(from_worker, SERVICE)))
+    for letter in (from_worker, from_broker):
+        dead = read(letter, SERVICE)
+        assert (dead.cust_id, redrive_blocker(dead, SERVICE)) == ("acme", None)
+        assert resubmission(dead).routing_key == routing_key

@@ -97,3 +97,18 @@ async def test_direct_submission_needs_no_content_type_and_no_user_id(tmp_path: 
     assert [request.origin for _, request in classified.direct] == ["m"]
     assert classified.rejected == []
     await store.close()
+
+
+@pytest.mark.parametrize(("user_id", "accepted"), [("acme", False), (None, False), ("shim", True)])
+async def test_direct_submission_to_a_queue_of_the_shim_must_come_from_the_service(
+    tmp_path: Path, user_id: str | None, accepted: bool
+) -> None:
+    """A producer with loose permissions cannot get ahead of others. A redriven dead letter keeps its routing key."""
+    store = await SqliteStore.open(tmp_path / "store.db")
+    await store.save_customer(Customer(cust_id="acme"))
+    classifier = DeliveryClassifier(store, frozenset({"shim"}), SubmissionParser())
+    key = "http.0.task.submitted.acme"
+    classified = await classifier.classify([direct_delivery("m", cust_id="acme", routing_key=key, user_id=user_id)])
+    await store.close()
+    assert len(classified.direct) == accepted
+    assert [rejection.error.reason for rejection in classified.rejected] == [Reason.BAD_ROUTING_KEY] * (not accepted)
