@@ -1,4 +1,4 @@
-"""The consumers of several queues, where a micro-batch has deliveries of more than one."""
+"""The consumers of several queues, for micro-batches with deliveries of more than one."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Attempts the deliveries of all ingest queues in micro-batches, shares between the queues, and retries."""
+"""Attempts the deliveries of all ingest queues in micro-batches, which the queues share, and retries them."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -44,8 +44,9 @@ class DeliveryLoop:
     progress, the next one waits until it has `max_batch` tasks: large ones cost less per task, also for RabbitMQ. There
     is no timer, so under light traffic small ones start at once.
 
-    A submission with more than `max_batch` tasks is a micro-batch by itself, and so is one that waits for the process
-    that parses large bodies. Those do not count as in progress, so that they delay no other delivery.
+    A submission that costs more than `max_batch` is a micro-batch by itself, and so is one that waits for the process
+    that parses large bodies. They delay no other delivery: the queues share slots for the former in the same way, and
+    the latter need no slot.
 
     Args:
         consumers: by the name of the queue.
@@ -111,8 +112,8 @@ class DeliveryLoop:
 
     async def _stop_consumers(self) -> None:
         await self._stopping.wait()
-        for consumer in self._consumers.values():
-            await consumer.stop()
+        # At once: a consumer that has paused reading cannot read the broker's answer, and waits for it.
+        await asyncio.gather(*[consumer.stop() for consumer in self._consumers.values()])
 
     async def _process(self, deliveries: Sequence[Delivery]) -> None:
         """Attempt the deliveries until all are finished or lost, or the worker stops."""

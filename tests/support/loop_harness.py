@@ -4,11 +4,12 @@ import asyncio
 import itertools
 import random
 from collections.abc import Awaitable, Sequence
+from typing import Any
 
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
-from ingest.domain.ports import Acknowledger
-from ingest.domain.topology import INGEST_TASKS
+from ingest.domain.ports import Acknowledger, Consumer
+from ingest.domain.topology import INGEST_HTTP, INGEST_TASKS
 from ingest.waiting import Backoff
 from ingest.worker.breaker import CircuitBreaker
 from ingest.worker.delivery_loop import DeliveryLoop
@@ -22,9 +23,10 @@ def now() -> float:
 
 
 class ScriptedConsumer:
-    """Delivers what `deliver` is given. Records the calls, with their times."""
+    """Delivers what `deliver` is given, from a queue. Records the calls, with their times."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue: str = INGEST_TASKS) -> None:
+        self._queue = queue
         self._arrived: asyncio.Queue[list[Delivery]] = asyncio.Queue()
         self.lost: list[Delivery] = []
         self.requeued: list[tuple[float, list[str | None]]] = []
@@ -32,9 +34,9 @@ class ScriptedConsumer:
         """What was set apart, and the extra prefetch that was asked for."""
         self.is_connected = True
 
-    def deliver(self, *names: str, body: bytes = b"{}") -> list[Delivery]:
-        """Make deliveries with these message_ids arrive together; return them."""
-        deliveries = [delivery(message_id=name, body=body) for name in names]
+    def deliver(self, *names: str, **changes: Any) -> list[Delivery]:
+        """Make deliveries with these message_ids arrive together; return them. Arguments replace their fields."""
+        deliveries = [delivery(message_id=name, queue=self._queue, **changes) for name in names]
         self._arrived.put_nowait(deliveries)
         return deliveries
 
@@ -107,15 +109,17 @@ class ScriptedProcessor(DeliveryProcessor):
 
 
 class LoopHarness:
-    """A running loop with micro-batches of `max_batch`. The pauses of its breaker are 10 s."""
+    """A running loop with two queues and micro-batches of `max_batch`. The pauses of its breaker are 10 s."""
 
     def __init__(self, max_batch: int = 10) -> None:
         random.seed(1)  # the pauses are the same in every run
         self.consumer = ScriptedConsumer()
+        self.other = ScriptedConsumer(INGEST_HTTP[0])
         self.processor = ScriptedProcessor()
         self.breaker = CircuitBreaker(clock=now, backoff=Backoff(10, 10, jitter=lambda: 1.0))
         self.stopping = asyncio.Event()
-        self.loop = DeliveryLoop({INGEST_TASKS: self.consumer}, self.processor, self.breaker, self.stopping, max_batch)
+        consumers: dict[str, Consumer] = {INGEST_TASKS: self.consumer, INGEST_HTTP[0]: self.other}
+        self.loop = DeliveryLoop(consumers, self.processor, self.breaker, self.stopping, max_batch)
 
     async def run(self, use: Awaitable[None]) -> None:
         """Run the loop until `use` ends, then stop it as the worker does."""

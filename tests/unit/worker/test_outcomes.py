@@ -156,3 +156,9 @@ async def test_copy_and_contended_submission_of_one_micro_batch_are_counted_apar
     await harness.attempt(from_shim("a", time.time()), direct_delivery("held"))
     assert harness.counted("ingest_repeated_deliveries_total") == {"": 1}
     assert harness.counted("ingest_waiting_submissions_total") == {"busy": 1}
+
+
+async def test_micro_batch_of_tasks_and_batches_counts_each_as_what_it_is(harness: OutcomesHarness) -> None:
+    await harness.attempt(direct_delivery("t"), direct_delivery("b", {"tasks": [TASK, TASK]}))
+    assert harness.counted(SUBMISSIONS) == {"amqp,task,accepted": 1, "amqp,batch,accepted": 1}
+    assert harness.counted(TASKS) == {"amqp": 3}
