@@ -99,7 +99,7 @@ class Settings(BaseSettings):
         description="submissions in flight per process and queue, except ingest.batches and ingest.*.bulk",
     )
     prefetch_batches: int = Field(
-        4, ge=1, le=1000, description="submissions in flight per process in each of ingest.batches and ingest.*.bulk"
+        16, ge=1, le=1000, description="submissions in flight per process in each of ingest.batches and ingest.*.bulk"
     )
     metrics_host: str = Field("127.0.0.1", description="address of the port for metrics and health")
     metrics_port: int | None = Field(

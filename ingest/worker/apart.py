@@ -15,7 +15,7 @@ _HOLD: Final = 1200.0
 """Seconds for which submissions wait apart; well below RabbitMQ's `consumer_timeout` of 30 minutes."""
 _MAX_APART: Final = 10_000
 """The most submissions that wait apart, in addition to the prefetch."""
-_MAX_BYTES: Final = 8 * 1024 * 1024
+_MAX_BYTES: Final = 4 * 1024 * 1024
 """Bytes of the bodies that wait apart, for each queue."""
 
 
