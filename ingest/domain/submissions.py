@@ -22,7 +22,7 @@ MAX_TASK = 256 * 1024
 With both limits every message and event is well below the 16 MiB that RabbitMQ takes.
 """
 BYTES_PER_TASK = 1024
-"""Bytes of a body that count as a further task where load is shared between customers."""
+"""Bytes of a submission that count as a further task when load is shared between customers."""
 
 _TOO_DEEP = f"body is nested too deeply: at most {MAX_NESTING} levels of arrays and objects are allowed"
 _MOST_EXAMINED = 64 * 1024

@@ -12,13 +12,15 @@ INGEST_HTTP = ("ingest.http.0", "ingest.http.1")
 """Several, so that their leaders can be on different nodes of RabbitMQ."""
 INGEST_HEAVY = ("ingest.heavy.0",)
 HTTP_BULK = "ingest.http.bulk"
+"""For submissions with many bytes: RabbitMQ limits what it sends to a consumer only by messages."""
 HEAVY_BULK = "ingest.heavy.bulk"
-"""The last two are for submissions with many bytes: RabbitMQ limits what it sends a consumer only by messages."""
+"""The same, of heavy customers."""
 ADMITTED_QUEUES = (*INGEST_HTTP, HTTP_BULK, *INGEST_HEAVY, HEAVY_BULK)
 """The queues of what the shim admits."""
 INGEST_TASKS = "ingest.tasks"
+"""For direct producers."""
 INGEST_BATCHES = "ingest.batches"
-"""The last two are for direct producers."""
+"""The same, for batches."""
 CONSENSUS_TASKS = "consensus.tasks"
 WEBHOOK_DISPATCH = "webhook.dispatch"
 INGEST_DEAD = "ingest.dead"

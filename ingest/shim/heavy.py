@@ -14,11 +14,11 @@ from ingest.domain import metrics
 from ingest.domain.metrics import NO_METER, Meter
 
 WINDOW: Final = 5.0
-"""Seconds over which tasks are counted."""
+"""Seconds of one window. The tasks of the current and of the previous one count, the latter less and less."""
 FLOOR: Final = 2000
-"""The default floor: two full batches, or 400 single tasks a second."""
+"""The default floor: for example 400 single tasks a second."""
 _SHARE: Final = 0.1
-"""A customer is heavy above this share of all tasks, and above twice the mean of all customers."""
+"""A customer is heavy above this share of all tasks, or above twice the mean of all customers."""
 _RELEASE: Final = 0.5
 """A heavy customer stays heavy until its tasks are below this part of what makes a customer heavy."""
 _MAX_CUSTOMERS: Final = 2000

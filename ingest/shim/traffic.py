@@ -31,7 +31,7 @@ class TrafficRouter:
 
     def routes(self, decisions: Sequence[Decision]) -> list[str]:
         """Return the route of each submission of a micro-batch. The ordinary ones without many bytes have the same."""
-        ordinary = next(self._ordinary)
+        ordinary = ""
         routes = []
         for decision in decisions:
             cust_id, tasks = decision.entry.cust_id, decision.request.submission.tasks
@@ -42,5 +42,6 @@ class TrafficRouter:
             elif is_heavy:
                 routes.append(_HEAVY[zlib.crc32(cust_id.encode()) % len(_HEAVY)])
             else:
+                ordinary = ordinary or next(self._ordinary)
                 routes.append(ordinary)
         return routes

@@ -40,7 +40,7 @@ class Harness:
         queues = []
         for submission, route in zip(submissions, routes, strict=True):
             key = routing_key(submission.kind, submission.cust_id, route)
-            assert parse(key) == Address(submission.kind, submission.cust_id)
+            assert parse(key) == Address(submission.kind, submission.cust_id, route)
             (queue,) = [
                 queue.name
                 for queue in topology.QUEUES
@@ -76,7 +76,7 @@ def test_heavy_customer_has_queues_of_its_own(harness: Harness) -> None:
     assert harness.queues(task("heavy"), batch(1000, "heavy"), task("quiet"), batch(1000, "quiet")) == [
         "ingest.heavy.0",
         "ingest.heavy.bulk",
-        "ingest.http.1",
+        "ingest.http.0",
         "ingest.http.bulk",
     ]
 
