@@ -174,10 +174,11 @@ async def queue_full(world: World) -> str:
 
 @fault("rabbit-queue-deleted")
 async def queue_deleted(world: World) -> str:
-    """Delete ingest.http.0 while it is empty; messages of a deleted queue could not be recovered"""
+    """Delete the ingest queues while they are empty; messages of a deleted queue could not be recovered"""
     try:
         await _drain(world)
-        await off_loop(world.cluster.api, "DELETE", "queues/%2F/ingest.http.0")
+        for queue in INGEST_QUEUES:
+            await off_loop(world.cluster.api, "DELETE", f"queues/%2F/{queue}")
     finally:
         world.workload.resume()
     before = world.workload.counts["unavailable"]
