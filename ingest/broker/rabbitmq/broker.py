@@ -24,9 +24,10 @@ from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url, parse_options
 
 _INGEST_QUEUES: Final = frozenset(topology.INGEST_QUEUES)
 _MAX_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of deliveries of one ingest queue or of ingest.dead that are in progress; the prefetch of usual submissions has
-2 MB at most."""
-_BOUNDED: Final = _INGEST_QUEUES | {topology.INGEST_DEAD}
+"""Bytes of deliveries of one ingest queue that are in progress; the prefetch of usual submissions has 2 MB at most."""
+_MAX_DEAD_BYTES: Final = 16 * 1024 * 1024
+"""The same for ingest.dead, whose only consumer is a command."""
+_BOUNDS: Final = dict.fromkeys(topology.INGEST_QUEUES, _MAX_BYTES) | {topology.INGEST_DEAD: _MAX_DEAD_BYTES}
 
 
 class BrokerInfo(msgspec.Struct, frozen=True):
@@ -144,7 +145,7 @@ class RabbitBroker:
             queue,
             prefetch,
             isolate=queue in _INGEST_QUEUES,
-            max_bytes=_MAX_BYTES if queue in _BOUNDED else None,
+            max_bytes=_BOUNDS.get(queue),
         )
         self._channels.append(consumer)
         await consumer.start()
