@@ -8,6 +8,7 @@ import typer
 from ingest import settings
 from ingest.backends import require_rabbitmq
 from ingest.broker.rabbitmq.management import definitions, rabbitmqctl_lines
+from ingest.broker.rabbitmq.provisioning import apply_topology
 from ingest.domain.display import shown
 from ingest.domain.errors import ConfigurationError
 from ingest.telemetry import logs
@@ -25,15 +26,11 @@ def apply() -> None:
     logs.configure(current.log_level, current.log_format)
     backend = require_rabbitmq(current, "topology apply")
 
-    async def declare() -> None:
-        broker = await backend.open("ingest topology")
-        await broker.declare()
-        await broker.close()
-
-    asyncio.run(declare())
+    management = backend.management
+    broker = backend.new_broker("ingest topology")
+    asyncio.run(broker.declare() if management is None else apply_topology(broker, management))
     typer.echo("exchanges, queues and bindings exist")
-    if management := backend.management:
-        management.apply_policies()
+    if management is not None:
         typer.echo("policies are set")
         return
     typer.echo("INGEST_MANAGEMENT_URL is not set; run these commands on a broker host to set the policies:", err=True)

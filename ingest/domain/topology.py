@@ -7,6 +7,8 @@ import msgspec
 SUBMISSIONS = "asg.submissions"
 EVENTS = "asg.events"
 DEAD = "asg.dead"
+UNMATCHED = "asg.unmatched"
+"""The alternate exchange of asg.submissions: what no queue there is bound for comes here."""
 
 INGEST_HTTP = ("ingest.http.0", "ingest.http.1")
 """Several, so that their leaders can be on different nodes of RabbitMQ."""
@@ -18,9 +20,11 @@ HEAVY_BULK = "ingest.heavy.bulk"
 ADMITTED_QUEUES = (*INGEST_HTTP, HTTP_BULK, *INGEST_HEAVY, HEAVY_BULK)
 """The queues of what the shim admits."""
 INGEST_TASKS = "ingest.tasks"
-"""For direct producers."""
+"""For direct producers that have no queues of their own."""
 INGEST_BATCHES = "ingest.batches"
 """The same, for batches."""
+OWN_PREFIX = "ingest.direct."
+"""How the names of the queues begin that belong to one direct producer."""
 CONSENSUS_TASKS = "consensus.tasks"
 WEBHOOK_DISPATCH = "webhook.dispatch"
 INGEST_DEAD = "ingest.dead"
@@ -74,23 +78,46 @@ def _admitted_queue(name: str) -> Queue:
     return Queue(name, SUBMISSIONS, f"{route_to(name)}.#", DELIVERY_LIMIT, DEAD, balanced=True)
 
 
-EXCHANGES = (SUBMISSIONS, EVENTS, DEAD)
+def own_queues(cust_id: str) -> tuple[Queue, Queue]:
+    """Return the queues of a direct producer that has some of its own: for tasks, and for batches."""
+    return (
+        Queue(f"{OWN_PREFIX}{cust_id}.tasks", SUBMISSIONS, f"task.submitted.{cust_id}", DELIVERY_LIMIT, DEAD, True),
+        Queue(f"{OWN_PREFIX}{cust_id}.batches", SUBMISSIONS, f"batch.submitted.{cust_id}", DELIVERY_LIMIT, DEAD, True),
+    )
+
+
+def label_of(queue: str) -> str:
+    """Return the name of a queue in metrics. The queues of all producers have the same, because no label has an id."""
+    return f"{OWN_PREFIX}*" if queue.startswith(OWN_PREFIX) else queue
+
+
+EXCHANGES = (SUBMISSIONS, EVENTS, DEAD, UNMATCHED)
 
 QUEUES = (
     *[_admitted_queue(name) for name in ADMITTED_QUEUES],
-    Queue(INGEST_TASKS, SUBMISSIONS, "task.submitted.*", DELIVERY_LIMIT, DEAD),
-    Queue(INGEST_BATCHES, SUBMISSIONS, "batch.submitted.*", DELIVERY_LIMIT, DEAD),
+    Queue(INGEST_TASKS, UNMATCHED, "task.submitted.*", DELIVERY_LIMIT, DEAD),
+    Queue(INGEST_BATCHES, UNMATCHED, "batch.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(CONSENSUS_TASKS, EVENTS, "task.accepted.#", NO_LIMIT),
     Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook", NO_LIMIT),
     Queue(INGEST_DEAD, DEAD, "#", NO_LIMIT),
 )
 
-INGEST_QUEUES = tuple(queue.name for queue in QUEUES if queue.exchange == SUBMISSIONS)
-"""The queues that workers consume."""
+NOT_SEPARATED = tuple(
+    msgspec.structs.replace(queue, exchange=SUBMISSIONS) if queue.exchange == UNMATCHED else queue for queue in QUEUES
+)
+"""The queues while no producer has queues of its own: all of them share two, which are bound to asg.submissions."""
+INGEST_QUEUES = tuple(queue.name for queue in QUEUES if queue.dead_letter_exchange is not None)
+"""The queues that workers consume, besides those of single producers."""
 BULK_QUEUES = (HTTP_BULK, HEAVY_BULK, INGEST_BATCHES)
 """Those whose messages may be large, so that few may be in flight."""
 FOR_CONSUMERS = (CONSENSUS_TASKS, WEBHOOK_DISPATCH)
 """Queues of events, for the consumers downstream."""
+
+
+def routes(exchange: str, routing_key: str) -> list[str]:
+    """Return the names of the queues that a message is routed to, if no producer has queues of its own."""
+    names = [queue.name for queue in QUEUES if queue.exchange == exchange and matches(queue.binding, routing_key)]
+    return names if names or exchange != SUBMISSIONS else routes(UNMATCHED, routing_key)
 
 
 def matches(binding: str, routing_key: str) -> bool:

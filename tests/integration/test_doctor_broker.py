@@ -8,6 +8,7 @@ import pytest
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.checks import findings as rabbitmq_findings
 from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.provisioning import apply_topology
 from ingest.broker.rabbitmq.topology_checks import policy_findings
 from ingest.domain import topology
 from ingest.domain.findings import Finding, Severity
@@ -35,8 +36,7 @@ async def check_rabbitmq(
 async def test_broker_has_no_errors_after_topology_apply(rabbitmq_url: str, management: Management) -> None:
     """The warnings are about the test server: it is a single node, and the user is guest."""
     broker = RabbitBroker(rabbitmq_url)
-    await broker.declare()
-    management.apply_policies()
+    await apply_topology(broker, management)
     findings = await check_rabbitmq(rabbitmq_url, management)
     assert errors(findings) == []
     warnings = {finding.what.split(":")[0] for finding in findings if finding.severity is WARNING}
@@ -52,16 +52,16 @@ async def test_every_mistake_in_the_broker_topology_is_reported(
 ) -> None:
     """A queue has another type, a queue and a binding are missing, and the only policy drops messages."""
     vhost = vhost_of(rabbitmq_url)
-    await RabbitBroker(rabbitmq_url).declare()
+    await RabbitBroker(rabbitmq_url).declare_separated()
     for queue in (topology.INGEST_TASKS, topology.INGEST_DEAD):
         rabbitmq.api("DELETE", f"queues/{vhost}/{queue}")
     rabbitmq.api("PUT", f"queues/{vhost}/{topology.INGEST_TASKS}", {"durable": True, "arguments": {}})
-    rabbitmq.api("DELETE", f"bindings/{vhost}/e/asg.submissions/q/ingest.batches/batch.submitted.*")
+    rabbitmq.api("DELETE", f"bindings/{vhost}/e/asg.unmatched/q/ingest.batches/batch.submitted.*")
     drops = {"pattern": "batches", "apply-to": "queues", "definition": {"message-ttl": 1000, "max-length": 10}}
     rabbitmq.api("PUT", f"policies/{vhost}/drops", drops)
     findings = await check_rabbitmq(rabbitmq_url, management)
     assert reports(findings, ERROR, "queue ingest.tasks is of type classic, it must be quorum")
-    assert reports(findings, ERROR, "queue ingest.batches is not bound to asg.submissions")
+    assert reports(findings, ERROR, "queue ingest.batches is not bound to asg.unmatched")
     assert reports(findings, ERROR, "missing: queue ingest.dead")
     assert reports(findings, ERROR, "no policy is set for ingest.http.0, ingest.http.1, ingest.http.bulk")
     assert reports(findings, ERROR, "ingest.batches: dead-letter-exchange is not set instead of asg.dead, dead-letter-")
@@ -75,7 +75,9 @@ async def test_missing_topology_is_one_error_and_missing_policies_are_one_error(
 ) -> None:
     """One command corrects each. The policies of queues that do not exist are not reported."""
     (missing,) = errors(await check_rabbitmq(rabbitmq_url, management))
-    assert missing.what.startswith("missing: exchange asg.submissions, exchange asg.events, exchange asg.dead, queue ")
+    assert missing.what.startswith(
+        "missing: exchange asg.submissions, exchange asg.events, exchange asg.dead, exchange asg.unmatched"
+    )
     (missing,) = errors(await check_rabbitmq(rabbitmq_url, None))
     assert missing.what == (
         "missing: queue ingest.http.0, queue ingest.http.1, queue ingest.http.bulk, queue ingest.heavy.0, queue "
@@ -83,8 +85,9 @@ async def test_missing_topology_is_one_error_and_missing_policies_are_one_error(
         "queue ingest.dead"
     )
     await RabbitBroker(rabbitmq_url).declare()
-    (missing,) = errors(await check_rabbitmq(rabbitmq_url, management))
-    assert missing.what.startswith("no policy is set for ingest.http.0, ingest.http.1, ingest.http.bulk")
+    unmatched, policies = errors(await check_rabbitmq(rabbitmq_url, management))
+    assert unmatched.what == "missing: exchange asg.unmatched"
+    assert policies.what.startswith("no policy is set for ingest.http.0, ingest.http.1, ingest.http.bulk")
 
 
 @pytest.mark.parametrize(
@@ -123,8 +126,7 @@ async def test_delivery_limit_of_an_event_queue_is_an_error_unless_it_has_a_dead
     rabbitmq: RabbitServer, rabbitmq_url: str, management: Management
 ) -> None:
     """Without a dead-letter exchange, RabbitMQ drops the events that exceed the limit."""
-    await RabbitBroker(rabbitmq_url).declare()
-    management.apply_policies()
+    await apply_topology(RabbitBroker(rabbitmq_url), management)
     assert management.differences() == []
     cases: list[tuple[dict[str, str], bool]] = [({}, True), ({"dead-letter-exchange": "webhook.poisoned"}, False)]
     for dead_lettering, is_error in cases:
@@ -175,7 +177,7 @@ async def test_users_with_too_many_permissions_are_reported(
         assert reports(findings, ERROR, "-no-topics may submit for any customer")
         assert reports(findings, ERROR, "-loose-topics may submit for any customer")
         assert reports(findings, ERROR, "-loose-start may publish to the queues of the shim")
-        assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, ingest.http.0")
+        assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, asg.unmatched")
         (reader,) = [finding.do for finding in findings if "-reader may read" in finding.what]
         command = f"rabbitmqctl set_permissions -p {vhost} {vhost}-reader '^$' '^asg[.]submissions$' '^$'"
         assert reader == f"{command} (if it has other queues, add them to the patterns)"

@@ -9,13 +9,22 @@ import msgspec
 
 from ingest.domain import topology
 from ingest.domain.messages import Delivery, Message, PublishOutcome
+from tests.simulation.customers import WITH_QUEUES
 from tests.simulation.machines import Network
 
 SERVICE_USER: Final = "ingest"
 FEEDBACK: Final = "feedback"
 """A queue that the checker reads: every event about a direct submission."""
 
-_BINDINGS: Final = (*topology.QUEUES, topology.Queue(FEEDBACK, topology.EVENTS, "submission.#", topology.NO_LIMIT))
+OWN_TASKS, OWN_BATCHES = (queue.name for queue in topology.own_queues(WITH_QUEUES))
+"""The queues of the customer that has some of its own."""
+WORKER_QUEUES: Final = (*topology.INGEST_QUEUES, OWN_TASKS, OWN_BATCHES)
+"""All queues that workers consume."""
+_BINDINGS: Final = (
+    *topology.QUEUES,
+    *topology.own_queues(WITH_QUEUES),
+    topology.Queue(FEEDBACK, topology.EVENTS, "submission.#", topology.NO_LIMIT),
+)
 _matches = lru_cache(maxsize=1024)(topology.matches)
 
 
@@ -84,11 +93,11 @@ class QueueState:
     def is_full(self) -> bool:
         return self._network.loop.time() < self.full_until
 
-    def takes(self, message: Message) -> bool:
-        """Return whether a message is routed here now."""
+    def takes(self, exchange: str, routing_key: str) -> bool:
+        """Return whether an exchange routes a message here now."""
         if self._network.loop.time() < self.unbound_until:
             return False
-        return message.exchange == self.definition.exchange and _matches(self.definition.binding, message.routing_key)
+        return exchange == self.definition.exchange and _matches(self.definition.binding, routing_key)
 
     def put(self, stored: Stored) -> None:
         if self._network.loop.time() < self.loses_until:
@@ -132,7 +141,7 @@ class BrokerState:
 
     def publish(self, message: Message, user: str) -> PublishOutcome:
         """Route one message to every queue that takes it."""
-        queues = [queue for queue in self.queues.values() if queue.takes(message)]
+        queues = self._routed(message.exchange, message.routing_key)
         self.network.note(user, "publishes", message.message_id, message.routing_key, "to", len(queues), "queues")
         if not queues:
             return PublishOutcome.UNROUTABLE if message.mandatory else PublishOutcome.CONFIRMED
@@ -143,6 +152,10 @@ class BrokerState:
             else:
                 queue.put(Stored(message, user, at=self.network.loop.time()))
         return outcome
+
+    def _routed(self, exchange: str, routing_key: str) -> list[QueueState]:
+        queues = [queue for queue in self.queues.values() if queue.takes(exchange, routing_key)]
+        return queues if queues or exchange != topology.SUBMISSIONS else self._routed(topology.UNMATCHED, routing_key)
 
     def dead_letter(self, queue: topology.Queue, stored: Stored) -> None:
         """Move a message that reached the delivery limit, as RabbitMQ does."""

@@ -30,11 +30,7 @@ Taken = tuple[int, str, bytes, str, str, str, str, str, int | None, int]
 @lru_cache(maxsize=4096)
 def routes(exchange: str, routing_key: str) -> tuple[str, ...]:
     """Return the queues that a message is routed to."""
-    return tuple(
-        queue.name
-        for queue in topology.QUEUES
-        if queue.exchange == exchange and topology.matches(queue.binding, routing_key)
-    )
+    return tuple(topology.routes(exchange, routing_key))
 
 
 def row(queue: str, message: Message, user: str) -> Row:

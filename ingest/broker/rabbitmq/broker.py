@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import random
 import ssl
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Final, cast
 
 import aio_pika
@@ -22,12 +22,10 @@ from ingest.domain.errors import BrokerUnavailable, ConfigurationError, cause_of
 from ingest.domain.ports import ConnectionState, Publisher
 from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url, parse_options
 
-_INGEST_QUEUES: Final = frozenset(topology.INGEST_QUEUES)
 _MAX_BYTES: Final = 8 * 1024 * 1024
 """Bytes of deliveries of one ingest queue that are in progress; the prefetch of usual submissions has 2 MB at most."""
 _MAX_DEAD_BYTES: Final = 16 * 1024 * 1024
 """The same for ingest.dead, whose only consumer is a command."""
-_BOUNDS: Final = dict.fromkeys(topology.INGEST_QUEUES, _MAX_BYTES) | {topology.INGEST_DEAD: _MAX_DEAD_BYTES}
 
 
 class BrokerInfo(msgspec.Struct, frozen=True):
@@ -94,6 +92,7 @@ class RabbitBroker:
         return [url.host or "" for url in self._urls]
 
     def connections(self) -> list[ConnectionState]:
+        self._channels = [channel for channel in self._channels if not channel.is_closed]
         return [channel.state() for channel in self._channels]
 
     async def connect(self) -> aio_pika.abc.AbstractConnection:
@@ -127,8 +126,34 @@ class RabbitBroker:
             return BrokerInfo(version, transport.connection_tune.heartbeat or 0, depths)
 
     async def declare(self) -> None:
-        async with await self.connect() as connection:
-            await self._declare_on(connection)
+        await self._change(_declare_as_before)
+
+    async def declare_separated(self) -> None:
+        """Declare the topology with asg.unmatched, which needs its policy (`provisioning`). Raises as `declare`."""
+        await self._change(lambda channel: _declare(channel, topology.EXCHANGES, topology.QUEUES))
+
+    async def declare_queues(self, queues: Sequence[topology.Queue]) -> None:
+        """Declare and bind further queues. Raises as `declare`."""
+        await self._change(lambda channel: _declare(channel, (), queues))
+
+    async def unbind(self, queues: Sequence[topology.Queue]) -> None:
+        """Remove the bindings of queues. Bindings and queues need not exist. Raises as `declare`."""
+
+        async def unbind(channel: aio_pika.abc.AbstractChannel) -> None:
+            for queue in queues:
+                handle = await channel.get_queue(queue.name, ensure=False)
+                await handle.unbind(queue.exchange, queue.binding)
+
+        await self._change(unbind)
+
+    async def delete(self, queues: Sequence[topology.Queue]) -> None:
+        """Delete queues with what they contain. Raises as `declare`."""
+
+        async def delete(channel: aio_pika.abc.AbstractChannel) -> None:
+            for queue in queues:
+                await channel.queue_delete(queue.name)
+
+        await self._change(delete)
 
     async def publisher(self, connections: int = 1) -> Publisher:
         publishers = [self._new_publisher("publish" if n == 1 else f"publish {n}") for n in range(1, connections + 1)]
@@ -144,8 +169,8 @@ class RabbitBroker:
             lambda: self._new_connection(f"consume {queue}"),
             queue,
             prefetch,
-            isolate=queue in _INGEST_QUEUES,
-            max_bytes=_BOUNDS.get(queue),
+            isolate=_is_ingest_queue(queue),
+            max_bytes=_max_bytes(queue),
         )
         self._channels.append(consumer)
         await consumer.start()
@@ -158,23 +183,18 @@ class RabbitBroker:
     def _new_connection(self, purpose: str) -> Connection:
         return Connection(next(self._hosts), f"{self._name} {purpose}", self._heartbeat, self._ssl_context)
 
-    async def _declare_on(self, connection: aio_pika.abc.AbstractConnection) -> None:
-        name = ""
+    async def _change(self, change: Callable[[aio_pika.abc.AbstractChannel], Awaitable[None]]) -> None:
+        """Change the topology. Raises as `declare`."""
         try:
-            channel = await connection.channel()
-            for name in topology.EXCHANGES:
-                await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
-            for queue in topology.QUEUES:
-                name = queue.name
-                declared = await channel.declare_queue(name, durable=True, arguments=queue.arguments)
-                await declared.bind(queue.exchange, queue.binding)
+            async with await self.connect() as connection:
+                await change(await connection.channel())
         except aiormq.exceptions.ChannelPreconditionFailed as error:
             raise ConfigurationError(
-                f"{name} exists on RabbitMQ with other arguments: {error}. Move its messages, delete it, then run "
-                "`ingest topology apply`"
+                f"a part of the topology exists on RabbitMQ with other arguments: {error}. Move its messages, delete "
+                "it, then run `ingest topology apply`"
             ) from error
         except aiormq.exceptions.ChannelAccessRefused as error:
-            raise ConfigurationError(f"RabbitMQ user {self.user} may not declare {name}: {error}") from error
+            raise ConfigurationError(f"RabbitMQ user {self.user} may not change the topology: {error}") from error
         except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
             raise BrokerUnavailable(f"the connection to {self} was lost: {cause_of(error)}") from error
 
@@ -224,6 +244,46 @@ def _user(url: URL, certificate_user: str | None) -> str:
             "INGEST_BROKER_USER is for client certificates: add ?auth=external to INGEST_BROKER_URL, or leave it out"
         )
     return url.user or "guest"
+
+
+def _is_ingest_queue(name: str) -> bool:
+    return name in topology.INGEST_QUEUES or name.startswith(topology.OWN_PREFIX)
+
+
+def _max_bytes(queue: str) -> int | None:
+    if queue == topology.INGEST_DEAD:
+        return _MAX_DEAD_BYTES
+    return _MAX_BYTES if _is_ingest_queue(queue) else None
+
+
+async def _declare(
+    channel: aio_pika.abc.AbstractChannel, exchanges: Sequence[str], queues: Sequence[topology.Queue]
+) -> None:
+    for name in exchanges:
+        await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
+    for queue in queues:
+        declared = await channel.declare_queue(queue.name, durable=True, arguments=queue.arguments)
+        await declared.bind(queue.exchange, queue.binding)
+
+
+async def _declare_as_before(channel: aio_pika.abc.AbstractChannel) -> None:
+    """Declare the topology, and keep the arrangement of the producers' queues.
+
+    asg.unmatched gets messages only by a policy, which AMQP cannot set. So until `provisioning` has made it, the shared
+    queues are bound to asg.submissions itself.
+    """
+    separated = await _exists(channel, topology.UNMATCHED)
+    exchanges = [name for name in topology.EXCHANGES if separated or name != topology.UNMATCHED]
+    await _declare(channel, exchanges, topology.QUEUES if separated else topology.NOT_SEPARATED)
+
+
+async def _exists(channel: aio_pika.abc.AbstractChannel, exchange: str) -> bool:
+    try:
+        await channel.get_exchange(exchange, ensure=True)
+    except aiormq.exceptions.ChannelNotFoundEntity:
+        await channel.reopen()
+        return False
+    return True
 
 
 async def _depth(connection: aio_pika.abc.AbstractConnection, name: str) -> tuple[int, int] | None:

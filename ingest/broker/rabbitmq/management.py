@@ -5,7 +5,7 @@ Limits and dead-lettering are policies, not queue arguments, so that operators c
 
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence, Set
 from contextlib import suppress
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
@@ -20,20 +20,40 @@ from ingest.urls import MANAGEMENT_EXAMPLE
 
 _TIMEOUT: Final = 10.0
 _PORTS: Final = {"http": 15672, "https": 15671}
-_APPLIES: Final = ("all", "queues", "quorum_queues")
+_QUEUES: Final = ("all", "queues", "quorum_queues")
+_EXCHANGES: Final = ("all", "exchanges")
+
+
+_OWN_QUEUES: Final = "ingest.direct"
+"""The name of the policy of all queues that belong to single producers."""
+_ALTERNATE: Final = {"alternate-exchange": topology.UNMATCHED}
 
 
 def policies() -> dict[str, dict[str, Any]]:
     """Policies by name, as the management API takes them."""
-    return {
-        queue.name: {
-            "pattern": f"^{queue.name.replace('.', '[.]')}$",
+    own_queue, _ = topology.own_queues("")
+    named = {queue.name: (f"^{_literal(queue.name)}$", queue) for queue in topology.QUEUES}
+    named[_OWN_QUEUES] = (f"^{_literal(topology.OWN_PREFIX)}", own_queue)
+    of_queues = {
+        name: {
+            "pattern": pattern,
             "apply-to": "queues",
             "priority": 0,
             "definition": {"delivery-limit": queue.delivery_limit, **_dead_lettering(queue)},
         }
-        for queue in topology.QUEUES
+        for name, (pattern, queue) in named.items()
     }
+    of_submissions = {
+        "pattern": f"^{_literal(topology.SUBMISSIONS)}$",
+        "apply-to": "exchanges",
+        "priority": 0,
+        "definition": _ALTERNATE,
+    }
+    return of_queues | {topology.SUBMISSIONS: of_submissions}
+
+
+def _literal(name: str) -> str:
+    return name.replace(".", "[.]")
 
 
 def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +64,8 @@ def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
     """
     if queue in topology.FOR_CONSUMERS and effective.get("dead-letter-exchange") is not None:
         return {}
-    wanted: dict[str, Any] = policies()[queue]["definition"]
+    own = queue.startswith(topology.OWN_PREFIX)
+    wanted: dict[str, Any] = policies()[_OWN_QUEUES if own else queue]["definition"]
     return {name: value for name, value in wanted.items() if effective.get(name) != value}
 
 
@@ -116,14 +137,21 @@ class Policies:
 
     def of(self, queue: str) -> dict[str, Any]:
         """Return the keys that the policies set for a quorum queue. Of each kind, the highest priority applies."""
+        return self._effective(queue, _QUEUES)
+
+    def of_exchange(self, exchange: str) -> dict[str, Any]:
+        """Return the same for an exchange."""
+        return self._effective(exchange, _EXCHANGES)
+
+    def _effective(self, name: str, applies: Sequence[str]) -> dict[str, Any]:
         effective: dict[str, Any] = {}
         for kind in self._kinds:
-            matching = [pol for pol in kind if pol["apply-to"] in _APPLIES and re.search(pol["pattern"], queue)]
+            matching = [pol for pol in kind if pol["apply-to"] in applies and re.search(pol["pattern"], name)]
             if matching:
                 # RabbitMQ applies the lower of two limits; of other values the operator's.
-                for name, value in max(matching, key=lambda policy: int(policy["priority"]))["definition"].items():
-                    both_numbers = isinstance(value, int) and isinstance(effective.get(name), int)
-                    effective[name] = min(value, effective[name]) if both_numbers else value
+                for key, value in max(matching, key=lambda policy: int(policy["priority"]))["definition"].items():
+                    both_numbers = isinstance(value, int) and isinstance(effective.get(key), int)
+                    effective[key] = min(value, effective[key]) if both_numbers else value
         return effective
 
 
@@ -162,11 +190,17 @@ class Management:
     def differences(self) -> list[str]:
         """Return the differences between broker and topology, as sentences. Raises as `apply_policies`."""
         in_force = self.policies()
+        queues = [*[queue.name for queue in topology.QUEUES], *self.own_queues()]
         return self.drift() + [
             f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
-            for queue in policies()
+            for queue in queues
             for name, value in unmet(queue, in_force.of(queue)).items()
         ]
+
+    def own_queues(self) -> list[str]:
+        """Return the names of the queues that belong to single producers. Raises as `apply_policies`."""
+        names = [queue["name"] for queue in self.get(f"queues/{self.vhost}")]
+        return sorted(name for name in names if name.startswith(topology.OWN_PREFIX))
 
     def drift(self) -> list[str]:
         """Return the differences in what AMQP declares: exchanges, queues, bindings. Raises as `apply_policies`."""
@@ -177,16 +211,27 @@ class Management:
             if queue.name not in queues:
                 differences.append(f"queue {queue.name} is missing")
             else:
-                differences += self._queue_drift(queue, queues[queue.name])
+                differences += self._queue_drift(queue, queues[queue.name], exchanges)
+        separated = {topology.SUBMISSIONS, topology.UNMATCHED} <= exchanges
+        if (
+            separated
+            and self.policies().of_exchange(topology.SUBMISSIONS).get("alternate-exchange") != topology.UNMATCHED
+        ):
+            differences.append(f"exchange {topology.SUBMISSIONS} does not pass on to {topology.UNMATCHED} by a policy")
         return differences
 
-    def _queue_drift(self, queue: topology.Queue, actual: dict[str, Any]) -> list[str]:
+    def _queue_drift(self, queue: topology.Queue, actual: dict[str, Any], exchanges: Set[str]) -> list[str]:
         differences = []
         if actual.get("type") != "quorum":
             differences.append(f"queue {queue.name} is of type {actual.get('type')}, it must be quorum")
+        if queue.exchange not in exchanges:
+            return differences  # it is reported as missing
         bindings = self.get(f"queues/{self.vhost}/{queue.name}/bindings")
-        if (queue.exchange, queue.binding) not in {(bound["source"], bound["routing_key"]) for bound in bindings}:
+        bound = {(binding["source"], binding["routing_key"]) for binding in bindings}
+        if (queue.exchange, queue.binding) not in bound:
             differences.append(f"queue {queue.name} is not bound to {queue.exchange} with {queue.binding}")
+        if queue.exchange == topology.UNMATCHED and (topology.SUBMISSIONS, queue.binding) in bound:
+            differences.append(f"queue {queue.name} is still bound to {topology.SUBMISSIONS} with {queue.binding}")
         return differences
 
     def policies(self) -> "Policies":

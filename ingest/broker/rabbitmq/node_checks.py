@@ -59,7 +59,7 @@ def members(management: Management) -> Iterator[Finding]:
     small = []
     for queue in management.get(f"queues/{management.vhost}"):
         name = queue["name"]
-        if name not in names or queue.get("type") != "quorum":
+        if (name not in names and not name.startswith(topology.OWN_PREFIX)) or queue.get("type") != "quorum":
             continue
         members, online = queue.get("members") or [], queue.get("online") or []
         if len(online) * 2 <= len(members) or not queue.get("leader"):

@@ -15,7 +15,7 @@ from ingest.domain.identity import SubmissionKind
 
 AREA: Final = "permissions"
 _OTHER: Final = "ingest-doctor-other-customer"
-_OURS: Final = (*topology.INGEST_QUEUES, topology.INGEST_DEAD)
+_OURS: Final = (*topology.INGEST_QUEUES, f"{topology.OWN_PREFIX}customer.tasks", topology.INGEST_DEAD)
 _NEEDED: Final = (*topology.EXCHANGES, *[queue.name for queue in topology.QUEUES])
 _ENOUGH: Final = "^(asg|ingest|consensus|webhook)[.]"
 _NOTHING: Final = "^$"

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
@@ -19,7 +20,7 @@ async def broker_state(broker: RabbitBroker, management: Management | None) -> B
     Depths and consumers come from AMQP, where they are current; those of the management API are some seconds old.
     """
     try:
-        info = await broker.inspect(_NAMES)
+        info = await broker.inspect([*_NAMES, *await _own_queues(management)])
     except (BrokerUnavailable, ConfigurationError) as error:
         return BrokerState(name="RabbitMQ", problems=[str(error)])
     missing = [name for name, depth in info.queues.items() if depth is None]
@@ -33,6 +34,15 @@ async def broker_state(broker: RabbitBroker, management: Management | None) -> B
             problems.append(str(error))
     queues = [_queue(name, depth, statistics.get(name, {})) for name, depth in info.queues.items() if depth is not None]
     return BrokerState(name=str(broker), version=info.version, queues=queues, problems=problems)
+
+
+async def _own_queues(management: Management | None) -> list[str]:
+    """Return the queues of single producers; none if the management API does not answer, which is reported later."""
+    if management is None:
+        return []
+    with suppress(BrokerUnavailable, ConfigurationError):
+        return await asyncio.to_thread(management.own_queues)
+    return []
 
 
 def _statistics(management: Management) -> tuple[dict[str, dict[str, Any]], list[str]]:

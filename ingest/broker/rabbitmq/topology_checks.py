@@ -47,10 +47,9 @@ def topology_findings(management: Management, info: BrokerInfo, outage_hold: flo
     in_force = management.policies()
     arguments = {queue["name"]: queue.get("arguments") or {} for queue in management.get(f"queues/{management.vhost}")}
     effective = {
-        queue.name: {name.removeprefix("x-"): value for name, value in arguments[queue.name].items()}
-        | in_force.of(queue.name)
-        for queue in topology.QUEUES
-        if queue.name in arguments  # `topology apply` creates a missing queue and its policy
+        name: {key.removeprefix("x-"): value for key, value in arguments[name].items()} | in_force.of(name)
+        for name in [*[queue.name for queue in topology.QUEUES], *management.own_queues()]
+        if name in arguments  # `topology apply` creates a missing queue and its policy
     }
     yield from policy_findings(effective, info.major, outage_hold)
 
@@ -88,7 +87,7 @@ def policy_findings(effective: Mapping[str, dict[str, Any]], major: int, outage_
 def _lost(queues: Sequence[str]) -> str:
     """Return what happens in queues that need a policy and have none. Only RabbitMQ 4 limits deliveries by itself."""
     consequences = []
-    if set(queues) & {*topology.INGEST_QUEUES}:
+    if not set(queues) <= {topology.INGEST_DEAD, *topology.FOR_CONSUMERS}:
         consequences.append("a submission that fails too often is lost instead of dead-lettered")
     if set(queues) & {topology.INGEST_DEAD, *topology.FOR_CONSUMERS}:
         consequences.append("events and dead letters are dropped after 20 deliveries")

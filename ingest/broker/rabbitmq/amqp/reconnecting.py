@@ -53,6 +53,11 @@ class ReconnectingChannel:
         connected = connection is not None and not connection.closed
         return ConnectionState(self._purpose, connected, max(0, self._tries - 1), blocked)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed, and connects no more."""
+        return self._task is not None and self._task.done()
+
     async def close(self) -> None:
         """Close the connection. A second call has no effect."""
         if self._task is not None:
