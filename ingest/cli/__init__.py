@@ -7,7 +7,19 @@ import typer
 from typer.core import TyperGroup
 
 from ingest import __version__
-from ingest.cli import customers, dlq, doctor, documents, keys, run, settings_list, status, topology, webhooks
+from ingest.cli import (
+    customers,
+    dlq,
+    doctor,
+    documents,
+    keys,
+    producers,
+    run,
+    settings_list,
+    status,
+    topology,
+    webhooks,
+)
 from ingest.cli.exits import exit_code
 
 
@@ -40,6 +52,7 @@ app.add_typer(topology.app, name="topology")
 app.add_typer(customers.app, name="customer")
 app.add_typer(keys.app, name="key")
 app.add_typer(webhooks.app, name="webhook")
+app.add_typer(producers.app, name="producer")
 app.add_typer(dlq.app, name="dlq")
 app.command()(doctor.doctor)
 app.command()(status.status)

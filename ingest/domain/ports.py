@@ -96,7 +96,7 @@ class Rates(Protocol):
 
 
 class Registry(Protocol):
-    """Customers and API keys. Every method raises StoreUnavailable."""
+    """Customers, API keys, and the queues of direct producers. Every method raises StoreUnavailable."""
 
     async def customer(self, cust_id: str) -> Customer | None: ...
 
@@ -107,6 +107,18 @@ class Registry(Protocol):
     async def customers(self) -> list[Customer]: ...
 
     async def save_customer(self, customer: Customer) -> None: ...
+
+    async def producers(self) -> dict[str, float]:
+        """Return the direct producers that have a queue of their own, by cust_id, with the weight of the queue."""
+        ...
+
+    async def save_producer(self, cust_id: str, weight: float) -> None:
+        """Add such a producer, or change its weight."""
+        ...
+
+    async def remove_producer(self, cust_id: str) -> None:
+        """Remove such a producer. It need not exist."""
+        ...
 
     async def keys(self, cust_id: str) -> list[ApiKey]: ...
 

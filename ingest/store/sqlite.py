@@ -46,6 +46,7 @@ _MIGRATIONS: Final = (
              expires INTEGER NOT NULL, PRIMARY KEY (cust_id, seconds, number))""",
         "CREATE INDEX rate_expires ON rate (expires)",
     ),
+    ("CREATE TABLE producer (cust_id TEXT PRIMARY KEY, weight REAL NOT NULL)",),
 )
 
 _KEY_COLUMNS: Final = ", ".join(ApiKey.__struct_fields__)
@@ -149,6 +150,17 @@ class SqliteStore:
         sql = "INSERT OR REPLACE INTO customer VALUES (?, ?)"
         row = (customer.cust_id, _encode(customer).decode())
         await self._file.change(lambda db: db.execute(sql, row))
+
+    async def producers(self) -> dict[str, float]:
+        sql = "SELECT cust_id, weight FROM producer ORDER BY cust_id"
+        return dict(await self._file.read(lambda db: db.execute(sql).fetchall()))
+
+    async def save_producer(self, cust_id: str, weight: float) -> None:
+        sql = "INSERT OR REPLACE INTO producer VALUES (?, ?)"
+        await self._file.change(lambda db: db.execute(sql, (cust_id, weight)))
+
+    async def remove_producer(self, cust_id: str) -> None:
+        await self._file.change(lambda db: db.execute("DELETE FROM producer WHERE cust_id = ?", (cust_id,)))
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
         sql = f"SELECT {_KEY_COLUMNS} FROM api_key WHERE cust_id = ? ORDER BY created_at, key_id"  # noqa: S608

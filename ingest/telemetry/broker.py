@@ -9,6 +9,7 @@ from ingest.domain import metrics
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import Meter
 from ingest.domain.ports import Broker, Consumer, Publisher
+from ingest.domain.topology import label_of
 from ingest.telemetry.decorators import BrokerDecorator, ConsumerDecorator, PublisherDecorator
 
 
@@ -27,6 +28,7 @@ class MeteredBroker(BrokerDecorator):
         return publisher
 
     async def consumer(self, queue: str, prefetch: int) -> "MeteredConsumer":
+        self.consumers = [consumer for consumer in self.consumers if not consumer.is_closed]
         consumer = MeteredConsumer(await self._broker.consumer(queue, prefetch), queue, self._meter)
         self.consumers.append(consumer)
         return consumer
@@ -67,19 +69,25 @@ class MeteredConsumer(ConsumerDecorator):
         super().__init__(consumer)
         self._meter = meter
         self.queue = queue
+        self.label = label_of(queue)
+        self.is_closed = False
         self.last_finished = time.time()
         for metric in (metrics.DELIVERIES, metrics.REDELIVERIES):
-            meter.add(metric, 0, queue)
+            meter.add(metric, 0, self.label)
         for how in ("ack", "requeue"):
-            meter.add(metrics.SETTLED_DELIVERIES, 0, queue, how)
+            meter.add(metrics.SETTLED_DELIVERIES, 0, self.label, how)
 
     async def receive(self) -> list[Delivery]:
         deliveries = await self._consumer.receive()
         if deliveries:
-            self._meter.add(metrics.DELIVERIES, len(deliveries), self.queue)
+            self._meter.add(metrics.DELIVERIES, len(deliveries), self.label)
             if redeliveries := sum([delivery.redelivered for delivery in deliveries]):
-                self._meter.add(metrics.REDELIVERIES, redeliveries, self.queue)
+                self._meter.add(metrics.REDELIVERIES, redeliveries, self.label)
         return deliveries
+
+    async def close(self) -> None:
+        self.is_closed = True
+        await super().close()
 
     async def ack(self, deliveries: Sequence[Delivery]) -> None:
         await self._consumer.ack(deliveries)
@@ -93,4 +101,4 @@ class MeteredConsumer(ConsumerDecorator):
 
     def _record_finished(self, count: int, how: str) -> None:
         self.last_finished = time.time()
-        self._meter.add(metrics.SETTLED_DELIVERIES, count, self.queue, how)
+        self._meter.add(metrics.SETTLED_DELIVERIES, count, self.label, how)

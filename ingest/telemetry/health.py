@@ -3,6 +3,7 @@
 import asyncio
 import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
@@ -13,6 +14,7 @@ from ingest.domain import metrics
 from ingest.domain.errors import Unavailable
 from ingest.domain.metrics import Meter
 from ingest.domain.ports import ConnectionState
+from ingest.domain.topology import label_of
 from ingest.telemetry.broker import MeteredBroker, MeteredConsumer
 
 BEAT: Final = 1.0
@@ -137,23 +139,27 @@ class Health:
         return [problem for problem in problems if problem]
 
     def _connections(self) -> list[str]:
-        problems = []
-        for state in self._broker.connections():
+        states = self._broker.connections()
+        all_connected: dict[str, bool] = {}
+        for state in states:
             before = self._seen.get(state.name) or ConnectionState(state.name)
             self._seen[state.name] = state
-            self._meter.set(metrics.BROKER_CONNECTED, state.connected, state.name)
-            self._meter.add(metrics.BROKER_RECONNECTS, max(0, state.reconnects - before.reconnects), state.name)
-            self._meter.add(
-                metrics.BROKER_BLOCKED, max(0.0, state.blocked_seconds - before.blocked_seconds), state.name
-            )
-            if not state.connected:
-                problems.append(f"broker: no connection to {state.name}")
-        return problems
+            purpose, _, queue = state.name.partition(" ")
+            label = f"{purpose} {label_of(queue)}".rstrip()
+            all_connected[label] = state.connected and all_connected.get(label, True)
+            self._meter.add(metrics.BROKER_RECONNECTS, max(0, state.reconnects - before.reconnects), label)
+            self._meter.add(metrics.BROKER_BLOCKED, max(0.0, state.blocked_seconds - before.blocked_seconds), label)
+        for label, connected in all_connected.items():
+            self._meter.set(metrics.BROKER_CONNECTED, connected, label)
+        return [f"broker: no connection to {state.name}" for state in states if not state.connected]
 
     def _progress(self) -> list[str]:
-        consumers = self._broker.consumers
+        consumers = [consumer for consumer in self._broker.consumers if not consumer.is_closed]
+        held: Counter[str] = Counter()
         for consumer in consumers:
-            self._meter.set(metrics.DELIVERIES_IN_FLIGHT, consumer.held, consumer.queue)
+            held[consumer.label] += consumer.held
+        for label, count in held.items():
+            self._meter.set(metrics.DELIVERIES_IN_FLIGHT, count, label)
         problems = self._watchdog.check(consumers)
         breaker_open = self.breaker_open()
         if consumers:

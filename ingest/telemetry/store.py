@@ -87,6 +87,15 @@ class MeteredStore:
     async def save_customer(self, customer: Customer) -> None:
         await self._timed("registry", self._store.save_customer(customer))
 
+    async def producers(self) -> dict[str, float]:
+        return await self._timed("registry", self._store.producers())
+
+    async def save_producer(self, cust_id: str, weight: float) -> None:
+        await self._timed("registry", self._store.save_producer(cust_id, weight))
+
+    async def remove_producer(self, cust_id: str) -> None:
+        await self._timed("registry", self._store.remove_producer(cust_id))
+
     async def keys(self, cust_id: str) -> list[ApiKey]:
         return await self._timed("registry", self._store.keys(cust_id))
 

@@ -1,7 +1,7 @@
 """Attempts the deliveries of all ingest queues in micro-batches, which the queues share, and retries them."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Final
 
 import structlog
@@ -30,6 +30,9 @@ _REFUSED_PAUSES: Final = (0.5, 30.0)
 seconds."""
 _DEFECT_PAUSE: Final = 0.2
 """Seconds before a delivery whose attempt failed for no other reason than itself is requeued."""
+_REMOVAL_TIMEOUT: Final = 30.0
+"""Seconds in which the deliveries of a removed queue must be finished."""
+_REMOVAL_PAUSE: Final = 0.1
 MAX_CONCURRENCY: Final = 3
 """Micro-batches in progress: one waits for confirms while the next is prepared, and one more fills up. As many large
 submissions may be in progress beside them."""
@@ -49,7 +52,7 @@ class DeliveryLoop:
     the latter need no slot.
 
     Args:
-        consumers: by the name of the queue.
+        consumers: by the name of the queue; `add` and `remove` change them.
         processor: makes the attempts.
         breaker: limits attempts during an outage.
         stopping: ends the loop.
@@ -58,7 +61,7 @@ class DeliveryLoop:
 
     def __init__(
         self,
-        consumers: Mapping[str, Consumer],
+        consumers: MutableMapping[str, Consumer],
         processor: DeliveryProcessor,
         breaker: CircuitBreaker,
         stopping: asyncio.Event,
@@ -70,15 +73,14 @@ class DeliveryLoop:
         self._breaker = breaker
         self._stopping = stopping
         self._max_batch = max_batch
-        self._small: DeficitRoundRobin[Delivery] = DeficitRoundRobin()
-        self._large: DeficitRoundRobin[Delivery] = DeficitRoundRobin()
+        self.weights: Mapping[str, float] = {}
+        """The weights of queues; it is 1 for others."""
+        self._small: DeficitRoundRobin[Delivery] = DeficitRoundRobin(self._weight)
+        self._large: DeficitRoundRobin[Delivery] = DeficitRoundRobin(self._weight)
         self._small_in_progress = 0
         self._large_in_progress = 0
         self._group = asyncio.TaskGroup()
-        self._apart = {
-            queue: WaitingApart(consumer, processor, self._attempt_under_breaker, stopping, self._group)
-            for queue, consumer in consumers.items()
-        }
+        self._apart = {queue: self._waiting_apart(consumer) for queue, consumer in consumers.items()}
 
     async def run(self) -> None:
         """Consume until the worker stops, then finish what was delivered."""
@@ -86,6 +88,33 @@ class DeliveryLoop:
             self._group.create_task(self._stop_consumers())
             for queue, consumer in self._consumers.items():
                 self._group.create_task(self._receive(queue, consumer))
+
+    def add(self, queue: str, consumer: Consumer) -> None:
+        """Consume a further queue. Call it while `run` runs."""
+        self._consumers[queue] = consumer
+        self._apart[queue] = self._waiting_apart(consumer)
+        self._group.create_task(self._receive(queue, consumer))
+        if self._stopping.is_set():
+            self._group.create_task(self._stop_consumers())
+
+    async def remove(self, queue: str) -> None:
+        """Take no more deliveries from a queue, finish those that were delivered, and close its consumer.
+
+        What is not finished in time is delivered again.
+        """
+        consumer = self._consumers[queue]
+        await consumer.stop()
+        give_up = asyncio.get_running_loop().time() + _REMOVAL_TIMEOUT
+        while consumer.held and asyncio.get_running_loop().time() < give_up:  # noqa: ASYNC110 - no event tells it
+            await asyncio.sleep(_REMOVAL_PAUSE)
+        del self._consumers[queue], self._apart[queue]
+        await consumer.close()
+
+    def _waiting_apart(self, consumer: Consumer) -> WaitingApart:
+        return WaitingApart(consumer, self._processor, self._attempt_under_breaker, self._stopping, self._group)
+
+    def _weight(self, queue: str) -> float:
+        return self.weights.get(queue, 1.0)
 
     async def _receive(self, queue: str, consumer: Consumer) -> None:
         while deliveries := await consumer.receive():
@@ -162,7 +191,8 @@ class DeliveryLoop:
 
     def _set_apart(self, waiting: Unfinished, pauses: tuple[float, float]) -> None:
         for queue, own in by_queue(waiting.deliveries).items():
-            self._apart[queue].add(waiting.split(own.__contains__)[0], pauses)
+            if queue in self._apart:  # otherwise it was removed, and the broker delivers them again
+                self._apart[queue].add(waiting.split(own.__contains__)[0], pauses)
 
     async def _attempt_under_breaker(self, deliveries: Sequence[Delivery]) -> Unfinished:
         """Wait for the breaker, then make one attempt at the deliveries that can still be acknowledged."""

@@ -1,6 +1,6 @@
 """Long outages: a worker returns its deliveries to their queues, and consumes again once everything is ready."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
@@ -16,7 +16,7 @@ ReadyCheck = Callable[[], Awaitable[None]]
 
 
 async def return_deliveries_in_long_outages(
-    breaker: CircuitBreaker, consumers: Sequence[Consumer], ready_checks: Sequence[ReadyCheck], hold: float
+    breaker: CircuitBreaker, consumers: Mapping[str, Consumer], ready_checks: Sequence[ReadyCheck], hold: float
 ) -> None:
     """Return all deliveries if the circuit stays open for `hold` seconds; consume again when every check passes.
 
@@ -26,12 +26,12 @@ async def return_deliveries_in_long_outages(
     """
     while await breaker.open_for(hold):
         _log.warning("outage_deliveries_returned", seconds=hold)
-        for consumer in consumers:
+        for consumer in list(consumers.values()):
             await consumer.pause()
         backoff = Backoff(*PAUSES)
         while not await _all_ready(ready_checks) and not await breaker.closed_within(backoff.next()):
             pass
-        for consumer in consumers:
+        for consumer in list(consumers.values()):
             await consumer.resume()
         breaker.close()
 

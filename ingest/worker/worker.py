@@ -10,12 +10,14 @@ import structlog
 from ingest.admission import Admission
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
+from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
 from ingest.parsing.parser import SubmissionParser
 from ingest.waiting import waiting_for
 from ingest.worker.breaker import BreakerState, CircuitBreaker
 from ingest.worker.classify import DeliveryClassifier
 from ingest.worker.delivery_loop import MAX_CONCURRENCY, DeliveryLoop
 from ingest.worker.outage import return_deliveries_in_long_outages
+from ingest.worker.own_queues import OwnQueues
 from ingest.worker.processor import DeliveryProcessor
 from ingest.worker.refunds import INTERVAL, refund_doubts_regularly
 
@@ -35,7 +37,8 @@ class Worker:
         broker: provides the consumers and the publisher.
         admission: admits direct submissions; it uses the same store.
         trusted_users: the service's own AMQP users.
-        prefetch: for each queue to consume, the most deliveries that may be unacknowledged.
+        prefetch: for each queue to consume, the most deliveries that may be unacknowledged. The queues of single
+            producers have that of `ingest.tasks` or `ingest.batches`.
         meter: records metrics.
         outage_hold: seconds for which deliveries are held through an outage; well below RabbitMQ's `consumer_timeout`.
         refund_interval: seconds between two searches for charges of submissions that never became tasks.
@@ -99,16 +102,18 @@ class Worker:
             async with asyncio.TaskGroup() as group:
                 ready_checks = [self._store.ready, publisher.ready]
                 group.create_task(
-                    return_deliveries_in_long_outages(
-                        self._breaker, list(consumers.values()), ready_checks, self._outage_hold
-                    )
+                    return_deliveries_in_long_outages(self._breaker, consumers, ready_checks, self._outage_hold)
                 )
                 group.create_task(refund_doubts_regularly(self._admission, self._stopping, self._refund_interval))
                 group.create_task(loop.run())
+                largest = max(self._prefetch.values())
+                own_prefetch = self._prefetch.get(INGEST_TASKS, largest), self._prefetch.get(INGEST_BATCHES, largest)
+                own_queues = OwnQueues(self._store, self._broker, loop, own_prefetch, self._stopping)
+                group.create_task(own_queues.run())
             await self._admission.close()
             _log.info("worker_stopped")
         finally:
-            for consumer in consumers.values():
+            for consumer in list(consumers.values()):
                 await consumer.close()
             await publisher.close()
             await self._parser.close()

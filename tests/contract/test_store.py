@@ -390,6 +390,19 @@ async def test_customer_is_found_by_key_hash_until_the_key_is_revoked(store: Sto
     assert not await store.revoke_key("key_000000000000")
 
 
+async def test_producers_with_own_queues_are_saved_changed_and_removed(store: Store) -> None:
+    first, second = (f"p-{uuid.uuid4().hex[:8]}" for _ in range(2))
+    await store.save_producer(first, 1.0)
+    await store.save_producer(second, 2.5)
+    await store.save_producer(first, 0.5)
+    saved = await store.producers()
+    assert (saved[first], saved[second]) == (0.5, 2.5)
+    for _ in range(2):
+        await store.remove_producer(first)
+    assert {first, second} & (await store.producers()).keys() == {second}
+    await store.remove_producer(second)
+
+
 async def test_key_keeps_its_name_and_the_time_of_its_last_use(store: Store) -> None:
     """A use changes nothing else, also of a revoked key. Ids of unknown keys are ignored."""
     cust_id = f"c-{uuid.uuid4().hex[:8]}"

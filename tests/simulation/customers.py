@@ -11,6 +11,8 @@ PAYING: Final = "paying"
 STRICT: Final = "strict"
 BRIEF: Final = "brief"
 QUIET: Final = "quiet"
+WITH_QUEUES: Final = PAYING
+"""It has queues of its own as a direct producer."""
 RETENTION: Final = int(2 * LEASE) + 1
 """Of `brief`, in seconds: about the least that is allowed."""
 

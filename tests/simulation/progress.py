@@ -11,8 +11,9 @@ from ingest.domain.topology import (
     WEBHOOK_DISPATCH,
 )
 from tests.simulation.bodies import message_id
-from tests.simulation.customers import FREE, STRICT
+from tests.simulation.customers import FREE, STRICT, WITH_QUEUES
 from tests.simulation.output import Event, Output, tasks_of
+from tests.simulation.queues import OWN_BATCHES, OWN_TASKS
 from tests.simulation.schedule import (
     SHIMS,
     Action,
@@ -98,10 +99,10 @@ def _concerns(action: Action, submit: Submit) -> bool:
 def _needs(submit: Submit, queue: str) -> bool:
     """Return whether a submission, or what it may lead to, is published to a queue."""
     match queue:
-        case topic if topic == INGEST_TASKS:
-            return submit.direct and not submit.items
-        case topic if topic == INGEST_BATCHES:
-            return submit.direct and bool(submit.items)
+        case topic if topic in (INGEST_TASKS, OWN_TASKS):
+            return submit.direct and not submit.items and (submit.customer == WITH_QUEUES) is (topic == OWN_TASKS)
+        case topic if topic in (INGEST_BATCHES, OWN_BATCHES):
+            return submit.direct and bool(submit.items) and (submit.customer == WITH_QUEUES) is (topic == OWN_BATCHES)
         case topic if topic in ADMITTED_QUEUES:
             return not submit.direct
         case topic if topic == WEBHOOK_DISPATCH:

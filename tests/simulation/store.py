@@ -10,6 +10,7 @@ from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Change, Charge, Doubt, Entry, Undecided
 from ingest.domain.rates import PermitClaim
+from tests.simulation.customers import WITH_QUEUES
 from tests.simulation.machines import Fate, Process, Server
 from tests.simulation.store_state import StoreState
 
@@ -116,6 +117,15 @@ class SimulatedStore:
         raise NotImplementedError
 
     async def customers(self) -> list[Customer]:
+        raise NotImplementedError
+
+    async def producers(self) -> dict[str, float]:
+        return {WITH_QUEUES: 1.0}
+
+    async def save_producer(self, cust_id: str, weight: float) -> None:
+        raise NotImplementedError
+
+    async def remove_producer(self, cust_id: str) -> None:
         raise NotImplementedError
 
     async def save_customer(self, customer: Customer) -> None:

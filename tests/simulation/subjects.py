@@ -6,8 +6,9 @@ from typing import Final
 import msgspec
 
 from ingest.admission import REPUBLISH_AFTER
-from ingest.domain.topology import ADMITTED_QUEUES, CONSENSUS_TASKS, INGEST_DEAD, INGEST_QUEUES, WEBHOOK_DISPATCH
+from ingest.domain.topology import ADMITTED_QUEUES, CONSENSUS_TASKS, INGEST_DEAD, WEBHOOK_DISPATCH
 from tests.simulation.customers import BRIEF, FREE, PAYING, QUIET, STRICT
+from tests.simulation.queues import WORKER_QUEUES
 from tests.simulation.schedule import (
     SHIMS,
     WORKERS,
@@ -28,7 +29,7 @@ from tests.simulation.schedule import (
 )
 
 KEYS: Final = ("k1", "k2", "k3")
-QUEUES: Final = (CONSENSUS_TASKS, WEBHOOK_DISPATCH, *INGEST_QUEUES, INGEST_DEAD)
+QUEUES: Final = (CONSENSUS_TASKS, WEBHOOK_DISPATCH, *WORKER_QUEUES, INGEST_DEAD)
 _SPAN: Final = 8.0
 """Seconds within which most clients begin and faults occur."""
 _LATER: Final = REPUBLISH_AFTER + 400.0
@@ -146,7 +147,7 @@ def draw_late(rng: random.Random) -> list[Action]:
     """Messages in doubt wait in a queue, perhaps until their charges are refunded and their keys are used again."""
     at = random_time(rng, 1.0, 3.0)
     customer = rng.choice((FREE, PAYING, STRICT))
-    faults: list[Action] = [Backlog(at - 0.3, queue, random_time(rng, 40.0, 160.0)) for queue in INGEST_QUEUES]
+    faults: list[Action] = [Backlog(at - 0.3, queue, random_time(rng, 40.0, 160.0)) for queue in WORKER_QUEUES]
     faults += [Doubt(at - 0.2, "broker", 1.0, shim) for shim in SHIMS]
     submits: list[Action] = [
         Submit(
@@ -197,7 +198,7 @@ def draw_lost(rng: random.Random, actions: list[Action]) -> list[Action]:
     No record of the store is lost as well: then nothing would know of the submission.
     """
     at = random_time(rng, 0.0, 4.0)
-    lost: list[Action] = [LostMessages(at, queue, random_time(rng, 0.5, 6.0)) for queue in INGEST_QUEUES]
+    lost: list[Action] = [LostMessages(at, queue, random_time(rng, 0.5, 6.0)) for queue in WORKER_QUEUES]
     for action in actions:
         if isinstance(action, Submit):
             lost.append(msgspec.structs.replace(action, key=action.key or f"l{action.at}", again=_LATER))

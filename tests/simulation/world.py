@@ -21,7 +21,7 @@ from tests.simulation.customers import CUSTOMERS
 from tests.simulation.disturb import disturb
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.machines import EPOCH, LEASE, Network, Process
-from tests.simulation.queues import SERVICE_USER, BrokerState
+from tests.simulation.queues import SERVICE_USER, WORKER_QUEUES, BrokerState
 from tests.simulation.schedule import SHIMS, WORKERS, Fault, Redrive, Schedule, Submit
 from tests.simulation.store import SimulatedStore
 from tests.simulation.store_state import StoreState
@@ -117,7 +117,7 @@ class World:
         self.unfinished = f"{waiting} clients wait; {self._in_progress()}"
 
     def _in_progress(self) -> str:
-        queues = [self.broker.queues[name] for name in INGEST_QUEUES]
+        queues = [self.broker.queues[name] for name in WORKER_QUEUES]
         left = [f"{queue.definition.name} has {len(queue.ready)} ready" for queue in queues if queue.ready]
         left += [
             f"{queue.definition.name} has {consumer.held} unacknowledged"

@@ -1,8 +1,8 @@
 """The store on an Aerospike cluster.
 
 The sets are `ledger` (key: id), `quota` (key: customer and month), `rate` (key: customer and window), `customer`,
-`api_key`, and `key_info` (name and last use of a key). Each list is one `batch_write`; `ledger` and `quotas` explain
-how changes stay atomic.
+`api_key`, `key_info` (name and last use of a key), and `producer` (one record: the producers with queues of their
+own). Each list is one `batch_write`; `ledger` and `quotas` explain how changes stay atomic.
 """
 
 import hmac
@@ -12,7 +12,7 @@ from typing import Any, Final, Self
 import aerospike
 import msgspec
 from aerospike_helpers.batch import records as batch
-from aerospike_helpers.operations import operations
+from aerospike_helpers.operations import map_operations, operations
 
 from ingest.domain.customers import ApiKey, Customer, key_id_of
 from ingest.domain.ledger import UNDECIDED, Charge, Undecided
@@ -100,6 +100,27 @@ class AerospikeStore(AerospikeLedger):
     async def save_customer(self, customer: Customer) -> None:
         bins = {name: value for name, value in msgspec.to_builtins(customer).items() if value is not None}
         await self._save("customer", customer.cust_id, bins)
+
+    async def producers(self) -> dict[str, float]:
+        (record,) = await self._client.read([self._producers])
+        return dict(sorted(record[1]["weights"].items())) if record else {}
+
+    async def save_producer(self, cust_id: str, weight: float) -> None:
+        await self._change_producers(map_operations.map_put("weights", cust_id, weight))
+
+    async def remove_producer(self, cust_id: str) -> None:
+        await self._change_producers(map_operations.map_remove_by_key("weights", cust_id, aerospike.MAP_RETURN_NONE))
+
+    @property
+    def _producers(self) -> tuple[str, str, str]:
+        """One record for all, because workers read it every few seconds, and a scan would visit the whole ledger."""
+        return self._namespace, "producer", "all"
+
+    async def _change_producers(self, operation: dict[str, Any]) -> None:
+        record = batch.Write(self._producers, [operation], policy=_FOREVER)
+        await self._client.write([record])
+        if record.result != result_codes.OK:
+            raise self._client.unavailable(record.result, "cannot save the producers")
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
         records = [bins for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]

@@ -52,7 +52,9 @@ class Outage:
     def start(self) -> "asyncio.Task[None]":
         """Start what returns the deliveries. It ends after `breaker.stop`."""
         return asyncio.create_task(
-            return_deliveries_in_long_outages(self.breaker, self.consumers, self._checks, hold=60)
+            return_deliveries_in_long_outages(
+                self.breaker, dict(zip("ab", self.consumers, strict=True)), self._checks, hold=60
+            )
         )
 
     async def begin(self) -> None:

@@ -1,0 +1,106 @@
+"""`ingest producer`: direct producers that have queues of their own."""
+
+import asyncio
+from typing import Annotated
+
+import typer
+
+from ingest import settings
+from ingest.backends import require_rabbitmq, store_backend
+from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.provisioning import add_own_queues, delete_own_queues, drain_own_queues
+from ingest.cli.options import Json
+from ingest.cli.registry import Cust, existing_customer, print_json, with_store
+from ingest.domain.errors import ConfigurationError
+from ingest.telemetry import logs
+
+app = typer.Typer(
+    help="Direct producers with queues of their own, so that they do not wait for one another.", no_args_is_help=True
+)
+_LARGEST_WEIGHT = 100.0
+_DRAIN_TIMEOUT = 600.0
+"""Seconds in which the queues of a removed producer must become empty."""
+
+Weight = Annotated[
+    float,
+    typer.Option(
+        min=0.1,
+        max=_LARGEST_WEIGHT,
+        metavar="N",
+        help="The share of its queues in a worker's time, compared with 1 for every other queue.",
+    ),
+]
+
+
+@app.command("add")
+def producer_add(cust: Cust, weight: Weight = 1.0) -> None:
+    """Give a direct producer queues of its own, or change their weight. Needs INGEST_MANAGEMENT_URL.
+
+    The customer must exist. Workers consume the queues within 5 seconds. Its AMQP user is created as before
+    (deploy/README.md, Users).
+    """
+    backend = require_rabbitmq(_settings(), "producer add")
+    management = _management(backend.management)
+
+    async def add() -> None:
+        store = await store_backend(settings.load()).open()
+        try:
+            await existing_customer(store, cust)
+            await add_own_queues(backend.new_broker("ingest producer"), management, cust)
+            await store.save_producer(cust, weight)
+        finally:
+            await store.close()
+
+    asyncio.run(add())
+    typer.echo(f"{cust} has queues of its own, with weight {weight:g}")
+
+
+@app.command("remove")
+def producer_remove(cust: Cust) -> None:
+    """Let a direct producer use the shared queues again. Needs INGEST_MANAGEMENT_URL, and workers that run.
+
+    Its own queues are deleted once they are empty. If that takes longer than ten minutes, run the command again.
+    """
+    backend = require_rabbitmq(_settings(), "producer remove")
+    management = _management(backend.management)
+    broker = backend.new_broker("ingest producer")
+
+    async def remove() -> None:
+        store = await store_backend(settings.load()).open()
+        try:
+            if cust not in await store.producers():
+                raise ConfigurationError(f"{cust} has no queues of its own: see `ingest producer list`")
+            await drain_own_queues(broker, management, cust, _DRAIN_TIMEOUT)
+            await store.remove_producer(cust)
+            await delete_own_queues(broker, cust)
+        finally:
+            await store.close()
+
+    typer.echo(f"waiting until the queues of {cust} are empty ...", err=True)
+    asyncio.run(remove())
+    typer.echo(f"{cust} uses the shared queues")
+
+
+@app.command("list")
+def producer_list(json: Json = False) -> None:
+    """List the direct producers that have queues of their own."""
+    weights = with_store(lambda store: store.producers())
+    if json:
+        print_json([{"cust_id": cust_id, "weight": weight} for cust_id, weight in weights.items()])
+        return
+    for cust_id, weight in weights.items():
+        typer.echo(f"{cust_id}  weight {weight:g}")
+    if not weights:
+        typer.echo("no direct producer has queues of its own: add one with `ingest producer add CUST`")
+
+
+def _settings() -> settings.Settings:
+    current = settings.load()
+    logs.configure(current.log_level, current.log_format)
+    return current
+
+
+def _management(management: Management | None) -> Management:
+    if management is None:
+        raise ConfigurationError("`ingest producer` needs INGEST_MANAGEMENT_URL=http://user:password@host:15672")
+    return management
