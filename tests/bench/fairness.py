@@ -15,6 +15,8 @@ import aio_pika
 import httpx
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.provisioning import add_own_queues, apply_topology
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Message
@@ -124,9 +126,17 @@ def _row(name: str, rate: float, waits: Sequence[float]) -> Row:
 
 
 async def _prepare(harness: BenchHarness) -> None:
-    """Make a fresh broker, and add the quiet customers, each with its name as its API key."""
-    await harness.fresh()
+    """Make a fresh broker, and add the quiet customers, each with its name as its API key.
+
+    The producer of the backlog has queues of its own.
+    """
+    url = await harness.fresh()
+    management = Management(harness.rabbitmq.management_url.replace("//", "//guest:guest@"), url.rpartition("/")[2])
+    broker = RabbitBroker(url)
+    await apply_topology(broker, management)
+    await add_own_queues(broker, management, "c")
     store = await AerospikeStore.open(harness.aerospike.url)
+    await store.save_producer("c", 1.0)
     for customer in QUIET:
         hashed = hash_api_key(customer)
         await store.save_customer(Customer(cust_id=customer))
