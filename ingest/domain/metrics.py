@@ -208,7 +208,8 @@ DELIVERIES_IN_FLIGHT: Final = _gauge(
 )
 BROKER_CONNECTED: Final = _gauge(
     "ingest_broker_connected",
-    "1 while connected; connection is publish, publish 2 or consume <queue>",
+    "1 while connected; connection is publish, publish 2 or consume <queue>; one series, consume ingest.direct.*, is 1 "
+    "while all consumers of queues of single producers are",
     "process",
     "connection",
 )

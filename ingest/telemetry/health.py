@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Final
 
 import msgspec
@@ -82,6 +82,7 @@ class Health:
         self._report = report
         self._clock = clock
         self._seen: dict[str, ConnectionState] = {}
+        self._labels: Collection[str] = ()
         self._last: frozenset[str] = frozenset({_STARTING})
         self._ready_tries = 0
         self.breaker_open: Callable[[], bool] = lambda: False
@@ -155,9 +156,10 @@ class Health:
 
     def _progress(self) -> list[str]:
         consumers = [consumer for consumer in self._broker.consumers if not consumer.is_closed]
-        held: Counter[str] = Counter()
+        held = Counter(dict.fromkeys(self._labels, 0))
         for consumer in consumers:
             held[consumer.label] += consumer.held
+        self._labels = held.keys()  # also those whose queues were left
         for label, count in held.items():
             self._meter.set(metrics.DELIVERIES_IN_FLIGHT, count, label)
         problems = self._watchdog.check(consumers)

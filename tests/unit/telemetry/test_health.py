@@ -14,7 +14,7 @@ from ingest.broker.embedded.broker import EmbeddedBroker
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.messages import Message
 from ingest.domain.metrics import METRICS
-from ingest.domain.topology import INGEST_TASKS, SUBMISSIONS
+from ingest.domain.topology import INGEST_TASKS, SUBMISSIONS, own_queues
 from ingest.telemetry.broker import MeteredBroker
 from ingest.telemetry.exposition import Exposition
 from ingest.telemetry.health import DEAD, STALE, Health, Report
@@ -99,6 +99,21 @@ async def test_watchdog_reports_a_queue_whose_deliveries_are_held_and_not_finish
     await consumer.ack([second])
     assert await harness.problems() == []
     assert harness.gauge("ingest_stalled") == 0
+
+
+async def test_queues_of_single_producers_have_one_series_without_their_names(harness: HealthHarness) -> None:
+    """It is 0, and no longer watched, once they are left."""
+    await harness.broker.publisher()
+    consumers = [await harness.broker.consumer(queue.name, 10) for queue in own_queues("acme")]
+    for consumer in consumers:
+        await harness.problems()
+        await consumer.close()
+    harness.clock.now += 3600
+    assert await harness.problems() == []
+    series = samples(harness.meter.registry)
+    assert not [labels for _, labels in series if "acme" in str(labels)]
+    in_flight = {labels: value for (metric, labels), value in series.items() if metric == "ingest_deliveries_in_flight"}
+    assert [("ingest.direct.*" in str(labels), value) for labels, value in in_flight.items()] == [(True, 0)]
 
 
 async def test_checks_continue_after_a_report_that_could_not_be_written(harness: HealthHarness) -> None:
