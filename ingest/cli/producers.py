@@ -8,7 +8,13 @@ import typer
 from ingest import settings
 from ingest.backends import require_rabbitmq, store_backend
 from ingest.broker.rabbitmq.management import Management
-from ingest.broker.rabbitmq.provisioning import add_own_queues, delete_own_queues, drain_own_queues
+from ingest.broker.rabbitmq.provisioning import (
+    bind_own_queues,
+    declare_own_queues,
+    delete_own_queues,
+    drain_own_queues,
+    existing_own_queues,
+)
 from ingest.cli.options import Json
 from ingest.cli.registry import Cust, existing_customer, print_json, with_store
 from ingest.domain.errors import ConfigurationError
@@ -41,13 +47,16 @@ def producer_add(cust: Cust, weight: Weight = 1.0) -> None:
     """
     backend = require_rabbitmq(_settings(), "producer add")
     management = _management(backend.management)
+    broker = backend.new_broker("ingest producer")
 
     async def add() -> None:
         store = await store_backend(settings.load()).open()
         try:
             await existing_customer(store, cust)
-            await add_own_queues(backend.new_broker("ingest producer"), management, cust)
+            # In this order, so that nothing waits in a queue that no worker consumes if the command is interrupted.
+            await declare_own_queues(broker, management, cust)
             await store.save_producer(cust, weight)
+            await bind_own_queues(broker, cust)
         finally:
             await store.close()
 
@@ -68,7 +77,7 @@ def producer_remove(cust: Cust) -> None:
     async def remove() -> None:
         store = await store_backend(settings.load()).open()
         try:
-            if cust not in await store.producers():
+            if cust not in await store.producers() and not await existing_own_queues(broker, cust):
                 raise ConfigurationError(f"{cust} has no queues of its own: see `ingest producer list`")
             await drain_own_queues(broker, management, cust, _DRAIN_TIMEOUT)
             await store.remove_producer(cust)

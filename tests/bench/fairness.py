@@ -16,7 +16,7 @@ import httpx
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.management import Management
-from ingest.broker.rabbitmq.provisioning import add_own_queues, apply_topology
+from ingest.broker.rabbitmq.provisioning import apply_topology, bind_own_queues, declare_own_queues
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Message
@@ -134,7 +134,8 @@ async def _prepare(harness: BenchHarness) -> None:
     management = Management(harness.rabbitmq.management_url.replace("//", "//guest:guest@"), url.rpartition("/")[2])
     broker = RabbitBroker(url)
     await apply_topology(broker, management)
-    await add_own_queues(broker, management, "c")
+    await declare_own_queues(broker, management, "c")
+    await bind_own_queues(broker, "c")
     store = await AerospikeStore.open(harness.aerospike.url)
     await store.save_producer("c", 1.0)
     for customer in QUIET:

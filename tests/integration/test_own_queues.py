@@ -10,7 +10,14 @@ import pytest
 from ingest.admission import Admission
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.management import Management
-from ingest.broker.rabbitmq.provisioning import add_own_queues, apply_topology, delete_own_queues, drain_own_queues
+from ingest.broker.rabbitmq.provisioning import (
+    apply_topology,
+    bind_own_queues,
+    declare_own_queues,
+    delete_own_queues,
+    drain_own_queues,
+    existing_own_queues,
+)
 from ingest.domain import topology
 from ingest.domain.customers import Customer
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
@@ -48,6 +55,10 @@ class Producers:
             ids.append(keyed_id(kind, customer, key))
         await publisher.close()
         return ids
+
+    async def add_own_queues(self, cust_id: str) -> None:
+        await declare_own_queues(self.broker, self.management, cust_id)
+        await bind_own_queues(self.broker, cust_id)
 
     async def depths(self, *queues: str) -> list[int | None]:
         """Return the number of messages in queues; None for one that does not exist."""
@@ -97,7 +108,7 @@ async def test_process_that_starts_keeps_the_arrangement(producers: Producers) -
 
 async def test_own_queues_take_everything_of_their_producer_and_nothing_else(producers: Producers) -> None:
     await apply_topology(producers.broker, producers.management)
-    await add_own_queues(producers.broker, producers.management, "acme")
+    await producers.add_own_queues("acme")
     await producers.publish("acme", "acme2", "acm", "acme")
     await producers.publish("acme", "other", kind=SubmissionKind.BATCH)
     assert await producers.depths(*ACME, *SHARED) == [2, 1, 2, 1]
@@ -108,14 +119,14 @@ async def test_own_queues_need_the_topology_of_this_version(producers: Producers
     """Otherwise the shared queues would get copies."""
     await producers.broker.declare()
     with pytest.raises(ConfigurationError, match="run `ingest topology apply` first"):
-        await add_own_queues(producers.broker, producers.management, "acme")
+        await producers.add_own_queues("acme")
     assert await producers.depths(*ACME) == [None, None]
 
 
 async def test_binding_of_an_earlier_version_is_reported_and_removed(producers: Producers) -> None:
     """A process of an earlier version that starts binds the shared queues again."""
     await apply_topology(producers.broker, producers.management)
-    await producers.broker.declare_queues([queue for queue in topology.NOT_SEPARATED if queue.name in SHARED])
+    await producers.broker.bind([queue for queue in topology.NOT_SEPARATED if queue.name in SHARED])
     assert len(producers.management.differences()) == 2
     await apply_topology(producers.broker, producers.management)
     assert producers.management.differences() == []
@@ -136,7 +147,7 @@ async def test_worker_consumes_own_queues_until_they_are_removed_and_nothing_is_
         prefetch={topology.INGEST_TASKS: 100, topology.INGEST_BATCHES: 4},
     )
     running = asyncio.create_task(worker.run())
-    await add_own_queues(producers.broker, producers.management, "acme")
+    await producers.add_own_queues("acme")
     await store.save_producer("acme", 1.0)
     ids = await producers.publish(*["acme"] * 20)
     assert sorted(await producers.accepted(20)) == sorted(ids)
@@ -154,9 +165,28 @@ async def test_worker_consumes_own_queues_until_they_are_removed_and_nothing_is_
     await store.close()
 
 
+async def test_own_queues_get_nothing_until_they_are_bound(producers: Producers) -> None:
+    """The command may be interrupted before the workers know of them."""
+    await apply_topology(producers.broker, producers.management)
+    await declare_own_queues(producers.broker, producers.management, "acme")
+    await producers.publish("acme")
+    assert await producers.depths(*ACME, topology.INGEST_TASKS) == [0, 0, 1]
+
+
+async def test_removal_that_was_interrupted_can_be_repeated(producers: Producers) -> None:
+    """After one of the two queues was deleted."""
+    await apply_topology(producers.broker, producers.management)
+    await producers.add_own_queues("acme")
+    await producers.broker.delete(topology.own_queues("acme")[:1])
+    assert [queue.name for queue in await existing_own_queues(producers.broker, "acme")] == ACME[1:]
+    await drain_own_queues(producers.broker, producers.management, "acme", 30)
+    await delete_own_queues(producers.broker, "acme")
+    assert await existing_own_queues(producers.broker, "acme") == []
+
+
 async def test_own_queues_that_no_worker_empties_are_kept(producers: Producers) -> None:
     await apply_topology(producers.broker, producers.management)
-    await add_own_queues(producers.broker, producers.management, "acme")
+    await producers.add_own_queues("acme")
     await producers.publish("acme")
     with pytest.raises(BrokerUnavailable, match="1 message left in the queues of acme"):
         await drain_own_queues(producers.broker, producers.management, "acme", 0)

@@ -133,11 +133,15 @@ class RabbitBroker:
         await self._change(lambda channel: _declare(channel, topology.EXCHANGES, topology.QUEUES))
 
     async def declare_queues(self, queues: Sequence[topology.Queue]) -> None:
-        """Declare and bind further queues. Raises as `declare`."""
-        await self._change(lambda channel: _declare(channel, (), queues))
+        """Declare further queues without their bindings. Raises as `declare`."""
+        await self._change(lambda channel: _declare_queues(channel, queues))
+
+    async def bind(self, queues: Sequence[topology.Queue]) -> None:
+        """Bind queues that exist. Raises as `declare`."""
+        await self._change(lambda channel: _bind(channel, queues))
 
     async def unbind(self, queues: Sequence[topology.Queue]) -> None:
-        """Remove the bindings of queues. Bindings and queues need not exist. Raises as `declare`."""
+        """Remove the bindings of queues that exist. Raises as `declare`."""
 
         async def unbind(channel: aio_pika.abc.AbstractChannel) -> None:
             for queue in queues:
@@ -261,9 +265,18 @@ async def _declare(
 ) -> None:
     for name in exchanges:
         await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
+    await _declare_queues(channel, queues)
+    await _bind(channel, queues)
+
+
+async def _declare_queues(channel: aio_pika.abc.AbstractChannel, queues: Sequence[topology.Queue]) -> None:
     for queue in queues:
-        declared = await channel.declare_queue(queue.name, durable=True, arguments=queue.arguments)
-        await declared.bind(queue.exchange, queue.binding)
+        await channel.declare_queue(queue.name, durable=True, arguments=queue.arguments)
+
+
+async def _bind(channel: aio_pika.abc.AbstractChannel, queues: Sequence[topology.Queue]) -> None:
+    for queue in queues:
+        await (await channel.get_queue(queue.name, ensure=False)).bind(queue.exchange, queue.binding)
 
 
 async def _declare_as_before(channel: aio_pika.abc.AbstractChannel) -> None:

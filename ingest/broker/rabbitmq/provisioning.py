@@ -32,8 +32,8 @@ async def apply_topology(broker: RabbitBroker, management: Management) -> None:
     await broker.unbind(_SHARED)
 
 
-async def add_own_queues(broker: RabbitBroker, management: Management, cust_id: str) -> None:
-    """Create the queues of a producer; from then on, what it publishes goes there.
+async def declare_own_queues(broker: RabbitBroker, management: Management, cust_id: str) -> None:
+    """Create the queues of a producer. Nothing is routed there before `bind_own_queues`.
 
     Raises:
         ConfigurationError: the topology must be applied first. Also as `apply_topology`.
@@ -43,14 +43,18 @@ async def add_own_queues(broker: RabbitBroker, management: Management, cust_id: 
     await broker.declare_queues(topology.own_queues(cust_id))
 
 
+async def bind_own_queues(broker: RabbitBroker, cust_id: str) -> None:
+    """Route what a producer publishes to its own queues. Raises as `apply_topology`."""
+    await broker.bind(topology.own_queues(cust_id))
+
+
 async def drain_own_queues(broker: RabbitBroker, management: Management, cust_id: str, seconds: float) -> None:
     """Route what a producer publishes to the shared queues, and wait until its own queues are empty.
 
     Raises:
         BrokerUnavailable: they are not empty after so many seconds. Also as `apply_topology`.
     """
-    queues = topology.own_queues(cust_id)
-    await broker.unbind(queues)
+    await broker.unbind(await existing_own_queues(broker, cust_id))
     await asyncio.sleep(_STALE)
     give_up = time.monotonic() + seconds
     while waiting := await asyncio.to_thread(_messages, management, cust_id):
@@ -64,14 +68,21 @@ async def drain_own_queues(broker: RabbitBroker, management: Management, cust_id
 
 async def delete_own_queues(broker: RabbitBroker, cust_id: str) -> None:
     """Delete the drained queues of a producer, once no worker consumes them. Raises as `apply_topology`."""
-    queues = topology.own_queues(cust_id)
+    names = [queue.name for queue in topology.own_queues(cust_id)]
     give_up = time.monotonic() + _CONSUMERS_LEAVE
     while time.monotonic() < give_up:
-        depths = (await broker.inspect([queue.name for queue in queues])).queues.values()
+        depths = (await broker.inspect(names)).queues.values()
         if not any(consumers for _, consumers in filter(None, depths)):
             break
         await asyncio.sleep(_POLL)
-    await broker.delete(queues)
+    await broker.delete(topology.own_queues(cust_id))
+
+
+async def existing_own_queues(broker: RabbitBroker, cust_id: str) -> list[topology.Queue]:
+    """Return those of the producer's queues that exist. Raises as `apply_topology`."""
+    queues = topology.own_queues(cust_id)
+    depths = (await broker.inspect([queue.name for queue in queues])).queues
+    return [queue for queue in queues if depths[queue.name] is not None]
 
 
 def _messages(management: Management, cust_id: str) -> int:
