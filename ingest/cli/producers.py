@@ -1,6 +1,7 @@
 """`ingest producer`: direct producers that have queues of their own."""
 
 import asyncio
+import math
 from typing import Annotated
 
 import typer
@@ -33,7 +34,7 @@ Weight = Annotated[
         min=0.1,
         max=_LARGEST_WEIGHT,
         metavar="N",
-        help="The share of its queues in a worker's time, compared with 1 for every other queue.",
+        help="The share of each of its queues in a worker's time. A queue without a weight has 1.",
     ),
 ]
 
@@ -45,6 +46,8 @@ def producer_add(cust: Cust, weight: Weight = 1.0) -> None:
     The customer must exist. Workers consume the queues within 5 seconds. Its AMQP user is created as before
     (deploy/README.md, Users).
     """
+    if not math.isfinite(weight):
+        raise ConfigurationError("--weight must be a number from 0.1 to 100")
     backend = require_rabbitmq(_settings(), "producer add")
     management = _management(backend.management)
     broker = backend.new_broker("ingest producer")
@@ -68,7 +71,7 @@ def producer_add(cust: Cust, weight: Weight = 1.0) -> None:
 def producer_remove(cust: Cust) -> None:
     """Let a direct producer use the shared queues again. Needs INGEST_MANAGEMENT_URL, and workers that run.
 
-    Its own queues are deleted once they are empty. If that takes longer than ten minutes, run the command again.
+    Its own queues are deleted once they are empty. If they are not within ten minutes, run the command again.
     """
     backend = require_rabbitmq(_settings(), "producer remove")
     management = _management(backend.management)

@@ -20,7 +20,8 @@ app = typer.Typer(help="The AMQP topology: declare it, check it, export it.", no
 def apply() -> None:
     """Declare exchanges, queues and bindings, and set the policies.
 
-    Policies need INGEST_MANAGEMENT_URL; without it the rabbitmqctl lines that set them are printed.
+    Policies need INGEST_MANAGEMENT_URL; without it the rabbitmqctl lines that set them are printed, and no producer can
+    have queues of its own (`ingest producer`).
     """
     current = settings.load()
     logs.configure(current.log_level, current.log_format)

@@ -109,7 +109,7 @@ class Registry(Protocol):
     async def save_customer(self, customer: Customer) -> None: ...
 
     async def producers(self) -> dict[str, float]:
-        """Return the direct producers that have a queue of their own, by cust_id, with the weight of the queue."""
+        """Return the direct producers that have queues of their own, by cust_id, with the weight of each queue."""
         ...
 
     async def save_producer(self, cust_id: str, weight: float) -> None:

@@ -8,7 +8,7 @@ SUBMISSIONS = "asg.submissions"
 EVENTS = "asg.events"
 DEAD = "asg.dead"
 UNMATCHED = "asg.unmatched"
-"""The alternate exchange of asg.submissions: what no queue there is bound for comes here."""
+"""The alternate exchange of asg.submissions: it gets what no binding there matches."""
 
 INGEST_HTTP = ("ingest.http.0", "ingest.http.1")
 """Several, so that their leaders can be on different nodes of RabbitMQ."""
@@ -24,7 +24,7 @@ INGEST_TASKS = "ingest.tasks"
 INGEST_BATCHES = "ingest.batches"
 """The same, for batches."""
 OWN_PREFIX = "ingest.direct."
-"""How the names of the queues begin that belong to one direct producer."""
+"""The names of queues that belong to single direct producers begin with this."""
 CONSENSUS_TASKS = "consensus.tasks"
 WEBHOOK_DISPATCH = "webhook.dispatch"
 INGEST_DEAD = "ingest.dead"
@@ -105,7 +105,7 @@ QUEUES = (
 NOT_SEPARATED = tuple(
     msgspec.structs.replace(queue, exchange=SUBMISSIONS) if queue.exchange == UNMATCHED else queue for queue in QUEUES
 )
-"""The queues while no producer has queues of its own: all of them share two, which are bound to asg.submissions."""
+"""The queues as `ingest topology apply` finds them: all producers share two, which are bound to asg.submissions."""
 INGEST_QUEUES = tuple(queue.name for queue in QUEUES if queue.dead_letter_exchange is not None)
 """The queues that workers consume, besides those of single producers."""
 BULK_QUEUES = (HTTP_BULK, HEAVY_BULK, INGEST_BATCHES)

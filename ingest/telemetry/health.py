@@ -14,7 +14,7 @@ from ingest.domain import metrics
 from ingest.domain.errors import Unavailable
 from ingest.domain.metrics import Meter
 from ingest.domain.ports import ConnectionState
-from ingest.domain.topology import label_of
+from ingest.domain.topology import OWN_PREFIX, label_of
 from ingest.telemetry.broker import MeteredBroker, MeteredConsumer
 
 BEAT: Final = 1.0
@@ -83,6 +83,7 @@ class Health:
         self._clock = clock
         self._seen: dict[str, ConnectionState] = {}
         self._labels: Collection[str] = ()
+        self._connection_labels: set[str] = set()
         self._last: frozenset[str] = frozenset({_STARTING})
         self._ready_tries = 0
         self.breaker_open: Callable[[], bool] = lambda: False
@@ -150,9 +151,17 @@ class Health:
             all_connected[label] = state.connected and all_connected.get(label, True)
             self._meter.add(metrics.BROKER_RECONNECTS, max(0, state.reconnects - before.reconnects), label)
             self._meter.add(metrics.BROKER_BLOCKED, max(0.0, state.blocked_seconds - before.blocked_seconds), label)
+        for label in self._connection_labels - all_connected.keys():
+            self._meter.set(metrics.BROKER_CONNECTED, 1, label)  # its queues were left
+        self._connection_labels = {*all_connected}
         for label, connected in all_connected.items():
             self._meter.set(metrics.BROKER_CONNECTED, connected, label)
-        return [f"broker: no connection to {state.name}" for state in states if not state.connected]
+        # A process can work if only the queue of one producer is missing.
+        return [
+            f"broker: no connection to {state.name}"
+            for state in states
+            if not state.connected and OWN_PREFIX not in state.name
+        ]
 
     def _progress(self) -> list[str]:
         consumers = [consumer for consumer in self._broker.consumers if not consumer.is_closed]

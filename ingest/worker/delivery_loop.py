@@ -105,8 +105,9 @@ class DeliveryLoop:
         consumer = self._consumers[queue]
         await consumer.stop()
         give_up = asyncio.get_running_loop().time() + _REMOVAL_TIMEOUT
-        while consumer.held and asyncio.get_running_loop().time() < give_up:  # noqa: ASYNC110 - no event tells it
-            await asyncio.sleep(_REMOVAL_PAUSE)
+        while consumer.held and asyncio.get_running_loop().time() < give_up:
+            if await wait_for_event(self._stopping, _REMOVAL_PAUSE):
+                return  # the worker finishes the deliveries and closes the consumer
         del self._consumers[queue], self._apart[queue]
         await consumer.close()
 

@@ -1,4 +1,4 @@
-"""The queues of direct producers that have some of their own: the store says whose, and is read regularly."""
+"""Consumes the queues that belong to single direct producers, as the store lists them."""
 
 import asyncio
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _log = structlog.get_logger(__name__)
 
 
 class OwnQueues:
-    """Consumes the queues of each producer that has some of its own, from its registration until its removal.
+    """Consumes the own queues of each producer from its registration until its removal.
 
     Args:
         registry: names the producers.
@@ -60,15 +60,20 @@ class OwnQueues:
         except StoreUnavailable as error:
             _log.warning("producers_not_read", error=str(error))
             return
+        if self._stopping.is_set():
+            return
         self._loop.weights = _by_queue(weights)
         for cust_id in sorted(weights.keys() - self._consumed.keys()):
             for queue, prefetch in zip(own_queues(cust_id), self._prefetch, strict=True):
-                self._loop.add(queue.name, await self._broker.consumer(queue.name, prefetch))
+                consumer = await self._broker.consumer(queue.name, prefetch)
+                if self._stopping.is_set():
+                    await consumer.close()
+                    return
+                self._loop.add(queue.name, consumer)
             _log.info("own_queues_consumed", cust_id=cust_id)
         for cust_id in sorted(self._consumed.keys() - weights.keys()):
-            for queue in own_queues(cust_id):
-                await self._loop.remove(queue.name)
-            _log.info("own_queues_left", cust_id=cust_id)
+            await asyncio.gather(*[self._loop.remove(queue.name) for queue in own_queues(cust_id)])
+            _log.warning("own_queues_left", cust_id=cust_id)
         self._consumed = weights
 
 

@@ -52,7 +52,7 @@ async def test_every_mistake_in_the_broker_topology_is_reported(
 ) -> None:
     """A queue has another type, a queue and a binding are missing, and the only policy drops messages."""
     vhost = vhost_of(rabbitmq_url)
-    await RabbitBroker(rabbitmq_url).declare_separated()
+    await RabbitBroker(rabbitmq_url).declare_all(topology.QUEUES)
     for queue in (topology.INGEST_TASKS, topology.INGEST_DEAD):
         rabbitmq.api("DELETE", f"queues/{vhost}/{queue}")
     rabbitmq.api("PUT", f"queues/{vhost}/{topology.INGEST_TASKS}", {"durable": True, "arguments": {}})

@@ -184,6 +184,30 @@ async def test_removal_that_was_interrupted_can_be_repeated(producers: Producers
     assert await existing_own_queues(producers.broker, "acme") == []
 
 
+async def test_nothing_is_unbound_while_another_policy_hides_the_alternate_exchange(
+    producers: Producers, rabbitmq: RabbitServer, rabbitmq_url: str
+) -> None:
+    """RabbitMQ applies one policy to an exchange."""
+    await producers.broker.declare()
+    definition = {"alternate-exchange": "amq.fanout"}
+    other = {"pattern": "^asg", "apply-to": "exchanges", "priority": 9, "definition": definition}
+    rabbitmq.api("PUT", f"policies/{rabbitmq_url.rpartition('/')[2]}/other", other)
+    with pytest.raises(ConfigurationError, match="another policy applies"):
+        await apply_topology(producers.broker, producers.management)
+    await producers.publish("acme")
+    assert await producers.depths(topology.INGEST_TASKS) == [1]
+
+
+async def test_own_queues_with_messages_or_consumers_are_not_deleted(producers: Producers) -> None:
+    """Whatever the statistics say, or another operator does at the same time."""
+    await apply_topology(producers.broker, producers.management)
+    await producers.add_own_queues("acme")
+    await producers.publish("acme")
+    with pytest.raises(BrokerUnavailable, match="1 message left in the queues of acme: run `ingest producer add acme`"):
+        await delete_own_queues(producers.broker, "acme")
+    assert await producers.depths(*ACME) == [1, 0]
+
+
 async def test_own_queues_that_no_worker_empties_are_kept(producers: Producers) -> None:
     await apply_topology(producers.broker, producers.management)
     await producers.add_own_queues("acme")

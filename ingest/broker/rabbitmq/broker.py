@@ -128,9 +128,12 @@ class RabbitBroker:
     async def declare(self) -> None:
         await self._change(_declare_as_before)
 
-    async def declare_separated(self) -> None:
-        """Declare the topology with asg.unmatched, which needs its policy (`provisioning`). Raises as `declare`."""
-        await self._change(lambda channel: _declare(channel, topology.EXCHANGES, topology.QUEUES))
+    async def declare_all(self, queues: Sequence[topology.Queue]) -> None:
+        """Declare all exchanges, also asg.unmatched, which needs its policy (`provisioning`), and these queues.
+
+        Raises as `declare`.
+        """
+        await self._change(lambda channel: _declare(channel, topology.EXCHANGES, queues))
 
     async def declare_queues(self, queues: Sequence[topology.Queue]) -> None:
         """Declare further queues without their bindings. Raises as `declare`."""
@@ -199,6 +202,10 @@ class RabbitBroker:
             ) from error
         except aiormq.exceptions.ChannelAccessRefused as error:
             raise ConfigurationError(f"RabbitMQ user {self.user} may not change the topology: {error}") from error
+        except aiormq.exceptions.ChannelNotFoundEntity as error:
+            raise ConfigurationError(
+                f"a part of the topology is missing: {error}. Run `ingest topology apply`"
+            ) from error
         except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
             raise BrokerUnavailable(f"the connection to {self} was lost: {cause_of(error)}") from error
 

@@ -20,6 +20,7 @@ from ingest.domain.errors import BrokerUnavailable, cause_of
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
+from ingest.waiting import raise_if_cancelled
 
 _CANCELLED: Final = (
     "the queue was deleted, its leader moved away, or (from RabbitMQ 4.3 on) a delivery was held for longer than the "
@@ -109,6 +110,9 @@ class ConsumeChannel:
                 await self._channel.basic_cancel(self._consumer_tags[0], timeout=CONNECT_TIMEOUT)
                 del self._consumer_tags[0]
         except (aiormq.exceptions.AMQPError, RuntimeError, TimeoutError):
+            self._connection.abort()
+        except asyncio.CancelledError:
+            raise_if_cancelled()  # aiormq cancels every caller that waits on a connection that breaks
             self._connection.abort()
 
     def ack(self, tags: list[int]) -> None:

@@ -126,6 +126,7 @@ def rabbitmqctl_lines(vhost: str) -> list[str]:
         f"rabbitmqctl set_policy --vhost '{vhost}' --apply-to {policy['apply-to']} '{name}' '{policy['pattern']}' "
         f"'{msgspec.json.encode(policy['definition']).decode()}'"
         for name, policy in policies().items()
+        if name != topology.SUBMISSIONS  # it needs asg.unmatched, which is declared only with this API
     ]
 
 

@@ -1,11 +1,11 @@
-"""Changes of the topology that need both AMQP and the management API."""
+"""Changes of the topology that need both AMQP and the management API. Each can be interrupted and repeated."""
 
 import asyncio
 import time
 from typing import Final
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
-from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.management import Management, unmet
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.overview import counted
@@ -14,21 +14,30 @@ _SHARED: Final = [queue for queue in topology.NOT_SEPARATED if queue not in topo
 """The shared queues of producers, with their bindings to asg.submissions."""
 _POLL: Final = 0.5
 _STALE: Final = 12.0
-"""Seconds after which the statistics of the management API, which are up to 5 s old, show what was routed before."""
-_CONSUMERS_LEAVE: Final = 60.0
-"""Seconds in which workers must leave a queue of a producer that was removed from the store."""
+"""Seconds after which the statistics of the management API, which are usually up to 5 s old, show what was routed
+before."""
+_CONSUMERS_LEAVE: Final = 90.0
+"""Seconds in which workers must leave the queues of a producer that was removed from the store."""
 
 
 async def apply_topology(broker: RabbitBroker, management: Management) -> None:
-    """Declare the topology, set the policies, and separate the queues of single producers from the shared ones.
+    """Declare the topology, set the policies, and move the shared queues of producers to asg.unmatched.
 
     At every moment, a submission is routed to at least one queue.
 
     Raises:
+        ConfigurationError: another policy keeps asg.submissions from passing on to asg.unmatched.
         BrokerUnavailable, ConfigurationError: as `Broker.declare` and `Management.apply_policies`.
     """
-    await broker.declare_separated()
+    if not await asyncio.to_thread(_passes_on, management):
+        await broker.declare_all(topology.NOT_SEPARATED)
+    await broker.declare_all(topology.QUEUES)
     await asyncio.to_thread(management.apply_policies)
+    if not await asyncio.to_thread(_passes_on, management):
+        raise ConfigurationError(
+            f"another policy applies to {topology.SUBMISSIONS}: add alternate-exchange={topology.UNMATCHED} to it, or "
+            "give it a lower priority"
+        )
     await broker.unbind(_SHARED)
 
 
@@ -38,8 +47,8 @@ async def declare_own_queues(broker: RabbitBroker, management: Management, cust_
     Raises:
         ConfigurationError: the topology must be applied first. Also as `apply_topology`.
     """
-    if differences := await asyncio.to_thread(management.differences):
-        raise ConfigurationError(f"{differences[0]}: run `ingest topology apply` first")
+    if obstacle := await asyncio.to_thread(_obstacle, management, cust_id):
+        raise ConfigurationError(f"{obstacle}: run `ingest topology apply` first")
     await broker.declare_queues(topology.own_queues(cust_id))
 
 
@@ -67,15 +76,28 @@ async def drain_own_queues(broker: RabbitBroker, management: Management, cust_id
 
 
 async def delete_own_queues(broker: RabbitBroker, cust_id: str) -> None:
-    """Delete the drained queues of a producer, once no worker consumes them. Raises as `apply_topology`."""
-    names = [queue.name for queue in topology.own_queues(cust_id)]
+    """Delete the drained queues of a producer, once no worker consumes them and nothing is routed there.
+
+    Raises:
+        BrokerUnavailable: a worker still consumes them, or they have messages. Also as `apply_topology`.
+    """
     give_up = time.monotonic() + _CONSUMERS_LEAVE
-    while time.monotonic() < give_up:
-        depths = (await broker.inspect(names)).queues.values()
+    while True:
+        queues = await existing_own_queues(broker, cust_id)
+        await broker.unbind(queues)
+        depths = (await broker.inspect([queue.name for queue in queues])).queues.values()
+        # Without consumers, nothing is unacknowledged, so that the depth is complete.
         if not any(consumers for _, consumers in filter(None, depths)):
             break
+        if time.monotonic() >= give_up:
+            raise BrokerUnavailable(f"workers still consume the queues of {cust_id}: run this again")
         await asyncio.sleep(_POLL)
-    await broker.delete(topology.own_queues(cust_id))
+    if waiting := sum(ready for ready, _ in filter(None, depths)):
+        left = counted(waiting, "message")
+        raise BrokerUnavailable(
+            f"{left} left in the queues of {cust_id}: run `ingest producer add {cust_id}`, then remove it again"
+        )
+    await broker.delete(queues)
 
 
 async def existing_own_queues(broker: RabbitBroker, cust_id: str) -> list[topology.Queue]:
@@ -85,8 +107,31 @@ async def existing_own_queues(broker: RabbitBroker, cust_id: str) -> list[topolo
     return [queue for queue in queues if depths[queue.name] is not None]
 
 
+def _passes_on(management: Management) -> bool:
+    in_force = management.policies().of_exchange(topology.SUBMISSIONS)
+    return in_force.get("alternate-exchange") == topology.UNMATCHED
+
+
+def _obstacle(management: Management, cust_id: str) -> str | None:
+    """Return why a producer cannot have queues of its own yet, as a clause."""
+    if topology.UNMATCHED not in {exchange["name"] for exchange in management.get(f"exchanges/{management.vhost}")}:
+        return f"exchange {topology.UNMATCHED} is missing"
+    if not _passes_on(management):
+        return f"exchange {topology.SUBMISSIONS} does not pass on to {topology.UNMATCHED}"
+    for queue in _SHARED:
+        bindings = management.get(f"queues/{management.vhost}/{queue.name}/bindings")
+        if (queue.exchange, queue.binding) in {(bound["source"], bound["routing_key"]) for bound in bindings}:
+            return f"queue {queue.name} is still bound to {queue.exchange}"
+    in_force = management.policies()
+    if any(unmet(queue.name, in_force.of(queue.name)) for queue in topology.own_queues(cust_id)):
+        return "the policy of queues of single producers is not in force"
+    return None
+
+
 def _messages(management: Management, cust_id: str) -> int:
     """Return how many messages the queues have, with those that are delivered and not acknowledged."""
     names = {queue.name for queue in topology.own_queues(cust_id)}
-    queues = management.get(f"queues/{management.vhost}")
-    return sum(int(queue.get("messages", 0)) for queue in queues if queue["name"] in names)
+    queues = [queue for queue in management.get(f"queues/{management.vhost}") if queue["name"] in names]
+    if any("messages" not in queue for queue in queues):
+        raise BrokerUnavailable(f"the management API has no statistics of the queues of {cust_id}: try again later")
+    return sum(int(queue["messages"]) for queue in queues)

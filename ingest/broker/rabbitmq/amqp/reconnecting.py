@@ -55,7 +55,7 @@ class ReconnectingChannel:
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was closed, and connects no more."""
+        """Whether `close` has ended."""
         return self._task is not None and self._task.done()
 
     async def close(self) -> None:
