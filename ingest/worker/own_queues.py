@@ -58,7 +58,7 @@ class OwnQueues:
         try:
             weights = await self._registry.producers()
         except StoreUnavailable as error:
-            _log.warning("producers_not_read", error=str(error))
+            _log.debug("producers_not_read", error=str(error))  # the outage itself is logged elsewhere
             return
         if self._stopping.is_set():
             return

@@ -122,7 +122,12 @@ async def publishing_connections(rabbitmq: RabbitServer, vhost: str) -> dict[str
     await asyncio.sleep(0.2)
     channels = await asyncio.to_thread(rabbitmq.api, "GET", f"vhosts/{vhost}/channels")
     used = {
-        channel["connection_details"]["name"] for channel in channels if channel.get("message_stats", {}).get("publish")
+        channel["connection_details"]["name"]
+        for channel in channels
+        # Both are an empty list while the statistics are incomplete.
+        if channel.get("connection_details")
+        and channel.get("message_stats")
+        and channel["message_stats"].get("publish")
     }
     connections = await asyncio.to_thread(rabbitmq.api, "GET", f"vhosts/{vhost}/connections")
     return {

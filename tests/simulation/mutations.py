@@ -170,7 +170,7 @@ MUTATIONS: Final = (
     ),
     _mutation(
         "a contended submission holds the prefetch",
-        "worker/worker.py",
+        "worker/delivery_loop.py",
         "if (unfinished.contended or unfinished.undecided) and loop.time() >= impatient_at:",
         "if False:",
     ),
@@ -242,10 +242,9 @@ MUTATIONS: Final = (
     ),
     _mutation(
         "a worker that stops acks what it has not finished",
-        "worker/worker.py",
+        "worker/delivery_loop.py",
         "await wait_for_event(self._stopping, pause):\n",
-        "await wait_for_event(self._stopping, pause):\n"
-        "                await self.consumer.ack(unfinished.deliveries)\n",
+        "await wait_for_event(self._stopping, pause):\n                await self._all.ack(unfinished.deliveries)\n",
     ),
     _mutation(
         "a dead letter is removed before its redrive is confirmed",

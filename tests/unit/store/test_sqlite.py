@@ -153,6 +153,7 @@ async def test_key_of_an_earlier_version_has_neither_name_nor_last_use(tmp_path:
     await (await SqliteStore.open(path)).close()
     with sqlite3.connect(path) as db:
         db.execute("DROP TABLE rate")
+        db.execute("DROP TABLE producer")
         db.execute("ALTER TABLE api_key DROP COLUMN name")
         db.execute("ALTER TABLE api_key DROP COLUMN last_used_at")
         db.execute("PRAGMA user_version = 2")
