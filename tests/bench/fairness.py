@@ -2,14 +2,11 @@
 
 import asyncio
 import json
-import shutil
-import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import aio_pika
 import httpx
@@ -24,6 +21,7 @@ from ingest.domain.ports import Publisher
 from ingest.domain.topology import CONSENSUS_TASKS, EVENTS, SUBMISSIONS
 from ingest.store.aerospike.store import AerospikeStore
 from tests.bench.harness import TASK, BenchHarness, Depth, preload
+from tests.bench.http import wrk
 from tests.bench.measure import Row
 from tests.servers.process import free_ports, wait_until
 
@@ -107,7 +105,7 @@ async def _quiet(
         await preload(url, BACKLOG)
     waits = Waits()
     async with _service(harness) as address, Depth(url, CONSENSUS_TASKS) as depth, _watching(url, waits):
-        flooding = asyncio.create_task(_flood(address, *flood)) if flood else None
+        flooding = asyncio.create_task(wrk(address, flood[0], _BEFORE + _DURATION, flood[1])) if flood else None
         await asyncio.sleep(_BEFORE)
         before, began = await depth.now(), time.perf_counter()
         await _submit(address, url, waits, direct=direct)
@@ -205,29 +203,3 @@ async def _produce(publisher: Publisher, waits: Waits, customer: str, pause: flo
         waits.sent(customer, keyed_id(SubmissionKind.TASK, customer, str(number)), began)
         assert await publisher.publish([message]) == ["confirmed"]
         await asyncio.sleep(max(0.0, _PAUSE - (time.perf_counter() - began)))
-
-
-async def _flood(address: str, mode: str, connections: int) -> dict[str, Any]:
-    """POST from customer `c` on many connections until the quiet customers have ended."""
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise SystemExit("scripts/bench needs wrk for the flood: apt-get install wrk")
-    script = str(Path(__file__).with_name("fresh.lua"))
-    seconds = f"-d{_BEFORE + _DURATION:.0f}s"
-    command = [
-        wrk,
-        "-t1",
-        f"-c{connections}",
-        seconds,
-        "-s",
-        script,
-        address,
-        "--",
-        mode,
-        str(time.monotonic_ns()),
-        "key",
-    ]
-    completed = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
-    line = next(line for line in completed.stdout.splitlines() if line.startswith("JSON "))
-    result: dict[str, Any] = json.loads(line.removeprefix("JSON "))
-    return result

@@ -32,25 +32,26 @@ async def shim(harness: BenchHarness) -> list[Row]:
 
 async def post(harness: BenchHarness, name: str, command: tuple[str, ...], mode: str, connections: int = 64) -> Row:
     """Measure one server. `mode`: `fresh` (a new key per task), `replay` (one key) or `batch` (a new key per batch)."""
-    if shutil.which("wrk") is None:
-        raise SystemExit("scripts/bench needs wrk for the shim: apt-get install wrk")
     await harness.fresh()
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     with harness.running(*command, "--port", str(port)) as process:
         await asyncio.to_thread(wait_until, partial(httpx.get, url), name, 30)
-        await _wrk(url, mode, 2, connections)
+        await wrk(url, mode, 2, connections)
         meter = Meter(harness, process)
-        result = await _wrk(url, mode, 5, connections)
+        result = await wrk(url, mode, 5, connections)
         assert not result["failed"], f"{name}: {result['failed']} requests failed"
         items = result["requests"] * (_BATCH_SIZE if mode == "batch" else 1)
         return meter.row(name, items, result["seconds"], p50=result["p50"], p99=result["p99"])
 
 
-async def _wrk(url: str, mode: str, seconds: int, connections: int) -> dict[str, float]:
+async def wrk(url: str, mode: str, seconds: float, connections: int) -> dict[str, float]:
+    """Send requests of customer `c` and return what `fresh.lua` prints; `mode` as for `post`."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("scripts/bench needs wrk for the shim: apt-get install wrk")
     script = str(Path(__file__).with_name("fresh.lua"))
     tag = str(time.monotonic_ns())
-    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", script, url, "--", mode, tag, "key"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds:.0f}s", "-s", script, url, "--", mode, tag, "key"]
     completed = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True)
     line = next(line for line in completed.stdout.splitlines() if line.startswith("JSON "))
     result: dict[str, float] = json.loads(line.removeprefix("JSON "))
