@@ -1,13 +1,12 @@
 """`ingest producer`: direct producers that have queues of their own."""
 
-import asyncio
 import math
 from typing import Annotated
 
 import typer
 
 from ingest import settings
-from ingest.backends import require_rabbitmq, store_backend
+from ingest.backends import require_rabbitmq
 from ingest.broker.rabbitmq.management import Management
 from ingest.broker.rabbitmq.provisioning import (
     bind_own_queues,
@@ -19,7 +18,7 @@ from ingest.broker.rabbitmq.provisioning import (
 from ingest.cli.options import Json
 from ingest.cli.registry import Cust, existing_customer, print_json, with_store
 from ingest.domain.errors import ConfigurationError
-from ingest.telemetry import logs
+from ingest.domain.ports import Store
 
 app = typer.Typer(
     help="Direct producers with queues of their own, so that they do not wait for one another.", no_args_is_help=True
@@ -48,22 +47,18 @@ def producer_add(cust: Cust, weight: Weight = 1.0) -> None:
     """
     if not math.isfinite(weight):
         raise ConfigurationError("--weight must be a number from 0.1 to 100")
-    backend = require_rabbitmq(_settings(), "producer add")
+    backend = require_rabbitmq(settings.load(), "producer add")
     management = _management(backend.management)
     broker = backend.new_broker("ingest producer")
 
-    async def add() -> None:
-        store = await store_backend(settings.load()).open()
-        try:
-            await existing_customer(store, cust)
-            # In this order, so that nothing waits in a queue that no worker consumes if the command is interrupted.
-            await declare_own_queues(broker, management, cust)
-            await store.save_producer(cust, weight)
-            await bind_own_queues(broker, cust)
-        finally:
-            await store.close()
+    async def add(store: Store) -> None:
+        await existing_customer(store, cust)
+        # In this order, so that nothing waits in a queue that no worker consumes if the command is interrupted.
+        await declare_own_queues(broker, management, cust)
+        await store.save_producer(cust, weight)
+        await bind_own_queues(broker, cust)
 
-    asyncio.run(add())
+    with_store(add)
     typer.echo(f"{cust} has queues of its own, with weight {weight:g}")
 
 
@@ -73,23 +68,19 @@ def producer_remove(cust: Cust) -> None:
 
     Its own queues are deleted once they are empty. If they are not within ten minutes, run the command again.
     """
-    backend = require_rabbitmq(_settings(), "producer remove")
+    backend = require_rabbitmq(settings.load(), "producer remove")
     management = _management(backend.management)
     broker = backend.new_broker("ingest producer")
 
-    async def remove() -> None:
-        store = await store_backend(settings.load()).open()
-        try:
-            if cust not in await store.producers() and not await existing_own_queues(broker, cust):
-                raise ConfigurationError(f"{cust} has no queues of its own: see `ingest producer list`")
-            await drain_own_queues(broker, management, cust, _DRAIN_TIMEOUT)
-            await store.remove_producer(cust)
-            await delete_own_queues(broker, cust)
-        finally:
-            await store.close()
+    async def remove(store: Store) -> None:
+        if cust not in await store.producers() and not await existing_own_queues(broker, cust):
+            raise ConfigurationError(f"{cust} has no queues of its own: see `ingest producer list`")
+        await drain_own_queues(broker, management, cust, _DRAIN_TIMEOUT)
+        await store.remove_producer(cust)
+        await delete_own_queues(broker, cust)
 
     typer.echo(f"waiting until the queues of {cust} are empty ...", err=True)
-    asyncio.run(remove())
+    with_store(remove)
     typer.echo(f"{cust} uses the shared queues")
 
 
@@ -104,12 +95,6 @@ def producer_list(json: Json = False) -> None:
         typer.echo(f"{cust_id}  weight {weight:g}")
     if not weights:
         typer.echo("no direct producer has queues of its own: add one with `ingest producer add CUST`")
-
-
-def _settings() -> settings.Settings:
-    current = settings.load()
-    logs.configure(current.log_level, current.log_format)
-    return current
 
 
 def _management(management: Management | None) -> Management:
