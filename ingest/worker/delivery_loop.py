@@ -1,7 +1,7 @@
 """Attempts the deliveries of all ingest queues in micro-batches, which the queues share, and retries them."""
 
 import asyncio
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Final
 
 import structlog
@@ -40,6 +40,14 @@ submissions may be in progress beside them."""
 _log = structlog.get_logger(__name__)
 
 
+class _Slots:
+    """Deliveries that wait for a micro-batch, and how many of their micro-batches are in progress."""
+
+    def __init__(self, weight: Callable[[str], float]) -> None:
+        self.waiting: DeficitRoundRobin[Delivery] = DeficitRoundRobin(weight)
+        self.in_progress = 0
+
+
 class DeliveryLoop:
     """Receives the deliveries of all queues, attempts them in micro-batches, and retries the unfinished ones.
 
@@ -75,10 +83,8 @@ class DeliveryLoop:
         self._max_batch = max_batch
         self.weights: Mapping[str, float] = {}
         """The weights of queues; it is 1 for others."""
-        self._small: DeficitRoundRobin[Delivery] = DeficitRoundRobin(self._weight)
-        self._large: DeficitRoundRobin[Delivery] = DeficitRoundRobin(self._weight)
-        self._small_in_progress = 0
-        self._large_in_progress = 0
+        self._small = _Slots(self._weight)
+        self._large = _Slots(self._weight)
         self._group = asyncio.TaskGroup()
         self._apart = {queue: self._waiting_apart(consumer) for queue, consumer in consumers.items()}
 
@@ -121,49 +127,42 @@ class DeliveryLoop:
         while deliveries := await consumer.receive():
             for delivery in deliveries:
                 if waits_for_parser(delivery):
-                    self._group.create_task(self._process_alone(delivery))
+                    self._group.create_task(self._process([delivery]))
                 else:
                     cost = cost_of(delivery)
-                    (self._large if cost > self._max_batch else self._small).put(queue, delivery, cost)
-            if self._small.count(queue) + self._large.count(queue) > consumer.held:
+                    (self._large if cost > self._max_batch else self._small).waiting.put(queue, delivery, cost)
+            if self._small.waiting.count(queue) + self._large.waiting.count(queue) > consumer.held:
                 # Some belong to a lost connection. The broker delivers those again.
-                self._small.discard(queue, consumer.alive)
-                self._large.discard(queue, consumer.alive)
+                self._small.waiting.discard(queue, consumer.alive)
+                self._large.waiting.discard(queue, consumer.alive)
             self._start()
 
     def _start(self) -> None:
         """Start as many micro-batches as the limits allow."""
-        while self._small and self._small_in_progress < (MAX_CONCURRENCY if self._small.cost >= self._max_batch else 1):
-            self._small_in_progress += 1
-            self._group.create_task(self._process(self._small.take(self._max_batch)))
-        while self._large and self._large_in_progress < MAX_CONCURRENCY:
-            self._large_in_progress += 1
-            self._group.create_task(self._process_large(self._large.take(1)))
+        small = self._small
+        while small.waiting and small.in_progress < (MAX_CONCURRENCY if small.waiting.cost >= self._max_batch else 1):
+            self._start_one(small, self._max_batch)
+        while self._large.waiting and self._large.in_progress < MAX_CONCURRENCY:
+            self._start_one(self._large, 1)
+
+    def _start_one(self, slots: _Slots, most: int) -> None:
+        slots.in_progress += 1
+        self._group.create_task(self._process(slots.waiting.take(most), slots))
 
     async def _stop_consumers(self) -> None:
         await self._stopping.wait()
         # At once: a consumer that has paused reading cannot read the broker's answer, and waits for it.
         await asyncio.gather(*[consumer.stop() for consumer in self._consumers.values()])
 
-    async def _process(self, deliveries: Sequence[Delivery]) -> None:
+    async def _process(self, deliveries: Sequence[Delivery], slots: _Slots | None = None) -> None:
         """Attempt the deliveries until all are finished or lost, or the worker stops."""
         unfinished = await self._attempt_under_breaker(deliveries)
         # Retries do not count as in progress: contended deliveries are few, and in an outage the breaker
         # limits the attempts.
-        self._small_in_progress -= 1
-        self._start()
+        if slots is not None:
+            slots.in_progress -= 1
+            self._start()
         if unfinished:
-            await self._retry(unfinished)
-
-    async def _process_large(self, deliveries: Sequence[Delivery]) -> None:
-        unfinished = await self._attempt_under_breaker(deliveries)
-        self._large_in_progress -= 1
-        self._start()
-        if unfinished:
-            await self._retry(unfinished)
-
-    async def _process_alone(self, delivery: Delivery) -> None:
-        if unfinished := await self._attempt_under_breaker([delivery]):
             await self._retry(unfinished)
 
     async def _retry(self, unfinished: Unfinished) -> None:

@@ -96,7 +96,8 @@ class Worker:
         try:
             for queue, prefetch in self._prefetch.items():
                 consumers[queue] = await self._broker.consumer(queue, prefetch)
-            max_batch = max(1, max(self._prefetch.values()) // (MAX_CONCURRENCY + 1))
+            largest = max(self._prefetch.values())
+            max_batch = max(1, largest // (MAX_CONCURRENCY + 1))
             loop = DeliveryLoop(consumers, processor, self._breaker, self._stopping, max_batch)
             _log.info("worker_started", prefetch=dict(self._prefetch), **waiting_for(self._broker.connections()))
             async with asyncio.TaskGroup() as group:
@@ -106,7 +107,6 @@ class Worker:
                 )
                 group.create_task(refund_doubts_regularly(self._admission, self._stopping, self._refund_interval))
                 group.create_task(loop.run())
-                largest = max(self._prefetch.values())
                 own_prefetch = self._prefetch.get(INGEST_TASKS, largest), self._prefetch.get(INGEST_BATCHES, largest)
                 own_queues = OwnQueues(self._store, self._broker, loop, own_prefetch, self._stopping)
                 group.create_task(own_queues.run())

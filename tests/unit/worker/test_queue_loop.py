@@ -166,10 +166,10 @@ async def test_lost_deliveries_do_not_accumulate_while_they_wait() -> None:
         for round_ in range(10):
             harness.consumer.lost += harness.consumer.deliver(*[f"{round_}.{number}" for number in range(3)])
             await asyncio.sleep(1)
-        assert harness.loop._small.count(INGEST_TASKS) <= 6
+        assert harness.loop._small.waiting.count(INGEST_TASKS) <= 6
         harness.consumer.deliver("good")
         await asyncio.sleep(1)
-        assert [waiting.message_id for waiting in harness.loop._small.take(10)] == ["good"]
+        assert [waiting.message_id for waiting in harness.loop._small.waiting.take(10)] == ["good"]
 
     await harness.run(use())
 
@@ -192,7 +192,7 @@ async def test_at_most_three_micro_batches_are_in_progress() -> None:
         assert harness.processor.attempts[3:4] == [(10, ["6", "7"])]
 
     await harness.run(use())
-    assert harness.loop._small_in_progress == 0
+    assert harness.loop._small.in_progress == 0
 
 
 @in_virtual_time
