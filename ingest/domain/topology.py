@@ -88,7 +88,7 @@ def own_queues(cust_id: str) -> tuple[Queue, Queue]:
 
 def label_of(queue: str) -> str:
     """Return the name of a queue in metrics. The queues of all producers have the same, because no label has an id."""
-    return f"{OWN_PREFIX}*" if queue.startswith(OWN_PREFIX) else queue
+    return class_of(queue) if queue.startswith(OWN_PREFIX) else queue
 
 
 EXCHANGES = (SUBMISSIONS, EVENTS, DEAD, UNMATCHED)

@@ -51,7 +51,7 @@ class Attempts:
         return await self._publishes("asg.submissions", "batch.submitted.other")
 
     async def publishes_as_the_shim(self) -> bool:
-        routes = [queue.removeprefix("ingest.") for queue in topology.ADMITTED_QUEUES]
+        routes = map(topology.route_to, topology.ADMITTED_QUEUES)
         results = {await self._publishes("asg.submissions", f"{route}.task.submitted.{self._user}") for route in routes}
         (allowed,) = results
         return allowed

@@ -140,9 +140,10 @@ class Policies:
         """Return the keys that the policies set for a quorum queue. Of each kind, the highest priority applies."""
         return self._effective(queue, _QUEUES)
 
-    def of_exchange(self, exchange: str) -> dict[str, Any]:
-        """Return the same for an exchange."""
-        return self._effective(exchange, _EXCHANGES)
+    @property
+    def pass_on_unmatched(self) -> bool:
+        """Whether asg.submissions passes on to asg.unmatched what no queue there is bound for."""
+        return self._effective(topology.SUBMISSIONS, _EXCHANGES).items() >= _ALTERNATE.items()
 
     def _effective(self, name: str, applies: Sequence[str]) -> dict[str, Any]:
         effective: dict[str, Any] = {}
@@ -213,11 +214,7 @@ class Management:
                 differences.append(f"queue {queue.name} is missing")
             else:
                 differences += self._queue_drift(queue, queues[queue.name], exchanges)
-        separated = {topology.SUBMISSIONS, topology.UNMATCHED} <= exchanges
-        if (
-            separated
-            and self.policies().of_exchange(topology.SUBMISSIONS).get("alternate-exchange") != topology.UNMATCHED
-        ):
+        if {topology.SUBMISSIONS, topology.UNMATCHED} <= exchanges and not self.policies().pass_on_unmatched:
             differences.append(f"exchange {topology.SUBMISSIONS} does not pass on to {topology.UNMATCHED} by a policy")
         return differences
 

@@ -108,21 +108,20 @@ async def existing_own_queues(broker: RabbitBroker, cust_id: str) -> list[topolo
 
 
 def _passes_on(management: Management) -> bool:
-    in_force = management.policies().of_exchange(topology.SUBMISSIONS)
-    return in_force.get("alternate-exchange") == topology.UNMATCHED
+    return management.policies().pass_on_unmatched
 
 
 def _obstacle(management: Management, cust_id: str) -> str | None:
     """Return why a producer cannot have queues of its own yet, as a clause."""
     if topology.UNMATCHED not in {exchange["name"] for exchange in management.get(f"exchanges/{management.vhost}")}:
         return f"exchange {topology.UNMATCHED} is missing"
-    if not _passes_on(management):
+    in_force = management.policies()
+    if not in_force.pass_on_unmatched:
         return f"exchange {topology.SUBMISSIONS} does not pass on to {topology.UNMATCHED}"
     for queue in _SHARED:
         bindings = management.get(f"queues/{management.vhost}/{queue.name}/bindings")
         if (queue.exchange, queue.binding) in {(bound["source"], bound["routing_key"]) for bound in bindings}:
             return f"queue {queue.name} is still bound to {queue.exchange}"
-    in_force = management.policies()
     if any(unmet(queue.name, in_force.of(queue.name)) for queue in topology.own_queues(cust_id)):
         return "the policy of queues of single producers is not in force"
     return None

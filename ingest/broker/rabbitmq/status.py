@@ -2,7 +2,6 @@
 
 import asyncio
 import time
-from contextlib import suppress
 from typing import Any
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
@@ -19,30 +18,22 @@ async def broker_state(broker: RabbitBroker, management: Management | None) -> B
 
     Depths and consumers come from AMQP, where they are current; those of the management API are some seconds old.
     """
+    statistics: dict[str, dict[str, Any]] = {}
+    reported: list[str] = []
+    if management is not None:
+        try:
+            statistics, reported = await asyncio.to_thread(_statistics, management)
+        except (BrokerUnavailable, ConfigurationError) as error:
+            reported = [str(error)]
+    own_queues = sorted(name for name in statistics if name.startswith(topology.OWN_PREFIX))
     try:
-        info = await broker.inspect([*_NAMES, *await _own_queues(management)])
+        info = await broker.inspect([*_NAMES, *own_queues])
     except (BrokerUnavailable, ConfigurationError) as error:
         return BrokerState(name="RabbitMQ", problems=[str(error)])
     missing = [name for name, depth in info.queues.items() if depth is None]
     problems = [f"missing queues: {', '.join(missing)}: run `ingest topology apply`"] if missing else []
-    statistics: dict[str, dict[str, Any]] = {}
-    if management is not None:
-        try:
-            statistics, alarms = await asyncio.to_thread(_statistics, management)
-            problems += alarms
-        except (BrokerUnavailable, ConfigurationError) as error:
-            problems.append(str(error))
     queues = [_queue(name, depth, statistics.get(name, {})) for name, depth in info.queues.items() if depth is not None]
-    return BrokerState(name=str(broker), version=info.version, queues=queues, problems=problems)
-
-
-async def _own_queues(management: Management | None) -> list[str]:
-    """Return the queues of single producers; none if the management API does not answer, which is reported later."""
-    if management is None:
-        return []
-    with suppress(BrokerUnavailable, ConfigurationError):
-        return await asyncio.to_thread(management.own_queues)
-    return []
+    return BrokerState(name=str(broker), version=info.version, queues=queues, problems=problems + reported)
 
 
 def _statistics(management: Management) -> tuple[dict[str, dict[str, Any]], list[str]]:
