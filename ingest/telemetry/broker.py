@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Sequence
 from time import perf_counter
 
+from ingest.broker.decorators import BrokerDecorator, ConsumerDecorator, PublisherDecorator
 from ingest.domain import metrics
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.metrics import Meter
 from ingest.domain.ports import Broker, Consumer, Publisher
 from ingest.domain.topology import label_of
-from ingest.telemetry.decorators import BrokerDecorator, ConsumerDecorator, PublisherDecorator
 
 
 class MeteredBroker(BrokerDecorator):

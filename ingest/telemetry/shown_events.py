@@ -6,11 +6,11 @@ from typing import Final
 
 import msgspec
 
+from ingest.broker.decorators import BrokerDecorator, PublisherDecorator
 from ingest.domain.display import shown
 from ingest.domain.messages import Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher
 from ingest.domain.topology import EVENTS
-from ingest.telemetry.decorators import BrokerDecorator, PublisherDecorator
 
 MAX_LINES: Final = 20
 """Events of one publish that are shown; the others are counted."""

@@ -21,11 +21,11 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.types import Message as ASGIMessage
 
+from ingest.broker.decorators import BrokerDecorator, ConsumerDecorator, PublisherDecorator
 from ingest.domain.header_lines import joined
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher
 from ingest.domain.trace import TRACEPARENT, TRACESTATE
-from ingest.telemetry.decorators import BrokerDecorator, ConsumerDecorator, PublisherDecorator
 from ingest.telemetry.http import route_of
 
 _PROPAGATOR: Final = TraceContextTextMapPropagator()

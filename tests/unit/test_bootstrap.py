@@ -8,10 +8,10 @@ import pytest
 from structlog.testing import capture_logs
 
 from ingest import bootstrap
+from ingest.broker.decorators import BrokerDecorator
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.ports import Broker, Consumer, Publisher, Store
 from ingest.settings import load
-from ingest.telemetry.decorators import BrokerDecorator
 from tests.support.virtual_time_loop import in_virtual_time
 
 
