@@ -13,6 +13,7 @@ import structlog
 import uvloop
 
 from ingest.backends import broker_backend, store_backend
+from ingest.broker.bundles.broker import BundlingBroker
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import Broker, Store
 from ingest.domain.topology import BULK_QUEUES, INGEST_QUEUES
@@ -169,7 +170,7 @@ async def _adapters(
     for name, closest in unknown_variables(os.environ).items():
         _log.warning("unknown_setting", name=name, closest=closest or None)
     async with AsyncExitStack() as stack:
-        plain_broker = await backend.open(purpose)
+        plain_broker = BundlingBroker(await backend.open(purpose), backend.trusted_users)
         stack.push_async_callback(plain_broker.close)
         plain_store = await stored.open()
         stack.push_async_callback(plain_store.close)

@@ -14,6 +14,7 @@ import msgspec
 from ingest.backends.encryption import encryption_finding
 from ingest.backends.files import sqlite_file
 from ingest.backends.tls import check_certificates, is_encrypted, ssl_context
+from ingest.broker.bundles.dead_letters import UnbundledDeadLetters
 from ingest.broker.embedded.broker import USER, EmbeddedBroker
 from ingest.broker.embedded.dead_letters import EmbeddedDeadLetters
 from ingest.broker.rabbitmq import checks
@@ -149,9 +150,10 @@ class RabbitMQBackend:
     @asynccontextmanager
     async def open_dead_letters(self, *, change: bool) -> AsyncIterator[DeadLetterAccess]:
         broker = self.new_broker("ingest dlq")
-        queue = RabbitDeadLetters(broker, self.management)
+        rabbit = RabbitDeadLetters(broker, self.management)
+        queue = UnbundledDeadLetters(rabbit, self.trusted_users, broker.publisher)
         try:
-            yield DeadLetterAccess(queue, broker.publisher, self.trusted_users, lambda: queue.other_consumers > 0)
+            yield DeadLetterAccess(queue, broker.publisher, self.trusted_users, lambda: rabbit.other_consumers > 0)
         finally:
             await queue.close()
 
@@ -205,17 +207,17 @@ class EmbeddedBackend:
 
     @asynccontextmanager
     async def open_dead_letters(self, *, change: bool) -> AsyncIterator[DeadLetterAccess]:
+        publisher: Callable[[], Awaitable[Publisher]]
         if change:
             broker = await self._open_to_change()
-            access = DeadLetterAccess(broker.dead_letters(), broker.publisher, self.trusted_users)
+            embedded, publisher = broker.dead_letters(), broker.publisher
         else:
-            access = DeadLetterAccess(
-                await EmbeddedDeadLetters.read_only(self._path), _no_publisher, self.trusted_users
-            )
+            embedded, publisher = await EmbeddedDeadLetters.read_only(self._path), _no_publisher
+        queue = UnbundledDeadLetters(embedded, self.trusted_users, publisher)
         try:
-            yield access
+            yield DeadLetterAccess(queue, publisher, self.trusted_users)
         finally:
-            await access.queue.close()
+            await queue.close()
 
     async def _open_to_change(self) -> EmbeddedBroker:
         if not self._path.exists():

@@ -2,6 +2,8 @@
 
 A direct producer may use only `task.submitted.<cust_id>` and `batch.submitted.<cust_id>` of its own customer. A route
 such as `http.0` or `heavy.0` names the traffic class and the queue of that class (`topology.INGEST_HTTP`).
+
+A bundle (`domain.bundles`) has the routing key `<route>.bundle`.
 """
 
 import re
@@ -30,6 +32,16 @@ def routing_key(kind: SubmissionKind, cust_id: str, route: str = "") -> str:
     """Return the routing key of a submission; without a route, the one that direct producers use."""
     key = f"{kind}.submitted.{cust_id}"
     return f"{route}.{key}" if route else key
+
+
+def bundle_routing_key(route: str) -> str:
+    """Return the routing key of a bundle."""
+    return f"{route}.bundle"
+
+
+def route_of(routing_key: str) -> str:
+    """Return the route in the routing key of an admitted submission."""
+    return ".".join(routing_key.split(".", 2)[:2])
 
 
 def is_batch(routing_key: str) -> bool:

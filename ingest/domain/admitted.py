@@ -7,6 +7,7 @@ import msgspec
 
 from ingest.domain.addresses import DEFAULT_ROUTE, routing_key
 from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.identity import SubmissionKind
 from ingest.domain.messages import Message
 from ingest.domain.submissions import Submission
 from ingest.domain.topology import SUBMISSIONS
@@ -14,6 +15,9 @@ from ingest.domain.trace import Trace
 
 TYPE = "ingest.admitted.v1"
 """The AMQP `type` property of such a message. It counts only with a `user_id` of the service itself."""
+
+_MAX_BUNDLED = 16 * 1024
+"""Bytes of the largest message that may travel with others: the bytes of larger ones cost more than the message."""
 
 
 class Admitted(msgspec.Struct, frozen=True, gc=False):
@@ -40,14 +44,16 @@ def to_message(admitted: Admitted, trace: Trace | None = None, route: str = DEFA
     `route` says which queue takes it (`domain.addresses`).
     """
     submission = admitted.submission
+    body = _encode(admitted)
     return Message(
         exchange=SUBMISSIONS,
         routing_key=routing_key(submission.kind, submission.cust_id, route),
-        body=_encode(admitted),
+        body=body,
         message_id=submission.id,
         type=TYPE,
         timestamp=admitted.created_at // 1000,
         headers=trace.headers() if trace is not None else {},
+        may_be_bundled=submission.kind is SubmissionKind.TASK and len(body) <= _MAX_BUNDLED,
     )
 
 

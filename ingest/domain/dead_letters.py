@@ -15,8 +15,9 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ingest.domain import addresses, admitted, topology
+from ingest.domain import addresses, admitted, bundles, topology
 from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.events import rfc3339
 from ingest.domain.messages import JSON, MAX_MESSAGE, Delivery, Message
 from ingest.domain.trace import trace_of
 
@@ -127,6 +128,32 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
     )
 
 
+def rewritten(dead: DeadLetter) -> Message:
+    """Return a dead letter of a worker for a submission that the broker has dead-lettered. It has the same id.
+
+    Raises ValueError if it contains no submission.
+    """
+    if dead.origin is None:
+        raise ValueError(f"{dead.id} contains no submission")
+    submission = msgspec.structs.asdict(dead.origin)
+    submission |= body_fields(submission.pop("body"))
+    headers: dict[str, Any] = {REASON_HEADER: dead.reason}
+    if dead.died_at is not None:
+        headers[TIME_HEADER] = rfc3339(int(dead.died_at * 1000))
+    if (trace := trace_of(dead.delivery.headers)) is not None:
+        headers |= trace.headers()
+    return Message(
+        exchange=topology.DEAD,
+        routing_key=f"rejected.{dead.reason}",
+        body=msgspec.json.encode(
+            {"reason": dead.reason, "error": dead.error, "errors": dead.errors, "submission": submission}
+        ),
+        message_id=dead.id,
+        headers=headers,
+        timestamp=None if dead.died_at is None else int(dead.died_at),
+    )
+
+
 def digest(delivery: Delivery) -> str:
     """Return a name for a submission, 32 hex digits.
 
@@ -204,7 +231,7 @@ def redrive_blocker(dead: DeadLetter, trusted: frozenset[str]) -> str | None:
         return None  # perhaps only since it was rejected
     if dead.reason in (Reason.USER_MISMATCH, Reason.FORGED_ADMISSION):
         return f"another user than customer {dead.cust_id} sent it"
-    if origin.type == admitted.TYPE:
+    if origin.type in (admitted.TYPE, bundles.TYPE):
         return "it claims to be admitted and was not sent by the service"
     if origin.user_id not in (None, dead.cust_id):
         return f"user {origin.user_id} sent it in the name of customer {dead.cust_id}"

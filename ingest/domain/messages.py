@@ -14,7 +14,8 @@ MAX_MESSAGE: Final = 16 * 1024 * 1024
 class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A persistent message to publish. If it is `mandatory` and reaches no queue, its outcome is UNROUTABLE.
 
-    `timestamp` is the AMQP property, in Unix seconds.
+    `timestamp` is the AMQP property, in Unix seconds. `may_be_bundled`: it may travel with others in one message of the
+    broker (`domain.bundles`).
     """
 
     exchange: str
@@ -26,6 +27,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     type: str = ""
     headers: dict[str, Any] = {}
     timestamp: int | None = None
+    may_be_bundled: bool = False
 
 
 class PublishOutcome(StrEnum):

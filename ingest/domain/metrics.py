@@ -179,8 +179,8 @@ PUBLISH_DURATION: Final = _histogram(
 )
 PUBLISHED_MESSAGES: Final = _counter(
     "ingest_published_messages_total",
-    "Messages published; outcome is confirmed, unroutable (returned), nacked, unknown (no answer), too_large "
-    "(never sent) or unsent (no connection, or blocked)",
+    "Messages published, and each submission of a bundle; outcome is confirmed, unroutable (returned), nacked, "
+    "unknown (no answer), too_large (never sent) or unsent (no connection, or blocked)",
     "exchange",
     "outcome",
 )
@@ -194,9 +194,9 @@ HEAVY_CUSTOMERS: Final = _gauge(
 # Broker
 
 DELIVERIES: Final = _counter(
-    "ingest_deliveries_total", "Messages delivered to the worker, including redeliveries", "queue"
+    "ingest_deliveries_total", "Submissions delivered to the worker, including redeliveries", "queue"
 )
-REDELIVERIES: Final = _counter("ingest_redeliveries_total", "Messages delivered to the worker again", "queue")
+REDELIVERIES: Final = _counter("ingest_redeliveries_total", "Submissions delivered to the worker again", "queue")
 SETTLED_DELIVERIES: Final = _counter(
     "ingest_settled_deliveries_total",
     "Deliveries finished by the worker; how is ack, or requeue (a failed attempt, counts towards the delivery limit)",
@@ -204,7 +204,10 @@ SETTLED_DELIVERIES: Final = _counter(
     "how",
 )
 DELIVERIES_IN_FLIGHT: Final = _gauge(
-    "ingest_deliveries_in_flight", "Unacknowledged deliveries, at most the prefetch", "process", "queue"
+    "ingest_deliveries_in_flight",
+    "Submissions delivered and not finished. The prefetch limits messages, and a bundle has up to 64 submissions",
+    "process",
+    "queue",
 )
 BROKER_CONNECTED: Final = _gauge(
     "ingest_broker_connected",

@@ -9,7 +9,7 @@ import msgspec
 import structlog
 
 from ingest.admission import Request
-from ingest.domain import addresses, admitted
+from ingest.domain import addresses, admitted, bundles
 from ingest.domain.addresses import Address
 from ingest.domain.admitted import Admitted
 from ingest.domain.content import content_problem
@@ -101,6 +101,11 @@ class DeliveryClassifier:
             await slices.between()
             cust_id = ""
             try:
+                if delivery.type == bundles.TYPE:  # otherwise it would have been delivered as its submissions
+                    if self._is_untrusted_service_user(delivery, delivery.routing_key.rpartition(".")[2]):
+                        classified.untrusted.append(delivery)
+                        continue
+                    raise self._unusable(delivery)
                 kind, cust_id, route = _address(delivery.routing_key)
                 _check_attempts(delivery)
                 if delivery.type == admitted.TYPE:
@@ -140,12 +145,15 @@ class DeliveryClassifier:
             )
         return True
 
+    def _unusable(self, bundle: Delivery) -> InvalidSubmission:
+        """Return why a bundle was not taken apart."""
+        if bundle.user_id in self._trusted:
+            return InvalidSubmission(Reason.MALFORMED, "body is not a bundle of submissions")
+        return _forged(bundles.TYPE)
+
     def _admitted(self, delivery: Delivery, cust_id: str) -> Admitted:
         if delivery.user_id is None or delivery.user_id not in self._trusted:
-            raise InvalidSubmission(
-                Reason.FORGED_ADMISSION,
-                f"type {admitted.TYPE} is for the service's own users only: leave the `type` property out",
-            )
+            raise _forged(admitted.TYPE)
         message = admitted.from_body(delivery.body)
         if message.submission.cust_id != cust_id:
             raise InvalidSubmission(Reason.FORGED_ADMISSION, "the body and the routing key name different customers")
@@ -215,6 +223,12 @@ def _address(routing_key: str) -> Address:
     if address is None or not is_cust_id(address.cust_id):
         raise _bad_routing_key()
     return address
+
+
+def _forged(type_: str) -> InvalidSubmission:
+    return InvalidSubmission(
+        Reason.FORGED_ADMISSION, f"type {type_} is for the service's own users only: leave the `type` property out"
+    )
 
 
 def _bad_routing_key() -> InvalidSubmission:

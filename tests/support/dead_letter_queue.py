@@ -33,7 +33,14 @@ class MemoryDeadLetters:
         """Add a message that a user has published."""
         token = next(self._tokens)
         self.deliveries.append(
-            in_dead_queue(message, user_id, timestamp=message.timestamp, deaths_checked=True, token=token)
+            in_dead_queue(
+                message,
+                user_id,
+                timestamp=message.timestamp,
+                type=message.type or None,
+                deaths_checked=True,
+                token=token,
+            )
         )
 
     async def count(self) -> int:

@@ -2,12 +2,14 @@
 
 import gc
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
+from ingest.domain import bundles
 from ingest.domain.customers import Customer
 from ingest.domain.errors import Reason
 from ingest.parsing.parser import SubmissionParser
@@ -73,6 +75,20 @@ async def test_admitted_submission_of_an_unknown_service_user_is_kept_and_a_forg
     assert classifier.untrusted_users == [], "its submissions are attempted more often than that"
     assert [rejection.error.reason for rejection in classified.rejected] == [Reason.FORGED_ADMISSION]
     assert [(log["event"], log["user"]) for log in logs] == [("untrusted_service_user", "shim-2")]
+    await store.close()
+
+
+async def test_bundle_that_was_not_taken_apart_waits_or_is_rejected(tmp_path: Path) -> None:
+    """A worker that does not trust the shim must not reject what its clients were answered 202 for."""
+    store = await SqliteStore.open(tmp_path / "store.db")
+    bundle = partial(delivery, type=bundles.TYPE, routing_key="http.0.bundle", message_id="bundle:tsk_1")
+    kept = bundle(user_id="shim-2")
+    forged = delivery(type=bundles.TYPE, routing_key="task.submitted.c", user_id="c")
+    classifier = DeliveryClassifier(store, frozenset({"shim"}), SubmissionParser())
+    classified = await classifier.classify([kept, forged, bundle(user_id="shim"), bundle(user_id=None)])
+    assert classified.untrusted == [kept]
+    reasons = [rejection.error.reason for rejection in classified.rejected]
+    assert reasons == [Reason.FORGED_ADMISSION, Reason.MALFORMED, Reason.FORGED_ADMISSION]
     await store.close()
 
 

@@ -1,0 +1,194 @@
+"""Consumes bundles as the submissions in them.
+
+A bundle is acknowledged when all its submissions are finished. One that fails must not take the others with it. So a
+submission that is returned, or that a suspicious bundle contains, is published as a message of its own, and counts as
+finished in the bundle. If the process crashes before the bundle is acknowledged, it is delivered again, and the copies
+are dropped as any copy is.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import msgspec
+import structlog
+
+from ingest.broker.decorators import ConsumerDecorator
+from ingest.domain import bundles
+from ingest.domain.dead_letters import submit_again
+from ingest.domain.errors import InvalidSubmission
+from ingest.domain.messages import Delivery, PublishOutcome
+from ingest.domain.ports import Consumer, Publisher
+from ingest.waiting import Backoff, TimeSlices
+
+_SUSPECT: Final = 2
+"""Returns after which a bundle is taken apart: one can happen to any delivery, as in `rabbitmq.quarantine`."""
+_PAUSES: Final = (0.2, 30.0)
+"""First and longest pause before submissions are published again that the broker has not confirmed, in seconds."""
+
+_log = structlog.get_logger(__name__)
+
+
+class _Bundle:
+    """A bundle that is not finished."""
+
+    __slots__ = ("apart", "delivery", "remaining")
+
+    def __init__(self, delivery: Delivery, submissions: int) -> None:
+        self.delivery = delivery
+        """Without its body, which its submissions have copied."""
+        self.remaining = set(range(submissions))
+        self.apart: set[int] = set()
+
+
+class _Token(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """Names a submission of a bundle."""
+
+    bundle: _Bundle
+    index: int
+
+
+class UnbundlingConsumer(ConsumerDecorator):
+    """`domain.ports.Consumer`. A delivery of it is a submission; `prefetch` limits the messages that have them.
+
+    Args:
+        consumer: of a queue that may have bundles.
+        trusted_users: the service's own users. Bundles of others are delivered as they are.
+        publisher: returns the publisher of submissions that leave their bundle.
+    """
+
+    def __init__(
+        self, consumer: Consumer, trusted_users: frozenset[str], publisher: Callable[[], Awaitable[Publisher]]
+    ) -> None:
+        super().__init__(consumer)
+        self._trusted = trusted_users
+        self._publisher = publisher
+        self._open: dict[_Bundle, None] = {}
+        """Bundles that are not finished, in the order of their delivery."""
+        self._hidden = 0
+        """Unfinished submissions in them, without one for each bundle."""
+        self._separating: set[asyncio.Task[None]] = set()
+
+    async def receive(self) -> list[Delivery]:
+        while received := await self._consumer.receive():
+            self._forget_lost()
+            if submissions := await self._unpacked(received):
+                return submissions
+        return []
+
+    @property
+    def held(self) -> int:
+        self._forget_lost()
+        return self._consumer.held + self._hidden
+
+    def alive(self, delivery: Delivery) -> bool:
+        token = delivery.token
+        if not isinstance(token, _Token):
+            return self._consumer.alive(delivery)
+        return token.index in token.bundle.remaining and self._consumer.alive(token.bundle.delivery)
+
+    async def ack(self, deliveries: Sequence[Delivery]) -> None:
+        finished: list[Delivery] = []
+        waiting: list[Delivery] = []
+        for delivery in deliveries:
+            token = delivery.token
+            if not isinstance(token, _Token):
+                finished.append(delivery)
+            elif token.index in token.bundle.remaining:
+                bundle = token.bundle
+                bundle.remaining.remove(token.index)
+                if not bundle.remaining:
+                    self._open.pop(bundle, None)
+                    finished.append(bundle.delivery)
+                elif bundle in self._open:
+                    self._hidden -= 1
+                    if bundle.apart and bundle.remaining <= bundle.apart:
+                        waiting.append(bundle.delivery)
+        if finished:
+            await self._consumer.ack(finished)
+        if waiting:
+            await self._consumer.set_apart(waiting, 0)
+
+    async def requeue(self, deliveries: Sequence[Delivery]) -> None:
+        self._separate([delivery for delivery in deliveries if isinstance(delivery.token, _Token)])
+        if others := [delivery for delivery in deliveries if not isinstance(delivery.token, _Token)]:
+            await self._consumer.requeue(others)
+
+    async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
+        waiting: list[Delivery] = []
+        for delivery in deliveries:
+            token = delivery.token
+            if isinstance(token, _Token):
+                token.bundle.apart.add(token.index)
+                if token.bundle.remaining <= token.bundle.apart:
+                    waiting.append(token.bundle.delivery)
+            else:
+                waiting.append(delivery)
+        await self._consumer.set_apart(waiting, extra)
+
+    async def close(self) -> None:
+        for task in self._separating:
+            task.cancel()
+        if self._separating:
+            await asyncio.wait(self._separating)
+        await super().close()
+
+    async def _unpacked(self, received: Sequence[Delivery]) -> list[Delivery]:
+        """Return deliveries, with the submissions of bundles instead of these."""
+        deliveries: list[Delivery] = []
+        slices = TimeSlices()
+        for delivery in received:
+            if delivery.type != bundles.TYPE or delivery.user_id not in self._trusted:
+                deliveries.append(delivery)
+                continue
+            await slices.between()
+            try:
+                submissions = self._opened(delivery)
+            except InvalidSubmission:
+                deliveries.append(delivery)  # it is rejected as a whole
+                continue
+            if delivery.deliveries >= _SUSPECT:
+                _log.warning("bundle_taken_apart", queue=delivery.queue, submissions=len(submissions))
+                self._separate(submissions)
+            else:
+                deliveries += submissions
+        return deliveries
+
+    def _opened(self, delivery: Delivery) -> list[Delivery]:
+        """Return the submissions of a bundle. Raises InvalidSubmission."""
+        unpacked = bundles.unpack(delivery)
+        bundle = _Bundle(msgspec.structs.replace(delivery, body=b""), len(unpacked))
+        self._open[bundle] = None
+        self._hidden += len(unpacked) - 1
+        return [
+            msgspec.structs.replace(submission, token=_Token(bundle, index))
+            for index, submission in enumerate(unpacked)
+        ]
+
+    def _forget_lost(self) -> None:
+        """Forget bundles of a lost connection, which are the oldest: the broker delivers them again."""
+        while self._open:
+            bundle = next(iter(self._open))
+            if self._consumer.alive(bundle.delivery):
+                return
+            del self._open[bundle]
+            self._hidden -= len(bundle.remaining) - 1
+
+    def _separate(self, submissions: Sequence[Delivery]) -> None:
+        """Let submissions leave their bundles, in the background."""
+        if submissions:
+            task = asyncio.create_task(self._publish_singly(submissions))
+            self._separating.add(task)
+            task.add_done_callback(self._separating.discard)
+
+    async def _publish_singly(self, submissions: Sequence[Delivery]) -> None:
+        publisher = await self._publisher()
+        backoff = Backoff(*_PAUSES)
+        while alive := [submission for submission in submissions if self.alive(submission)]:
+            outcomes = await publisher.publish([submit_again(submission, submission.headers) for submission in alive])
+            confirmed = [outcome is PublishOutcome.CONFIRMED for outcome in outcomes]
+            await self.ack([submission for submission, taken in zip(alive, confirmed, strict=True) if taken])
+            if all(confirmed):
+                return
+            _log.warning("submissions_not_separated", submissions=confirmed.count(False), queue=alive[0].queue)
+            await asyncio.sleep(backoff.next())

@@ -1,0 +1,122 @@
+"""Dead letters of bundles, as the submissions in them.
+
+Workers take bundles apart before they reject anything. So a bundle is dead-lettered only by the broker: it expired
+because of a policy, or could not be taken apart before the delivery limit.
+"""
+
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import IO
+
+import msgspec
+import structlog
+
+from ingest.domain import bundles, dead_letters
+from ingest.domain.errors import BrokerUnavailable, InvalidSubmission
+from ingest.domain.messages import Delivery, PublishOutcome
+from ingest.domain.ports import DeadLetterQueue, Publisher
+
+_log = structlog.get_logger(__name__)
+
+
+class _Bundle(msgspec.Struct, eq=False):
+    """A dead bundle. `delivery` is without its body, which begins at `offset` of the file."""
+
+    delivery: Delivery
+    offset: int
+    size: int
+    remaining: set[int]
+    submissions: int
+
+
+class _Token(msgspec.Struct, frozen=True, eq=False):
+    bundle: _Bundle
+    index: int
+
+
+class UnbundledDeadLetters:
+    """`domain.ports.DeadLetterQueue` around another. Submissions of bundles are dead letters of their own.
+
+    If only some of a bundle's submissions are removed, `close` puts each of the others back as a message of its own. If
+    that is not possible, all of them stay; submitting one again that was accepted adds nothing.
+
+    Args:
+        queue: the dead letters.
+        trusted_users: the service's own users. Bundles of others are shown as they are.
+        publisher: returns a publisher, which `close` needs only for bundles of which it removes a part.
+    """
+
+    def __init__(
+        self, queue: DeadLetterQueue, trusted_users: frozenset[str], publisher: Callable[[], Awaitable[Publisher]]
+    ) -> None:
+        self._queue = queue
+        self._trusted = trusted_users
+        self._publisher = publisher
+        self._changed: dict[_Bundle, None] = {}
+        """Bundles of which a part was removed."""
+        # There may be too many for the memory.
+        self._bodies: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+
+    async def count(self) -> int:
+        return await self._queue.count()
+
+    async def size(self) -> int | None:
+        return await self._queue.size()
+
+    async def browse(self) -> AsyncIterator[list[Delivery]]:
+        async for deliveries in self._queue.browse():
+            yield [submission for delivery in deliveries for submission in self._unpacked(delivery)]
+
+    async def remove(self, deliveries: Sequence[Delivery]) -> None:
+        finished = [delivery for delivery in deliveries if not isinstance(delivery.token, _Token)]
+        tokens = [delivery.token for delivery in deliveries if isinstance(delivery.token, _Token)]
+        removed: dict[_Bundle, set[int]] = {}
+        for token in tokens:
+            removed.setdefault(token.bundle, set()).add(token.index)
+        finished += [bundle.delivery for bundle, indexes in removed.items() if bundle.remaining <= indexes]
+        await self._queue.remove(finished)
+        for bundle, indexes in removed.items():
+            bundle.remaining -= indexes
+            self._changed[bundle] = None
+
+    async def close(self) -> None:
+        try:
+            if partly_removed := [bundle for bundle in self._changed if bundle.remaining]:
+                await self._put_back(partly_removed)
+        except BrokerUnavailable as error:
+            _log.warning("dead_bundles_kept", error=str(error))
+        finally:
+            self._bodies.close()
+            await self._queue.close()
+
+    def _unpacked(self, delivery: Delivery) -> list[Delivery]:
+        if delivery.type != bundles.TYPE or delivery.user_id not in self._trusted:
+            return [delivery]
+        try:
+            submissions = bundles.unpack(delivery)
+        except InvalidSubmission:
+            return [delivery]
+        count = len(submissions)
+        without_body = msgspec.structs.replace(delivery, body=b"")
+        bundle = _Bundle(without_body, self._bodies.seek(0, 2), len(delivery.body), set(range(count)), count)
+        self._bodies.write(delivery.body)
+        return [
+            msgspec.structs.replace(submission, token=_Token(bundle, index))
+            for index, submission in enumerate(submissions)
+        ]
+
+    async def _put_back(self, partly_removed: Sequence[_Bundle]) -> None:
+        """Publish what remains of bundles, then remove these. Raises BrokerUnavailable."""
+        publisher = await self._publisher()
+        for bundle in partly_removed:
+            self._bodies.seek(bundle.offset)
+            whole = msgspec.structs.replace(bundle.delivery, body=self._bodies.read(bundle.size))
+            rest = [
+                dead_letters.rewritten(dead_letters.read(submission, self._trusted))
+                for index, submission in enumerate(bundles.unpack(whole))
+                if index in bundle.remaining
+            ]
+            outcomes = await publisher.publish(rest)
+            if set(outcomes) != {PublishOutcome.CONFIRMED}:
+                raise BrokerUnavailable("the broker did not confirm what remains of a dead bundle: all of it is kept")
+            await self._queue.remove([bundle.delivery])

@@ -1,0 +1,90 @@
+"""Bundles: one message of the broker for several submissions that the shim has admitted together.
+
+A message costs the broker, the shim and the worker about the same whether it has one submission or many. So the single
+tasks of one micro-batch travel together, and share one confirm. A bundle is JSON, so that an operator can read it.
+
+Only `ingest.broker.bundles` knows of them. Everything else sees each submission as a message of its own.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from ingest.domain import admitted
+from ingest.domain.addresses import bundle_routing_key, route_of
+from ingest.domain.errors import InvalidSubmission, Reason
+from ingest.domain.messages import Delivery, Message
+
+TYPE: Final = "ingest.bundle.v1"
+"""The AMQP `type` property of a bundle. It counts only with a `user_id` of the service itself."""
+MAX_SUBMISSIONS: Final = 64
+MAX_BYTES: Final = 64 * 1024
+"""Bytes of the messages in a bundle. They are held until all of its submissions are finished."""
+
+
+class _Packed(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """A message in a bundle. Its type is that of an admitted submission, its body is JSON."""
+
+    routing_key: str
+    message_id: str
+    body: msgspec.Raw
+    timestamp: int | None = None
+    headers: dict[str, Any] = {}
+
+
+class _Bundle(msgspec.Struct, frozen=True, gc=False):
+    submissions: list[_Packed]
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(_Bundle).decode
+
+
+def pack(messages: Sequence[Message]) -> Message:
+    """Return the bundle of admitted submissions that have the same route."""
+    first = messages[0]
+    packed = [
+        _Packed(message.routing_key, message.message_id, msgspec.Raw(message.body), message.timestamp, message.headers)
+        for message in messages
+    ]
+    return Message(
+        exchange=first.exchange,
+        routing_key=bundle_routing_key(route_of(first.routing_key)),
+        body=_encode(_Bundle(packed)),
+        message_id=f"bundle:{first.message_id}",
+        type=TYPE,
+        timestamp=first.timestamp,
+    )
+
+
+def unpack(bundle: Delivery) -> list[Delivery]:
+    """Return the submissions of a bundle, as if each had been delivered by itself. They all have the bundle's token.
+
+    Check first that the service itself has sent it. Raises InvalidSubmission (MALFORMED), for example for another
+    version.
+    """
+    try:
+        packed = _decode(bundle.body).submissions
+    except (ValueError, RecursionError) as error:
+        raise InvalidSubmission(Reason.MALFORMED, f"body is not a bundle of submissions: {error}") from None
+    share = bundle.properties_size // max(1, len(packed))
+    return [
+        Delivery(
+            body=bytes(one.body),  # a copy: it must not keep the others in memory
+            queue=bundle.queue,
+            routing_key=one.routing_key,
+            message_id=one.message_id,
+            content_type=bundle.content_type,
+            user_id=bundle.user_id,
+            type=admitted.TYPE,
+            headers=bundle.headers | one.headers if bundle.headers else one.headers,
+            redelivered=bundle.redelivered,
+            deliveries=bundle.deliveries,
+            token=bundle.token,
+            timestamp=one.timestamp,
+            deaths_checked=bundle.deaths_checked,
+            properties_size=share,
+        )
+        for one in packed
+    ]
