@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ingest.domain import admitted
+from ingest.domain.bundles import MAX_SUBMISSIONS
 from ingest.domain.dead_letters import digest
 from ingest.domain.errors import Reason, StoreUnavailable
 from ingest.domain.events import acceptance_id
@@ -21,7 +22,7 @@ from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.ledger import UNDECIDED, Charge, Entry, Phase, Undecided
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher, Store
-from ingest.domain.topology import INGEST_BATCHES
+from ingest.domain.topology import ADMITTED_QUEUES, INGEST_BATCHES
 from tests.chaos.points import AFTER_CHARGE, AFTER_CLAIM, AFTER_PUBLISH, AFTER_SETTLE, MID_EXPANSION
 
 _REMEMBERED = 200_000
@@ -143,7 +144,8 @@ class _ConsumerProbe(_Probe):
     def __init__(self, inner: Consumer, queue: str, prefetch: int, store: Store, probes: Probes) -> None:
         super().__init__(inner, probes)
         self._queue = queue
-        self._prefetch = prefetch
+        # The prefetch of RabbitMQ limits messages, which may be bundles.
+        self._prefetch = prefetch * (MAX_SUBMISSIONS if queue in ADMITTED_QUEUES else 1)
         self._store = store
         self._held: dict[Any, Delivery] = {}
         self._extra = 0

@@ -12,6 +12,7 @@ from tests.simulation.schedule import (
     Backlog,
     Crash,
     Doubt,
+    Expired,
     Fault,
     FullQueue,
     LostConnection,
@@ -73,6 +74,8 @@ def _disturb_queue(world: "World", fault: Fault) -> None:
             world.broker.queues[queue].loses_until = now + seconds
         case Backlog(queue=queue, seconds=seconds):
             world.broker.queues[queue].hold_back(seconds)
+        case Expired(queue=queue):
+            world.broker.queues[queue].expire()
         case MissingBindings(exchange=exchange, seconds=seconds):
             for state in world.broker.queues.values():
                 if state.definition.exchange == exchange and state.definition.name != FEEDBACK:

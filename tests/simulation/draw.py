@@ -1,6 +1,7 @@
 """Draws random schedules."""
 
 import random
+from typing import Final
 
 from ingest.domain.topology import EVENTS, SUBMISSIONS
 from tests.simulation.schedule import (
@@ -24,6 +25,7 @@ from tests.simulation.subjects import (
     CUSTOMERS_DRAWN,
     KEYS,
     QUEUES,
+    draw_bundles,
     draw_changes,
     draw_crowd,
     draw_late,
@@ -35,6 +37,17 @@ from tests.simulation.subjects import (
     random_time,
 )
 
+_SUBJECTS: Final = (
+    (0.1, draw_crowd),
+    (0.2, draw_month_end),
+    (0.3, draw_retention),
+    (0.4, draw_changes),
+    (0.5, draw_late),
+    (0.55, draw_stop),
+    (0.61, draw_bundles),
+)
+"""With the upper ends of their shares; up to 0.64 messages are lost, and the rest has no subject."""
+
 
 def draw(seed: int) -> Schedule:
     """Draw a schedule: a few submissions and faults, often with a subject in addition."""
@@ -42,21 +55,13 @@ def draw(seed: int) -> Schedule:
     actions: list[Action] = [_submit(rng) for _ in range(rng.randint(2, 6))]
     actions += [_fault(rng) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 5)))]
     subject = rng.random()
-    if subject < 0.1:
-        actions += draw_crowd(rng)
-    elif subject < 0.2:
-        actions += draw_month_end(rng)
-    elif subject < 0.3:
-        actions += draw_retention(rng)
-    elif subject < 0.4:
-        actions += draw_changes(rng)
-    elif subject < 0.5:
-        actions += draw_late(rng)
-    elif subject < 0.55:
-        actions += draw_stop(rng)
+    for limit, draw_subject in _SUBJECTS:
+        if subject < limit:
+            actions += draw_subject(rng)
+            break
     if rng.random() < 0.5:
         actions += [draw_quiet(rng, 0.0, 60.0) for _ in range(2)]
-    if 0.55 <= subject < 0.58:
+    if 0.61 <= subject < 0.64:
         actions = draw_lost(rng, actions)
     skews = {}
     if rng.random() < 0.15:

@@ -258,4 +258,22 @@ MUTATIONS: Final = (
         "PublishOutcome.UNSENT, PublishOutcome.TOO_LARGE)",
         "PublishOutcome.UNSENT, PublishOutcome.TOO_LARGE, PublishOutcome.NACKED)",
     ),
+    _mutation(
+        "a bundle is acknowledged with its first submission",
+        "broker/bundles/consumer.py",
+        "if not bundle.remaining:",
+        "if bundle in self._open:",
+    ),
+    _mutation(
+        "a submission leaves its bundle before that is confirmed",
+        "broker/bundles/consumer.py",
+        "zip(alive, confirmed, strict=True) if taken]",
+        "zip(alive, confirmed, strict=True)]",
+    ),
+    _mutation(
+        "a dead bundle is removed with its first submission",
+        "broker/bundles/dead_letters.py",
+        " if bundle.remaining <= indexes]",
+        "]",
+    ),
 )

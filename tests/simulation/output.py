@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from ingest.domain import bundles
 from ingest.domain.identity import item_id
 from ingest.domain.topology import CONSENSUS_TASKS, INGEST_DEAD, WEBHOOK_DISPATCH
 from tests.simulation.bodies import batch_id, message_id, task_id, task_of
@@ -80,8 +81,10 @@ def read(world: World) -> Output:
         output.feedback.append(Event(stored.at, event["id"], event["data"]))
     for stored in queues[INGEST_DEAD].ready:
         if "x-death" in stored.headers:
-            submission = {"message_id": stored.message.message_id, "routing_key": stored.message.routing_key}
-            output.dead.append({"reason": "delivery_limit", "submission": submission})
+            delivery = stored.delivery(INGEST_DEAD, None)
+            for one in bundles.unpack(delivery) if delivery.type == bundles.TYPE else [delivery]:
+                submission = {"message_id": one.message_id, "routing_key": one.routing_key}
+                output.dead.append({"reason": stored.headers["x-death"][0]["reason"], "submission": submission})
         else:
             output.dead.append(json.loads(stored.message.body))
     return output

@@ -18,6 +18,7 @@ from tests.simulation.schedule import (
     SHIMS,
     Action,
     Backlog,
+    Expired,
     FullQueue,
     LostConnection,
     LostMessages,
@@ -87,9 +88,9 @@ def _concerns(action: Action, submit: Submit) -> bool:
             return False
         case Stop() if action.process not in SHIMS:
             return False
-        case FullQueue() | Backlog() | LostMessages() if not _needs(submit, action.queue):
+        case FullQueue() | Backlog() | LostMessages() | Expired() if not _needs(submit, action.queue):
             return False
-        case LostConnection():
+        case LostConnection() | Expired():
             end = action.at
         case _:
             end = action.at + action.seconds

@@ -111,10 +111,15 @@ class QueueState:
             stored.deliveries += 1
             stored.redelivered = True
             if stored.deliveries > self.definition.delivery_limit:
-                self._broker.dead_letter(self.definition, stored)
+                self._broker.dead_letter(self.definition, stored, "delivery_limit")
             else:
                 self.ready.appendleft(stored)
         self.dispatch()
+
+    def expire(self) -> None:
+        """Dead-letter everything that is not delivered."""
+        while self.ready:
+            self._broker.dead_letter(self.definition, self.ready.popleft(), "expired")
 
     def hold_back(self, seconds: float) -> None:
         """Deliver nothing for so long, except what consumers return: that is at the head of the queue."""
@@ -157,8 +162,8 @@ class BrokerState:
         queues = [queue for queue in self.queues.values() if queue.takes(exchange, routing_key)]
         return queues if queues or exchange != topology.SUBMISSIONS else self._routed(topology.UNMATCHED, routing_key)
 
-    def dead_letter(self, queue: topology.Queue, stored: Stored) -> None:
-        """Move a message that reached the delivery limit, as RabbitMQ does."""
-        death = {"queue": queue.name, "reason": "delivery_limit", "count": 1, "time": self.network.epoch}
+    def dead_letter(self, queue: topology.Queue, stored: Stored, reason: str) -> None:
+        """Move a message to `ingest.dead`, as RabbitMQ does."""
+        death = {"queue": queue.name, "reason": reason, "count": 1, "time": self.network.epoch}
         headers = stored.headers | {"x-death": [death]}
         self.queues[topology.INGEST_DEAD].put(Stored(stored.message, stored.user, headers=headers))

@@ -96,6 +96,13 @@ class Backlog(msgspec.Struct, frozen=True, tag=True):
     seconds: float
 
 
+class Expired(msgspec.Struct, frozen=True, tag=True):
+    """What waits in an ingest queue expires, because an operator has set a policy. At the end, all is redriven."""
+
+    at: float
+    queue: str
+
+
 class MissingBindings(msgspec.Struct, frozen=True, tag=True):
     """No queue of the service is bound to an exchange. (If only one is missing, RabbitMQ confirms nevertheless.)"""
 
@@ -151,10 +158,14 @@ class LostMessages(msgspec.Struct, frozen=True, tag=True):
 
 
 class Redrive(msgspec.Struct, frozen=True, tag=True):
-    """An operator redrives all dead letters, and is interrupted after so many seconds if that is not enough."""
+    """An operator redrives dead letters, and is interrupted after so many seconds if that is not enough.
+
+    `customer`: whose; all if it is None.
+    """
 
     at: float
     seconds: float
+    customer: str | None = None
 
 
 Fault = (
@@ -166,6 +177,7 @@ Fault = (
     | LostConnection
     | FullQueue
     | Backlog
+    | Expired
     | MissingBindings
     | LostRecord
     | LostMessages

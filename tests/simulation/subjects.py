@@ -14,7 +14,9 @@ from tests.simulation.schedule import (
     WORKERS,
     Action,
     Backlog,
+    Crash,
     Doubt,
+    Expired,
     FullQueue,
     LostConnection,
     LostMessages,
@@ -22,6 +24,7 @@ from tests.simulation.schedule import (
     MissingCustomer,
     MonthEnd,
     Outage,
+    Redrive,
     SetQuota,
     SetWebhook,
     Stop,
@@ -190,6 +193,30 @@ def _draw_stop_while_contended(rng: random.Random, at: float) -> list[Action]:
         Submit(random_time(rng, at + 0.1, at + 0.5), PAYING, f"s{n}", 1, direct=True) for n in range(6)
     ]
     return [*doubts, *stops, *first, *direct]
+
+
+def draw_bundles(rng: random.Random) -> list[Action]:
+    """Tasks of several customers arrive together, and what happens to their messages happens to some or to all."""
+    at = random_time(rng, 1.0, 3.0)
+    crowd: list[Action] = [
+        Submit(at, rng.choice((FREE, PAYING, STRICT, QUIET)), f"b{n}", rng.choice((1, 1, 1, 2))) for n in range(12)
+    ]
+    held: list[Action] = [Backlog(at - 0.3, queue, 3.0) for queue in ADMITTED_QUEUES]
+    match rng.randrange(4):
+        case 0:
+            # Each worker gets them, and returns them, until they are taken apart.
+            lost = [LostConnection(at + 0.3 * n, worker) for n in range(1, 6) for worker in WORKERS]
+            return [FullQueue(at - 0.5, CONSENSUS_TASKS, 2.5), *crowd, *lost]
+        case 1:
+            crashes = [Crash(random_time(rng, at, at + 4.0), worker, 0.3) for worker in WORKERS for _ in range(3)]
+            return [*held, *crowd, *crashes]
+        case 2:
+            # Some of them wait apart.
+            return [FullQueue(at - 0.5, WEBHOOK_DISPATCH, random_time(rng, 1.0, 30.0)), *crowd]
+        case _:
+            expired = [Expired(at + 2.0, queue) for queue in ADMITTED_QUEUES]
+            redrives = [Redrive(at + 3.0, random_time(rng, 0.1, 3.0), rng.choice((None, PAYING))) for _ in range(2)]
+            return [*held, *crowd, *expired, *redrives]
 
 
 def draw_lost(rng: random.Random, actions: list[Action]) -> list[Action]:

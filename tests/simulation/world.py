@@ -4,10 +4,14 @@ import asyncio
 import contextlib
 import random
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 from ingest.admission import Admission
+from ingest.broker.bundles.broker import BundlingBroker
+from ingest.broker.bundles.dead_letters import UnbundledDeadLetters
 from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.ports import Publisher
 from ingest.domain.topology import BULK_QUEUES, INGEST_QUEUES
 from ingest.operations.dead_letters import Selection, redrive
 from ingest.shim.heavy import HeavyCustomers
@@ -22,7 +26,7 @@ from tests.simulation.disturb import disturb
 from tests.simulation.loop import SimulatedLoop
 from tests.simulation.machines import EPOCH, LEASE, Network, Process
 from tests.simulation.queues import SERVICE_USER, WORKER_QUEUES, BrokerState
-from tests.simulation.schedule import SHIMS, WORKERS, Fault, Redrive, Schedule, Submit
+from tests.simulation.schedule import SHIMS, WORKERS, Expired, Fault, Redrive, Schedule, Submit
 from tests.simulation.store import SimulatedStore
 from tests.simulation.store_state import StoreState
 
@@ -37,6 +41,7 @@ _FLOOR: Final = 3
 _REFUND_INTERVAL: Final = 20.0
 _AFTERWARDS: Final = DOUBT / 2 + 2 * _REFUND_INTERVAL + 10.0
 _SETTLE: Final = DOUBT + 60.0
+_TRUSTED: Final = frozenset({SERVICE_USER})
 _MONTH_END: Final = datetime(2026, 10, 1, tzinfo=UTC).timestamp()
 
 
@@ -96,7 +101,8 @@ class World:
                 self._disturb(action)
         await asyncio.sleep(max(0.0, START + self.schedule.end - self.loop.time()))
         await self._settle_down(clients)
-        if self.network.rng.random() < 0.3:
+        expired = any(isinstance(action, Expired) for action in self.schedule.actions)
+        if self.network.rng.random() < 0.3 or expired:
             # Replaying all dead letters twice adds nothing, or what can be accepted now.
             for _ in range(2):
                 await self._redrive(self._settle)
@@ -130,15 +136,15 @@ class World:
 
     def _disturb(self, fault: Fault) -> None:
         if isinstance(fault, Redrive):
-            self._redrives.append(asyncio.create_task(self._redrive(fault.seconds)))
+            self._redrives.append(asyncio.create_task(self._redrive(fault.seconds, fault.customer)))
         else:
             disturb(self, fault)
 
-    async def _redrive(self, seconds: float) -> None:
+    async def _redrive(self, seconds: float, customer: str | None = None) -> None:
         """Redrive; crash after so many seconds, at any await: what was not removed until then is in the queue again."""
-        queue = SimulatedDeadLetters(self.broker)
         publisher = SimulatedPublisher(self.broker, self._clients.process)
-        redriving = asyncio.create_task(redrive(queue, publisher, Selection(), frozenset({SERVICE_USER})))
+        queue = UnbundledDeadLetters(SimulatedDeadLetters(self.broker), _TRUSTED, partial(_return, publisher))
+        redriving = asyncio.create_task(redrive(queue, publisher, Selection(customer=customer), _TRUSTED))
         try:
             await asyncio.wait([redriving], timeout=seconds)
         finally:
@@ -151,7 +157,7 @@ class World:
 
     async def _shim(self, process: Process) -> None:
         store = SimulatedStore(self.store, process)
-        publisher = SimulatedPublisher(self.broker, process)
+        publisher = await BundlingBroker(SimulatedBroker(self.broker, process), _TRUSTED).publisher()
         router = TrafficRouter(HeavyCustomers(clock=self.loop.time, floor=_FLOOR))
         submitter = Submitter(self._admission(process, store), publisher, _REQUEST_DEADLINE, router=router)
         self._submitters[process.name] = submitter
@@ -170,9 +176,9 @@ class World:
         broker = self.consumers[process.name] = SimulatedBroker(self.broker, process)
         worker = Worker(
             store=store,
-            broker=broker,
+            broker=BundlingBroker(broker, _TRUSTED),
             admission=self._admission(process, store),
-            trusted_users=frozenset({SERVICE_USER}),
+            trusted_users=_TRUSTED,
             prefetch=dict.fromkeys(INGEST_QUEUES, _PREFETCH) | dict.fromkeys(BULK_QUEUES, 2),
             refund_interval=_REFUND_INTERVAL,
             circuit_breaker=CircuitBreaker(clock=self.loop.time),
@@ -182,6 +188,10 @@ class World:
         await worker.run()
         await broker.close()
         await store.close()
+
+
+async def _return(publisher: Publisher) -> Publisher:
+    return publisher
 
 
 async def _stop_worker(process: Process, worker: Worker) -> None:
