@@ -24,7 +24,9 @@ from ingest.domain.customers import Customer, is_cust_id
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
 
-app = typer.Typer(help="Customers: quota, rate limit, retention, strictness, disabled or not.", no_args_is_help=True)
+app = typer.Typer(
+    help="Customers: quota, rate limit, weight, retention, strict or not, disabled.", no_args_is_help=True
+)
 
 Quota = Annotated[
     str | None, typer.Option(metavar="N", help="New tasks a calendar month (UTC), or `unlimited`.", show_default=False)
@@ -53,6 +55,17 @@ Rate = Annotated[
         show_default=False,
     ),
 ]
+_WEIGHTS = (0.01, 100.0)
+"""The least and the largest weight."""
+Weight = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="Its share where customers share: of a worker's time, if it has queues of its own (`ingest producer "
+        "add`); and how much it may submit over HTTP before it counts as heavy. Others have 1.",
+        show_default=False,
+    ),
+]
 
 
 @app.command("add")
@@ -63,6 +76,7 @@ def customer_add(
     strict: Strict = None,
     disabled: Disabled = None,
     rate: Rate = None,
+    weight: Weight = None,
     json: Json = False,
 ) -> None:
     """Add a customer. Example: ingest customer add acme --quota 100000 --retention 30d"""
@@ -74,7 +88,7 @@ def customer_add(
     async def add(store: Store) -> Customer:
         if await store.customer(cust) is not None:
             raise ConfigurationError(f"customer {cust} exists already: `ingest customer set {cust} …` changes it")
-        added = _changed(Customer(cust_id=cust), quota, retention, strict, disabled, rate)
+        added = _changed(Customer(cust_id=cust), quota, retention, strict, disabled, rate, weight)
         await store.save_customer(added)
         return added
 
@@ -89,6 +103,7 @@ def customer_set(
     strict: Strict = None,
     disabled: Disabled = None,
     rate: Rate = None,
+    weight: Weight = None,
     json: Json = False,
 ) -> None:
     """Change a customer. Options that are left out change nothing.
@@ -97,8 +112,11 @@ def customer_set(
     """
 
     async def change(store: Store) -> Customer:
-        changed = _changed(await existing_customer(store, cust), quota, retention, strict, disabled, rate)
+        before = await existing_customer(store, cust)
+        changed = _changed(before, quota, retention, strict, disabled, rate, weight)
         await store.save_customer(changed)
+        if weight is not None and cust in await store.producers():
+            await store.save_producer(cust, changed.weight)
         return changed
 
     show(with_store(change), json)
@@ -137,6 +155,7 @@ def _changed(
     strict: bool | None,
     disabled: bool | None,
     rate: str | None,
+    weight: str | None,
 ) -> Customer:
     changes: dict[str, Any] = {}
     if quota is not None:
@@ -149,6 +168,8 @@ def _changed(
         changes["disabled"] = disabled
     if rate is not None:
         changes["rate"] = rate_limit(rate, "--rate")
+    if weight is not None:
+        changes["weight"] = _weight(weight)
     return msgspec.structs.replace(before, **changes)
 
 
@@ -159,6 +180,17 @@ def _retention(text: str) -> int:
     if retention < least:
         raise ConfigurationError(f"--retention must be at least {least}s, twice INGEST_LEASE; it is {text!r}")
     return retention
+
+
+def _weight(text: str) -> float:
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = math.nan
+    least, largest = _WEIGHTS
+    if not least <= weight <= largest:  # nan is not, either
+        raise ConfigurationError(f"--weight must be a number from {least:g} to {largest:g}, it is {text!r}")
+    return weight
 
 
 def _number(text: str) -> int:

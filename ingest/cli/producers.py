@@ -1,8 +1,5 @@
 """`ingest producer`: direct producers that have queues of their own."""
 
-import math
-from typing import Annotated
-
 import typer
 
 from ingest import settings
@@ -23,43 +20,30 @@ from ingest.domain.ports import Store
 app = typer.Typer(
     help="Direct producers with queues of their own, so that they do not wait for one another.", no_args_is_help=True
 )
-_LARGEST_WEIGHT = 100.0
 _DRAIN_TIMEOUT = 600.0
 """Seconds in which the queues of a removed producer must become empty."""
 
-Weight = Annotated[
-    float,
-    typer.Option(
-        min=0.1,
-        max=_LARGEST_WEIGHT,
-        metavar="N",
-        help="The share of each of its queues in a worker's time. A queue without a weight has 1.",
-    ),
-]
-
 
 @app.command("add")
-def producer_add(cust: Cust, weight: Weight = 1.0) -> None:
-    """Give a direct producer queues of its own, or change their weight. Needs INGEST_MANAGEMENT_URL.
+def producer_add(cust: Cust) -> None:
+    """Give a direct producer queues of its own. Needs INGEST_MANAGEMENT_URL.
 
-    The customer must exist. Workers consume the queues within 5 seconds. Its AMQP user is created as before
-    (deploy/README.md, Users).
+    The customer must exist; its weight is that of its queues (`ingest customer set CUST --weight`). Workers consume the
+    queues within 5 seconds. Its AMQP user is created as before (deploy/README.md, Users).
     """
-    if not math.isfinite(weight):
-        raise ConfigurationError("--weight must be a number from 0.1 to 100")
     backend = require_rabbitmq(settings.load(), "producer add")
     management = _management(backend.management)
     broker = backend.new_broker("ingest producer")
 
-    async def add(store: Store) -> None:
-        await existing_customer(store, cust)
+    async def add(store: Store) -> float:
+        customer = await existing_customer(store, cust)
         # In this order, so that nothing waits in a queue that no worker consumes if the command is interrupted.
         await declare_own_queues(broker, management, cust)
-        await store.save_producer(cust, weight)
+        await store.save_producer(cust, customer.weight)
         await bind_own_queues(broker, cust)
+        return customer.weight
 
-    with_store(add)
-    typer.echo(f"{cust} has queues of its own, with weight {weight:g}")
+    typer.echo(f"{cust} has queues of its own, with weight {with_store(add):g}")
 
 
 @app.command("remove")

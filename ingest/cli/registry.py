@@ -51,6 +51,7 @@ def fields_of(customer: Customer) -> dict[str, Any]:
         "cust_id": customer.cust_id,
         "monthly_quota": quota,
         "rate": "none" if customer.rate is None else str(customer.rate),
+        "weight": customer.weight,
         "retention": customer.retention,
         "strict": customer.strict,
         "disabled": customer.disabled,
@@ -96,6 +97,8 @@ def _text(name: str, value: Any) -> str:
         return "yes" if value else "no"
     if name == "retention":
         return age(value)
+    if isinstance(value, float):
+        return f"{value:g}"
     return f"{value:,}" if isinstance(value, int) else escape(str(value))
 
 

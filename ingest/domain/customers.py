@@ -4,6 +4,7 @@ import hashlib
 import re
 import secrets
 import string
+from typing import Annotated
 
 import msgspec
 
@@ -24,7 +25,8 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     `monthly_quota` limits the new tasks of a calendar month (UTC); None is unlimited. `retention` is how long a key is
     remembered, in seconds. `strict` answers another body under a used key with 422 instead of a replay. `webhooks` are
     the accepted values of `callback_url`, compared exactly. Of a `disabled` customer nothing new is accepted; what was
-    admitted before is. `rate` limits the submissions over HTTP; None is unlimited.
+    admitted before is. `rate` limits the submissions over HTTP; None is unlimited. `weight`, above 0, is its share
+    where customers share, compared with 1 for others.
     """
 
     cust_id: str
@@ -34,6 +36,7 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     webhooks: frozenset[str] = frozenset()
     disabled: bool = False
     rate: RateLimit | None = None
+    weight: Annotated[float, msgspec.Meta(gt=0)] = 1.0
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):

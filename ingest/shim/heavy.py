@@ -4,7 +4,7 @@ Amazon SQS does the same in its fair queues: a tenant with a large share of what
 """
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Final
 
@@ -43,15 +43,15 @@ class HeavyCustomers:
         self._floor = floor
         self._clock = clock
         self._started = clock()
-        self._current: Counter[str] = Counter()
-        self._previous: Counter[str] = Counter()
-        self._total = 0
-        self._previous_total = 0
+        self._current: defaultdict[str, float] = defaultdict(float)
+        self._previous: defaultdict[str, float] = defaultdict(float)
+        self._total = 0.0
+        self._previous_total = 0.0
         self._heavy: set[str] = set()
         meter.set(metrics.HEAVY_CUSTOMERS, 0)
 
-    def add(self, cust_id: str, tasks: int) -> bool:
-        """Count tasks of a customer; return whether it is heavy now."""
+    def add(self, cust_id: str, tasks: float) -> bool:
+        """Count tasks of a customer, divided by its weight; return whether it is heavy now."""
         now = self._clock()
         if now >= self._started + WINDOW:
             self._turn(now)
@@ -59,14 +59,14 @@ class HeavyCustomers:
         self._total += tasks
         if len(self._current) > _MAX_CUSTOMERS:
             self._forget_the_smallest()
-        if cust_id not in self._heavy and self._current[cust_id] + self._previous[cust_id] <= self._floor:
+        if cust_id not in self._heavy and self._current[cust_id] + self._previous.get(cust_id, 0.0) <= self._floor:
             return False  # the usual case: it cannot be heavy
         return self._judge(cust_id, now)
 
     def _judge(self, cust_id: str, now: float) -> bool:
         # The part of the previous window that is not more than WINDOW ago, as if its tasks were spread evenly.
         rest = max(0.0, 1.0 - (now - self._started) / WINDOW)
-        own = self._current[cust_id] + rest * self._previous[cust_id]
+        own = self._current.get(cust_id, 0.0) + rest * self._previous.get(cust_id, 0.0)
         total = self._total + rest * self._previous_total
         customers = max(1, len(self._current), len(self._previous))
         limit = max(self._floor, total * min(_SHARE, 2 / customers))
@@ -82,8 +82,8 @@ class HeavyCustomers:
     def _turn(self, now: float) -> None:
         """Begin the next window, and release heavy customers that have become quiet."""
         idle = now >= self._started + 2 * WINDOW
-        self._previous, self._previous_total = (Counter(), 0) if idle else (self._current, self._total)
-        self._current, self._total = Counter(), 0
+        self._previous, self._previous_total = (defaultdict(float), 0.0) if idle else (self._current, self._total)
+        self._current, self._total = defaultdict(float), 0.0
         self._started = now if idle else self._started + WINDOW
         for cust_id in sorted(self._heavy):
             self._judge(cust_id, now)
@@ -95,7 +95,8 @@ class HeavyCustomers:
         each customer that is kept (the algorithm of Misra and Gries).
         """
         median = sorted(self._current.values())[len(self._current) // 2]
-        self._current = Counter({name: count - median for name, count in self._current.items() if count > median})
+        rest = {name: count - median for name, count in self._current.items() if count > median}
+        self._current = defaultdict(float, rest)
 
     def _log_change(self, event: str, cust_id: str, own: float, total: float) -> None:
         self._meter.set(metrics.HEAVY_CUSTOMERS, len(self._heavy))

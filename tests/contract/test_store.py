@@ -366,7 +366,7 @@ async def test_saving_a_customer_replaces_every_field(store: Store) -> None:
     """The second customer has no quota and no rate, which means that both are unlimited."""
     name = f"c-{uuid.uuid4().hex[:8]}"
     hooks = frozenset({"https://a.example/ü"})
-    first = Customer(cust_id=name, monthly_quota=5, strict=True, webhooks=hooks, rate=RateLimit(600, 60))
+    first = Customer(cust_id=name, monthly_quota=5, strict=True, webhooks=hooks, rate=RateLimit(600, 60), weight=2.5)
     await store.save_customer(first)
     assert await store.customer(name) == first
     second = Customer(cust_id=name, retention=60, disabled=True)

@@ -34,9 +34,12 @@ async def test_producer_gets_own_queues_and_loses_them_again(
     assert (await ingest("customer", "add", customer))[0] == 0
     await fails(*add, because="run `ingest topology apply` first")
     assert (await ingest("topology", "apply"))[0] == 0
-    assert await ingest(*add, "--weight", "2") == (0, f"{customer} has queues of its own, with weight 2\n")
-    listed = json.loads((await ingest("producer", "list", "--json"))[1])
-    assert {"cust_id": customer, "weight": 2.0} in listed
+    assert (await ingest("customer", "set", customer, "--weight", "2"))[0] == 0
+    assert await ingest(*add) == (0, f"{customer} has queues of its own, with weight 2\n")
+    for weight in (2.0, 3.0):
+        assert (await ingest("customer", "set", customer, "--weight", str(weight)))[0] == 0
+        listed = json.loads((await ingest("producer", "list", "--json"))[1])
+        assert {"cust_id": customer, "weight": weight} in listed
     assert (await ingest("topology", "check"))[0] == 0
     status = json.loads((await ingest("status", "--json"))[1])
     names = [queue.name for queue in own_queues(customer)]

@@ -26,20 +26,21 @@ def test_customer_show_prints_what_the_other_commands_changed(tmp_path: Path) ->
     assert ingest(tmp_path, "key", "revoke", api_key["key_id"]).returncode == 0
     customer = json.loads(ingest(tmp_path, "customer", "show", "acme", "--json").stdout)
     assert customer["keys"][0]["revoked"] is True
-    settings = ("monthly_quota", "rate", "retention", "strict", "webhooks", "used_this_month")
+    settings = ("monthly_quota", "rate", "weight", "retention", "strict", "webhooks", "used_this_month")
     assert {name: customer[name] for name in settings} == {
         "monthly_quota": "unlimited",
         "rate": "50/s",
+        "weight": 1.0,
         "retention": 43_200,
         "strict": True,
         "webhooks": ["https://a.example/h"],
         "used_this_month": 0,
     }
-    ingest(tmp_path, "customer", "add", "other-customer", "--quota", "100000", "--disabled")
+    ingest(tmp_path, "customer", "add", "other-customer", "--quota", "100000", "--disabled", "--weight", ".5")
     assert ingest(tmp_path, "customer", "list").stdout.splitlines() == [
-        "cust id         monthly quota  rate  retention  strict  disabled",
-        "acme            unlimited      50/s  12h        yes     no",
-        "other-customer  100,000        none  7d         no      yes",
+        "cust id         monthly quota  rate  weight  retention  strict  disabled",
+        "acme            unlimited      50/s  1       12h        yes     no",
+        "other-customer  100,000        none  0.5     7d         no      yes",
     ]
 
 
@@ -57,6 +58,9 @@ def test_customer_list_says_how_to_add_the_first_customer(tmp_path: Path) -> Non
         (("customer", "add", "x", "--retention", "59s"), "--retention must be at least 60s, twice INGEST_LEASE"),
         (("customer", "add", "x", "--rate", "50"), "--rate must be a number per second or minute, such as 50/s"),
         (("customer", "add", "x", "--rate", "0/s"), "--rate must be a number per second or minute, such as 50/s"),
+        (("customer", "add", "x", "--weight", "nan"), "--weight must be a number from 0.01 to 100, it is 'nan'"),
+        (("customer", "add", "x", "--weight", "0"), "--weight must be a number from 0.01 to 100, it is '0'"),
+        (("customer", "add", "x", "--weight", "much"), "--weight must be a number from 0.01 to 100, it is 'much'"),
         (("webhook", "add", "x", "http://a.example"), "it must be an https URL"),
         (("webhook", "add", "x", "https://169.254.169.254/"), "169.254.169.254 is a private, loopback or reserved"),
         (("webhook", "add", "x", "https://münchen.de/"), "write xn--mnchen-3ya.de for münchen.de"),

@@ -14,9 +14,9 @@ from ingest.shim.traffic import BULK, TrafficRouter
 from tests.support.tasks import TASK
 
 
-def decision(submission: Submission) -> Decision:
+def decision(submission: Submission, weight: float = 1.0) -> Decision:
     entry = Entry(id=submission.id, cust_id=submission.cust_id, created_at=1, fingerprint=b"", retention=60)
-    return Decision(Verdict.ADMITTED, Request(submission, Customer(cust_id=submission.cust_id)), entry)
+    return Decision(Verdict.ADMITTED, Request(submission, Customer(cust_id=submission.cust_id, weight=weight)), entry)
 
 
 def task(cust_id: str = "c", padding: int = 0) -> Submission:
@@ -34,9 +34,9 @@ class Harness:
     def __init__(self) -> None:
         self._router = TrafficRouter(HeavyCustomers(clock=lambda: 0.0))
 
-    def queues(self, *submissions: Submission) -> list[str]:
-        """Return the queue of each submission of one micro-batch."""
-        routes = self._router.routes([decision(submission) for submission in submissions])
+    def queues(self, *submissions: Submission, weight: float = 1.0) -> list[str]:
+        """Return the queue of each submission of one micro-batch of customers with this weight."""
+        routes = self._router.routes([decision(submission, weight) for submission in submissions])
         queues = []
         for submission, route in zip(submissions, routes, strict=True):
             key = routing_key(submission.kind, submission.cust_id, route)
@@ -108,3 +108,8 @@ def test_other_routing_keys_are_no_addresses(key: str) -> None:
 
 def test_routing_key_without_a_route_is_that_of_a_direct_producer() -> None:
     assert parse(routing_key(SubmissionKind.BATCH, "c")) == Address(SubmissionKind.BATCH, "c")
+
+
+def test_weight_of_a_customer_is_how_much_more_it_may_submit(harness: Harness) -> None:
+    assert "ingest.heavy.0" not in harness.queues(*[task("c")] * (4 * FLOOR), weight=4.0)
+    assert harness.queues(task("c"), weight=4.0) == ["ingest.heavy.0"]
