@@ -16,7 +16,7 @@ from ingest.backends import broker_backend, store_backend
 from ingest.broker.bundles.broker import BundlingBroker
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import Broker, Store
-from ingest.domain.topology import BULK_QUEUES, INGEST_QUEUES
+from ingest.domain.topology import BULK_QUEUES
 from ingest.serving import raise_file_limit
 from ingest.settings import Settings, unknown_variables
 from ingest.shim import Shim, shim_server
@@ -206,12 +206,14 @@ async def _serve(
     stop: asyncio.Event,
 ) -> None:
     publisher = await broker.publisher()
+    layout = broker_backend(settings).layout
     app = Shim(
         store=store,
         publisher=publisher,
         admission=telemetry.admission(store, settings.lease),
         deadline=settings.request_deadline,
         meter=telemetry.meter,
+        layout=layout,
     )
     server = shim_server(telemetry.app(app), settings.shutdown_deadline)
 
@@ -230,12 +232,14 @@ async def _serve(
 
 
 async def _work(settings: Settings, broker: Broker, store: Store, telemetry: Telemetry, stop: asyncio.Event) -> None:
+    backend = broker_backend(settings)
     worker = Worker(
         store=store,
         broker=broker,
         admission=telemetry.admission(store, settings.lease),
-        trusted_users=broker_backend(settings).trusted_users,
-        prefetch=dict.fromkeys(INGEST_QUEUES, settings.prefetch)
+        trusted_users=backend.trusted_users,
+        layout=backend.layout,
+        prefetch=dict.fromkeys(backend.layout.ingest_queues, settings.prefetch)
         | dict.fromkeys(BULK_QUEUES, settings.prefetch_batches),
         meter=telemetry.meter,
         outage_hold=settings.outage_hold,

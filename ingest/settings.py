@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from ingest.domain import topology
 from ingest.domain.errors import ConfigurationError
 from ingest.urls import BROKER_EXAMPLE, MANAGEMENT_EXAMPLE, STORE_EXAMPLE, parse_multi_host_url
 
@@ -96,10 +97,23 @@ class Settings(BaseSettings):
         1000,
         ge=1,
         le=65535,
-        description="submissions in flight per process and queue, except ingest.batches and ingest.*.bulk",
+        description="messages in flight per process and queue, except ingest.batches and ingest.*.bulk; one from the "
+        "shim can have up to 64 submissions",
     )
     prefetch_batches: int = Field(
         16, ge=1, le=1000, description="submissions in flight per process in each of ingest.batches and ingest.*.bulk"
+    )
+    http_queues: int = Field(
+        topology.DEFAULT.http,
+        ge=1,
+        le=topology.MAX_QUEUES,
+        description="number of queues for ordinary submissions over HTTP, `ingest.http.<n>` (RabbitMQ only)",
+    )
+    heavy_queues: int = Field(
+        topology.DEFAULT.heavy,
+        ge=1,
+        le=topology.MAX_QUEUES,
+        description="number of queues for those of heavy customers, `ingest.heavy.<n>` (RabbitMQ only)",
     )
     metrics_host: str = Field("127.0.0.1", description="address of the port for metrics and health")
     metrics_port: int | None = Field(
@@ -164,6 +178,11 @@ class Settings(BaseSettings):
     def store(self) -> str:
         """The store's URL, with its password."""
         return self.store_url.get_secret_value() or f"sqlite:///{self.data_dir}/store.db"
+
+    @property
+    def layout(self) -> topology.Layout:
+        """The number of queues of the shim on RabbitMQ."""
+        return topology.Layout(self.http_queues, self.heavy_queues)
 
     @property
     def dependencies(self) -> dict[str, dict[str, str]]:

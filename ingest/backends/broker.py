@@ -59,6 +59,11 @@ class BrokerBackend(Protocol):
         """The service's own AMQP users: INGEST_TRUSTED_USERS, by default the user that it connects as."""
         ...
 
+    @property
+    def layout(self) -> topology.Layout:
+        """How many queues the shim has."""
+        ...
+
     async def open(self, purpose: str) -> Broker:
         """Open the broker; `purpose` names its connections. Raises ConfigurationError, BrokerUnavailable."""
         ...
@@ -120,6 +125,10 @@ class RabbitMQBackend:
         return self._settings.trusted_users or frozenset({self.new_broker("ingest").user})
 
     @property
+    def layout(self) -> topology.Layout:
+        return self._settings.layout
+
+    @property
     def virtual_host(self) -> str:
         """The virtual host in the broker's URL."""
         return unquote(urlsplit(self._settings.broker).path.removeprefix("/")) or "/"
@@ -130,7 +139,8 @@ class RabbitMQBackend:
         url = self._settings.management_url.get_secret_value()
         if not url:
             return None
-        return Management(url, self.virtual_host, self._ssl_context if is_encrypted(url) else None)
+        context = self._ssl_context if is_encrypted(url) else None
+        return Management(url, self.virtual_host, context, self.layout)
 
     def new_broker(self, purpose: str) -> RabbitBroker:
         """Return a broker that is not connected yet."""
@@ -142,6 +152,7 @@ class RabbitMQBackend:
             name=purpose,
             ssl_context=self._ssl_context if is_encrypted(settings.broker) else None,
             certificate_user=settings.broker_user,
+            layout=self.layout,
         )
 
     async def open(self, purpose: str) -> RabbitBroker:
@@ -197,6 +208,7 @@ class EmbeddedBackend:
     """The embedded queue. One process at a time can open it to change it."""
 
     system = "ingest.embedded"
+    layout = topology.DEFAULT
 
     def __init__(self, settings: Settings) -> None:
         self._path = sqlite_file(settings.broker, _VARIABLE)
@@ -264,7 +276,8 @@ def _queues_without_policy(management: Management, version: str) -> list[str]:
         return []
     # Before RabbitMQ 4, a queue has no delivery limit by default, and then it drops nothing.
     ignored = {"delivery-limit"} if version.startswith("3.") else set()
-    return [queue.name for queue in topology.QUEUES if unmet(queue.name, in_force.of(queue.name)).keys() - ignored]
+    queues = management.layout.queues
+    return [queue.name for queue in queues if unmet(queue.name, in_force.of(queue.name)).keys() - ignored]
 
 
 async def _no_publisher() -> Publisher:

@@ -22,6 +22,9 @@ class BrokerDecorator:
     async def declare(self) -> None:
         await self._broker.declare()
 
+    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+        return await self._broker.waiting(queues)
+
     async def close(self) -> None:
         await self._broker.close()
 

@@ -20,8 +20,6 @@ from ingest.domain.ports import Store
 app = typer.Typer(
     help="Direct producers with queues of their own, so that they do not wait for one another.", no_args_is_help=True
 )
-_DRAIN_TIMEOUT = 600.0
-"""Seconds in which the queues of a removed producer must become empty."""
 
 
 @app.command("add")
@@ -59,7 +57,7 @@ def producer_remove(cust: Cust) -> None:
     async def remove(store: Store) -> None:
         if cust not in await store.producers() and not await existing_own_queues(broker, cust):
             raise ConfigurationError(f"{cust} has no queues of its own: see `ingest producer list`")
-        await drain_own_queues(broker, management, cust, _DRAIN_TIMEOUT)
+        await drain_own_queues(broker, management, cust)
         await store.remove_producer(cust)
         await delete_own_queues(broker, cust)
 

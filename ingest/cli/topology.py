@@ -1,14 +1,17 @@
 """`ingest topology`: exchanges, queues, bindings and policies on RabbitMQ."""
 
 import asyncio
+from typing import Annotated
 
 import msgspec
 import typer
 
 from ingest import settings
 from ingest.backends import require_rabbitmq
-from ingest.broker.rabbitmq.management import definitions, rabbitmqctl_lines
-from ingest.broker.rabbitmq.provisioning import apply_topology
+from ingest.broker.rabbitmq import provisioning
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.management import SURPLUS, Management, definitions, rabbitmqctl_lines
+from ingest.broker.rabbitmq.provisioning import apply_topology, surplus_queues
 from ingest.domain.display import shown
 from ingest.domain.errors import ConfigurationError
 from ingest.telemetry import logs
@@ -16,8 +19,18 @@ from ingest.telemetry import logs
 app = typer.Typer(help="The AMQP topology: declare it, check it, export it.", no_args_is_help=True)
 
 
+RemoveSurplus = Annotated[
+    bool,
+    typer.Option(
+        "--remove-surplus",
+        help="Delete the queues of the shim beyond INGEST_HTTP_QUEUES and INGEST_HEAVY_QUEUES, once workers have "
+        "emptied them. First restart all shims with these numbers.",
+    ),
+]
+
+
 @app.command()
-def apply() -> None:
+def apply(remove_surplus: RemoveSurplus = False) -> None:
     """Declare exchanges, queues and bindings, and set the policies.
 
     Policies need INGEST_MANAGEMENT_URL; without it the rabbitmqctl lines that set them are printed, and no producer can
@@ -33,10 +46,24 @@ def apply() -> None:
     typer.echo("exchanges, queues and bindings exist")
     if management is not None:
         typer.echo("policies are set")
+        asyncio.run(_surplus(broker, management, remove_surplus))
         return
+    if remove_surplus:
+        raise ConfigurationError("--remove-surplus needs INGEST_MANAGEMENT_URL=http://user:password@host:15672")
     typer.echo("INGEST_MANAGEMENT_URL is not set; run these commands on a broker host to set the policies:", err=True)
     for line in rabbitmqctl_lines(backend.virtual_host):
         typer.echo(line)
+
+
+async def _surplus(broker: RabbitBroker, management: Management, remove: bool) -> None:
+    queues = await surplus_queues(broker)
+    names = ", ".join(queue.name for queue in queues)
+    if queues and not remove:
+        typer.echo(f"{names} {SURPLUS}: see --remove-surplus", err=True)
+    elif queues:
+        typer.echo(f"waiting until workers have emptied and left {names} ...", err=True)
+        await provisioning.remove_surplus(broker, management, queues)
+        typer.echo(f"{names} deleted")
 
 
 @app.command()
@@ -56,4 +83,4 @@ def check() -> None:
 @app.command()
 def export() -> None:
     """Print the topology as a RabbitMQ definitions file (JSON)."""
-    typer.echo(msgspec.json.format(msgspec.json.encode(definitions())).decode())
+    typer.echo(msgspec.json.format(msgspec.json.encode(definitions(layout=settings.load().layout))).decode())

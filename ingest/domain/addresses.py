@@ -1,7 +1,7 @@
 """Routing keys of submissions: `<kind>.submitted.<cust_id>`, after a route if the shim has admitted the submission.
 
 A direct producer may use only `task.submitted.<cust_id>` and `batch.submitted.<cust_id>` of its own customer. A route
-such as `http.0` or `heavy.0` names the traffic class and the queue of that class (`topology.INGEST_HTTP`).
+such as `http.0` or `heavy.0` names the traffic class and the queue of that class (`topology.Layout`).
 
 A bundle (`domain.bundles`) has the routing key `<route>.bundle`.
 """

@@ -249,6 +249,13 @@ class Broker(Protocol):
         """
         ...
 
+    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+        """Return how many messages each queue has that are not delivered; None for one that does not exist.
+
+        Raises BrokerUnavailable.
+        """
+        ...
+
     async def publisher(self, connections: int = 1) -> Publisher:
         """Make a publisher that distributes its calls over so many connections, if the broker has connections."""
         ...

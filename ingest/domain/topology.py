@@ -10,15 +10,14 @@ DEAD = "asg.dead"
 UNMATCHED = "asg.unmatched"
 """The alternate exchange of asg.submissions: it gets what no binding there matches."""
 
-INGEST_HTTP = ("ingest.http.0", "ingest.http.1")
-"""Several, so that their leaders can be on different nodes of RabbitMQ."""
-INGEST_HEAVY = ("ingest.heavy.0",)
-HTTP_BULK = "ingest.http.bulk"
+HTTP_PREFIX = "ingest.http."
+HEAVY_PREFIX = "ingest.heavy."
+HTTP_BULK = f"{HTTP_PREFIX}bulk"
 """For submissions with many bytes: RabbitMQ limits what it sends to a consumer only by messages."""
-HEAVY_BULK = "ingest.heavy.bulk"
+HEAVY_BULK = f"{HEAVY_PREFIX}bulk"
 """The same, of heavy customers."""
-ADMITTED_QUEUES = (*INGEST_HTTP, HTTP_BULK, *INGEST_HEAVY, HEAVY_BULK)
-"""The queues of what the shim admits."""
+MAX_QUEUES = 16
+"""The most numbered queues of a traffic class."""
 INGEST_TASKS = "ingest.tasks"
 """For direct producers that have no queues of their own."""
 INGEST_BATCHES = "ingest.batches"
@@ -74,7 +73,13 @@ def class_of(queue: str) -> str:
     return f"{service}.{traffic_class}.*" if separator else queue
 
 
-def _admitted_queue(name: str) -> Queue:
+def is_admitted_queue(name: str) -> bool:
+    """Return whether a queue is one of what the shim admits."""
+    return name.startswith((HTTP_PREFIX, HEAVY_PREFIX))
+
+
+def admitted_queue(name: str) -> Queue:
+    """Return a queue of what the shim admits."""
     return Queue(name, SUBMISSIONS, f"{route_to(name)}.#", DELIVERY_LIMIT, DEAD, balanced=True)
 
 
@@ -93,21 +98,68 @@ def label_of(queue: str) -> str:
 
 EXCHANGES = (SUBMISSIONS, EVENTS, DEAD, UNMATCHED)
 
-QUEUES = (
-    *[_admitted_queue(name) for name in ADMITTED_QUEUES],
+
+class Layout(msgspec.Struct, frozen=True):
+    """How many numbered queues the shim has, for ordinary traffic and for that of heavy customers.
+
+    With several, their leaders can be on different nodes of RabbitMQ. A queue that the layout has no longer, or not
+    yet, is consumed as long as it exists (`worker.surplus_queues`).
+    """
+
+    http: int = 2
+    heavy: int = 1
+
+    @property
+    def http_queues(self) -> tuple[str, ...]:
+        return tuple(f"{HTTP_PREFIX}{number}" for number in range(self.http))
+
+    @property
+    def heavy_queues(self) -> tuple[str, ...]:
+        return tuple(f"{HEAVY_PREFIX}{number}" for number in range(self.heavy))
+
+    @property
+    def admitted_queues(self) -> tuple[str, ...]:
+        """The names of the queues of what the shim admits."""
+        return (*self.http_queues, HTTP_BULK, *self.heavy_queues, HEAVY_BULK)
+
+    @property
+    def queues(self) -> tuple[Queue, ...]:
+        """All queues, besides those of single producers."""
+        return (*map(admitted_queue, self.admitted_queues), *_OTHER_QUEUES)
+
+    @property
+    def not_separated(self) -> tuple[Queue, ...]:
+        """The same as `ingest topology apply` finds them: producers share two, which are bound to asg.submissions."""
+        return tuple(
+            msgspec.structs.replace(queue, exchange=SUBMISSIONS) if queue.exchange == UNMATCHED else queue
+            for queue in self.queues
+        )
+
+    @property
+    def ingest_queues(self) -> tuple[str, ...]:
+        """The names of the queues that workers consume, besides those of single producers."""
+        return tuple(queue.name for queue in self.queues if queue.dead_letter_exchange is not None)
+
+    @property
+    def surplus(self) -> tuple[tuple[str, ...], ...]:
+        """The names that further queues of the classes can have, for each class in the order of their numbers."""
+        return (
+            tuple(f"{HTTP_PREFIX}{number}" for number in range(self.http, MAX_QUEUES)),
+            tuple(f"{HEAVY_PREFIX}{number}" for number in range(self.heavy, MAX_QUEUES)),
+        )
+
+
+_OTHER_QUEUES = (
     Queue(INGEST_TASKS, UNMATCHED, "task.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(INGEST_BATCHES, UNMATCHED, "batch.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(CONSENSUS_TASKS, EVENTS, "task.accepted.#", NO_LIMIT),
     Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook", NO_LIMIT),
     Queue(INGEST_DEAD, DEAD, "#", NO_LIMIT),
 )
-
-NOT_SEPARATED = tuple(
-    msgspec.structs.replace(queue, exchange=SUBMISSIONS) if queue.exchange == UNMATCHED else queue for queue in QUEUES
-)
-"""The queues as `ingest topology apply` finds them: all producers share two, which are bound to asg.submissions."""
-INGEST_QUEUES = tuple(queue.name for queue in QUEUES if queue.dead_letter_exchange is not None)
-"""The queues that workers consume, besides those of single producers."""
+DEFAULT = Layout()
+QUEUES = DEFAULT.queues
+INGEST_QUEUES = DEFAULT.ingest_queues
+ADMITTED_QUEUES = DEFAULT.admitted_queues
 BULK_QUEUES = (HTTP_BULK, HEAVY_BULK, INGEST_BATCHES)
 """Those whose messages may be large, so that few may be in flight."""
 FOR_CONSUMERS = (CONSENSUS_TASKS, WEBHOOK_DISPATCH)

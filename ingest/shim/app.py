@@ -21,6 +21,7 @@ from ingest.domain.header_lines import joined
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.metrics import NO_METER, EntryPoint, Meter, Outcome
 from ingest.domain.ports import Publisher, Store
+from ingest.domain.topology import DEFAULT, Layout
 from ingest.parsing.parser import SubmissionParser
 from ingest.shim import pages
 from ingest.shim.auth import Auth
@@ -60,6 +61,7 @@ class Shim:
         meter: counts each submission's outcome.
         memory: the memory for bodies of requests in progress.
         parser: for tests; by default one of its own.
+        layout: how many queues there are.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Shim:
         meter: Meter = NO_METER,
         memory: BodyMemoryBudget | None = None,
         parser: SubmissionParser | None = None,
+        layout: Layout = DEFAULT,
     ) -> None:
         self._meter = meter
         metrics.init_series(meter, EntryPoint.HTTP)
@@ -79,7 +82,8 @@ class Shim:
         self._auth = Auth(store, deadline=deadline / 2)
         self._limiter = RateLimiter(store)
         self._memory = memory or BodyMemoryBudget()
-        self._submitter = Submitter(admission, publisher, deadline, parser, TrafficRouter(HeavyCustomers(meter)))
+        router = TrafficRouter(HeavyCustomers(meter), layout)
+        self._submitter = Submitter(admission, publisher, deadline, parser, router)
         self._other_routes = Starlette(
             routes=[*Lookups(store, publisher, self._auth).routes(), *pages.routes()],
             exception_handlers={

@@ -7,14 +7,12 @@ from typing import Final
 
 from ingest.admission import Decision
 from ingest.domain.submissions import BYTES_PER_TASK
-from ingest.domain.topology import HEAVY_BULK, HTTP_BULK, INGEST_HEAVY, INGEST_HTTP, route_to
+from ingest.domain.topology import DEFAULT, HEAVY_BULK, HTTP_BULK, Layout, route_to
 from ingest.shim.heavy import HeavyCustomers
 
 BULK: Final = 16 * 1024
 """Bytes of tasks above which a submission goes to a bulk queue: about 50 usual tasks."""
-_ORDINARY: Final = tuple(map(route_to, INGEST_HTTP))
 _ORDINARY_BULK: Final = route_to(HTTP_BULK)
-_HEAVY: Final = tuple(map(route_to, INGEST_HEAVY))
 _HEAVY_BULK: Final = route_to(HEAVY_BULK)
 
 
@@ -23,11 +21,13 @@ class TrafficRouter:
 
     Args:
         heavy_customers: counts tasks.
+        layout: how many queues there are.
     """
 
-    def __init__(self, heavy_customers: HeavyCustomers) -> None:
+    def __init__(self, heavy_customers: HeavyCustomers, layout: Layout = DEFAULT) -> None:
         self._heavy_customers = heavy_customers
-        self._ordinary = cycle(_ORDINARY)
+        self._ordinary = cycle(map(route_to, layout.http_queues))
+        self._heavy = tuple(map(route_to, layout.heavy_queues))
 
     def routes(self, decisions: Sequence[Decision]) -> list[str]:
         """Return the route of each submission of a micro-batch. The ordinary ones without many bytes have the same."""
@@ -41,7 +41,7 @@ class TrafficRouter:
             if size > BULK:
                 routes.append(_HEAVY_BULK if is_heavy else _ORDINARY_BULK)
             elif is_heavy:
-                routes.append(_HEAVY[zlib.crc32(cust_id.encode()) % len(_HEAVY)])
+                routes.append(self._heavy[zlib.crc32(cust_id.encode()) % len(self._heavy)])
             else:
                 ordinary = ordinary or next(self._ordinary)
                 routes.append(ordinary)

@@ -10,9 +10,10 @@ import structlog
 from ingest.admission import Admission
 from ingest.domain.metrics import NO_METER, Meter
 from ingest.domain.ports import Broker, Consumer, Store
-from ingest.domain.topology import INGEST_BATCHES, INGEST_TASKS
+from ingest.domain.topology import DEFAULT, INGEST_BATCHES, INGEST_TASKS, Layout
 from ingest.parsing.parser import SubmissionParser
 from ingest.waiting import waiting_for
+from ingest.worker import surplus_queues
 from ingest.worker.breaker import BreakerState, CircuitBreaker
 from ingest.worker.classify import DeliveryClassifier
 from ingest.worker.delivery_loop import MAX_CONCURRENCY, DeliveryLoop
@@ -20,6 +21,7 @@ from ingest.worker.outage import return_deliveries_in_long_outages
 from ingest.worker.own_queues import OwnQueues
 from ingest.worker.processor import DeliveryProcessor
 from ingest.worker.refunds import INTERVAL, refund_doubts_regularly
+from ingest.worker.surplus_queues import SurplusQueues
 
 OUTAGE_HOLD: Final = 600.0
 """Seconds for which deliveries are held through an outage."""
@@ -39,12 +41,14 @@ class Worker:
         trusted_users: the service's own AMQP users.
         prefetch: for each queue to consume, the most deliveries that may be unacknowledged. The queues of single
             producers have that of `ingest.tasks` or `ingest.batches`.
+        layout: how many queues of the shim `prefetch` has.
         meter: records metrics.
         outage_hold: seconds for which deliveries are held through an outage; well below RabbitMQ's `consumer_timeout`.
         refund_interval: seconds between two searches for charges of submissions that never became tasks.
         circuit_breaker: for tests; by default one with the pauses `breaker.PAUSES`.
         monotonic: monotonic time in seconds; it limits the age of cached customers.
         parser: for tests; by default one of its own.
+        surplus_interval: seconds between two looks for queues that `layout` does not have.
     """
 
     def __init__(
@@ -55,20 +59,24 @@ class Worker:
         admission: Admission,
         trusted_users: frozenset[str],
         prefetch: Mapping[str, int],
+        layout: Layout = DEFAULT,
         meter: Meter = NO_METER,
         outage_hold: float = OUTAGE_HOLD,
         refund_interval: float = INTERVAL,
         circuit_breaker: CircuitBreaker | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         parser: SubmissionParser | None = None,
+        surplus_interval: float = surplus_queues.INTERVAL,
     ) -> None:
         self._store = store
         self._broker = broker
         self._admission = admission
         self._prefetch = prefetch
+        self._layout = layout
         self._meter = meter
         self._outage_hold = outage_hold
         self._refund_interval = refund_interval
+        self._surplus_interval = surplus_interval
         self._breaker = circuit_breaker or CircuitBreaker()
         self._parser = parser or SubmissionParser()
         self._classifier = DeliveryClassifier(store, trusted_users, self._parser, monotonic)
@@ -110,6 +118,10 @@ class Worker:
                 own_prefetch = self._prefetch.get(INGEST_TASKS, largest), self._prefetch.get(INGEST_BATCHES, largest)
                 own_queues = OwnQueues(self._store, self._broker, loop, own_prefetch, self._stopping)
                 group.create_task(own_queues.run())
+                surplus = SurplusQueues(
+                    self._broker, loop, self._layout, largest, self._stopping, self._surplus_interval
+                )
+                group.create_task(surplus.run())
             await self._admission.close()
             _log.info("worker_stopped")
         finally:

@@ -126,7 +126,7 @@ async def test_own_queues_need_the_topology_of_this_version(producers: Producers
 async def test_binding_of_an_earlier_version_is_reported_and_removed(producers: Producers) -> None:
     """A process of an earlier version that starts binds the shared queues again."""
     await apply_topology(producers.broker, producers.management)
-    await producers.broker.bind([queue for queue in topology.NOT_SEPARATED if queue.name in SHARED])
+    await producers.broker.bind([queue for queue in topology.DEFAULT.not_separated if queue.name in SHARED])
     assert len(producers.management.differences()) == 2
     await apply_topology(producers.broker, producers.management)
     assert producers.management.differences() == []

@@ -117,7 +117,7 @@ async def test_worker_keeps_what_it_does_not_trust_and_says_why_it_is_not_ready(
     async with service.worker("guest", SHIM) as worker:
         assert await service.accepted(SUBMITTED) == kept
         assert worker.problems == []
-    depths = (await service.broker.inspect([topology.INGEST_DEAD, *topology.INGEST_HTTP])).queues
+    depths = (await service.broker.inspect([topology.INGEST_DEAD, *topology.DEFAULT.http_queues])).queues
     assert set(depths.values()) == {(0, 0)}
 
 
@@ -127,7 +127,7 @@ async def test_submissions_that_came_back_twice_and_are_not_trusted_delay_no_oth
     await service.submit(SUBMITTED)
     for _ in range(2):
         broker = RabbitBroker(service.url)
-        await take(await broker.consumer(topology.INGEST_HTTP[0], SUBMITTED), SUBMITTED)
+        await take(await broker.consumer(topology.DEFAULT.http_queues[0], SUBMITTED), SUBMITTED)
         await broker.close()
     async with service.worker("guest") as worker:
         await eventually(lambda: worker.problems)

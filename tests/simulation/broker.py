@@ -112,6 +112,9 @@ class SimulatedBroker:
     async def declare(self) -> None:
         """The topology exists."""
 
+    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+        return {name: len(self._state.queues[name].ready) if name in self._state.queues else None for name in queues}
+
     async def publisher(self, connections: int = 1) -> SimulatedPublisher:
         await self._process.runs(self._life)
         return SimulatedPublisher(self._state, self._process)

@@ -9,7 +9,7 @@ from typing import Any
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
 from ingest.domain.ports import Acknowledger, Consumer
-from ingest.domain.topology import INGEST_HTTP, INGEST_TASKS
+from ingest.domain.topology import DEFAULT, INGEST_TASKS
 from ingest.waiting import Backoff
 from ingest.worker.breaker import CircuitBreaker
 from ingest.worker.delivery_loop import DeliveryLoop
@@ -74,6 +74,22 @@ class ScriptedConsumer:
         raise NotImplementedError
 
 
+class HeldConsumer(ScriptedConsumer):
+    """Holds deliveries until `finished`."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(queue)
+        self.finished = True
+        self.is_closed = False
+
+    @property
+    def held(self) -> int:
+        return 0 if self.finished else 1
+
+    async def close(self) -> None:
+        self.is_closed = True
+
+
 class ScriptedProcessor(DeliveryProcessor):
     """Finishes every delivery, except those that are in `trouble`, which says where they go or what they raise.
 
@@ -114,11 +130,11 @@ class LoopHarness:
     def __init__(self, max_batch: int = 10) -> None:
         random.seed(1)  # the pauses are the same in every run
         self.consumer = ScriptedConsumer()
-        self.other = ScriptedConsumer(INGEST_HTTP[0])
+        self.other = ScriptedConsumer(DEFAULT.http_queues[0])
         self.processor = ScriptedProcessor()
         self.breaker = CircuitBreaker(clock=now, backoff=Backoff(10, 10, jitter=lambda: 1.0))
         self.stopping = asyncio.Event()
-        consumers: dict[str, Consumer] = {INGEST_TASKS: self.consumer, INGEST_HTTP[0]: self.other}
+        consumers: dict[str, Consumer] = {INGEST_TASKS: self.consumer, DEFAULT.http_queues[0]: self.other}
         self.loop = DeliveryLoop(consumers, self.processor, self.breaker, self.stopping, max_batch)
 
     async def run(self, use: Awaitable[None]) -> None:

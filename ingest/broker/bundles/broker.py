@@ -6,7 +6,7 @@ from ingest.broker.bundles.consumer import UnbundlingConsumer
 from ingest.broker.bundles.publisher import BundlingPublisher
 from ingest.broker.decorators import BrokerDecorator
 from ingest.domain.ports import Broker, Consumer, Publisher
-from ingest.domain.topology import ADMITTED_QUEUES
+from ingest.domain.topology import is_admitted_queue
 
 
 class BundlingBroker(BrokerDecorator):
@@ -28,7 +28,7 @@ class BundlingBroker(BrokerDecorator):
 
     async def consumer(self, queue: str, prefetch: int) -> Consumer:
         consumer = await self._broker.consumer(queue, prefetch)
-        if queue not in ADMITTED_QUEUES:
+        if not is_admitted_queue(queue):
             return consumer
         return UnbundlingConsumer(consumer, self._trusted, self._single_publisher)
 

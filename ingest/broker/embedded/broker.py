@@ -72,6 +72,10 @@ class EmbeddedBroker:
     async def declare(self) -> None:
         """The topology is built in, so there is nothing to declare."""
 
+    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+        depths = await self._file.read(schema.depths)
+        return {queue: depths[queue][0] if queue in depths else None for queue in queues}
+
     async def publisher(self, connections: int = 1) -> "EmbeddedPublisher":
         return EmbeddedPublisher(self._file, self._wakeups)
 

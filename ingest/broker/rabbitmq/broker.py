@@ -56,6 +56,7 @@ class RabbitBroker:
         name: the name of the connections that operators see.
         ssl_context: for amqps; by default the system's trust store.
         certificate_user: the user that RabbitMQ takes from the client certificate, with `?auth=external` in the URL.
+        layout: how many queues `declare` declares.
 
     Raises:
         ConfigurationError: the URL is invalid or does not match `certificate_user`.
@@ -70,7 +71,9 @@ class RabbitBroker:
         name: str = "ingest",
         ssl_context: ssl.SSLContext | None = None,
         certificate_user: str | None = None,
+        layout: topology.Layout = topology.DEFAULT,
     ) -> None:
+        self.layout = layout
         self._urls = parse_urls(url)
         self._user = _user(self._urls[0], certificate_user)
         start = random.randrange(len(self._urls))  # noqa: S311 - not a secret
@@ -126,7 +129,7 @@ class RabbitBroker:
             return BrokerInfo(version, transport.connection_tune.heartbeat or 0, depths)
 
     async def declare(self) -> None:
-        await self._change(_declare_as_before)
+        await self._change(lambda channel: _declare_as_before(channel, self.layout))
 
     async def declare_all(self, queues: Sequence[topology.Queue]) -> None:
         """Declare all exchanges, also asg.unmatched, which needs its policy (`provisioning`), and these queues.
@@ -161,6 +164,13 @@ class RabbitBroker:
                 await channel.queue_delete(queue.name)
 
         await self._change(delete)
+
+    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+        try:
+            depths = (await self.inspect(queues)).queues
+        except ConfigurationError as error:
+            raise BrokerUnavailable(str(error)) from error
+        return {name: depth and depth[0] for name, depth in depths.items()}
 
     async def publisher(self, connections: int = 1) -> Publisher:
         publishers = [self._new_publisher("publish" if n == 1 else f"publish {n}") for n in range(1, connections + 1)]
@@ -258,7 +268,8 @@ def _user(url: URL, certificate_user: str | None) -> str:
 
 
 def _is_ingest_queue(name: str) -> bool:
-    return name in topology.INGEST_QUEUES or name.startswith(topology.OWN_PREFIX)
+    shared = (topology.INGEST_TASKS, topology.INGEST_BATCHES)
+    return name in shared or topology.is_admitted_queue(name) or name.startswith(topology.OWN_PREFIX)
 
 
 def _max_bytes(queue: str) -> int | None:
@@ -286,7 +297,7 @@ async def _bind(channel: aio_pika.abc.AbstractChannel, queues: Sequence[topology
         await (await channel.get_queue(queue.name, ensure=False)).bind(queue.exchange, queue.binding)
 
 
-async def _declare_as_before(channel: aio_pika.abc.AbstractChannel) -> None:
+async def _declare_as_before(channel: aio_pika.abc.AbstractChannel, layout: topology.Layout) -> None:
     """Declare the topology, and keep the arrangement of the producers' queues.
 
     asg.unmatched gets messages only by a policy, which AMQP cannot set. So until `provisioning` has made it, the shared
@@ -294,7 +305,7 @@ async def _declare_as_before(channel: aio_pika.abc.AbstractChannel) -> None:
     """
     separated = await _exists(channel, topology.UNMATCHED)
     exchanges = [name for name in topology.EXCHANGES if separated or name != topology.UNMATCHED]
-    await _declare(channel, exchanges, topology.QUEUES if separated else topology.NOT_SEPARATED)
+    await _declare(channel, exchanges, layout.queues if separated else layout.not_separated)
 
 
 async def _exists(channel: aio_pika.abc.AbstractChannel, exchange: str) -> bool:

@@ -11,7 +11,6 @@ from ingest.broker.rabbitmq.permissions import permissions
 from ingest.broker.rabbitmq.service_users import service_users
 from ingest.broker.rabbitmq.topology_checks import missing_queues, topology_findings
 from ingest.broker.rabbitmq.versions import parse
-from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.findings import Finding, error, not_checked, ok, warning
 
@@ -36,7 +35,7 @@ async def findings(
         outage_hold: seconds for which workers hold deliveries in an outage.
     """
     try:
-        info = await broker.inspect([queue.name for queue in topology.QUEUES])
+        info = await broker.inspect([queue.name for queue in broker.layout.queues])
     except BrokerUnavailable as problem:
         do = "start RabbitMQ, or correct host, user, password or virtual host in INGEST_BROKER_URL"
         return [error(AREA, f"{problem}. {not_checked(_MANAGED)}", do)]

@@ -24,16 +24,30 @@ _QUEUES: Final = ("all", "queues", "quorum_queues")
 _EXCHANGES: Final = ("all", "exchanges")
 
 
-_OWN_QUEUES: Final = "ingest.direct"
-"""The name of the policy of all queues that belong to single producers."""
+_PREFIXES: Final = {
+    "ingest.http": topology.HTTP_PREFIX,
+    "ingest.heavy": topology.HEAVY_PREFIX,
+    "ingest.direct": topology.OWN_PREFIX,
+}
+"""Policies of several queues, and how the names of these begin."""
+SURPLUS: Final = "is more than INGEST_HTTP_QUEUES or INGEST_HEAVY_QUEUES says"
+"""How the sentence about a queue that is not needed ends."""
 _ALTERNATE: Final = {"alternate-exchange": topology.UNMATCHED}
 
 
 def policies() -> dict[str, dict[str, Any]]:
     """Policies by name, as the management API takes them."""
     own_queue, _ = topology.own_queues("")
-    named = {queue.name: (f"^{_literal(queue.name)}$", queue) for queue in topology.QUEUES}
-    named[_OWN_QUEUES] = (f"^{_literal(topology.OWN_PREFIX)}", own_queue)
+    admitted = topology.admitted_queue(topology.HTTP_BULK)
+    named = {
+        name: (f"^{_literal(prefix)}", own_queue if prefix == topology.OWN_PREFIX else admitted)
+        for name, prefix in _PREFIXES.items()
+    }
+    named |= {
+        queue.name: (f"^{_literal(queue.name)}$", queue)
+        for queue in topology.QUEUES
+        if not topology.is_admitted_queue(queue.name)
+    }
     of_queues = {
         name: {
             "pattern": pattern,
@@ -64,8 +78,8 @@ def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
     """
     if queue in topology.FOR_CONSUMERS and effective.get("dead-letter-exchange") is not None:
         return {}
-    own = queue.startswith(topology.OWN_PREFIX)
-    wanted: dict[str, Any] = policies()[_OWN_QUEUES if own else queue]["definition"]
+    name = next((name for name, prefix in _PREFIXES.items() if queue.startswith(prefix)), queue)
+    wanted: dict[str, Any] = policies()[name]["definition"]
     return {name: value for name, value in wanted.items() if effective.get(name) != value}
 
 
@@ -80,7 +94,7 @@ def _dead_lettering(queue: topology.Queue) -> dict[str, Any]:
     }
 
 
-def definitions(vhost: str = "/") -> dict[str, Any]:
+def definitions(vhost: str = "/", layout: topology.Layout = topology.DEFAULT) -> dict[str, Any]:
     """Return the topology as RabbitMQ's definitions file (`rabbitmqctl import_definitions`, `load_definitions`)."""
     return {
         "exchanges": [
@@ -103,7 +117,7 @@ def definitions(vhost: str = "/") -> dict[str, Any]:
                 "auto_delete": False,
                 "arguments": queue.arguments,
             }
-            for queue in topology.QUEUES
+            for queue in layout.queues
         ],
         "bindings": [
             {
@@ -114,7 +128,7 @@ def definitions(vhost: str = "/") -> dict[str, Any]:
                 "routing_key": queue.binding,
                 "arguments": {},
             }
-            for queue in topology.QUEUES
+            for queue in layout.queues
         ],
         "policies": [{"name": name, "vhost": vhost, **policy} for name, policy in policies().items()],
     }
@@ -164,12 +178,20 @@ class Management:
         url: `http[s]://user:password@host:15672`. The default port is 15672, for https 15671.
         vhost: the virtual host of the topology.
         ssl_context: for https; by default, public authorities are trusted.
+        layout: how many queues there should be.
 
     Raises:
         ConfigurationError: the URL is invalid.
     """
 
-    def __init__(self, url: str, vhost: str, ssl_context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        vhost: str,
+        ssl_context: ssl.SSLContext | None = None,
+        layout: topology.Layout = topology.DEFAULT,
+    ) -> None:
+        self.layout = layout
         parts = urlsplit(url)
         if parts.scheme not in _PORTS or not parts.hostname:
             raise ConfigurationError(f"INGEST_MANAGEMENT_URL must look like {MANAGEMENT_EXAMPLE}")
@@ -192,7 +214,7 @@ class Management:
     def differences(self) -> list[str]:
         """Return the differences between broker and topology, as sentences. Raises as `apply_policies`."""
         in_force = self.policies()
-        queues = [*[queue.name for queue in topology.QUEUES], *self.own_queues()]
+        queues = [*[queue.name for queue in self.layout.queues], *self.own_queues()]
         return self.drift() + [
             f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
             for queue in queues
@@ -209,14 +231,15 @@ class Management:
         exchanges = {exchange["name"] for exchange in self.get(f"exchanges/{self.vhost}")}
         queues = {queue["name"]: queue for queue in self.get(f"queues/{self.vhost}")}
         differences = [f"exchange {name} is missing" for name in topology.EXCHANGES if name not in exchanges]
-        for queue in topology.QUEUES:
+        for queue in self.layout.queues:
             if queue.name not in queues:
                 differences.append(f"queue {queue.name} is missing")
             else:
                 differences += self._queue_drift(queue, queues[queue.name], exchanges)
         if {topology.SUBMISSIONS, topology.UNMATCHED} <= exchanges and not self.policies().pass_on_unmatched:
             differences.append(f"exchange {topology.SUBMISSIONS} does not pass on to {topology.UNMATCHED} by a policy")
-        return differences
+        surplus = [name for names in self.layout.surplus for name in names if name in queues]
+        return differences + [f"queue {name} {SURPLUS}" for name in surplus]
 
     def _queue_drift(self, queue: topology.Queue, actual: dict[str, Any], exchanges: Set[str]) -> list[str]:
         differences = []

@@ -55,7 +55,7 @@ def nodes_and_alarms(management: Management) -> Iterator[Finding]:
 def members(management: Management) -> Iterator[Finding]:
     """Findings about the members of the queues. Raises as `Management.get`."""
     nodes = len(management.get("nodes"))
-    names = {queue.name for queue in topology.QUEUES}
+    names = {queue.name for queue in management.layout.queues}
     small = []
     for queue in management.get(f"queues/{management.vhost}"):
         name = queue["name"]

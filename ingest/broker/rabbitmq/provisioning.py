@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from typing import Final
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
@@ -10,8 +11,10 @@ from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.overview import counted
 
-_SHARED: Final = [queue for queue in topology.NOT_SEPARATED if queue not in topology.QUEUES]
+_SHARED: Final = [queue for queue in topology.DEFAULT.not_separated if queue not in topology.QUEUES]
 """The shared queues of producers, with their bindings to asg.submissions."""
+DRAIN_TIMEOUT: Final = 600.0
+"""Seconds in which queues that are to be deleted must become empty."""
 _POLL: Final = 0.5
 _STALE: Final = 12.0
 """Seconds after which the statistics of the management API, which are usually up to 5 s old, show what was routed
@@ -30,8 +33,8 @@ async def apply_topology(broker: RabbitBroker, management: Management) -> None:
         BrokerUnavailable, ConfigurationError: as `Broker.declare` and `Management.apply_policies`.
     """
     if not await asyncio.to_thread(_passes_on, management):
-        await broker.declare_all(topology.NOT_SEPARATED)
-    await broker.declare_all(topology.QUEUES)
+        await broker.declare_all(broker.layout.not_separated)
+    await broker.declare_all(broker.layout.queues)
     await asyncio.to_thread(management.apply_policies)
     if not await asyncio.to_thread(_passes_on, management):
         raise ConfigurationError(
@@ -39,6 +42,29 @@ async def apply_topology(broker: RabbitBroker, management: Management) -> None:
             "give it a lower priority"
         )
     await broker.unbind(_SHARED)
+
+
+async def surplus_queues(broker: RabbitBroker) -> list[topology.Queue]:
+    """Return the queues of the shim that the layout does not have, the highest numbers first.
+
+    Raises as `apply_topology`.
+    """
+    names = [name for group in broker.layout.surplus for name in reversed(group)]
+    depths = (await broker.inspect(names)).queues
+    return [topology.admitted_queue(name) for name in names if depths[name] is not None]
+
+
+async def remove_surplus(
+    broker: RabbitBroker, management: Management, queues: Sequence[topology.Queue], seconds: float = DRAIN_TIMEOUT
+) -> None:
+    """Drain and delete queues that no shim uses any more. Of a shim that does, some requests are answered 503.
+
+    Raises:
+        BrokerUnavailable: they are not empty after so many seconds, or workers still consume them. Also as
+            `apply_topology`.
+    """
+    await _drain(broker, management, queues, "the surplus queues", seconds)
+    await _delete(broker, queues, "the surplus queues", "publish nothing to them, then run this again")
 
 
 async def declare_own_queues(broker: RabbitBroker, management: Management, cust_id: str) -> None:
@@ -57,22 +83,16 @@ async def bind_own_queues(broker: RabbitBroker, cust_id: str) -> None:
     await broker.bind(topology.own_queues(cust_id))
 
 
-async def drain_own_queues(broker: RabbitBroker, management: Management, cust_id: str, seconds: float) -> None:
+async def drain_own_queues(
+    broker: RabbitBroker, management: Management, cust_id: str, seconds: float = DRAIN_TIMEOUT
+) -> None:
     """Route what a producer publishes to the shared queues, and wait until its own queues are empty.
 
     Raises:
         BrokerUnavailable: they are not empty after so many seconds. Also as `apply_topology`.
     """
-    await broker.unbind(await existing_own_queues(broker, cust_id))
-    await asyncio.sleep(_STALE)
-    give_up = time.monotonic() + seconds
-    while waiting := await asyncio.to_thread(_messages, management, cust_id):
-        if time.monotonic() >= give_up:
-            left = counted(waiting, "message")
-            raise BrokerUnavailable(
-                f"{left} left in the queues of {cust_id}: see that workers run, then run this again"
-            )
-        await asyncio.sleep(_POLL)
+    queues = await existing_own_queues(broker, cust_id)
+    await _drain(broker, management, queues, f"the queues of {cust_id}", seconds)
 
 
 async def delete_own_queues(broker: RabbitBroker, cust_id: str) -> None:
@@ -81,23 +101,9 @@ async def delete_own_queues(broker: RabbitBroker, cust_id: str) -> None:
     Raises:
         BrokerUnavailable: a worker still consumes them, or they have messages. Also as `apply_topology`.
     """
-    give_up = time.monotonic() + _CONSUMERS_LEAVE
-    while True:
-        queues = await existing_own_queues(broker, cust_id)
-        await broker.unbind(queues)
-        depths = (await broker.inspect([queue.name for queue in queues])).queues.values()
-        # Without consumers, nothing is unacknowledged, so that the depth is complete.
-        if not any(consumers for _, consumers in filter(None, depths)):
-            break
-        if time.monotonic() >= give_up:
-            raise BrokerUnavailable(f"workers still consume the queues of {cust_id}: run this again")
-        await asyncio.sleep(_POLL)
-    if waiting := sum(ready for ready, _ in filter(None, depths)):
-        left = counted(waiting, "message")
-        raise BrokerUnavailable(
-            f"{left} left in the queues of {cust_id}: run `ingest producer add {cust_id}`, then remove it again"
-        )
-    await broker.delete(queues)
+    queues = await existing_own_queues(broker, cust_id)
+    do = f"run `ingest producer add {cust_id}`, then remove it again"
+    await _delete(broker, queues, f"the queues of {cust_id}", do)
 
 
 async def existing_own_queues(broker: RabbitBroker, cust_id: str) -> list[topology.Queue]:
@@ -127,10 +133,44 @@ def _obstacle(management: Management, cust_id: str) -> str | None:
     return None
 
 
-def _messages(management: Management, cust_id: str) -> int:
+async def _drain(
+    broker: RabbitBroker, management: Management, queues: Sequence[topology.Queue], what: str, seconds: float
+) -> None:
+    """Unbind queues, and wait until they are empty. Raises BrokerUnavailable after so many seconds."""
+    await broker.unbind(queues)
+    await asyncio.sleep(_STALE)
+    give_up = time.monotonic() + seconds
+    while waiting := await asyncio.to_thread(_messages, management, queues, what):
+        if time.monotonic() >= give_up:
+            left = counted(waiting, "message")
+            raise BrokerUnavailable(f"{left} left in {what}: see that workers run, then run this again")
+        await asyncio.sleep(_POLL)
+
+
+async def _delete(broker: RabbitBroker, queues: Sequence[topology.Queue], what: str, do: str) -> None:
+    """Delete drained queues, once no worker consumes them and nothing is routed there.
+
+    `do`: what the operator does if they have messages again. Raises BrokerUnavailable.
+    """
+    give_up = time.monotonic() + _CONSUMERS_LEAVE
+    while True:
+        await broker.unbind(queues)
+        depths = (await broker.inspect([queue.name for queue in queues])).queues.values()
+        # Without consumers, nothing is unacknowledged, so that the depth is complete.
+        if not any(consumers for _, consumers in filter(None, depths)):
+            break
+        if time.monotonic() >= give_up:
+            raise BrokerUnavailable(f"workers still consume {what}: run this again")
+        await asyncio.sleep(_POLL)
+    if waiting := sum(ready for ready, _ in filter(None, depths)):
+        raise BrokerUnavailable(f"{counted(waiting, 'message')} left in {what}: {do}")
+    await broker.delete(queues)
+
+
+def _messages(management: Management, drained: Sequence[topology.Queue], what: str) -> int:
     """Return how many messages the queues have, with those that are delivered and not acknowledged."""
-    names = {queue.name for queue in topology.own_queues(cust_id)}
+    names = {queue.name for queue in drained}
     queues = [queue for queue in management.get(f"queues/{management.vhost}") if queue["name"] in names]
     if any("messages" not in queue for queue in queues):
-        raise BrokerUnavailable(f"the management API has no statistics of the queues of {cust_id}: try again later")
+        raise BrokerUnavailable(f"the management API has no statistics of {what}: try again later")
     return sum(int(queue["messages"]) for queue in queues)

@@ -10,8 +10,6 @@ from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.overview import BrokerState, QueueState
 
-_NAMES = [queue.name for queue in topology.QUEUES]
-
 
 async def broker_state(broker: RabbitBroker, management: Management | None) -> BrokerState:
     """Return the state; an outage is part of it and raises nothing.
@@ -25,9 +23,11 @@ async def broker_state(broker: RabbitBroker, management: Management | None) -> B
             statistics, reported = await asyncio.to_thread(_statistics, management)
         except (BrokerUnavailable, ConfigurationError) as error:
             reported = [str(error)]
+    names = [queue.name for queue in broker.layout.queues]
+    surplus = [name for group in broker.layout.surplus for name in group if name in statistics]
     own_queues = sorted(name for name in statistics if name.startswith(topology.OWN_PREFIX))
     try:
-        info = await broker.inspect([*_NAMES, *own_queues])
+        info = await broker.inspect([*names, *surplus, *own_queues])
     except (BrokerUnavailable, ConfigurationError) as error:
         return BrokerState(name="RabbitMQ", problems=[str(error)])
     missing = [name for name, depth in info.queues.items() if depth is None]

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ingest.broker.rabbitmq.broker import BrokerInfo
-from ingest.broker.rabbitmq.management import Management, unmet
+from ingest.broker.rabbitmq.management import SURPLUS, Management, unmet
 from ingest.domain import topology
 from ingest.domain.findings import Finding, error, ok, warning
 
@@ -15,6 +15,9 @@ _DECLARED: Final = frozenset({"queue-type", "queue-leader-locator"})
 _APPLY: Final = "run `ingest topology apply`"
 _APPLY_POLICIES: Final = (
     "run `ingest topology apply` with INGEST_MANAGEMENT_URL; its user needs the tag `policymaker` for that"
+)
+_REMOVE_SURPLUS: Final = (
+    "set the number as the shims have it; once no shim has that many, run `ingest topology apply --remove-surplus`"
 )
 _LOSES: Final = {
     "message-ttl": "a message that waits longer is dropped or dead-lettered",
@@ -38,7 +41,9 @@ def topology_findings(management: Management, info: BrokerInfo, outage_hold: flo
     if missing := [sentence.removesuffix(_MISSING) for sentence in drift if sentence.endswith(_MISSING)]:
         yield _are_missing(missing)
     for sentence in drift:
-        if not sentence.endswith(_MISSING):
+        if sentence.endswith(SURPLUS):
+            yield warning(_AREA, sentence, _REMOVE_SURPLUS)
+        elif not sentence.endswith(_MISSING):
             other_type = "of type" in sentence
             do = "move its messages, delete it, then run `ingest topology apply`" if other_type else _APPLY
             yield error(_AREA, sentence, do)
@@ -48,7 +53,7 @@ def topology_findings(management: Management, info: BrokerInfo, outage_hold: flo
     arguments = {queue["name"]: queue.get("arguments") or {} for queue in management.get(f"queues/{management.vhost}")}
     effective = {
         name: {key.removeprefix("x-"): value for key, value in arguments[name].items()} | in_force.of(name)
-        for name in [*[queue.name for queue in topology.QUEUES], *management.own_queues()]
+        for name in [*[queue.name for queue in management.layout.queues], *management.own_queues()]
         if name in arguments  # `topology apply` creates a missing queue and its policy
     }
     yield from policy_findings(effective, info.major, outage_hold)

@@ -266,7 +266,7 @@ async def test_answers_have_both_fields_and_the_surplus_is_refused_without_a_cla
             assert answer.json()["error"].startswith("rate limit exceeded: at most 3 submissions per minute")
             assert answer.headers["Retry-After"] == "60"
             assert answer.headers["RateLimit"] == '"default";r=0;t=60'
-        assert await depth(harness.broker, *topology.INGEST_HTTP) == 3
+        assert await depth(harness.broker, *topology.DEFAULT.http_queues) == 3
         clock.now += 60
         answer = await client.post("/v1/tasks", json=TASK | {"idempotency_key": "new"})
         assert (answer.status_code, "idempotent" in answer.json()) == (202, False)

@@ -44,7 +44,7 @@ async def test_task_is_answered_202_and_its_replay_200(harness: ShimHarness) -> 
     mismatch = await harness.client.post("/v1/tasks", json=TASK | {"type": "moderation", "idempotency_key": "k"})
     assert (mismatch.status_code, mismatch.json()) == (200, replay.json())
     assert mismatch.headers["Idempotency-Payload-Mismatch"] == "true"
-    assert await depth(harness.broker, *topology.INGEST_HTTP) == 1
+    assert await depth(harness.broker, *topology.DEFAULT.http_queues) == 1
 
 
 async def test_each_unkeyed_post_creates_a_task(harness: ShimHarness) -> None:
@@ -109,7 +109,7 @@ async def test_batch_with_one_invalid_item_is_refused_whole(harness: ShimHarness
     body = {"tasks": [TASK | {"idempotency_key": "x"}, TASK | {"data_url": "http://a.example"}]}
     answer = await harness.client.post("/v1/tasks/batch", json=body)
     assert (answer.status_code, answer.json()) == (400, {"error": "tasks[1].data_url must be an https URL"})
-    assert await depth(harness.broker, *topology.INGEST_HTTP) == 0
+    assert await depth(harness.broker, *topology.DEFAULT.http_queues) == 0
     assert await harness.store.used("c", current_month()) == 0
     assert (await harness.client.post("/v1/tasks", json=TASK | {"idempotency_key": "x"})).status_code == 202
 
@@ -130,7 +130,7 @@ async def test_repeated_header_lines_are_joined(harness: ShimHarness) -> None:
     lines += [("Prefer", "return=representation"), ("Prefer", "wait=1")]
     answer = await harness.client.post("/v1/tasks/batch", json={"tasks": [TASK]}, headers=lines)
     assert (answer.status_code, answer.headers["Preference-Applied"]) == (202, "return=representation")
-    consumer = await harness.broker.consumer(topology.INGEST_HTTP[0], 1)
+    consumer = await harness.broker.consumer(topology.DEFAULT.http_queues[0], 1)
     (delivery,) = await consumer.receive()
     assert delivery.headers == {"traceparent": parent, "tracestate": "a=1, b=2"}
 
@@ -153,7 +153,7 @@ async def test_299_of_300_posts_are_answered_202_if_the_record_of_one_cannot_be_
         assert lookup.status_code == 503
         store.undecided = set()
         assert (await post(150)).status_code == 202
-    assert await depth(broker, *topology.INGEST_HTTP) == 300
+    assert await depth(broker, *topology.DEFAULT.http_queues) == 300
     assert await store.used("c", current_month()) == 300
 
 
@@ -289,7 +289,7 @@ async def test_concurrent_posts_with_one_key_publish_one_task(harness: ShimHarne
     )
     assert Counter(answer.status_code for answer in answers) == {202: 1, 200: 199}
     assert len({(answer.json()["task_id"], answer.json()["created_at"]) for answer in answers}) == 1
-    assert await depth(harness.broker, *topology.INGEST_HTTP) == 1
+    assert await depth(harness.broker, *topology.DEFAULT.http_queues) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import asyncio
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.topology import own_queues
 from ingest.worker.own_queues import OwnQueues
-from tests.support.loop_harness import LoopHarness, ScriptedConsumer
+from tests.support.loop_harness import HeldConsumer, LoopHarness
 from tests.support.virtual_time_loop import in_virtual_time
 
 TASKS, BATCHES = (queue.name for queue in own_queues("acme"))
@@ -21,22 +21,6 @@ class Registry:
         if self.weights is None:
             raise StoreUnavailable("unavailable")
         return dict(self.weights)
-
-
-class HeldConsumer(ScriptedConsumer):
-    """Holds deliveries until `finished`."""
-
-    def __init__(self, queue: str) -> None:
-        super().__init__(queue)
-        self.finished = True
-        self.is_closed = False
-
-    @property
-    def held(self) -> int:
-        return 0 if self.finished else 1
-
-    async def close(self) -> None:
-        self.is_closed = True
 
 
 class Broker:

@@ -67,6 +67,9 @@ class ScriptedBroker(EmbeddedBroker):
         self.connections_asked = 0
         self.scripted = ClosingPublisher()
 
+    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+        return dict.fromkeys(queues)
+
     async def publisher(self, connections: int = 1) -> ClosingPublisher:  # type: ignore[override]
         self.connections_asked = connections
         return self.scripted
