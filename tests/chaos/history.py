@@ -105,5 +105,7 @@ class History:
     """Tasks charged by the end of the load, by customer."""
     quotas: dict[str, int] = field(default_factory=dict)
     replayed: int = 0
+    bundled: int = 0
+    """How many submissions were delivered in bundles, redeliveries included."""
     peak_in_flight: dict[str, int] = field(default_factory=dict)
     """The most deliveries that one worker held at once, by queue."""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from ingest.broker.bundles.consumer import is_bundled
 from ingest.domain import admitted
 from ingest.domain.bundles import MAX_SUBMISSIONS
 from ingest.domain.dead_letters import digest
@@ -34,7 +35,7 @@ class Probes:
 
     `confirmed` has the ids of confirmed messages, in order, those of acceptances also without their time, because it is
     not in the message of a direct producer. `peak_in_flight` is the most deliveries that this process
-    or its predecessors of the same name held at once, by queue.
+    or its predecessors of the same name held at once, by queue; `bundled` is how many they received in bundles.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -45,6 +46,8 @@ class Probes:
         self.confirmed: dict[str, None] = {}
         peaks = directory / f"{name}.in-flight"
         self.peak_in_flight: dict[str, int] = json.loads(peaks.read_text()) if peaks.exists() else {}
+        bundled = directory / f"{name}.bundled"
+        self.bundled: int = json.loads(bundled.read_text()) if bundled.exists() else 0
 
     def decorate(self, broker: Broker, store: Store) -> tuple[Broker, Store]:
         """Return the ports with probes around them, for `bootstrap.run_worker` and `bootstrap.run_shim`."""
@@ -154,6 +157,9 @@ class _ConsumerProbe(_Probe):
         received: list[Delivery] = await self._inner.receive()
         self._held = {token: delivery for token, delivery in self._held.items() if self._inner.alive(delivery)}
         self._held |= {delivery.token: delivery for delivery in received}
+        if bundled := sum(is_bundled(delivery) for delivery in received):
+            self._probes.bundled += bundled
+            self._probes.write_file("bundled", self._probes.bundled)
         count = len(self._held)
         # If a queue's leader loses its connection to the consumer's node, it returns the consumer's deliveries to the
         # queue and sends others, while the first can still be acknowledged. So twice the prefetch is possible.

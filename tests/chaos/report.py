@@ -27,6 +27,7 @@ def text(history: History, result: Result, seed: int, seconds: float) -> str:
         *([f"Accepted in a split of Aerospike and not charged: {result.undercharged}."] if history.splits else []),
         f"Processes restarted: {history.restarts}; peak memory (MiB): {_peaks(history)};",
         f"most deliveries in flight in one worker: {history.peak_in_flight}.",
+        f"Delivered in bundles: {history.bundled:,} submissions.",
         "",
         "| fault | at | lasted | recovered after | proof |",
         "| --- | ---: | ---: | ---: | --- |",

@@ -12,10 +12,16 @@ from tests.chaos.history import Attempt, History, Submission
 from tests.chaos.producer import Producer
 
 RICH: Final = ("acme", "beta")
+WITH_QUEUES: Final = RICH[1]
+"""It has queues of its own as a direct producer."""
 POOR: Final = "tiny"
 POOR_QUOTA: Final = 15
 WEBHOOK: Final = "https://example.com/hooks/asg"
 _OUTSTANDING: Final = 150
+_CROWD: Final = 40
+_FLOOD: Final = 9
+"""Batches of a flood. With 9 of 300 tasks, a customer has more than the 2,000 tasks from which on it is heavy."""
+_FLOOD_SIZE: Final = 300
 _TYPES: Final = ("image_classification", "text_classification", "sentiment", "moderation")
 Channel = Literal["http", "amqp"]
 Kind = Literal["task", "batch"]
@@ -71,7 +77,7 @@ class Workload:
 
     async def run(self) -> None:
         """Send until cancelled."""
-        choices: list[tuple[Callable[[], None], int]] = [
+        choices: list[tuple[Callable[[], None], float]] = [
             (lambda: self._start_new("http", "task", keyed=True), 30),
             (lambda: self._start_new("http", "task", keyed=False), 10),
             (lambda: self._start_new("amqp", "task", keyed=True), 18),
@@ -81,6 +87,8 @@ class Workload:
             (self._start_replay, 12),
             (self._start_concurrent_duplicates, 5),
             (lambda: self._start_new(self._random_channel(), "task", keyed=True, cust_id=POOR), 3),
+            (self._start_crowd, 0.5),
+            (self._start_flood, 0.1),
         ]
         jobs, weights = [job for job, _ in choices], [weight for _, weight in choices]
         while True:
@@ -185,6 +193,21 @@ class Workload:
         self._spawn(self._submit_until_answered(submission, "http", ""))
         self._spawn(self._submit_until_answered(submission, "amqp", f"copy-{number}"))
 
+    def _start_crowd(self) -> None:
+        """Post tasks of two customers to one shim at once, which it publishes in bundles."""
+        shim = self._rng.randrange(len(self._shims))
+        for number in range(_CROWD):
+            submission = self._new_submission(RICH[number % 2], "task", f"key-{len(self._history.submissions)}")
+            self._spawn(self._submit_until_answered(submission, "http", "", shim))
+
+    def _start_flood(self) -> None:
+        """Post so many tasks of one customer to one shim that the customer is heavy there for some seconds."""
+        shim = self._rng.randrange(len(self._shims))
+        for _ in range(_FLOOD):
+            key = f"key-{len(self._history.submissions)}"
+            submission = self._new_submission(RICH[0], "batch", key, _FLOOD_SIZE)
+            self._spawn(self._submit_until_answered(submission, "http", "", shim))
+
     def _start_replay(self) -> None:
         """Submit again what was accepted earlier."""
         recent = [
@@ -198,9 +221,10 @@ class Workload:
             message_id = f"again-{len(submission.attempts)}-{submission.number}"
             self._spawn(self._submit_until_answered(submission, channel, message_id))
 
-    def _new_submission(self, cust_id: str, kind: Kind, key: str | None) -> Submission:
+    def _new_submission(self, cust_id: str, kind: Kind, key: str | None, size: int | None = None) -> Submission:
         number = len(self._history.submissions)
-        size = 1 if kind == "task" else self._rng.choice((2, 3, 5, 10, 40, 120))
+        if size is None:
+            size = 1 if kind == "task" else self._rng.choice((2, 3, 5, 10, 40, 120))
         items = [f"{number}-{index}" for index in range(size)]
         callback = self._rng.random() < 0.4 and self.callbacks
         tasks: list[dict[str, Any]] = [self._task(item) for item in items]
@@ -231,11 +255,20 @@ class Workload:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _submit_until_answered(self, submission: Submission, channel: Channel, message_id: str) -> None:
-        """Submit as a client does: retry until there is an answer, but submit only once if there is no key."""
+    async def _submit_until_answered(
+        self, submission: Submission, channel: Channel, message_id: str, shim: int | None = None
+    ) -> None:
+        """Submit as a client does: retry until there is an answer, but submit only once if there is no key.
+
+        `shim`: the index of the one for the first attempt.
+        """
         pause = 0.2
         while True:
-            attempt = await (self.post(submission) if channel == "http" else self.produce(submission, message_id))
+            if channel == "http":
+                attempt = await self.post(submission, shim)
+            else:
+                attempt = await self.produce(submission, message_id)
+            shim = None
             if attempt.outcome not in ("unavailable", "unknown") or submission.key is None or self.giving_up:
                 return
             await asyncio.sleep(pause * self._rng.uniform(0.5, 1.5))

@@ -21,7 +21,7 @@ from tests.chaos.history import History
 from tests.chaos.observer import Observer
 from tests.chaos.proxy import Proxy
 from tests.chaos.store import Store
-from tests.chaos.workload import POOR, POOR_QUOTA, RICH, WEBHOOK, Workload
+from tests.chaos.workload import POOR, POOR_QUOTA, RICH, WEBHOOK, WITH_QUEUES, Workload
 from tests.e2e.processes import run_ingest
 from tests.servers.process import free_ports
 
@@ -201,6 +201,7 @@ class World:
             await self.ingest("customer", "add", cust_id, "--quota", str(quota))
             await self.ingest("webhook", "add", cust_id, WEBHOOK)
             keys[cust_id] = json.loads(await self.ingest("key", "create", cust_id, "--json"))["api_key"]
+        await self.ingest("producer", "add", WITH_QUEUES)
         ports = free_ports(SHIMS)
         self.urls = [f"http://127.0.0.1:{port}" for port in ports]
         source = self.checkouts[0]
@@ -238,6 +239,8 @@ class World:
         violations = self.directory / "violations"
         if violations.exists():
             history.complaints += violations.read_text().splitlines()
+        for path in self.directory.glob("*.bundled"):
+            history.bundled += json.loads(path.read_text())
         for path in self.directory.glob("*.in-flight"):
             for queue, count in json.loads(path.read_text()).items():
                 history.peak_in_flight[queue] = max(count, history.peak_in_flight.get(queue, 0))

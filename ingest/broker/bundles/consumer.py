@@ -48,6 +48,11 @@ class _Token(msgspec.Struct, frozen=True, eq=False, gc=False):
     index: int
 
 
+def is_bundled(delivery: Delivery) -> bool:
+    """Return whether a delivery was in a bundle."""
+    return isinstance(delivery.token, _Token)
+
+
 class UnbundlingConsumer(ConsumerDecorator):
     """`domain.ports.Consumer`. A delivery of it is a submission; `prefetch` limits the messages that have them.
 
@@ -110,8 +115,8 @@ class UnbundlingConsumer(ConsumerDecorator):
             await self._consumer.set_apart(waiting, 0)
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        self._separate([delivery for delivery in deliveries if isinstance(delivery.token, _Token)])
-        if others := [delivery for delivery in deliveries if not isinstance(delivery.token, _Token)]:
+        self._separate([delivery for delivery in deliveries if is_bundled(delivery)])
+        if others := [delivery for delivery in deliveries if not is_bundled(delivery)]:
             await self._consumer.requeue(others)
 
     async def set_apart(self, deliveries: Sequence[Delivery], extra: int) -> None:
