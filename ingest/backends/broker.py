@@ -76,6 +76,13 @@ class BrokerBackend(Protocol):
         """Return the broker's state for `ingest status`. An outage is part of the state and raises no error."""
         ...
 
+    async def own_queues(self) -> list[str] | None:
+        """Return the names of the queues that belong to single producers; None if that is not known.
+
+        Raises BrokerUnavailable, ConfigurationError.
+        """
+        ...
+
     async def findings(self, outage_hold: float) -> list[Finding]:
         """Return the broker's findings for `ingest doctor`. An outage is a finding and raises no error.
 
@@ -179,6 +186,9 @@ class RabbitMQBackend:
         problem = f"policies are missing for {', '.join(names)}: run `ingest topology apply`"
         return msgspec.structs.replace(state, problems=[*state.problems, problem])
 
+    async def own_queues(self) -> list[str] | None:
+        return None if self.management is None else await asyncio.to_thread(self.management.own_queues)
+
     async def findings(self, outage_hold: float) -> list[Finding]:
         broker = self.new_broker("ingest doctor")
         trusted = self._settings.trusted_users
@@ -260,6 +270,9 @@ class EmbeddedBackend:
             for queue, (ready, unacked) in depths.items()
         ]
         return BrokerState(name=name, queues=queues)
+
+    async def own_queues(self) -> None:
+        return None
 
     async def findings(self, outage_hold: float) -> list[Finding]:
         return [

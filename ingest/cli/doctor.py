@@ -30,9 +30,9 @@ def doctor(
     It checks settings and client libraries. RabbitMQ: version, topology, policies, permissions, alarms, queue members,
     whether workers trust the users of all connected shims and workers, and whether the connections are encrypted.
     Aerospike: expiry, eviction, storage, copies, clocks, free space, encryption, and whether there is a customer.
-    Embedded: the files. Checks that could not be made are listed: those of a server that does not answer, those that
-    need INGEST_MANAGEMENT_URL or the tag `monitoring` of its user, and that of permissions, which needs the tag
-    `administrator`.
+    Embedded: the files. Producers: whether those in the store, and no others, have queues of their own. Checks that
+    could not be made are listed: those of a server that does not answer, those that need INGEST_MANAGEMENT_URL or the
+    tag `monitoring` of its user, and that of permissions, which needs the tag `administrator`.
 
     Exit code: 0 without errors (with --strict: without warnings), otherwise 1. Secrets are never shown.
     """

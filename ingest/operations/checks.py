@@ -1,6 +1,8 @@
 """The checks of `ingest doctor`: can the service keep its guarantees with this set-up?"""
 
 import os
+from collections.abc import Collection
+from collections.abc import Set as AbstractSet
 from importlib import metadata
 from typing import Final
 
@@ -8,8 +10,10 @@ from packaging.requirements import Requirement
 
 from ingest import settings
 from ingest.backends import broker_backend, store_backend
-from ingest.domain.errors import ConfigurationError
+from ingest.domain.errors import ConfigurationError, IngestError
 from ingest.domain.findings import Finding, error, not_checked, ok, warning
+from ingest.domain.overview import counted
+from ingest.domain.topology import own_queues
 from ingest.settings import Settings
 
 _DISTRIBUTION: Final = "asg-ingest"
@@ -18,7 +22,8 @@ _LIBRARIES: Final = ("aerospike", "aio-pika", "aiormq")
 
 async def all_findings(current: Settings) -> list[Finding]:
     """Check everything that these settings allow, and return the findings. Nothing that is stored changes."""
-    return [*_settings(current), *_libraries(), *await _broker(current), *await _store(current)]
+    findings = [*_settings(current), *_libraries(), *await _broker(current), *await _store(current)]
+    return [*findings, *await _producers(current)]
 
 
 def settings_error(problem: ConfigurationError) -> Finding:
@@ -61,3 +66,44 @@ async def _store(current: Settings) -> list[Finding]:
         return await store_backend(current).findings()
     except ConfigurationError as problem:
         return [error("store", str(problem), "correct INGEST_STORE_URL")]
+
+
+async def _producers(current: Settings) -> list[Finding]:
+    """Compare the producers in the store with their queues. Nothing if one of both cannot be read: others report it."""
+    try:
+        queues = await broker_backend(current).own_queues()
+        if queues is None:
+            return []
+        store = await store_backend(current).open()
+        try:
+            producers = await store.producers()
+        finally:
+            await store.close()
+    except IngestError:
+        return []
+    return producer_findings(producers.keys(), queues)
+
+
+def producer_findings(producers: AbstractSet[str], queues: Collection[str]) -> list[Finding]:
+    """Return the findings about producers in the store and the names of queues of single producers on the broker."""
+    expected = {cust_id: {queue.name for queue in own_queues(cust_id)} for cust_id in producers}
+    findings = [
+        error(
+            "producers",
+            f"the queues of {cust_id} are missing: what it submits waits behind that of others, or is lost",
+            f"run `ingest producer add {cust_id}`",
+        )
+        for cust_id, names in sorted(expected.items())
+        if not names <= set(queues)
+    ]
+    if unknown := sorted(set(queues) - {name for names in expected.values() for name in names}):
+        findings.append(
+            error(
+                "producers",
+                f"no worker consumes {', '.join(unknown)}: the store does not have the producer",
+                "run `ingest producer add CUST`, and then, if it should not have them, `ingest producer remove CUST`",
+            )
+        )
+    if producers and not findings:
+        findings.append(ok("producers", f"{counted(len(producers), 'producer')} with queues of their own"))
+    return findings

@@ -35,15 +35,26 @@ async def batch(harness: BenchHarness) -> list[Row]:
 
 
 async def backlog(harness: BenchHarness) -> list[Row]:
-    """CPU per message with growing backlogs and ledgers; 40,000 messages per row."""
+    """CPU per message with growing backlogs, numbers of queues and ledgers; 40,000 messages per row."""
     rows = [await _small_backlog(harness, size) for size in (1_000, 10_000)]
     rows += [await consume(harness, f"backlog {size:,}", WORK, size, until=40_000) for size in (100_000, 1_000_000)]
+    rows += [await _own_queues(harness, producers) for producers in (1, 4, 16)]
     before = 0
     for keys in (0, 1_000_000, 5_000_000):
         await harness.fill_ledger(before, keys)
         before = keys
         rows.append(await consume(harness, f"ledger +{keys:,} keys", WORK, 40_000))
     return rows
+
+
+async def _own_queues(harness: BenchHarness, producers: int) -> Row:
+    """The same backlog, in the queues of so many producers. The worker consumes two of each, and seven others."""
+    url = await harness.fresh()
+    names = [f"p{number}" for number in range(producers)]
+    for name in names:
+        await harness.add_producer(name)
+    await preload(url, BACKLOG, customers=names)
+    return await fill(harness, f"{producers} producers with queues of their own", WORK, BACKLOG * 9 // 10)
 
 
 async def _small_backlog(harness: BenchHarness, size: int) -> Row:

@@ -12,8 +12,6 @@ import aio_pika
 import httpx
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
-from ingest.broker.rabbitmq.management import Management
-from ingest.broker.rabbitmq.provisioning import apply_topology, bind_own_queues, declare_own_queues
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Message
@@ -129,14 +127,9 @@ async def _prepare(harness: BenchHarness) -> None:
 
     The producer of the backlog has queues of its own.
     """
-    url = await harness.fresh()
-    management = Management(harness.rabbitmq.management_url.replace("//", "//guest:guest@"), url.rpartition("/")[2])
-    broker = RabbitBroker(url)
-    await apply_topology(broker, management)
-    await declare_own_queues(broker, management, "c")
-    await bind_own_queues(broker, "c")
+    await harness.fresh()
+    await harness.add_producer("c")
     store = await AerospikeStore.open(harness.aerospike.url)
-    await store.save_producer("c", 1.0)
     for customer in QUIET:
         hashed = hash_api_key(customer)
         await store.save_customer(Customer(cust_id=customer))

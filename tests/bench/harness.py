@@ -16,6 +16,8 @@ from typing import Any
 import aio_pika
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.provisioning import apply_topology, bind_own_queues, declare_own_queues
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
 from ingest.domain.ledger import Entry, accepted
 from ingest.domain.messages import Message
@@ -68,6 +70,19 @@ class BenchHarness:
         await store.close()
         await broker.close()
         return url
+
+    async def add_producer(self, cust_id: str) -> None:
+        """Give a customer queues of its own as a direct producer. It needs no quota."""
+        management_url = self.rabbitmq.management_url.replace("//", "//guest:guest@")
+        management = Management(management_url, self._url.rpartition("/")[2])
+        broker = RabbitBroker(self._url)
+        await apply_topology(broker, management)
+        await declare_own_queues(broker, management, cust_id)
+        await bind_own_queues(broker, cust_id)
+        store = await AerospikeStore.open(self.aerospike.url)
+        await store.save_customer(Customer(cust_id=cust_id))
+        await store.save_producer(cust_id, 1.0)
+        await store.close()
 
     async def fill_ledger(self, start: int, stop: int) -> None:
         """Add accepted entries with the numbers from `start` to `stop`; they differ only in their ids."""
@@ -125,7 +140,9 @@ class Process:
             self._process.kill()
 
 
-async def preload(url: str, count: int, batch: int = 0, tag: str = "", padding: int = 0) -> None:
+async def preload(
+    url: str, count: int, batch: int = 0, tag: str = "", padding: int = 0, customers: Sequence[str] = ("c",)
+) -> None:
     """Publish direct submissions: `count` single tasks, or `count` batches of `batch` tasks each.
 
     Args:
@@ -134,6 +151,7 @@ async def preload(url: str, count: int, batch: int = 0, tag: str = "", padding: 
         batch: the number of tasks in each batch; 0 for single tasks.
         tag: makes the idempotency keys differ from those of another call.
         padding: the number of bytes that are added to each task.
+        customers: who submit, in turn.
     """
     broker = RabbitBroker(url, confirm_timeout=60)
     publisher = await broker.publisher()
@@ -145,7 +163,10 @@ async def preload(url: str, count: int, batch: int = 0, tag: str = "", padding: 
         numbers = range(start, min(start + chunk, count))
         messages = [
             Message(
-                exchange="asg.submissions", routing_key=f"{kind}.submitted.c", body=body, message_id=f"{url}{tag}{i}"
+                exchange="asg.submissions",
+                routing_key=f"{kind}.submitted.{customers[i % len(customers)]}",
+                body=body,
+                message_id=f"{url}{tag}{i}",
             )
             for i in numbers
         ]

@@ -11,7 +11,8 @@ from typing import Final
 
 import httpx
 
-from tests.bench.harness import BenchHarness
+from ingest.domain.topology import CONSENSUS_TASKS
+from tests.bench.harness import BenchHarness, Depth
 from tests.bench.measure import Meter, Row
 from tests.servers.process import free_ports, wait_until
 
@@ -27,6 +28,7 @@ async def shim(harness: BenchHarness) -> list[Row]:
         await post(harness, "ingest serve", SERVE, "fresh"),
         await post(harness, "ingest serve, replays", SERVE, "replay"),
         await post(harness, "ingest serve, tasks of batches", SERVE, "batch", connections=8),
+        await to_event(harness, "ingest serve and ingest work, POST to event"),
     ]
 
 
@@ -43,6 +45,21 @@ async def post(harness: BenchHarness, name: str, command: tuple[str, ...], mode:
         assert not result["failed"], f"{name}: {result['failed']} requests failed"
         items = result["requests"] * (_BATCH_SIZE if mode == "batch" else 1)
         return meter.row(name, items, result["seconds"], p50=result["p50"], p99=result["p99"])
+
+
+async def to_event(harness: BenchHarness, name: str) -> Row:
+    """Measure one shim and one worker together, from requests with a new key each to their events."""
+    url = await harness.fresh()
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
+    with harness.running(*SERVE, "--port", str(port)) as shim, harness.running("-m", "ingest", "work") as worker:
+        await asyncio.to_thread(wait_until, partial(httpx.get, address), name, 30)
+        async with Depth(url, CONSENSUS_TASKS) as depth:
+            warm_up = await wrk(address, "fresh", 2, 64)
+            meter = Meter(harness, shim, worker)
+            result = await wrk(address, "fresh", 5, 64)
+            await depth.until(int(warm_up["requests"] + result["requests"]), worker)
+        return meter.row(name, result["requests"], result["seconds"], p50=result["p50"], p99=result["p99"])
 
 
 async def wrk(url: str, mode: str, seconds: float, connections: int) -> dict[str, float]:

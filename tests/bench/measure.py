@@ -34,11 +34,12 @@ class Row(msgspec.Struct):
 
 
 class Meter:
-    """Measures from its creation until `row` is called."""
+    """Measures processes together from its creation until `row` is called. The memory is that of the first."""
 
-    def __init__(self, harness: BenchHarness, process: Process) -> None:
+    def __init__(self, harness: BenchHarness, process: Process, *others: Process) -> None:
         self._harness = harness
         self._process = process
+        self._others = others
         self._start = time.perf_counter()
         self._used = self._cpu()
 
@@ -50,7 +51,8 @@ class Meter:
 
     def _cpu(self) -> tuple[float, ...]:
         servers = (self._harness.rabbitmq.pid, self._harness.aerospike.pid)
-        return (self._process.cpu(), *[usage.cpu(pid) if pid else 0.0 for pid in servers])
+        own = sum(process.cpu() for process in (self._process, *self._others))
+        return (own, *[usage.cpu(pid) if pid else 0.0 for pid in servers])
 
 
 async def consume(
