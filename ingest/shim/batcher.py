@@ -1,4 +1,4 @@
-"""Forms micro-batches from what waits. There is no timer: under light traffic an item runs alone, at once.
+"""Forms micro-batches from what waits. No timer delays an item: under light traffic it runs alone, at once.
 
 Items wait in a `FairQueue`, so a customer with many connections delays only itself.
 """
@@ -27,6 +27,8 @@ class MicroBatcher(Generic[T, R]):
         deadline: how long a caller waits for its result, in seconds.
         min_batch: while one micro-batch runs, another one starts once this many items wait. Large ones cost less per
             item.
+        patience: seconds after which a running micro-batch keeps fewer items from starting no longer: something that it
+            needs is slow, and they may not need that.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class MicroBatcher(Generic[T, R]):
         max_queue: int,
         deadline: float,
         min_batch: int = 1,
+        patience: float = 0.05,
         customer_of: Callable[[T], str] = lambda _: "",
     ) -> None:
         self._run = run
@@ -45,7 +48,11 @@ class MicroBatcher(Generic[T, R]):
         self._max_concurrency = max_concurrency
         self._customer_of = customer_of
         self._min_batch = min_batch
+        self._patience = patience
         self._running = 0
+        self._started = 0.0
+        """When the latest micro-batch started."""
+        self._timer: asyncio.TimerHandle | None = None
         self._deadline = _Deadline(deadline)
         self._waiting: FairQueue[tuple[T, asyncio.Future[R]]] = FairQueue(max_queue)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -65,6 +72,8 @@ class MicroBatcher(Generic[T, R]):
         self._deadline.watch(future)
         if not self._running or (self._running < self._max_concurrency and len(self._waiting) >= self._min_batch):
             self._start()
+        elif self._timer is None and self._running < self._max_concurrency:
+            self._timer = future.get_loop().call_at(self._started + self._patience, self._start_if_overdue)
         try:
             return await future
         finally:
@@ -85,9 +94,23 @@ class MicroBatcher(Generic[T, R]):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _start_if_overdue(self) -> None:
+        """Start another micro-batch if items wait and the latest one takes long."""
+        self._timer = None
+        if not self._waiting or self._running >= self._max_concurrency:
+            return
+        loop = asyncio.get_running_loop()
+        due = self._started + self._patience
+        if due <= loop.time():
+            self._start()
+        else:
+            self._timer = loop.call_at(due, self._start_if_overdue)
+
     async def _work(self) -> None:
+        now = asyncio.get_running_loop().time
         try:
             while self._waiting:
+                self._started = now()
                 batch = self._waiting.take(self._max_batch)
                 try:
                     results = await self._run([item for item, _ in batch])

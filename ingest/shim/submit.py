@@ -72,7 +72,7 @@ class Submitter:
                 run,
                 max_batch=512,
                 max_concurrency=4,
-                min_batch=16,
+                min_batch=64,
                 max_queue=20_000,
                 deadline=deadline,
                 customer_of=_customer_of,

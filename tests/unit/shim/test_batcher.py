@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ingest.fair_queue import QueueFull
 from ingest.shim.batcher import MicroBatcher
+from tests.support.virtual_time_loop import in_virtual_time
 
 
 async def test_micro_batch_logs_without_context_of_its_first_request() -> None:
@@ -66,6 +67,33 @@ async def test_second_micro_batch_starts_once_min_batch_items_wait() -> None:
     await run_other_tasks()
     assert gate.batches == [[0], [1, 2, 3]]
     gate.open.set()
+    assert await asyncio.gather(*results) == [0, 1, 2, 3]
+
+
+@in_virtual_time
+async def test_micro_batch_that_takes_long_keeps_no_others_waiting() -> None:
+    """Its submissions may need something that is slow, for example one node of the store."""
+    slow = asyncio.Event()
+    started: list[tuple[float, list[int]]] = []
+    now = asyncio.get_running_loop().time
+
+    async def run(items: list[int]) -> list[int]:
+        started.append((round(now() - begin, 3), items))
+        await (slow.wait() if 0 in items else asyncio.sleep(0.01))
+        return items
+
+    batcher = MicroBatcher(run, max_batch=10, max_concurrency=2, max_queue=100, deadline=5, min_batch=50, patience=0.05)
+    begin = now()
+    results = [asyncio.ensure_future(batcher.submit(0))]
+    await asyncio.sleep(0.02)
+    results += [asyncio.ensure_future(batcher.submit(number)) for number in (1, 2)]
+    await asyncio.sleep(0.2)
+    assert [result.done() for result in results] == [False, True, True]
+    results.append(asyncio.ensure_future(batcher.submit(3)))
+    await asyncio.sleep(0.02)
+    assert results[-1].done()
+    assert started == [(0.0, [0]), (0.05, [1, 2]), (0.22, [3])]
+    slow.set()
     assert await asyncio.gather(*results) == [0, 1, 2, 3]
 
 
