@@ -7,7 +7,7 @@ Only `ingest.broker.bundles` knows of them. Everything else sees each submission
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 
@@ -34,7 +34,7 @@ class _Packed(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 class _Bundle(msgspec.Struct, frozen=True, gc=False):
-    submissions: list[_Packed]
+    submissions: Annotated[list[_Packed], msgspec.Meta(min_length=1)]
 
 
 _encode = msgspec.json.Encoder().encode
@@ -68,7 +68,7 @@ def unpack(bundle: Delivery) -> list[Delivery]:
         packed = _decode(bundle.body).submissions
     except (ValueError, RecursionError) as error:
         raise InvalidSubmission(Reason.MALFORMED, f"body is not a bundle of submissions: {error}") from None
-    share = bundle.properties_size // max(1, len(packed))
+    share = bundle.properties_size // len(packed)
     return [
         Delivery(
             body=bytes(one.body),  # a copy: it must not keep the others in memory

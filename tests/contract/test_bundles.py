@@ -156,9 +156,10 @@ async def test_bundles_of_others_are_delivered_as_they_are(open_broker: Open) ->
     assert delivery.type == bundles.TYPE
 
 
-async def test_bundle_that_cannot_be_read_is_delivered_as_it_is(open_broker: Open) -> None:
+@pytest.mark.parametrize("body", [b'{"submissions":[{}]}', b'{"submissions":[]}', b"[", b"\xff"])
+async def test_bundle_that_cannot_be_read_is_delivered_as_it_is(open_broker: Open, body: bytes) -> None:
     _, broker = await open_broker()
-    broken = task(0, type=bundles.TYPE, body=b'{"submissions":[{}]}', may_be_bundled=False)
+    broken = task(0, type=bundles.TYPE, body=body, may_be_bundled=False)
     await publish(broker, [broken, task(1)])
     received = await take(await broker.consumer(QUEUE, 10), 2)
     assert [delivery.type for delivery in received] == [bundles.TYPE, admitted.TYPE]
