@@ -4,6 +4,7 @@ import asyncio
 import time
 from pathlib import Path
 
+from ingest.domain.topology import is_admitted_queue
 from tests.chaos import points
 from tests.chaos.cluster import off_loop
 from tests.chaos.faults import fault, require
@@ -73,11 +74,15 @@ async def shim_term(world: World) -> str:
 @fault("rolling-upgrade", earlier_version=True)
 async def rolling_upgrade(world: World) -> str:
     """Restart each process (SIGTERM) with the other version, one after the other; first it is this version"""
-    processes = (*world.workers, *world.shims)
-    old = processes[0].source
+    old = world.workers[0].source
     new = next(checkout for checkout in world.checkouts if checkout != old)
+    # The earlier version's workers need not understand what this version's shims publish.
+    is_upgrade = new == world.checkouts[-1]
+    processes = (*world.workers, *world.shims) if is_upgrade else (*world.shims, *world.workers)
     side_by_side = 0
     for process in processes:
+        if not is_upgrade and process is world.workers[0]:
+            await off_loop(wait_until, lambda: not _admitted(world), "empty queues of the shims")
         # The fault before this one may have killed it.
         await off_loop(wait_until, lambda process=process: process.is_up, process.name)
         process.source = new
@@ -89,8 +94,13 @@ async def rolling_upgrade(world: World) -> str:
             side_by_side += await world.successes_during(6)
     running = {Path(f"/proc/{process.pid}/cwd").readlink() for process in processes}
     require(running == {new} and side_by_side, f"running {running}, {side_by_side} attempts succeeded side by side")
-    names = ("this one", "the earlier one") if new == world.checkouts[-1] else ("the earlier one", "this one")
+    names = ("this one", "the earlier one") if is_upgrade else ("the earlier one", "this one")
     return f"{len(processes)} processes changed to {names[0]}; {side_by_side} attempts succeeded beside {names[1]}"
+
+
+def _admitted(world: World) -> int:
+    """Return how many messages are in the queues of the shims."""
+    return sum(depth for queue, depth in world.cluster.depths().items() if is_admitted_queue(queue))
 
 
 def _requests_during(world: World, index: int, start: float, end: float) -> tuple[int, list[tuple[Submission, int]]]:

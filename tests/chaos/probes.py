@@ -100,6 +100,11 @@ class _Probe:
 
 
 class _StoreProbe(_Probe):
+    async def read(self, ids: Sequence[str]) -> Sequence[Entry | Undecided | None]:
+        self._probes.kill_if_poisoned(ids)
+        entries: Sequence[Entry | Undecided | None] = await self._inner.read(ids)
+        return entries
+
     async def claim(self, entries: Sequence[Entry]) -> list[Entry | Undecided]:
         self._probes.kill_if_poisoned([entry.origin for entry in entries])
         stored: list[Entry | Undecided] = await self._inner.claim(entries)

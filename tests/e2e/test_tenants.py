@@ -261,8 +261,10 @@ async def test_forged_bodies_of_a_direct_producer_are_dead_lettered(
     admitted = {"submission": submission, "created_at": 1, "retention": 60}
     await attacker.publish(admitted, type="ingest.admitted.v1", message_id=task_id)
     await attacker.publish(admitted, type="ingest.admitted.v1", message_id=task_id, user_id=OTHER)
-    await watch.until(5, 10)
-    assert dict(watch.dead) == {"invalid": 3, "forged_admission": 2}
+    packed = {"routing_key": f"http.0.task.submitted.{CUSTOMER}", "message_id": task_id, "body": admitted}
+    await attacker.publish({"submissions": [packed]}, type="ingest.bundle.v1", message_id=task_id)
+    await watch.until(6, 10)
+    assert dict(watch.dead) == {"invalid": 3, "forged_admission": 3}
     assert not watch.tasks
 
 

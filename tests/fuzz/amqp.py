@@ -155,7 +155,7 @@ def _properties(rng: random.Random, key: bytes) -> dict[int, bytes]:
         10: (0.05, lambda: _short(choice(_SHORTS))),  # correlation_id
         7: (0.98, lambda: _short(choice((*[key] * 90, *_SHORTS)))),  # message_id
         6: (0.05, lambda: struct.pack(">Q", choice((0, 2**63, 2**64 - 1)))),  # timestamp
-        5: (0.05, lambda: _short(choice((b"ingest.admitted.v1", b"\xff", b"x" * 255)))),  # type
+        5: (0.05, lambda: _short(choice((b"ingest.admitted.v1", b"ingest.bundle.v1", b"\xff", b"x" * 255)))),  # type
         4: (0.3, lambda: _short(CUSTOMER.encode())),  # user_id
     }
     return {bit: make() for bit, (probability, make) in makers.items() if rng.random() < probability}
