@@ -2,8 +2,13 @@
 
 from typing import Final
 
+from ingest.broker.bundles.broker import BundlingBroker
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.domain.admitted import Admitted, to_message
+from ingest.domain.submissions import batch_submission, task_submission
+from ingest.domain.topology import BULK_QUEUES, DEFAULT, route_to
 from tests.bench import http
-from tests.bench.harness import BenchHarness, Depth, preload
+from tests.bench.harness import TASK, BenchHarness, Depth, preload
 from tests.bench.measure import Meter, Row, consume, fill
 
 WORK: Final = ("-m", "ingest", "work")
@@ -79,7 +84,28 @@ async def memory(harness: BenchHarness) -> list[Row]:
         await consume(harness, "1,000-task batches", WORK, 200, 1000),
         await consume(harness, "1,000-task batches of 8 MiB", WORK, 30, 1000, padding=8_000),
         await consume(harness, "1,000,000 singles", WORK, 1_000_000),
+        await _every_queue(harness),
     ]
+
+
+async def _every_queue(harness: BenchHarness) -> Row:
+    """Every queue is full, also those of one producer: bundles, and batches of about 8 MiB."""
+    url = await harness.fresh()
+    await harness.add_producer("p")
+    bundling = BundlingBroker(RabbitBroker(url, confirm_timeout=60), frozenset({"guest"}))
+    publisher = await bundling.publisher()
+    large = TASK | {"label_spec": TASK["label_spec"] | {"note": "x" * 7_500}}
+    for queue in DEFAULT.admitted_queues:
+        is_bulk = queue in BULK_QUEUES
+        for _ in range(20):
+            submissions = [batch_submission({"tasks": [large] * 1000}, "c", None)] if is_bulk else []
+            submissions += [task_submission(TASK, "c", None) for _ in range(0 if is_bulk else 2_000)]
+            messages = [to_message(Admitted(one, 1, 86_400), route=route_to(queue)) for one in submissions]
+            assert set(await publisher.publish(messages)) == {"confirmed"}
+    await bundling.close()
+    await preload(url, 40_000, customers=["c", "p"])
+    await preload(url, 40, 1000, padding=7_500, customers=["c", "p"])
+    return await fill(harness, "every queue full", WORK, 200_000)
 
 
 async def scale(harness: BenchHarness) -> list[Row]:
