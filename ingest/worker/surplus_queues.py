@@ -79,12 +79,13 @@ class SurplusQueues:
                 _log.warning("surplus_queue_consumed", queue=queue, messages=messages)
 
     async def _waiting(self) -> dict[str, int]:
-        """Return the queues that exist, with the number of messages. Their numbers have no gaps."""
-        waiting = {}
-        for names in self._layout.surplus:
-            for name in names:
-                messages = (await self._broker.waiting([name]))[name]
-                if messages is None:
-                    break
-                waiting[name] = messages
+        """Return the queues that exist, with the number of messages. The numbers of each class have no gaps."""
+        waiting: dict[str, int] = {}
+        classes = [names for names in self._layout.surplus if names]
+        position = 0
+        while classes:
+            found = await self._broker.waiting([names[position] for names in classes])
+            waiting |= {name: messages for name, messages in found.items() if messages is not None}
+            position += 1
+            classes = [names for names in classes if position < len(names) and names[position - 1] in waiting]
         return waiting

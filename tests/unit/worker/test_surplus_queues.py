@@ -30,10 +30,10 @@ class Broker:
 
 
 class Harness(LoopHarness):
-    def __init__(self) -> None:
+    def __init__(self, layout: Layout = Layout(2, 1)) -> None:  # noqa: B008 - it cannot change
         super().__init__()
         self.broker = Broker()
-        self.queues = SurplusQueues(self.broker, self.loop, Layout(2, 1), 10, self.stopping)  # type: ignore[arg-type]
+        self.queues = SurplusQueues(self.broker, self.loop, layout, 10, self.stopping)  # type: ignore[arg-type]
 
     async def during(self, steps: Callable[[], Awaitable[None]]) -> None:
         async def use() -> None:
@@ -87,6 +87,15 @@ async def test_queue_that_is_deleted_is_left() -> None:
         assert harness.consumed == [SECOND]
 
     await harness.during(steps)
+
+
+@in_virtual_time
+async def test_all_queues_of_both_classes_are_found_up_to_the_largest_number() -> None:
+    for layout in (Layout(2, 1), Layout(MAX_QUEUES, 15), Layout(MAX_QUEUES, MAX_QUEUES)):
+        harness = Harness(layout)
+        harness.broker.messages = {name: 1 for names in layout.surplus for name in names}
+        await harness.during(lambda: asyncio.sleep(1))
+        assert sorted(harness.broker.consumers) == sorted(harness.broker.messages)
 
 
 @in_virtual_time
