@@ -169,7 +169,7 @@ class RabbitMQBackend:
     async def open_dead_letters(self, *, change: bool) -> AsyncIterator[DeadLetterAccess]:
         broker = self.new_broker("ingest dlq")
         rabbit = RabbitDeadLetters(broker, self.management)
-        queue = UnbundledDeadLetters(rabbit, self.trusted_users, broker.publisher)
+        queue = UnbundledDeadLetters(rabbit, self.trusted_users, broker.publisher if change else None)
         try:
             yield DeadLetterAccess(queue, broker.publisher, self.trusted_users, lambda: rabbit.other_consumers > 0)
         finally:
@@ -235,7 +235,7 @@ class EmbeddedBackend:
             embedded, publisher = broker.dead_letters(), broker.publisher
         else:
             embedded, publisher = await EmbeddedDeadLetters.read_only(self._path), _no_publisher
-        queue = UnbundledDeadLetters(embedded, self.trusted_users, publisher)
+        queue = UnbundledDeadLetters(embedded, self.trusted_users, publisher if change else None)
         try:
             yield DeadLetterAccess(queue, publisher, self.trusted_users)
         finally:

@@ -4,6 +4,7 @@ Workers take bundles apart before they reject anything. So a bundle is dead-lett
 because of a policy, or could not be taken apart before the delivery limit.
 """
 
+import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import IO
@@ -12,7 +13,7 @@ import msgspec
 import structlog
 
 from ingest.domain import bundles, dead_letters
-from ingest.domain.errors import BrokerUnavailable, InvalidSubmission
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError, InvalidSubmission
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.ports import DeadLetterQueue, Publisher
 
@@ -26,7 +27,6 @@ class _Bundle(msgspec.Struct, eq=False):
     offset: int
     size: int
     remaining: set[int]
-    submissions: int
 
 
 class _Token(msgspec.Struct, frozen=True, eq=False):
@@ -43,19 +43,23 @@ class UnbundledDeadLetters:
     Args:
         queue: the dead letters.
         trusted_users: the service's own users. Bundles of others are shown as they are.
-        publisher: returns a publisher, which `close` needs only for bundles of which it removes a part.
+        publisher: returns a publisher, which `close` needs for bundles of which a part was removed; None if nothing is.
+            Then bundles that are browsed are kept in a temporary file.
     """
 
     def __init__(
-        self, queue: DeadLetterQueue, trusted_users: frozenset[str], publisher: Callable[[], Awaitable[Publisher]]
+        self,
+        queue: DeadLetterQueue,
+        trusted_users: frozenset[str],
+        publisher: Callable[[], Awaitable[Publisher]] | None,
     ) -> None:
         self._queue = queue
         self._trusted = trusted_users
         self._publisher = publisher
         self._changed: dict[_Bundle, None] = {}
         """Bundles of which a part was removed."""
-        # There may be too many for the memory.
-        self._bodies: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+        self._bodies: IO[bytes] | None = None
+        """There may be too many for the memory."""
 
     async def count(self) -> int:
         return await self._queue.count()
@@ -86,7 +90,8 @@ class UnbundledDeadLetters:
         except BrokerUnavailable as error:
             _log.warning("dead_bundles_kept", error=str(error))
         finally:
-            self._bodies.close()
+            if self._bodies is not None:
+                self._bodies.close()
             await self._queue.close()
 
     def _unpacked(self, delivery: Delivery) -> list[Delivery]:
@@ -98,15 +103,32 @@ class UnbundledDeadLetters:
             return [delivery]
         count = len(submissions)
         without_body = msgspec.structs.replace(delivery, body=b"")
-        bundle = _Bundle(without_body, self._bodies.seek(0, 2), len(delivery.body), set(range(count)), count)
-        self._bodies.write(delivery.body)
+        bundle = _Bundle(without_body, self._keep(delivery.body), len(delivery.body), set(range(count)))
         return [
             msgspec.structs.replace(submission, token=_Token(bundle, index))
             for index, submission in enumerate(submissions)
         ]
 
+    def _keep(self, body: bytes) -> int:
+        """Keep the body of a bundle for `_put_back`; return its offset. Raises ConfigurationError."""
+        if self._publisher is None:
+            return 0
+        try:
+            if self._bodies is None:
+                self._bodies = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it
+            offset = self._bodies.seek(0, os.SEEK_END)
+            self._bodies.write(body)
+            self._bodies.flush()
+        except OSError as error:
+            raise ConfigurationError(
+                f"there is no room for the bundles in ingest.dead: {error}. Set TMPDIR to a directory with more"
+            ) from error
+        return offset
+
     async def _put_back(self, partly_removed: Sequence[_Bundle]) -> None:
         """Publish what remains of bundles, then remove these. Raises BrokerUnavailable."""
+        if self._publisher is None or self._bodies is None:
+            raise BrokerUnavailable("the dead letters were opened only to read")
         publisher = await self._publisher()
         for bundle in partly_removed:
             self._bodies.seek(bundle.offset)

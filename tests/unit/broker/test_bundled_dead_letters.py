@@ -1,12 +1,15 @@
 """Bundles in `ingest.dead`: each of their submissions is a dead letter of its own."""
 
+import tempfile
 from typing import Any
 
+import pytest
 from structlog.testing import capture_logs
 
 from ingest.broker.bundles.dead_letters import UnbundledDeadLetters
 from ingest.domain import admitted, bundles
 from ingest.domain.dead_letters import DeadLetter, Origin, read, resubmission
+from ingest.domain.errors import ConfigurationError
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Publisher
 from ingest.domain.topology import DEAD, SUBMISSIONS
@@ -119,6 +122,19 @@ async def test_if_the_rest_cannot_be_put_back_all_of_the_bundle_stays() -> None:
         await queue.close()
     assert [letter.id for letter in await harness.letters()] == ["tsk_0", "tsk_1", "tsk_2", "tsk_3"]
     assert [log["event"] for log in logs] == ["dead_bundles_kept"]
+
+
+async def test_bundles_need_room_only_to_change_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container, there may be no room for temporary files."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    harness = Harness()
+    reading = UnbundledDeadLetters(harness.queue, SERVICE, None)
+    assert len(await take(reading)) == 4
+    await reading.close()
+    changing = harness.open()
+    with pytest.raises(ConfigurationError, match="Set TMPDIR to a directory with more"):
+        await take(changing)
+    await changing.close()
 
 
 async def test_bundle_of_another_user_stays_one_message() -> None:
