@@ -103,6 +103,10 @@ class DeliveryLoop:
         if self._stopping.is_set():
             self._group.create_task(self._stop_consumers())
 
+    def held(self, queue: str) -> int:
+        """Return how many deliveries of a queue are not finished."""
+        return self._consumers[queue].held
+
     async def remove(self, queue: str) -> None:
         """Take no more deliveries from a queue, finish those that were delivered, and close its consumer.
 

@@ -67,15 +67,21 @@ class SurplusQueues:
             _log.debug("surplus_queues_not_read", error=str(error))  # the outage itself is logged elsewhere
             return
         for queue in [*self._empty]:
-            self._empty[queue] = 0 if waiting.get(queue) else self._empty[queue] + 1
+            # What is held must not be returned, which would count as a failed delivery.
+            in_use = waiting.get(queue) or self._loop.held(queue)
+            self._empty[queue] = 0 if in_use else self._empty[queue] + 1
             if queue not in waiting or self._empty[queue] >= _PATIENCE:
                 del self._empty[queue]
                 await self._loop.remove(queue)
                 _log.info("surplus_queue_left", queue=queue)
         for queue, messages in waiting.items():
             if messages and queue not in self._empty and not self._stopping.is_set():
+                consumer = await self._broker.consumer(queue, self._prefetch)
+                if self._stopping.is_set():
+                    await consumer.close()
+                    return
                 self._empty[queue] = 0
-                self._loop.add(queue, await self._broker.consumer(queue, self._prefetch))
+                self._loop.add(queue, consumer)
                 _log.warning("surplus_queue_consumed", queue=queue, messages=messages)
 
     async def _waiting(self) -> dict[str, int]:

@@ -122,7 +122,7 @@ class RabbitBroker:
                 raise ConfigurationError(
                     f"RabbitMQ user {self.user} may not use queue {name}, so it is not the service's user"
                 ) from error
-            except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
+            except (aiormq.exceptions.AMQPError, OSError, RuntimeError, TimeoutError) as error:
                 raise BrokerUnavailable(f"{self} does not report its queues: {cause_of(error)}") from error
             transport = cast("aiormq.Connection", connection.transport and connection.transport.connection)
             version = version_of(transport.server_properties)

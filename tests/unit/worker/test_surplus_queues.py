@@ -75,6 +75,25 @@ async def test_queue_with_messages_is_consumed_until_it_has_been_empty_for_a_whi
 
 
 @in_virtual_time
+async def test_queue_is_not_left_while_its_deliveries_are_held() -> None:
+    """In an outage, or while their events are refused, a return would count as a failed delivery."""
+    harness = Harness()
+
+    async def steps() -> None:
+        harness.broker.messages = {SECOND: 5}
+        await asyncio.sleep(1)
+        harness.broker.consumers[SECOND].finished = False
+        harness.broker.messages = {SECOND: 0}
+        await asyncio.sleep(20 * INTERVAL)
+        assert harness.consumed == [SECOND]
+        harness.broker.consumers[SECOND].finished = True
+        await asyncio.sleep(4 * INTERVAL)
+        assert harness.consumed == []
+
+    await harness.during(steps)
+
+
+@in_virtual_time
 async def test_queue_that_is_deleted_is_left() -> None:
     harness = Harness()
 
