@@ -16,6 +16,7 @@ _ADDRESS: Final = re.compile(
 )
 
 
+_NUMBERED: Final = re.compile(r"\A(http|heavy)\.[0-9]+\.")
 DEFAULT_ROUTE: Final = "http.0"
 """The route of what the shim admits, if no router chooses another."""
 
@@ -42,6 +43,11 @@ def bundle_routing_key(route: str) -> str:
 def route_of(routing_key: str) -> str:
     """Return the route in the routing key of an admitted submission."""
     return ".".join(routing_key.split(".", 2)[:2])
+
+
+def with_lasting_route(routing_key: str) -> str:
+    """Return a routing key with the first queue of its traffic class, because others may have been removed."""
+    return _NUMBERED.sub(r"\1.0.", routing_key)
 
 
 def is_batch(routing_key: str) -> bool:

@@ -50,12 +50,12 @@ class HeavyCustomers:
         self._heavy: set[str] = set()
         meter.set(metrics.HEAVY_CUSTOMERS, 0)
 
-    def add(self, cust_id: str, tasks: float) -> bool:
-        """Count tasks of a customer, divided by its weight; return whether it is heavy now."""
+    def add(self, cust_id: str, tasks: int, weight: float = 1.0) -> bool:
+        """Count tasks of a customer, its own divided by its weight; return whether it is heavy now."""
         now = self._clock()
         if now >= self._started + WINDOW:
             self._turn(now)
-        self._current[cust_id] += tasks
+        self._current[cust_id] += tasks / weight
         self._total += tasks
         if len(self._current) > _MAX_CUSTOMERS:
             self._forget_the_smallest()

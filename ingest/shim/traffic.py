@@ -37,7 +37,7 @@ class TrafficRouter:
             cust_id, tasks = decision.entry.cust_id, decision.request.submission.tasks
             size = sum([memoryview(task.body).nbytes for task in tasks])
             weight = decision.request.customer.weight
-            is_heavy = self._heavy_customers.add(cust_id, (len(tasks) + size // BYTES_PER_TASK) / weight)
+            is_heavy = self._heavy_customers.add(cust_id, len(tasks) + size // BYTES_PER_TASK, weight)
             if size > BULK:
                 routes.append(_HEAVY_BULK if is_heavy else _ORDINARY_BULK)
             elif is_heavy:

@@ -111,3 +111,8 @@ def test_change_is_logged_once_with_the_share(harness: Harness) -> None:
     with capture_logs() as logs:
         harness.add("c", 1000, 10)
     assert [(log["event"], log["cust_id"], log["tasks"]) for log in logs] == [("customer_heavy", "c", 3000)]
+
+
+def test_weight_of_one_customer_does_not_hide_that_another_is_heavy(harness: Harness) -> None:
+    harness.heavy.add("throttled", 1000, weight=0.01)
+    assert harness.add("c", 1, FLOOR + 1) is True
