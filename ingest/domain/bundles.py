@@ -6,7 +6,8 @@ tasks of one micro-batch travel together, and share one confirm. A bundle is JSO
 Only `ingest.broker.bundles` knows of them. Everything else sees each submission as a message of its own.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -58,11 +59,20 @@ def pack(messages: Sequence[Message]) -> Message:
     )
 
 
-def unpack(bundle: Delivery) -> list[Delivery]:
-    """Return the submissions of a bundle, as if each had been delivered by itself. They all have the bundle's token.
+def is_bundle(delivery: Delivery, trusted_users: AbstractSet[str]) -> bool:
+    """Return whether a delivery is a bundle that one of the service's own users has sent."""
+    return delivery.type == TYPE and delivery.user_id in trusted_users
 
-    Check first that the service itself has sent it. Raises InvalidSubmission (MALFORMED), for example for another
-    version.
+
+def unpack(bundle: Delivery, token_of: Callable[[int], Any] | None = None) -> list[Delivery]:
+    """Return the submissions of a bundle, as if each had been delivered by itself. Check `is_bundle` first.
+
+    Args:
+        bundle: the delivery.
+        token_of: returns the token of the submission with this index; by default, all have the bundle's.
+
+    Raises:
+        InvalidSubmission: MALFORMED, for example for another version.
     """
     try:
         packed = _decode(bundle.body).submissions
@@ -81,10 +91,10 @@ def unpack(bundle: Delivery) -> list[Delivery]:
             headers=bundle.headers | one.headers if bundle.headers else one.headers,
             redelivered=bundle.redelivered,
             deliveries=bundle.deliveries,
-            token=bundle.token,
+            token=bundle.token if token_of is None else token_of(index),
             timestamp=one.timestamp,
             deaths_checked=bundle.deaths_checked,
             properties_size=share,
         )
-        for one in packed
+        for index, one in enumerate(packed)
     ]

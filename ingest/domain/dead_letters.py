@@ -62,6 +62,10 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     body: bytes
 
 
+_PROPERTIES: Final = Origin.__struct_fields__[:-1]
+"""All fields of an `Origin`, besides the body."""
+
+
 class Trimmed(msgspec.Struct, frozen=True):
     """What is known about a body that was removed to save disk (`ingest.domain.trimming`). `at` is RFC 3339."""
 
@@ -99,15 +103,7 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
         error: why it is rejected.
         now: the time, RFC 3339.
     """
-    submission: dict[str, Any] = {
-        "queue": delivery.queue,
-        "routing_key": delivery.routing_key,
-        "message_id": delivery.message_id,
-        "content_type": delivery.content_type,
-        "type": delivery.type,
-        "user_id": delivery.user_id,
-        "timestamp": delivery.timestamp,
-    }
+    submission = properties_of(delivery)
     detail = {"reason": error.reason, "error": error.message, "errors": error.errors, "submission": submission}
     headers = {REASON_HEADER: str(error.reason), TIME_HEADER: now}
     if len(delivery.body) <= MAX_ENVELOPED:
@@ -135,8 +131,7 @@ def rewritten(dead: DeadLetter) -> Message:
     """
     if dead.origin is None:
         raise ValueError(f"{dead.id} contains no submission")
-    submission = msgspec.structs.asdict(dead.origin)
-    submission |= body_fields(submission.pop("body"))
+    submission = properties_of(dead.origin) | body_fields(dead.origin.body)
     headers: dict[str, Any] = {REASON_HEADER: dead.reason}
     if dead.died_at is not None:
         headers[TIME_HEADER] = rfc3339(int(dead.died_at * 1000))
@@ -152,6 +147,11 @@ def rewritten(dead: DeadLetter) -> Message:
         headers=headers,
         timestamp=None if dead.died_at is None else int(dead.died_at),
     )
+
+
+def properties_of(submission: Origin | Delivery) -> dict[str, Any]:
+    """Return what an envelope says about a submission, besides its body."""
+    return {name: getattr(submission, name) for name in _PROPERTIES}
 
 
 def digest(delivery: Delivery) -> str:
@@ -272,7 +272,7 @@ def _read_envelope(delivery: Delivery) -> DeadLetter:
         trimmed = msgspec.convert(detail["trimmed"], Trimmed) if "trimmed" in detail else None
         origin = Origin(
             body=b"" if trimmed is not None else _body(submission) if envelope is None else delivery.body,
-            **{name: submission.get(name) for name in Origin.__struct_fields__[:-1]},
+            **{name: submission.get(name) for name in _PROPERTIES},
         )
         address = addresses.parse(origin.routing_key)
         return DeadLetter(

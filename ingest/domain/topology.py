@@ -33,6 +33,8 @@ DELIVERY_LIMIT = 20
 counts, also when a connection breaks. 20 is low enough to remove a submission that crashes workers, and enough for an
 outage.
 """
+SUSPECT = 2
+"""Returns that make a delivery a suspect. A single return can happen to any delivery."""
 NO_LIMIT = 2**31 - 1
 """A delivery limit that is never reached.
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from ingest.domain import topology
-from ingest.domain.dead_letters import REASON_HEADER, TIME_HEADER, DeadLetter, Trimmed
+from ingest.domain.dead_letters import REASON_HEADER, TIME_HEADER, DeadLetter, Trimmed, properties_of
 from ingest.domain.events import rfc3339
 from ingest.domain.messages import Delivery, Message
 
@@ -79,14 +79,12 @@ def _facts(dead: DeadLetter) -> dict[str, Any]:
     """Return what stays of a dead letter; the same for it and for itself trimmed."""
     if dead.origin is None:
         raise ValueError(f"{dead.id} contains no submission")
-    submission = msgspec.structs.asdict(dead.origin)
-    del submission["body"]
     return {
         "id": dead.id,
         "reason": _shortened(dead.reason, _MAX_REASON),
         "error": _shortened(dead.error, _MAX_ERROR),
         "errors": [],
-        "submission": submission,
+        "submission": properties_of(dead.origin),
     }
 
 

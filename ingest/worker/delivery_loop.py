@@ -8,7 +8,7 @@ import structlog
 
 from ingest.domain.errors import ParserFailed
 from ingest.domain.messages import Delivery
-from ingest.domain.ports import Consumer
+from ingest.domain.ports import Broker, Consumer
 from ingest.waiting import Backoff, wait_for_event
 from ingest.worker.apart import WaitingApart
 from ingest.worker.breaker import PAUSES, CircuitBreaker, Stopping
@@ -102,6 +102,15 @@ class DeliveryLoop:
         self._group.create_task(self._receive(queue, consumer))
         if self._stopping.is_set():
             self._group.create_task(self._stop_consumers())
+
+    async def consume(self, broker: Broker, queue: str, prefetch: int) -> bool:
+        """Consume a further queue, as `add`; return False if the worker stops before the consumer is open."""
+        consumer = await broker.consumer(queue, prefetch)
+        if self._stopping.is_set():
+            await consumer.close()
+            return False
+        self.add(queue, consumer)
+        return True
 
     def held(self, queue: str) -> int:
         """Return how many deliveries of a queue are not finished."""

@@ -65,11 +65,8 @@ class OwnQueues:
         self._loop.weights = _by_queue(weights)
         for cust_id in sorted(weights.keys() - self._consumed.keys()):
             for queue, prefetch in zip(own_queues(cust_id), self._prefetch, strict=True):
-                consumer = await self._broker.consumer(queue.name, prefetch)
-                if self._stopping.is_set():
-                    await consumer.close()
+                if not await self._loop.consume(self._broker, queue.name, prefetch):
                     return
-                self._loop.add(queue.name, consumer)
             _log.info("own_queues_consumed", cust_id=cust_id)
         for cust_id in sorted(self._consumed.keys() - weights.keys()):
             await asyncio.gather(*[self._loop.remove(queue.name) for queue in own_queues(cust_id)])

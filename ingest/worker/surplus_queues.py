@@ -76,12 +76,9 @@ class SurplusQueues:
                 _log.info("surplus_queue_left", queue=queue)
         for queue, messages in waiting.items():
             if messages and queue not in self._empty and not self._stopping.is_set():
-                consumer = await self._broker.consumer(queue, self._prefetch)
-                if self._stopping.is_set():
-                    await consumer.close()
+                if not await self._loop.consume(self._broker, queue, self._prefetch):
                     return
                 self._empty[queue] = 0
-                self._loop.add(queue, consumer)
                 _log.warning("surplus_queue_consumed", queue=queue, messages=messages)
 
     async def _waiting(self) -> dict[str, int]:

@@ -153,7 +153,7 @@ async def test_bundle_that_is_returned_twice_is_taken_apart(open_broker: Open) -
 async def test_bundles_of_others_are_delivered_as_they_are(open_broker: Open) -> None:
     plain, broker = await open_broker()
     await publish(broker, [task(0), task(1)])
-    stranger = BundlingBroker(plain, frozenset({"somebody"}))
+    stranger = BundlingBroker(plain, frozenset({"another"}))
     (delivery,) = await take(await stranger.consumer(QUEUE, 10), 1)
     assert delivery.type == bundles.TYPE
 

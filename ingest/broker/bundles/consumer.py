@@ -8,6 +8,7 @@ are dropped as any copy is.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -19,10 +20,9 @@ from ingest.domain.dead_letters import submit_again
 from ingest.domain.errors import InvalidSubmission
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.ports import Consumer, Publisher
+from ingest.domain.topology import SUSPECT
 from ingest.waiting import Backoff, TimeSlices
 
-_SUSPECT: Final = 2
-"""Returns after which a bundle is taken apart: one can happen to any delivery, as in `rabbitmq.quarantine`."""
 _PAUSES: Final = (0.2, 30.0)
 """First and longest pause before submissions are published again that the broker has not confirmed, in seconds."""
 
@@ -34,10 +34,10 @@ class _Bundle:
 
     __slots__ = ("apart", "delivery", "remaining")
 
-    def __init__(self, delivery: Delivery, submissions: int) -> None:
+    def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         """Without its body, which its submissions have copied."""
-        self.remaining = set(range(submissions))
+        self.remaining: set[int] = set()
         self.apart: set[int] = set()
 
 
@@ -143,7 +143,7 @@ class UnbundlingConsumer(ConsumerDecorator):
         deliveries: list[Delivery] = []
         slices = TimeSlices()
         for delivery in received:
-            if delivery.type != bundles.TYPE or delivery.user_id not in self._trusted:
+            if not bundles.is_bundle(delivery, self._trusted):
                 deliveries.append(delivery)
                 continue
             await slices.between()
@@ -152,7 +152,7 @@ class UnbundlingConsumer(ConsumerDecorator):
             except InvalidSubmission:
                 deliveries.append(delivery)  # it is rejected as a whole
                 continue
-            if delivery.deliveries >= _SUSPECT:
+            if delivery.deliveries >= SUSPECT:
                 _log.warning("bundle_taken_apart", queue=delivery.queue, submissions=len(submissions))
                 self._separate(submissions)
             else:
@@ -161,14 +161,12 @@ class UnbundlingConsumer(ConsumerDecorator):
 
     def _opened(self, delivery: Delivery) -> list[Delivery]:
         """Return the submissions of a bundle. Raises InvalidSubmission."""
-        unpacked = bundles.unpack(delivery)
-        bundle = _Bundle(msgspec.structs.replace(delivery, body=b""), len(unpacked))
+        bundle = _Bundle(msgspec.structs.replace(delivery, body=b""))
+        submissions = bundles.unpack(delivery, partial(_Token, bundle))
+        bundle.remaining.update(range(len(submissions)))
         self._open[bundle] = None
-        self._hidden += len(unpacked) - 1
-        return [
-            msgspec.structs.replace(submission, token=_Token(bundle, index))
-            for index, submission in enumerate(unpacked)
-        ]
+        self._hidden += len(submissions) - 1
+        return submissions
 
     def _forget_lost(self) -> None:
         """Forget bundles of a lost connection, which are the oldest: the broker delivers them again."""

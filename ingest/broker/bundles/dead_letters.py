@@ -7,6 +7,7 @@ because of a policy, or could not be taken apart before the delivery limit.
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import IO
 
 import msgspec
@@ -24,9 +25,9 @@ class _Bundle(msgspec.Struct, eq=False):
     """A dead bundle. `delivery` is without its body, which begins at `offset` of the file."""
 
     delivery: Delivery
-    offset: int
     size: int
-    remaining: set[int]
+    offset: int = 0
+    remaining: set[int] = msgspec.field(default_factory=set)
 
 
 class _Token(msgspec.Struct, frozen=True, eq=False):
@@ -95,19 +96,16 @@ class UnbundledDeadLetters:
             await self._queue.close()
 
     def _unpacked(self, delivery: Delivery) -> list[Delivery]:
-        if delivery.type != bundles.TYPE or delivery.user_id not in self._trusted:
+        if not bundles.is_bundle(delivery, self._trusted):
             return [delivery]
+        bundle = _Bundle(msgspec.structs.replace(delivery, body=b""), len(delivery.body))
         try:
-            submissions = bundles.unpack(delivery)
+            submissions = bundles.unpack(delivery, partial(_Token, bundle))
         except InvalidSubmission:
             return [delivery]
-        count = len(submissions)
-        without_body = msgspec.structs.replace(delivery, body=b"")
-        bundle = _Bundle(without_body, self._keep(delivery.body), len(delivery.body), set(range(count)))
-        return [
-            msgspec.structs.replace(submission, token=_Token(bundle, index))
-            for index, submission in enumerate(submissions)
-        ]
+        bundle.remaining.update(range(len(submissions)))
+        bundle.offset = self._keep(delivery.body)
+        return submissions
 
     def _keep(self, body: bytes) -> int:
         """Keep the body of a bundle for `_put_back`; return its offset. Raises ConfigurationError."""

@@ -24,10 +24,9 @@ import structlog
 
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
+from ingest.domain.topology import SUSPECT
 from ingest.waiting import wait_for_event
 
-SUSPECT: Final = 2
-"""Returns that make a delivery a suspect. A single return can happen to any delivery."""
 QUIET: Final = 0.3
 """Seconds without a delivery after which everything that was returned together has probably arrived."""
 PATIENCE: Final = 3.0

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.broker.rabbitmq.consume_channel import DeliveryToken
-from ingest.broker.rabbitmq.quarantine import PATIENCE, QUIET, SUSPECT, PoisonQuarantine
+from ingest.broker.rabbitmq.quarantine import PATIENCE, QUIET, PoisonQuarantine
 from ingest.domain.messages import Delivery
-from ingest.domain.topology import DELIVERY_LIMIT
+from ingest.domain.topology import DELIVERY_LIMIT, SUSPECT
 from tests.support.deliveries import delivery
 from tests.support.eventually import eventually
 from tests.support.virtual_time_loop import in_virtual_time

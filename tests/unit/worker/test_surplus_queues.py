@@ -18,6 +18,8 @@ class Broker:
     def __init__(self) -> None:
         self.messages: dict[str, int] | None = {}
         self.consumers: dict[str, HeldConsumer] = {}
+        self.opened: Callable[[], None] = lambda: None
+        """Called when a consumer is opened."""
 
     async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
         if self.messages is None:
@@ -26,6 +28,7 @@ class Broker:
 
     async def consumer(self, queue: str, prefetch: int) -> HeldConsumer:
         self.consumers[queue] = HeldConsumer(queue)
+        self.opened()
         return self.consumers[queue]
 
 
@@ -115,6 +118,20 @@ async def test_all_queues_of_both_classes_are_found_up_to_the_largest_number() -
         harness.broker.messages = {name: 1 for names in layout.surplus for name in names}
         await harness.during(lambda: asyncio.sleep(1))
         assert sorted(harness.broker.consumers) == sorted(harness.broker.messages)
+
+
+@in_virtual_time
+async def test_worker_that_stops_while_a_consumer_is_opened_closes_it() -> None:
+    harness = Harness()
+    harness.broker.messages = {SECOND: 5}
+    harness.broker.opened = harness.stopping.set
+
+    async def steps() -> None:
+        await harness.stopping.wait()
+
+    await harness.during(steps)
+    assert list(harness.broker.consumers) == [SECOND]
+    assert harness.consumed == []
 
 
 @in_virtual_time
