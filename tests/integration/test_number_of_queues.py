@@ -13,13 +13,14 @@ from ingest.broker.rabbitmq.management import Management
 from ingest.broker.rabbitmq.provisioning import apply_topology, remove_surplus, surplus_queues
 from ingest.domain.admitted import Admitted, to_message
 from ingest.domain.customers import Customer
-from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.messages import PublishOutcome
 from ingest.domain.submissions import task_submission
 from ingest.domain.topology import CONSENSUS_TASKS, DEFAULT, Layout, route_to
 from ingest.store.sqlite import SqliteStore
 from ingest.worker import Worker
 from tests.servers import RabbitServer
+from tests.support.eventually import eventually
 from tests.support.tasks import TASK
 
 LARGER = Layout(http=4, heavy=2)
@@ -52,6 +53,11 @@ class Harness:
             ids.add(submission.id)
         return ids
 
+    async def keep_submitting(self) -> None:
+        while True:
+            await self.submit(LARGER)
+            await asyncio.sleep(0.2)
+
     async def accepted(self, count: int) -> set[str]:
         consumer = await self.broker(DEFAULT).consumer(CONSENSUS_TASKS, 100)
         ids: set[str] = set()
@@ -66,6 +72,13 @@ class Harness:
     async def close(self) -> None:
         for broker in self._brokers:
             await broker.close()
+
+
+def arrives_in_surplus_queues(management: Management) -> bool:
+    """Whether the statistics show that messages arrive there."""
+    queues = {queue["name"]: queue for queue in management.get(f"queues/{management.vhost}")}
+    statistics = [queues[name].get("message_stats", {}) for name in SURPLUS]
+    return any(each.get("publish_details", {}).get("rate") for each in statistics)
 
 
 @pytest.fixture
@@ -111,6 +124,24 @@ async def test_queue_with_messages_is_not_removed_without_a_worker(harness: Harn
     with pytest.raises(BrokerUnavailable, match="3 messages left in the surplus queues: see that workers run"):
         await remove_surplus(broker, management, await surplus_queues(broker), seconds=1)
     assert [queue.name for queue in await surplus_queues(broker)] == SURPLUS
+    assert len(await harness.submit(LARGER)) == 6  # they are bound again
+
+
+async def test_queue_that_a_shim_still_uses_is_not_removed(harness: Harness) -> None:
+    broker, management = harness.broker(DEFAULT), harness.management(DEFAULT)
+    queues = await surplus_queues(broker)
+    submitting = asyncio.create_task(harness.keep_submitting())
+    await eventually(lambda: arrives_in_surplus_queues(management), 60)
+    with pytest.raises(ConfigurationError, match=r"messages arrive in .*: restart all shims with the smaller number"):
+        await remove_surplus(broker, management, queues)
+    submitting.cancel()
+    assert await harness.submit(LARGER)  # they are still bound
+
+
+async def test_deletion_counts_the_messages_that_it_deletes(harness: Harness) -> None:
+    await harness.submit(LARGER)
+    broker = harness.broker(DEFAULT)
+    assert await broker.delete(await surplus_queues(broker)) == 3
 
 
 async def test_shim_with_the_larger_number_is_refused_and_loses_nothing(harness: Harness) -> None:

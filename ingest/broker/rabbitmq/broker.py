@@ -156,14 +156,17 @@ class RabbitBroker:
 
         await self._change(unbind)
 
-    async def delete(self, queues: Sequence[topology.Queue]) -> None:
-        """Delete queues with what they contain. Raises as `declare`."""
+    async def delete(self, queues: Sequence[topology.Queue]) -> int:
+        """Delete queues with what they contain; return how many messages that were. Raises as `declare`."""
+        deleted = 0
 
         async def delete(channel: aio_pika.abc.AbstractChannel) -> None:
+            nonlocal deleted
             for queue in queues:
-                await channel.queue_delete(queue.name)
+                deleted += (await channel.queue_delete(queue.name)).message_count or 0
 
         await self._change(delete)
+        return deleted
 
     async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
         try:

@@ -1,14 +1,15 @@
 """Changes of the topology that need both AMQP and the management API. Each can be interrupted and repeated."""
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.management import Management, unmet
 from ingest.domain import topology
-from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError, IngestError
 from ingest.domain.overview import counted
 
 _SHARED: Final = [queue for queue in topology.DEFAULT.not_separated if queue not in topology.QUEUES]
@@ -57,14 +58,21 @@ async def surplus_queues(broker: RabbitBroker) -> list[topology.Queue]:
 async def remove_surplus(
     broker: RabbitBroker, management: Management, queues: Sequence[topology.Queue], seconds: float = DRAIN_TIMEOUT
 ) -> None:
-    """Drain and delete queues that no shim uses any more. Of a shim that does, some requests are answered 503.
+    """Drain and delete queues that no shim uses any more. If that fails, they are bound again.
 
     Raises:
-        BrokerUnavailable: they are not empty after so many seconds, or workers still consume them. Also as
-            `apply_topology`.
+        ConfigurationError: a shim still publishes to them.
+        BrokerUnavailable: they are not empty after so many seconds, or workers still consume them.
+        BrokerUnavailable, ConfigurationError: as `apply_topology`.
     """
-    await _drain(broker, management, queues, "the surplus queues", seconds)
-    await _delete(broker, queues, "the surplus queues", "publish nothing to them, then run this again")
+    await _wait_until_unused(management, queues)
+    try:
+        await _drain(broker, management, queues, "the surplus queues", seconds)
+        await _delete(broker, queues, "the surplus queues", "restart the shims, then run this again")
+    except BaseException:  # also Ctrl-C: a shim with the larger number needs the bindings
+        with contextlib.suppress(IngestError):
+            await broker.bind(await _existing(broker, queues))
+        raise
 
 
 async def declare_own_queues(broker: RabbitBroker, management: Management, cust_id: str) -> None:
@@ -108,7 +116,10 @@ async def delete_own_queues(broker: RabbitBroker, cust_id: str) -> None:
 
 async def existing_own_queues(broker: RabbitBroker, cust_id: str) -> list[topology.Queue]:
     """Return those of the producer's queues that exist. Raises as `apply_topology`."""
-    queues = topology.own_queues(cust_id)
+    return await _existing(broker, topology.own_queues(cust_id))
+
+
+async def _existing(broker: RabbitBroker, queues: Sequence[topology.Queue]) -> list[topology.Queue]:
     depths = (await broker.inspect([queue.name for queue in queues])).queues
     return [queue for queue in queues if depths[queue.name] is not None]
 
@@ -131,6 +142,27 @@ def _obstacle(management: Management, cust_id: str) -> str | None:
     if any(unmet(queue.name, in_force.of(queue.name)) for queue in topology.own_queues(cust_id)):
         return "the policy of queues of single producers is not in force"
     return None
+
+
+async def _wait_until_unused(management: Management, queues: Sequence[topology.Queue]) -> None:
+    """Wait until the statistics show no more messages that arrived before. Raises ConfigurationError if more arrive."""
+    give_up = time.monotonic() + _STALE
+    while used := await asyncio.to_thread(_used, management, queues):
+        if time.monotonic() >= give_up:
+            raise ConfigurationError(
+                f"messages arrive in {', '.join(used)}: restart all shims with the smaller number, then run this again"
+            )
+        await asyncio.sleep(_POLL)
+
+
+def _used(management: Management, queues: Sequence[topology.Queue]) -> list[str]:
+    """Return the names of queues in which messages arrive, according to the latest statistics."""
+    return [queue["name"] for queue in _statistics(management, queues) if _rate_in(queue) > 0]
+
+
+def _rate_in(statistics: Mapping[str, Any]) -> float:
+    rate: float = statistics.get("message_stats", {}).get("publish_details", {}).get("rate", 0.0)
+    return rate
 
 
 async def _drain(
@@ -164,13 +196,19 @@ async def _delete(broker: RabbitBroker, queues: Sequence[topology.Queue], what: 
         await asyncio.sleep(_POLL)
     if waiting := sum(ready for ready, _ in filter(None, depths)):
         raise BrokerUnavailable(f"{counted(waiting, 'message')} left in {what}: {do}")
-    await broker.delete(queues)
+    # RabbitMQ cannot delete a quorum queue only if it is empty.
+    if lost := await broker.delete(queues):
+        raise ConfigurationError(f"lost {counted(lost, 'message')}, which arrived while {what} were deleted: {do}")
 
 
 def _messages(management: Management, drained: Sequence[topology.Queue], what: str) -> int:
     """Return how many messages the queues have, with those that are delivered and not acknowledged."""
-    names = {queue.name for queue in drained}
-    queues = [queue for queue in management.get(f"queues/{management.vhost}") if queue["name"] in names]
+    queues = _statistics(management, drained)
     if any("messages" not in queue for queue in queues):
         raise BrokerUnavailable(f"the management API has no statistics of {what}: try again later")
     return sum(int(queue["messages"]) for queue in queues)
+
+
+def _statistics(management: Management, queues: Sequence[topology.Queue]) -> list[dict[str, Any]]:
+    names = {queue.name for queue in queues}
+    return [queue for queue in management.get(f"queues/{management.vhost}") if queue["name"] in names]
