@@ -115,8 +115,6 @@ def customer_set(
         before = await existing_customer(store, cust)
         changed = _changed(before, quota, retention, strict, disabled, rate, weight)
         await store.save_customer(changed)
-        if weight is not None and cust in await store.producers():
-            await store.save_producer(cust, changed.weight)
         return changed
 
     show(with_store(change), json)

@@ -37,7 +37,7 @@ def producer_add(cust: Cust) -> None:
         customer = await existing_customer(store, cust)
         # In this order, so that nothing waits in a queue that no worker consumes if the command is interrupted.
         await declare_own_queues(broker, management, cust)
-        await store.save_producer(cust, customer.weight)
+        await store.add_producer(cust)
         await bind_own_queues(broker, cust)
         return customer.weight
 

@@ -109,11 +109,11 @@ class Registry(Protocol):
     async def save_customer(self, customer: Customer) -> None: ...
 
     async def producers(self) -> dict[str, float]:
-        """Return the direct producers that have queues of their own, by cust_id, with the weight of each queue."""
+        """Return the direct producers that have queues of their own, by cust_id, with the weight of the customer."""
         ...
 
-    async def save_producer(self, cust_id: str, weight: float) -> None:
-        """Add such a producer, or change its weight."""
+    async def add_producer(self, cust_id: str) -> None:
+        """Add such a producer. It may exist."""
         ...
 
     async def remove_producer(self, cust_id: str) -> None:

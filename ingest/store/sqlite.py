@@ -152,12 +152,13 @@ class SqliteStore:
         await self._file.change(lambda db: db.execute(sql, row))
 
     async def producers(self) -> dict[str, float]:
-        sql = "SELECT cust_id, weight FROM producer ORDER BY cust_id"
-        return dict(await self._file.read(lambda db: db.execute(sql).fetchall()))
+        sql = "SELECT cust_id, customer FROM producer LEFT JOIN customer USING (cust_id) ORDER BY cust_id"
+        rows = await self._file.read(lambda db: db.execute(sql).fetchall())
+        return {cust_id: _weight(cust_id, text) for cust_id, text in rows}
 
-    async def save_producer(self, cust_id: str, weight: float) -> None:
-        sql = "INSERT OR REPLACE INTO producer VALUES (?, ?)"
-        await self._file.change(lambda db: db.execute(sql, (cust_id, weight)))
+    async def add_producer(self, cust_id: str) -> None:
+        sql = "INSERT OR IGNORE INTO producer VALUES (?, 1.0)"  # older versions take the weight from here
+        await self._file.change(lambda db: db.execute(sql, (cust_id,)))
 
     async def remove_producer(self, cust_id: str) -> None:
         await self._file.change(lambda db: db.execute("DELETE FROM producer WHERE cust_id = ?", (cust_id,)))
@@ -203,6 +204,14 @@ def _customer(cust_id: str, record: str) -> Customer:
         return _decode_customer(record)
     except msgspec.DecodeError as error:
         raise StoreUnavailable(f"the record of customer {cust_id} cannot be read: {error}") from error
+
+
+def _weight(cust_id: str, record: str | None) -> float:
+    """Return the weight of a producer; 1 if its customer cannot be read, because then its submissions wait anyway."""
+    try:
+        return _customer(cust_id, record).weight if record else 1.0
+    except StoreUnavailable:
+        return 1.0
 
 
 def _stored(db: sqlite3.Connection, id_: str, now: int) -> Entry | None:

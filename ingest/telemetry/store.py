@@ -90,8 +90,8 @@ class MeteredStore:
     async def producers(self) -> dict[str, float]:
         return await self._timed("registry", self._store.producers())
 
-    async def save_producer(self, cust_id: str, weight: float) -> None:
-        await self._timed("registry", self._store.save_producer(cust_id, weight))
+    async def add_producer(self, cust_id: str) -> None:
+        await self._timed("registry", self._store.add_producer(cust_id))
 
     async def remove_producer(self, cust_id: str) -> None:
         await self._timed("registry", self._store.remove_producer(cust_id))

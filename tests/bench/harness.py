@@ -81,7 +81,7 @@ class BenchHarness:
         await bind_own_queues(broker, cust_id)
         store = await AerospikeStore.open(self.aerospike.url)
         await store.save_customer(Customer(cust_id=cust_id))
-        await store.save_producer(cust_id, 1.0)
+        await store.add_producer(cust_id)
         await store.close()
 
     async def fill_ledger(self, start: int, stop: int) -> None:

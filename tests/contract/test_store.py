@@ -390,13 +390,16 @@ async def test_customer_is_found_by_key_hash_until_the_key_is_revoked(store: Sto
     assert not await store.revoke_key("key_000000000000")
 
 
-async def test_producers_with_own_queues_are_saved_changed_and_removed(store: Store) -> None:
+async def test_producers_with_own_queues_are_added_and_removed(store: Store) -> None:
+    """Each has the weight of its customer, also if that changes later."""
     first, second = (f"p-{uuid.uuid4().hex[:8]}" for _ in range(2))
-    await store.save_producer(first, 1.0)
-    await store.save_producer(second, 2.5)
-    await store.save_producer(first, 0.5)
+    await store.save_customer(Customer(cust_id=second, weight=2.5))
+    for cust_id in (first, second, second):
+        await store.add_producer(cust_id)
     saved = await store.producers()
-    assert (saved[first], saved[second]) == (0.5, 2.5)
+    assert (saved[first], saved[second]) == (1.0, 2.5)
+    await store.save_customer(Customer(cust_id=second, weight=0.5))
+    assert (await store.producers())[second] == 0.5
     for _ in range(2):
         await store.remove_producer(first)
     assert {first, second} & (await store.producers()).keys() == {second}

@@ -136,3 +136,6 @@ async def test_damaged_record_of_a_customer_is_named_and_looks_like_an_unavailab
         with pytest.raises(StoreUnavailable, match="the record of customer damaged cannot be read: "):
             await read()
     assert await store.customer("whole") == Customer(cust_id="whole")
+    await store.add_producer("damaged")
+    assert (await store.producers())["damaged"] == 1.0
+    await store.remove_producer("damaged")

@@ -148,7 +148,7 @@ async def test_worker_consumes_own_queues_until_they_are_removed_and_nothing_is_
     )
     running = asyncio.create_task(worker.run())
     await producers.add_own_queues("acme")
-    await store.save_producer("acme", 1.0)
+    await store.add_producer("acme")
     ids = await producers.publish(*["acme"] * 20)
     assert sorted(await producers.accepted(20)) == sorted(ids)
     ids = await producers.publish(*["acme"] * 20)

@@ -122,7 +122,7 @@ class SimulatedStore:
     async def producers(self) -> dict[str, float]:
         return {WITH_QUEUES: 1.0}
 
-    async def save_producer(self, cust_id: str, weight: float) -> None:
+    async def add_producer(self, cust_id: str) -> None:
         raise NotImplementedError
 
     async def remove_producer(self, cust_id: str) -> None:

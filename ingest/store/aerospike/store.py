@@ -15,6 +15,7 @@ from aerospike_helpers.batch import records as batch
 from aerospike_helpers.operations import map_operations, operations
 
 from ingest.domain.customers import ApiKey, Customer, key_id_of
+from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Charge, Undecided
 from ingest.domain.rates import PermitClaim
 from ingest.store.aerospike import result_codes
@@ -103,10 +104,13 @@ class AerospikeStore(AerospikeLedger):
 
     async def producers(self) -> dict[str, float]:
         (record,) = await self._client.read([self._producers])
-        return dict(sorted(record[1]["weights"].items())) if record else {}
+        cust_ids = sorted(record[1]["weights"]) if record else []
+        customers = await self._client.read([(self._namespace, "customer", cust_id) for cust_id in cust_ids])
+        return {cust_id: _weight(record) for cust_id, record in zip(cust_ids, customers, strict=True)}
 
-    async def save_producer(self, cust_id: str, weight: float) -> None:
-        await self._change_producers(map_operations.map_put("weights", cust_id, weight))
+    async def add_producer(self, cust_id: str) -> None:
+        # Workers of older versions take the weight from here.
+        await self._change_producers(map_operations.map_put("weights", cust_id, 1.0))
 
     async def remove_producer(self, cust_id: str) -> None:
         await self._change_producers(map_operations.map_remove_by_key("weights", cust_id, aerospike.MAP_RETURN_NONE))
@@ -174,3 +178,11 @@ class AerospikeStore(AerospikeLedger):
     async def _scan(self, set_name: str) -> list[dict[str, Any]]:
         records = await self._client.call(lambda client: client.query(self._namespace, set_name).results())
         return [bins for _, _, bins in records]
+
+
+def _weight(record: tuple[int, dict[str, Any]] | None) -> float:
+    """Return the weight of a producer; 1 if its customer cannot be read, because then its submissions wait anyway."""
+    try:
+        return read_customer(record[1]).weight if record else 1.0
+    except StoreUnavailable:
+        return 1.0

@@ -185,4 +185,6 @@ async def test_damaged_record_of_a_customer_is_named_and_looks_like_an_unavailab
         with pytest.raises(StoreUnavailable, match="the record of customer c cannot be read: "):
             await read()
     assert await store.customer("d") == Customer(cust_id="d")
+    await store.add_producer("c")
+    assert await store.producers() == {"c": 1.0}
     await store.close()
