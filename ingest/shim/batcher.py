@@ -1,4 +1,4 @@
-"""Forms micro-batches from what waits. No timer delays an item: under light traffic it runs alone, at once.
+"""Forms micro-batches from what waits. Under light traffic, an item runs alone, at once.
 
 Items wait in a `FairQueue`, so a customer with many connections delays only itself.
 """
@@ -7,12 +7,17 @@ import asyncio
 import contextvars
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from ingest.fair_queue import FairQueue, QueueFull
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+
+_QUIET_TURNS: Final = 4
+"""Turns of the event loop without a new item after which no more are expected. A client that submits again when it has
+its answer needs some: one sends the answer, the next reads the request."""
 
 
 class MicroBatcher(Generic[T, R]):
@@ -25,8 +30,8 @@ class MicroBatcher(Generic[T, R]):
         max_queue: most items that wait.
         customer_of: returns the customer of an item.
         deadline: how long a caller waits for its result, in seconds.
-        min_batch: while one micro-batch runs, another one starts once this many items wait. Large ones cost less per
-            item.
+        min_batch: a micro-batch with fewer items starts only if none runs and no more items arrive at the moment. Large
+            ones cost less per item.
         patience: seconds after which a running micro-batch keeps fewer items from starting no longer: something that it
             needs is slow, and they may not need that.
     """
@@ -50,6 +55,8 @@ class MicroBatcher(Generic[T, R]):
         self._min_batch = min_batch
         self._patience = patience
         self._running = 0
+        self._collecting = False
+        """Whether a task is about to start a micro-batch."""
         self._started = 0.0
         """When the latest micro-batch started."""
         self._timer: asyncio.TimerHandle | None = None
@@ -70,10 +77,7 @@ class MicroBatcher(Generic[T, R]):
         if displaced is not None and not displaced[1].done():
             displaced[1].set_exception(QueueFull())
         self._deadline.watch(future)
-        if not self._running or (self._running < self._max_concurrency and len(self._waiting) >= self._min_batch):
-            self._start()
-        elif self._timer is None and self._running < self._max_concurrency:
-            self._timer = future.get_loop().call_at(self._started + self._patience, self._start_if_overdue)
+        self._start_if_due()
         try:
             return await future
         finally:
@@ -86,9 +90,18 @@ class MicroBatcher(Generic[T, R]):
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    def _start_if_due(self) -> None:
+        """Start a micro-batch if none runs, or enough items wait; otherwise, see that they do not wait for long."""
+        if self._collecting or not self._waiting or self._running >= self._max_concurrency:
+            return
+        if not self._running or len(self._waiting) >= self._min_batch:
+            self._start()
+        elif self._timer is None:
+            due = self._started + self._patience
+            self._timer = asyncio.get_running_loop().call_at(due, self._start_if_overdue)
+
     def _start(self) -> None:
-        self._running += 1
-        # The task starts after the loop has read everything that arrived with this item, so they travel together.
+        self._collecting = True
         # It has a context of its own: its log lines do not belong to the request that happened to arrive first.
         task = asyncio.get_running_loop().create_task(self._work(), context=self._context.copy())
         self._tasks.add(task)
@@ -97,36 +110,44 @@ class MicroBatcher(Generic[T, R]):
     def _start_if_overdue(self) -> None:
         """Start another micro-batch if items wait and the latest one takes long."""
         self._timer = None
-        if not self._waiting or self._running >= self._max_concurrency:
-            return
-        loop = asyncio.get_running_loop()
-        due = self._started + self._patience
-        if due <= loop.time():
+        if asyncio.get_running_loop().time() < self._started + self._patience:
+            self._start_if_due()
+        elif self._waiting and not self._collecting and self._running < self._max_concurrency:
             self._start()
-        else:
-            self._timer = loop.call_at(due, self._start_if_overdue)
 
     async def _work(self) -> None:
-        now = asyncio.get_running_loop().time
         try:
-            while self._waiting:
-                self._started = now()
-                batch = self._waiting.take(self._max_batch)
-                try:
-                    results = await self._run([item for item, _ in batch])
-                except BaseException as error:
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
-                    if not isinstance(error, Exception):
-                        raise
-                    del batch, future  # as in `submit`
-                    continue
-                for (_, future), result in zip(batch, results, strict=True):
-                    if not future.done():
-                        future.set_result(result)
+            await self._collect()
+        finally:
+            self._collecting = False
+        batch = self._waiting.take(self._max_batch)
+        self._running += 1
+        self._started = asyncio.get_running_loop().time()
+        self._start_if_due()  # for what the micro-batch has no room for
+        try:
+            results = await self._run([item for item, _ in batch])
+        except BaseException as error:
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+            del batch, future  # as in `submit`
+            if not isinstance(error, Exception):
+                raise
+        else:
+            for (_, future), result in zip(batch, results, strict=True):
+                if not future.done():
+                    future.set_result(result)
         finally:
             self._running -= 1
+        self._start_if_due()
+
+    async def _collect(self) -> None:
+        """Wait until enough items wait, or no more arrive at the moment."""
+        seen = 0
+        while seen < len(self._waiting) < self._min_batch:
+            seen = len(self._waiting)
+            for _ in range(_QUIET_TURNS):
+                await asyncio.sleep(0)
 
 
 class _Deadline:

@@ -54,7 +54,7 @@ async def run_other_tasks() -> None:
 
 
 async def test_second_micro_batch_starts_once_min_batch_items_wait() -> None:
-    """The first item runs alone, at once."""
+    """The first item runs alone, after a few turns of the event loop."""
     gate = Gate()
     batcher = MicroBatcher(gate.run, max_batch=10, max_concurrency=2, max_queue=100, deadline=5, min_batch=3)
     results = [asyncio.ensure_future(batcher.submit(0))]
@@ -68,6 +68,28 @@ async def test_second_micro_batch_starts_once_min_batch_items_wait() -> None:
     assert gate.batches == [[0], [1, 2, 3]]
     gate.open.set()
     assert await asyncio.gather(*results) == [0, 1, 2, 3]
+
+
+async def test_clients_that_submit_again_at_once_travel_together() -> None:
+    """Although one of them comes first, so that its next item could run alone between those of the others."""
+    sizes: list[int] = []
+
+    async def run(items: list[int]) -> list[int]:
+        sizes.append(len(items))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        return items
+
+    async def submit_again_and_again(client: int) -> None:
+        for _ in range(5):
+            await batcher.submit(client)
+            await asyncio.sleep(0)
+
+    batcher = MicroBatcher(run, max_batch=100, max_concurrency=4, max_queue=100, deadline=5, min_batch=50)
+    first = asyncio.ensure_future(submit_again_and_again(0))
+    await run_other_tasks()
+    await asyncio.gather(first, *[submit_again_and_again(client) for client in range(1, 11)])
+    assert sizes == [1, 11, 11, 11, 11, 10]
 
 
 @in_virtual_time

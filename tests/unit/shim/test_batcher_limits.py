@@ -151,11 +151,11 @@ async def test_largest_queue_gives_way_whichever_customer_came_first() -> None:
 
 @in_virtual_time
 async def test_no_more_micro_batches_run_at_once_than_allowed() -> None:
-    """Also after others have ended. With `min_batch`, the first of each round runs alone."""
+    """Also after others have ended."""
     runs = Runs(max_batch=2, max_concurrency=2, min_batch=2)
     for _ in range(3):
         tasks = await runs.submit(*range(9))
-        assert [items for _, items in runs.started] == [[0], [1, 2]]
+        assert [items for _, items in runs.started] == [[0, 1], [2, 3]]
         assert await results_of(tasks) == list(range(9))
         assert (runs.most, runs.batcher._running) == (2, 0)
         runs.started.clear()
