@@ -1,6 +1,6 @@
 """uvicorn's HTTP protocol with limits: the head of a request has a largest size, head and body have a time limit.
 
-It also sends each answer with one write. uvicorn writes head and body separately: two system calls and two packets.
+It also sends each answer with one write, and the answers of a micro-batch one after the other (`DeferringTransport`).
 """
 
 import asyncio
@@ -37,6 +37,8 @@ BODY_TOO_SLOW: Final = (
 )
 _OTHER_FILES: Final = 512
 """Open files of the process that are not its clients' connections, at most."""
+_MAX_HELD: Final = 64 * 1024
+"""Bytes that a transport holds before it writes them."""
 CHECK_INTERVAL: Final = 5.0
 """Seconds between two checks of the time limits. One timer per connection costs less than one per request."""
 
@@ -84,7 +86,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.transport = CoalescingTransport(transport)  # type: ignore[assignment]
+        self.transport = DeferringTransport(transport, self.loop)  # type: ignore[assignment]
         self._since = self.loop.time()
         self._timer = self.loop.call_later(CHECK_INTERVAL, self._check_timeouts)
         if len(self.connections) > self.most_connections():
@@ -151,10 +153,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override] # asyncio asks whether to keep the connection open
         """Keep it open for the answers to the requests that the client has sent completely."""
         return self._end_after_complete_requests()
-
-    def on_response_complete(self) -> None:
-        self.transport.flush()  # type: ignore[attr-defined] # no body follows after HEAD or with 304
-        super().on_response_complete()
 
     def _make_room(self) -> None:
         """Close the connections that have been silent longest, or this one if all others are being answered.
@@ -227,34 +225,40 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         return True
 
 
-class CoalescingTransport:
-    """A transport that holds the head of an answer until the body follows, and then writes both at once."""
+class DeferringTransport:
+    """A transport that holds what is written until the event loop has run everything that is ready now.
 
-    __slots__ = ("_head", "_transport", "is_closing")
+    So an answer is one packet. And the answers of a micro-batch are sent at once: a client on the same machine, such as
+    a proxy, wakes up once for all of them instead of once for each.
+    """
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    __slots__ = ("_held", "_loop", "_size", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport = transport
-        self._head = b""
+        self._loop = loop
+        self._held: list[bytes] = []
+        self._size = 0
         self.is_closing = transport.is_closing
 
     def write(self, data: bytes) -> None:
-        """Write data, after the head that waits."""
-        if self._head:
-            data, self._head = self._head + data, b""
-        elif data.endswith(b"\r\n\r\n") and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100"):
-            self._head = data
-            return
-        self._transport.write(data)
-
-    def flush(self) -> None:
-        """Write a head that no body follows."""
-        if self._head:
-            self.write(b"")
+        """Write data soon."""
+        if not self._held:
+            self._loop.call_soon(self._flush)
+        self._held.append(data)
+        self._size += len(data)
+        if self._size > _MAX_HELD:
+            self._flush()
 
     def close(self) -> None:
-        """Flush and close."""
-        self.flush()
+        """Write what is held, and close."""
+        self._flush()
         self._transport.close()
+
+    def _flush(self) -> None:
+        held, self._held, self._size = self._held, [], 0
+        if held and not self.is_closing():
+            self._transport.write(b"".join(held))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
