@@ -14,6 +14,7 @@ from yarl import URL
 
 from ingest.broker.rabbitmq.amqp.connection import CONNECT_ERRORS, CONNECT_TIMEOUT, Connection, connect_problem
 from ingest.broker.rabbitmq.consumer import RabbitConsumer
+from ingest.broker.rabbitmq.delivery_memory import DeliveryMemory
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.broker.rabbitmq.publisher_pool import PublisherPool
 from ingest.broker.rabbitmq.versions import parse, version_of
@@ -22,10 +23,8 @@ from ingest.domain.errors import BrokerUnavailable, ConfigurationError, cause_of
 from ingest.domain.ports import ConnectionState, Publisher
 from ingest.urls import BROKER_EXAMPLE, parse_multi_host_url, parse_options
 
-_MAX_BYTES: Final = 8 * 1024 * 1024
-"""Bytes of deliveries of one ingest queue that are in progress; the prefetch of usual submissions has 2 MB at most."""
-_MAX_DEAD_BYTES: Final = 16 * 1024 * 1024
-"""The same for ingest.dead, whose only consumer is a command."""
+_DEAD_LETTERS_LIMIT: Final = 16 * 1024 * 1024
+"""Bytes of small dead letters in progress, and of larger ones. The consumer of ingest.dead is a command."""
 
 
 class BrokerInfo(msgspec.Struct, frozen=True):
@@ -83,6 +82,7 @@ class RabbitBroker:
         self._name = name
         self._ssl_context = ssl_context
         self._channels: list[RabbitPublisher | RabbitConsumer] = []
+        self._memory = DeliveryMemory()
 
     @property
     def user(self) -> str:
@@ -190,11 +190,16 @@ class RabbitBroker:
             queue,
             prefetch,
             isolate=_is_ingest_queue(queue),
-            max_bytes=_max_bytes(queue),
+            memory=self._memory_for(queue),
         )
         self._channels.append(consumer)
         await consumer.start()
         return consumer
+
+    def _memory_for(self, queue: str) -> DeliveryMemory | None:
+        if queue == topology.INGEST_DEAD:
+            return DeliveryMemory(_DEAD_LETTERS_LIMIT)
+        return self._memory if _is_ingest_queue(queue) else None
 
     async def close(self) -> None:
         for channel in self._channels:
@@ -273,12 +278,6 @@ def _user(url: URL, certificate_user: str | None) -> str:
 def _is_ingest_queue(name: str) -> bool:
     shared = (topology.INGEST_TASKS, topology.INGEST_BATCHES)
     return name in shared or topology.is_admitted_queue(name) or name.startswith(topology.OWN_PREFIX)
-
-
-def _max_bytes(queue: str) -> int | None:
-    if queue == topology.INGEST_DEAD:
-        return _MAX_DEAD_BYTES
-    return _MAX_BYTES if _is_ingest_queue(queue) else None
 
 
 async def _declare(

@@ -1,10 +1,11 @@
 """One channel that consumes: its deliveries, and acknowledgements as one buffer.
 
-A prefetch limits messages, not bytes, and RabbitMQ has no other limit. So a channel stops reading from its connection
-while it holds too many bytes of deliveries. Acknowledgements are still written, and publishes have other connections.
+A channel stops reading from its connection while there is no memory for the delivery that arrives. Acknowledgements are
+still written, and publishes have other connections.
 """
 
 import asyncio
+import math
 from collections.abc import Callable, Iterable, KeysView, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -14,6 +15,7 @@ import structlog
 from ingest.broker.rabbitmq.amqp import codec
 from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection
 from ingest.broker.rabbitmq.amqp.frames import ContentAssembler
+from ingest.broker.rabbitmq.delivery_memory import DeliveryMemory, Reservation
 from ingest.broker.rabbitmq.versions import attempt_headers, attempts, checks_deaths
 from ingest.domain import dead_letters
 from ingest.domain.errors import BrokerUnavailable, cause_of
@@ -45,7 +47,7 @@ class ConsumeChannel:
         channel: aiormq's channel.
         queue: the queue to consume.
         deliver: called with each delivery.
-        max_bytes: as for `RabbitConsumer`.
+        memory: as for `RabbitConsumer`.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class ConsumeChannel:
         channel: aiormq.abc.AbstractChannel,
         queue: str,
         deliver: Callable[[Delivery], None],
-        max_bytes: int | None,
+        memory: DeliveryMemory,
     ) -> None:
         self._connection = connection
         self._channel = channel
@@ -62,10 +64,11 @@ class ConsumeChannel:
         self._deliver = deliver
         self._consumers = 0
         self._consumer_tags: list[str] = []
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._unacked: dict[int, int] = {}
-        """Delivery tag to the bytes that count towards the limit. It is ordered, because the tags only grow."""
+        self._memory = memory
+        self._arriving: Reservation | None = None
+        """The memory of the delivery whose body is arriving."""
+        self._unacked: dict[int, Reservation] = {}
+        """Delivery tag to the memory of the delivery. It is ordered, because the tags only grow."""
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel.closing.add_done_callback(self._closed)
         headers = [TRACEPARENT, TRACESTATE, *attempt_headers(connection.server_version)]
@@ -74,7 +77,6 @@ class ConsumeChannel:
         self._contents = ContentAssembler(self._delivered, headers)
         self._deaths_checked = checks_deaths(connection.server_version)
         self._properties_size = 0
-        self.header = self._measured_header if queue == INGEST_DEAD else self._contents.header
         self.body = self._contents.body
 
     @property
@@ -83,9 +85,9 @@ class ConsumeChannel:
         return self._unacked.keys()
 
     @property
-    def is_full(self) -> bool:
-        """Whether nothing is read, because too many bytes are held."""
-        return self._max_bytes is not None and self._bytes >= self._max_bytes
+    def waits_for_memory(self) -> bool:
+        """Whether nothing is read, because the deliveries in progress use all memory."""
+        return self._arriving is not None and self._arriving.is_waiting
 
     async def consume(self, prefetch: int, patience: float = CONNECT_TIMEOUT) -> None:
         """Add a consumer; wait `patience` seconds for each answer. Raises BrokerUnavailable."""
@@ -117,7 +119,7 @@ class ConsumeChannel:
 
     def ack(self, tags: list[int]) -> None:
         """Acknowledge in one buffer: one multiple ack up to the oldest gap, single acks for the rest."""
-        self._release(tags)
+        self._finished(tags)
         oldest = next(iter(self._unacked), None)
         number = self._channel.number
         prefix = max((tag for tag in tags if oldest is None or tag < oldest), default=None)
@@ -127,21 +129,20 @@ class ConsumeChannel:
         self._write(frames)
 
     def set_apart(self, tags: list[int]) -> None:
-        """Do not count these deliveries towards the limit of bytes any more."""
+        """Do not count these deliveries towards the memory any more."""
         for tag in tags:
             if tag in self._unacked:
-                self._bytes -= self._unacked[tag]
-                self._unacked[tag] = 0
-        self._limit_reading()
+                self._unacked[tag].release()
 
     def discard(self) -> None:
         """Deliver nothing more, and read without a limit: the broker gets back what arrives."""
         self._deliver = _discard
-        self._max_bytes = None
+        self._memory = DeliveryMemory(math.inf)
+        self._release_all()
         self._limit_reading()
 
     def requeue(self, tags: list[int]) -> None:
-        self._release(tags)
+        self._finished(tags)
         self._write(codec.requeue(self._channel.number, tag) for tag in tags)
 
     def method(self, method: int, data: bytes, start: int) -> bool:
@@ -156,9 +157,15 @@ class ConsumeChannel:
     def _closed(self, closing: asyncio.Future[Any]) -> None:
         self.finish(None if closing.cancelled() else closing.exception())
 
-    def _measured_header(self, data: bytes, start: int) -> bool:
-        _, _, self._properties_size = codec.frame_head.unpack_from(data, start - codec.frame_head.size)
-        return self._contents.header(data, start)
+    def header(self, data: bytes, start: int) -> bool:
+        if self._queue == INGEST_DEAD:
+            _, _, self._properties_size = codec.frame_head.unpack_from(data, start - codec.frame_head.size)
+        is_ours = self._contents.header(data, start)
+        if is_ours and self._contents.missing and not self.end.done():
+            self._arriving = self._memory.reserve(self._contents.missing, self._limit_reading)
+            if self._arriving.is_waiting:
+                self._limit_reading()
+        return is_ours
 
     def _delivered(self, arguments: tuple[int, bool, str], properties: dict[str, Any], body: bytes) -> None:
         if self.end.done():
@@ -166,9 +173,12 @@ class ConsumeChannel:
         tag, redelivered, routing_key = arguments
         get = properties.get
         headers = get("headers") or {}
-        self._unacked[tag] = size = len(body) + (_size(headers) if headers else 0)
-        self._bytes += size
-        self._limit_reading()
+        was_waiting = self.waits_for_memory
+        self._unacked[tag] = reservation = self._arriving or self._memory.reserve(0, self._limit_reading)
+        self._arriving = None
+        reservation.arrived(len(body) + (_size(headers) if headers else 0))
+        if was_waiting:
+            self._limit_reading()
         self._deliver(
             Delivery(
                 body=body,
@@ -191,14 +201,21 @@ class ConsumeChannel:
             )
         )
 
-    def _release(self, tags: list[int]) -> None:
+    def _finished(self, tags: list[int]) -> None:
         for tag in tags:
-            self._bytes -= self._unacked.pop(tag, 0)
-        self._limit_reading()
+            if (reservation := self._unacked.pop(tag, None)) is not None:
+                reservation.release()
+
+    def _release_all(self) -> None:
+        arriving, self._arriving = self._arriving, None
+        for reservation in [arriving, *self._unacked.values()]:
+            if reservation is not None:
+                reservation.release()
 
     def _limit_reading(self) -> None:
-        if self.is_full is not self._connection.reading_paused and not self.end.done():
-            self._connection.pause_reading() if self.is_full else self._connection.resume_reading()
+        waits = self.waits_for_memory
+        if waits is not self._connection.reading_paused and not self.end.done():
+            self._connection.pause_reading() if waits else self._connection.resume_reading()
 
     def _write(self, frames: Iterable[bytes]) -> None:
         if not self._connection.closed:
@@ -213,6 +230,7 @@ class ConsumeChannel:
         else:
             self.end.set_exception(reason)
             self.end.exception()  # asyncio would log one that was never read
+        self._release_all()
 
 
 def _size(headers: Mapping[str, Any]) -> int:

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from typing import Final
 
 from ingest.broker.rabbitmq.amqp.connection import Connection
 from ingest.broker.rabbitmq.amqp.reconnecting import ReconnectingChannel
 from ingest.broker.rabbitmq.consume_channel import ConsumeChannel, DeliveryToken
+from ingest.broker.rabbitmq.delivery_memory import DeliveryMemory
 from ingest.broker.rabbitmq.quarantine import PoisonQuarantine
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.messages import Delivery
@@ -24,8 +26,7 @@ class RabbitConsumer(ReconnectingChannel):
         queue: the queue to consume.
         prefetch: the most deliveries that may be unacknowledged.
         isolate: quarantine deliveries that come back repeatedly, see `quarantine`.
-        max_bytes: bytes of unacknowledged deliveries, without those set apart, from which on nothing is read; None for
-            no limit. One delivery may exceed it.
+        memory: limits the bytes of unacknowledged deliveries, without those set apart; by default nothing does.
     """
 
     def __init__(
@@ -35,12 +36,12 @@ class RabbitConsumer(ReconnectingChannel):
         prefetch: int,
         *,
         isolate: bool = False,
-        max_bytes: int | None = None,
+        memory: DeliveryMemory | None = None,
     ) -> None:
         super().__init__(new_connection, f"consume {queue}")
         self._queue = queue
         self._prefetch = prefetch
-        self._max_bytes = max_bytes
+        self._memory = memory or DeliveryMemory(math.inf)
         self._extra = 0
         self._wanted_extra = 0
         self._raising: asyncio.Task[None] | None = None
@@ -124,8 +125,8 @@ class RabbitConsumer(ReconnectingChannel):
     def _raise_extra(self) -> None:
         """Raise the prefetch in the background, because the broker's answer comes after the deliveries on their way."""
         channel = self._channel
-        if channel is None or channel.is_full or self._wanted_extra <= self._extra:
-            return  # a full channel could not read the answer; the next acknowledgement tries again
+        if channel is None or channel.waits_for_memory or self._wanted_extra <= self._extra:
+            return  # it could not read the answer now; the next acknowledgement tries again
         # In steps, because each one is a further consumer of the channel.
         more = max(self._wanted_extra - self._extra, self._prefetch)
         self._extra += more
@@ -143,7 +144,7 @@ class RabbitConsumer(ReconnectingChannel):
     async def _open(self, connection: Connection) -> asyncio.Future[None]:
         await self._resumed.wait()
         amqp_channel = await connection.channel(confirms=False)
-        channel = ConsumeChannel(connection, amqp_channel, self._queue, self._delivered, self._max_bytes)
+        channel = ConsumeChannel(connection, amqp_channel, self._queue, self._delivered, self._memory)
         connection.sinks[amqp_channel.number] = channel
         if not self._stopping:
             self._channel = channel

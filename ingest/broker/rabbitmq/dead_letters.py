@@ -23,8 +23,8 @@ _FIRST: Final = 10
 """The prefetch at the start. RabbitMQ may hold so many messages in memory."""
 _MOST: Final = 65_535
 _BUDGET: Final = 128 * 1024 * 1024
-"""Bytes of messages that RabbitMQ may hold in memory for a raised prefetch. This process reads no more than the limit
-of a consumer (`max_bytes`) at once."""
+"""Bytes of messages that RabbitMQ may hold in memory for a raised prefetch. This process reads no more at once than
+its `DeliveryMemory` has room for."""
 _QUIET: Final = 10.0
 """Seconds to wait for a message that is in the queue."""
 _ENOUGH: Final = 10_000

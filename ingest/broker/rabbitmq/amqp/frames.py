@@ -154,7 +154,8 @@ class ContentAssembler:
         self._reader = codec.PropertyReader(headers)
         self._arguments: Any = None
         self._properties: dict[str, Any] = {}
-        self._missing = 0
+        self.missing = 0
+        """Bytes of the body that have not arrived."""
         self._parts: list[bytes] = []
 
     def begin(self, arguments: Any) -> None:
@@ -164,16 +165,16 @@ class ContentAssembler:
     def header(self, data: bytes, start: int) -> bool:
         if self._arguments is None:
             return False
-        self._missing, self._properties = self._reader.read(data, start)
-        if not self._missing:
+        self.missing, self._properties = self._reader.read(data, start)
+        if not self.missing:
             self._finish(b"")
         return True
 
     def body(self, part: bytes) -> bool:
         if self._arguments is None:
             return False
-        self._missing -= len(part)
-        if self._missing > 0:
+        self.missing -= len(part)
+        if self.missing > 0:
             self._parts.append(part)
         elif self._parts:
             self._parts.append(part)
