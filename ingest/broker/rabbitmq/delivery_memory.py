@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-SMALL: Final = 64 * 1024
-"""The most bytes of a small body, such as a bundle."""
+SMALL: Final = 128 * 1024
+"""The most bytes of a small body. Every bundle is small: 64 KiB of submissions with their ids and trace contexts."""
 LIMIT: Final = 8 * 1024 * 1024
 """Bytes of small deliveries, and bytes of larger ones. The prefetch of usual submissions has 2 MB at most."""
 
