@@ -110,20 +110,20 @@ class _StoreProbe(_Probe):
         stored: list[Entry | Undecided] = await self._inner.claim(entries)
         claims = sum(entry.owner == own.owner for own, entry in zip(entries, stored, strict=True) if entry)
         if claims:
-            self._probes.kill_if_armed(AFTER_CLAIM, f"{claims} claims just made")
+            self._probes.kill_if_armed(AFTER_CLAIM, f"claims just made: {claims}")
         return stored
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool | Undecided]:
         granted: list[bool | Undecided] = await self._inner.charge(charges)
         if any(granted):
             tasks = sum(charge.count for charge, ok in zip(charges, granted, strict=True) if ok)
-            self._probes.kill_if_armed(AFTER_CHARGE, f"{tasks} tasks just charged")
+            self._probes.kill_if_armed(AFTER_CHARGE, f"tasks just charged: {tasks}")
         return granted
 
     async def accept(self, entries: Sequence[Entry]) -> list[bool]:
         accepted: list[bool] = await self._inner.accept(entries)
         if any(accepted):
-            self._probes.kill_if_armed(AFTER_SETTLE, f"{sum(accepted)} entries just settled")
+            self._probes.kill_if_armed(AFTER_SETTLE, f"entries just settled: {sum(accepted)}")
         return accepted
 
 
@@ -142,7 +142,7 @@ class _PublisherProbe(_Probe):
         for message in confirmed:
             self._probes.remember_confirmed(message.message_id)
         if confirmed:
-            self._probes.kill_if_armed(AFTER_PUBLISH, f"{len(confirmed)} messages just confirmed")
+            self._probes.kill_if_armed(AFTER_PUBLISH, f"messages just confirmed: {len(confirmed)}")
         return cast("list[PublishOutcome]", outcomes)
 
 
