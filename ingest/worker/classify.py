@@ -102,7 +102,9 @@ class DeliveryClassifier:
             cust_id = ""
             try:
                 if delivery.type == bundles.TYPE:  # otherwise it would have been delivered as its submissions
-                    if self._is_untrusted_service_user(delivery, delivery.routing_key.rpartition(".")[2]):
+                    address = addresses.parse(delivery.routing_key)
+                    cust_id = address.cust_id if address else ""
+                    if self._is_untrusted_service_user(delivery, cust_id):
                         classified.untrusted.append(delivery)
                         continue
                     raise self._unusable(delivery)
@@ -146,7 +148,7 @@ class DeliveryClassifier:
         return True
 
     def _unusable(self, bundle: Delivery) -> InvalidSubmission:
-        """Return why a bundle was not taken apart."""
+        """Return why a bundle was not unpacked."""
         if bundle.user_id in self._trusted:
             return InvalidSubmission(Reason.MALFORMED, "body is not a bundle of submissions")
         return _forged(bundles.TYPE)

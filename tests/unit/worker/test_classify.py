@@ -78,7 +78,7 @@ async def test_admitted_submission_of_an_unknown_service_user_is_kept_and_a_forg
     await store.close()
 
 
-async def test_bundle_that_was_not_taken_apart_waits_or_is_rejected(tmp_path: Path) -> None:
+async def test_bundle_that_cannot_be_unpacked_waits_or_is_rejected(tmp_path: Path) -> None:
     """A worker that does not trust the shim must not reject what its clients were answered 202 for."""
     store = await SqliteStore.open(tmp_path / "store.db")
     bundle = partial(delivery, type=bundles.TYPE, routing_key="http.0.bundle", message_id="bundle:tsk_1")
@@ -89,6 +89,7 @@ async def test_bundle_that_was_not_taken_apart_waits_or_is_rejected(tmp_path: Pa
     assert classified.untrusted == [kept]
     reasons = [rejection.error.reason for rejection in classified.rejected]
     assert reasons == [Reason.FORGED_ADMISSION, Reason.MALFORMED, Reason.FORGED_ADMISSION]
+    assert [rejection.cust_id for rejection in classified.rejected] == ["c", "", ""]
     await store.close()
 
 
