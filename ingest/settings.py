@@ -97,8 +97,8 @@ class Settings(BaseSettings):
         1000,
         ge=1,
         le=65535,
-        description="messages in flight per process and queue, except ingest.batches and ingest.*.bulk; one from the "
-        "shim can have up to 64 submissions",
+        description="messages in flight per process and queue, except ingest.batches and ingest.*.bulk; a message "
+        "from the shim can have up to 64 submissions",
     )
     prefetch_batches: int = Field(
         16, ge=1, le=1000, description="submissions in flight per process in each of ingest.batches and ingest.*.bulk"
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         topology.DEFAULT.heavy,
         ge=1,
         le=topology.MAX_QUEUES,
-        description="number of queues for those of heavy customers, `ingest.heavy.<n>` (RabbitMQ only)",
+        description="number of queues for submissions of heavy customers over HTTP, `ingest.heavy.<n>` (RabbitMQ only)",
     )
     metrics_host: str = Field("127.0.0.1", description="address of the port for metrics and health")
     metrics_port: int | None = Field(

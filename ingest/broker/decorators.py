@@ -22,8 +22,8 @@ class BrokerDecorator:
     async def declare(self) -> None:
         await self._broker.declare()
 
-    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
-        return await self._broker.waiting(queues)
+    async def depths(self, queues: Sequence[str]) -> dict[str, int | None]:
+        return await self._broker.depths(queues)
 
     async def close(self) -> None:
         await self._broker.close()

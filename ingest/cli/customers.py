@@ -61,8 +61,8 @@ Weight = Annotated[
     str | None,
     typer.Option(
         metavar="N",
-        help="Its share where customers share: of a worker's time, if it has queues of its own (`ingest producer "
-        "add`); and how much it may submit over HTTP before it counts as heavy. Others have 1.",
+        help="How much more it gets than a customer with weight 1: of a worker's time, if it has queues of its own "
+        "(`ingest producer add`), and of tasks over HTTP before it is heavy. 0.01 to 100; by default 1.",
         show_default=False,
     ),
 ]

@@ -8,10 +8,9 @@ import typer
 
 from ingest import settings
 from ingest.backends import require_rabbitmq
-from ingest.broker.rabbitmq import provisioning
 from ingest.broker.rabbitmq.broker import RabbitBroker
-from ingest.broker.rabbitmq.management import SURPLUS, Management, definitions, rabbitmqctl_lines
-from ingest.broker.rabbitmq.provisioning import apply_topology, surplus_queues
+from ingest.broker.rabbitmq.management import Management, definitions, rabbitmqctl_lines
+from ingest.broker.rabbitmq.provisioning import apply_topology, remove_surplus
 from ingest.domain.display import shown
 from ingest.domain.errors import ConfigurationError
 from ingest.telemetry import logs
@@ -24,13 +23,13 @@ RemoveSurplus = Annotated[
     typer.Option(
         "--remove-surplus",
         help="Delete the queues of the shim beyond INGEST_HTTP_QUEUES and INGEST_HEAVY_QUEUES, once workers have "
-        "emptied them. First restart all shims with these numbers.",
+        "emptied them. First restart all shims and workers with these numbers.",
     ),
 ]
 
 
 @app.command()
-def apply(remove_surplus: RemoveSurplus = False) -> None:
+def apply(remove: RemoveSurplus = False) -> None:
     """Declare exchanges, queues and bindings, and set the policies.
 
     Policies need INGEST_MANAGEMENT_URL; without it the rabbitmqctl lines that set them are printed, and no producer can
@@ -41,28 +40,28 @@ def apply(remove_surplus: RemoveSurplus = False) -> None:
     backend = require_rabbitmq(current, "topology apply")
 
     management = backend.management
+    if remove and management is None:
+        raise ConfigurationError("--remove-surplus needs INGEST_MANAGEMENT_URL=http://user:password@host:15672")
     broker = backend.new_broker("ingest topology")
     asyncio.run(broker.declare() if management is None else apply_topology(broker, management))
     typer.echo("exchanges, queues and bindings exist")
     if management is not None:
         typer.echo("policies are set")
-        asyncio.run(_surplus(broker, management, remove_surplus))
+        asyncio.run(_surplus(broker, management, remove))
         return
-    if remove_surplus:
-        raise ConfigurationError("--remove-surplus needs INGEST_MANAGEMENT_URL=http://user:password@host:15672")
     typer.echo("INGEST_MANAGEMENT_URL is not set; run these commands on a broker host to set the policies:", err=True)
     for line in rabbitmqctl_lines(backend.virtual_host):
         typer.echo(line)
 
 
 async def _surplus(broker: RabbitBroker, management: Management, remove: bool) -> None:
-    queues = await surplus_queues(broker)
-    names = ", ".join(queue.name for queue in queues)
+    queues = await asyncio.to_thread(management.surplus_queues)
+    names = ", ".join(queues)
     if queues and not remove:
-        typer.echo(f"{names} {SURPLUS}: see --remove-surplus", err=True)
+        typer.echo(f"surplus queues: {names}: see --remove-surplus", err=True)
     elif queues:
         typer.echo(f"waiting until workers have emptied and left {names} ...", err=True)
-        await provisioning.remove_surplus(broker, management, queues)
+        await remove_surplus(broker, management, queues)
         typer.echo(f"{names} deleted")
 
 

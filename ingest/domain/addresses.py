@@ -45,7 +45,7 @@ def route_of(routing_key: str) -> str:
     return ".".join(routing_key.split(".", 2)[:2])
 
 
-def with_lasting_route(routing_key: str) -> str:
+def with_first_queue(routing_key: str) -> str:
     """Return a routing key with the first queue of its traffic class, because others may have been removed."""
     return _NUMBERED.sub(r"\1.0.", routing_key)
 

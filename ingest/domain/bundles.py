@@ -3,7 +3,8 @@
 A message costs the broker, the shim and the worker about the same whether it has one submission or many. So the single
 tasks of one micro-batch travel together, and share one confirm. A bundle is JSON, so that an operator can read it.
 
-Only `ingest.broker.bundles` knows of them. Everything else sees each submission as a message of its own.
+`ingest.broker.bundles` packs and unpacks them. Of the other code, only the classifier and dead letters handle a bundle,
+if it was not unpacked.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,12 +35,12 @@ class _Packed(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     headers: dict[str, Any] = {}
 
 
-class _Bundle(msgspec.Struct, frozen=True, gc=False):
+class _BundleBody(msgspec.Struct, frozen=True, gc=False):
     submissions: Annotated[list[_Packed], msgspec.Meta(min_length=1)]
 
 
 _encode = msgspec.json.Encoder().encode
-_decode = msgspec.json.Decoder(_Bundle).decode
+_decode = msgspec.json.Decoder(_BundleBody).decode
 
 
 def pack(messages: Sequence[Message]) -> Message:
@@ -52,7 +53,7 @@ def pack(messages: Sequence[Message]) -> Message:
     return Message(
         exchange=first.exchange,
         routing_key=bundle_routing_key(route_of(first.routing_key)),
-        body=_encode(_Bundle(packed)),
+        body=_encode(_BundleBody(packed)),
         message_id=f"bundle:{first.message_id}",
         type=TYPE,
         timestamp=first.timestamp,

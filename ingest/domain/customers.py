@@ -25,8 +25,8 @@ class Customer(msgspec.Struct, frozen=True, kw_only=True):
     `monthly_quota` limits the new tasks of a calendar month (UTC); None is unlimited. `retention` is how long a key is
     remembered, in seconds. `strict` answers another body under a used key with 422 instead of a replay. `webhooks` are
     the accepted values of `callback_url`, compared exactly. Of a `disabled` customer nothing new is accepted; what was
-    admitted before is. `rate` limits the submissions over HTTP; None is unlimited. `weight`, above 0, is its share
-    where customers share, compared with 1 for others.
+    admitted before is. `rate` limits the submissions over HTTP; None is unlimited. `weight`, above 0, is how much
+    more it gets than a customer with weight 1: of a worker's time for its own queues, and of traffic until it is heavy.
     """
 
     cust_id: str

@@ -254,7 +254,7 @@ def submit_again(submission: Origin | Delivery, headers: Mapping[str, Any]) -> M
     trace = trace_of(headers)
     return Message(
         exchange=topology.SUBMISSIONS,
-        routing_key=addresses.with_lasting_route(submission.routing_key),
+        routing_key=addresses.with_first_queue(submission.routing_key),
         body=submission.body,
         message_id=submission.message_id or "",
         content_type=submission.content_type or JSON,

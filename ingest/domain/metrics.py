@@ -179,8 +179,9 @@ PUBLISH_DURATION: Final = _histogram(
 )
 PUBLISHED_MESSAGES: Final = _counter(
     "ingest_published_messages_total",
-    "Messages published, and each submission of a bundle; outcome is confirmed, unroutable (returned), nacked, "
-    "unknown (no answer), too_large (never sent) or unsent (no connection, or blocked)",
+    "Messages published; each submission of a bundle counts as one, those that workers separate from bundles do not "
+    "count; outcome is confirmed, unroutable (returned), nacked, unknown (no answer), too_large (never sent) or unsent "
+    "(no connection, or blocked)",
     "exchange",
     "outcome",
 )
@@ -199,7 +200,8 @@ DELIVERIES: Final = _counter(
 REDELIVERIES: Final = _counter("ingest_redeliveries_total", "Submissions delivered to the worker again", "queue")
 SETTLED_DELIVERIES: Final = _counter(
     "ingest_settled_deliveries_total",
-    "Deliveries finished by the worker; how is ack, or requeue (a failed attempt, counts towards the delivery limit)",
+    "Deliveries finished by the worker; how is ack, or requeue (a failed attempt; it counts towards the delivery "
+    "limit, except for a submission of a bundle, which is published as a message of its own)",
     "queue",
     "how",
 )

@@ -172,7 +172,7 @@ class Acknowledger(Protocol):
         ...
 
     async def requeue(self, deliveries: Sequence[Delivery]) -> None:
-        """Return deliveries for another attempt. Each counts towards the delivery limit."""
+        """Return deliveries for another attempt. Each counts towards the delivery limit, unless it was in a bundle."""
         ...
 
 
@@ -249,7 +249,7 @@ class Broker(Protocol):
         """
         ...
 
-    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+    async def depths(self, queues: Sequence[str]) -> dict[str, int | None]:
         """Return how many messages each queue has that are not delivered; None for one that does not exist.
 
         Raises BrokerUnavailable.

@@ -104,8 +104,8 @@ EXCHANGES = (SUBMISSIONS, EVENTS, DEAD, UNMATCHED)
 class Layout(msgspec.Struct, frozen=True):
     """How many numbered queues the shim has, for ordinary traffic and for that of heavy customers.
 
-    With several, their leaders can be on different nodes of RabbitMQ. A queue that the layout has no longer, or not
-    yet, is consumed as long as it exists (`worker.surplus_queues`).
+    With several, their leaders can be on different nodes of RabbitMQ. Workers consume a surplus queue while it has
+    messages (`worker.surplus_queues`).
     """
 
     http: int = 2

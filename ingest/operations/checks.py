@@ -69,7 +69,10 @@ async def _store(current: Settings) -> list[Finding]:
 
 
 async def _producers(current: Settings) -> list[Finding]:
-    """Compare the producers in the store with their queues. Nothing if one of both cannot be read: others report it."""
+    """Compare the producers in the store with their queues.
+
+    Return no finding if the management API, the broker or the store is unavailable: `_broker` and `_store` report that.
+    """
     try:
         queues = await broker_backend(current).own_queues()
         if queues is None:
@@ -90,7 +93,8 @@ def producer_findings(producers: AbstractSet[str], queues: Collection[str]) -> l
     findings = [
         error(
             "producers",
-            f"the queues of {cust_id} are missing: what it submits waits behind that of others, or is lost",
+            f"the queues of {cust_id} are missing: what it submits goes to the shared queues; messages in a deleted "
+            "queue are lost",
             f"run `ingest producer add {cust_id}`",
         )
         for cust_id, names in sorted(expected.items())

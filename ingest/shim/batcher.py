@@ -32,8 +32,8 @@ class MicroBatcher(Generic[T, R]):
         deadline: how long a caller waits for its result, in seconds.
         min_batch: a micro-batch with fewer items starts only if none runs and no more items arrive at the moment. Large
             ones cost less per item.
-        patience: seconds after which a running micro-batch keeps fewer items from starting no longer: something that it
-            needs is slow, and they may not need that.
+        patience: seconds after which another micro-batch starts with fewer than `min_batch` items: the running one may
+            wait for something that the others do not need.
     """
 
     def __init__(

@@ -51,7 +51,7 @@ class HeavyCustomers:
         meter.set(metrics.HEAVY_CUSTOMERS, 0)
 
     def add(self, cust_id: str, tasks: int, weight: float = 1.0) -> bool:
-        """Count tasks of a customer, its own divided by its weight; return whether it is heavy now."""
+        """Add tasks, divided by the customer's weight, to its count; return whether it is heavy now."""
         now = self._clock()
         if now >= self._started + WINDOW:
             self._turn(now)
@@ -91,8 +91,8 @@ class HeavyCustomers:
     def _forget_the_smallest(self) -> None:
         """Subtract the median from every count and keep what is above 0.
 
-        So at least half of the customers are forgotten, and a count is too low by at most a thousandth of the total for
-        each customer that is kept (the algorithm of Misra and Gries).
+        So at least half of the customers are forgotten, and a count is too low by at most a thousandth of the sum of
+        all counts for each customer that is kept (the algorithm of Misra and Gries).
         """
         median = sorted(self._current.values())[len(self._current) // 2]
         rest = {name: count - median for name, count in self._current.items() if count > median}

@@ -60,7 +60,7 @@ class DeliveryLoop:
     the latter need no slot.
 
     Args:
-        consumers: by the name of the queue; `add` and `remove` change them.
+        consumers: by the name of the queue; `consume` and `remove` change them.
         processor: makes the attempts.
         breaker: limits attempts during an outage.
         stopping: ends the loop.
@@ -95,21 +95,15 @@ class DeliveryLoop:
             for queue, consumer in self._consumers.items():
                 self._group.create_task(self._receive(queue, consumer))
 
-    def add(self, queue: str, consumer: Consumer) -> None:
-        """Consume a further queue. Call it while `run` runs."""
-        self._consumers[queue] = consumer
-        self._apart[queue] = self._waiting_apart(consumer)
-        self._group.create_task(self._receive(queue, consumer))
-        if self._stopping.is_set():
-            self._group.create_task(self._stop_consumers())
-
     async def consume(self, broker: Broker, queue: str, prefetch: int) -> bool:
-        """Consume a further queue, as `add`; return False if the worker stops before the consumer is open."""
+        """Consume a further queue while `run` runs; return False if the worker stops before the consumer is open."""
         consumer = await broker.consumer(queue, prefetch)
         if self._stopping.is_set():
             await consumer.close()
             return False
-        self.add(queue, consumer)
+        self._consumers[queue] = consumer
+        self._apart[queue] = self._waiting_apart(consumer)
+        self._group.create_task(self._receive(queue, consumer))
         return True
 
     def held(self, queue: str) -> int:

@@ -17,14 +17,14 @@ from ingest.worker.delivery_loop import DeliveryLoop
 
 INTERVAL: Final = 15.0
 """Seconds between two looks."""
-_PATIENCE: Final = 3
+_EMPTY_LOOKS: Final = 3
 """Looks at an empty queue after which it is left: only then an operator can delete it."""
 
 _log = structlog.get_logger(__name__)
 
 
 class SurplusQueues:
-    """Looks for such queues.
+    """Consumes surplus queues while they have messages.
 
     Args:
         broker: says which of them exist, and provides the consumers.
@@ -70,7 +70,7 @@ class SurplusQueues:
             # What is held must not be returned, which would count as a failed delivery.
             in_use = waiting.get(queue) or self._loop.held(queue)
             self._empty[queue] = 0 if in_use else self._empty[queue] + 1
-            if queue not in waiting or self._empty[queue] >= _PATIENCE:
+            if queue not in waiting or self._empty[queue] >= _EMPTY_LOOKS:
                 del self._empty[queue]
                 await self._loop.remove(queue)
                 _log.info("surplus_queue_left", queue=queue)
@@ -87,8 +87,8 @@ class SurplusQueues:
         classes = [names for names in self._layout.surplus if names]
         position = 0
         while classes:
-            found = await self._broker.waiting([names[position] for names in classes])
-            waiting |= {name: messages for name, messages in found.items() if messages is not None}
+            depths = await self._broker.depths([names[position] for names in classes])
+            waiting |= {name: messages for name, messages in depths.items() if messages is not None}
             position += 1
             classes = [names for names in classes if position < len(names) and names[position - 1] in waiting]
         return waiting

@@ -23,9 +23,10 @@ from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.ledger import UNDECIDED, Charge, Entry, Phase, Undecided
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.ports import Broker, Consumer, Publisher, Store
-from ingest.domain.topology import ADMITTED_QUEUES, INGEST_BATCHES
+from ingest.domain.topology import ADMITTED_QUEUES, BULK_QUEUES, INGEST_BATCHES
 from tests.chaos.points import AFTER_CHARGE, AFTER_CLAIM, AFTER_PUBLISH, AFTER_SETTLE, MID_EXPANSION
 
+_WITH_BUNDLES = frozenset(ADMITTED_QUEUES) - frozenset(BULK_QUEUES)
 _REMEMBERED = 200_000
 """Message ids that a process remembers as confirmed."""
 
@@ -153,7 +154,7 @@ class _ConsumerProbe(_Probe):
         super().__init__(inner, probes)
         self._queue = queue
         # The prefetch of RabbitMQ limits messages, which may be bundles.
-        self._prefetch = prefetch * (MAX_SUBMISSIONS if queue in ADMITTED_QUEUES else 1)
+        self._prefetch = prefetch * (MAX_SUBMISSIONS if queue in _WITH_BUNDLES else 1)
         self._store = store
         self._held: dict[Any, Delivery] = {}
         self._extra = 0

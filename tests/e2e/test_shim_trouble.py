@@ -130,7 +130,7 @@ async def submissions(rabbitmq_url: str) -> int:
     broker = RabbitBroker(rabbitmq_url)
     received: list[Delivery] = []
     async with asyncio.timeout(30):
-        for queue, messages in (await broker.waiting(topology.ADMITTED_QUEUES)).items():
+        for queue, messages in (await broker.depths(topology.ADMITTED_QUEUES)).items():
             consumer = await broker.consumer(queue, 1000)
             expected = len(received) + (messages or 0)
             while len(received) < expected:

@@ -112,7 +112,7 @@ class SimulatedBroker:
     async def declare(self) -> None:
         """The topology exists."""
 
-    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+    async def depths(self, queues: Sequence[str]) -> dict[str, int | None]:
         return {name: len(self._state.queues[name].ready) if name in self._state.queues else None for name in queues}
 
     async def publisher(self, connections: int = 1) -> SimulatedPublisher:

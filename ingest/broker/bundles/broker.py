@@ -38,7 +38,7 @@ class BundlingBroker(BrokerDecorator):
         await super().close()
 
     async def _single_publisher(self) -> Publisher:
-        """Return the publisher of submissions that leave their bundle. It is opened when it is first needed."""
+        """Return the publisher of separated submissions. It is opened when it is first needed."""
         async with self._opening:
             if self._single is None:
                 self._single = await self._broker.publisher()

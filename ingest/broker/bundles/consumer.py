@@ -1,9 +1,9 @@
-"""Consumes bundles as the submissions in them.
+"""Delivers the submissions of bundles one by one.
 
 A bundle is acknowledged when all its submissions are finished. One that fails must not take the others with it. So a
-submission that is returned, or that a suspicious bundle contains, is published as a message of its own, and counts as
-finished in the bundle. If the process crashes before the bundle is acknowledged, it is delivered again, and the copies
-are dropped as any copy is.
+returned submission, or a submission of a bundle that was returned twice, is published as a message of its own, and
+counts as finished in the bundle. If the process crashes before the bundle is acknowledged, it is delivered again, and
+the worker drops the copies as duplicates.
 """
 
 import asyncio
@@ -24,27 +24,27 @@ from ingest.domain.topology import SUSPECT
 from ingest.waiting import Backoff, TimeSlices
 
 _PAUSES: Final = (0.2, 30.0)
-"""First and longest pause before submissions are published again that the broker has not confirmed, in seconds."""
+"""First and longest pause, in seconds, before unconfirmed submissions are published again."""
 
 _log = structlog.get_logger(__name__)
 
 
-class _Bundle:
+class _OpenBundle:
     """A bundle that is not finished."""
 
-    __slots__ = ("apart", "delivery", "remaining")
+    __slots__ = ("delivery", "remaining", "set_apart")
 
     def __init__(self, delivery: Delivery) -> None:
         self.delivery = delivery
         """Without its body, which its submissions have copied."""
         self.remaining: set[int] = set()
-        self.apart: set[int] = set()
+        self.set_apart: set[int] = set()
 
 
 class _Token(msgspec.Struct, frozen=True, eq=False, gc=False):
     """Names a submission of a bundle."""
 
-    bundle: _Bundle
+    bundle: _OpenBundle
     index: int
 
 
@@ -54,12 +54,12 @@ def is_bundled(delivery: Delivery) -> bool:
 
 
 class UnbundlingConsumer(ConsumerDecorator):
-    """`domain.ports.Consumer`. A delivery of it is a submission; `prefetch` limits the messages that have them.
+    """`domain.ports.Consumer` that delivers submissions. `prefetch` limits messages, and a bundle is one message.
 
     Args:
         consumer: of a queue that may have bundles.
         trusted_users: the service's own users. Bundles of others are delivered as they are.
-        publisher: returns the publisher of submissions that leave their bundle.
+        publisher: returns the publisher of separated submissions.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class UnbundlingConsumer(ConsumerDecorator):
         super().__init__(consumer)
         self._trusted = trusted_users
         self._publisher = publisher
-        self._open: dict[_Bundle, None] = {}
+        self._open: dict[_OpenBundle, None] = {}
         """Bundles that are not finished, in the order of their delivery."""
-        self._hidden = 0
+        self._extra_held = 0
         """Unfinished submissions in them, without one for each bundle."""
         self._separating: set[asyncio.Task[None]] = set()
 
@@ -84,7 +84,7 @@ class UnbundlingConsumer(ConsumerDecorator):
     @property
     def held(self) -> int:
         self._forget_lost()
-        return self._consumer.held + self._hidden
+        return self._consumer.held + self._extra_held
 
     def alive(self, delivery: Delivery) -> bool:
         token = delivery.token
@@ -106,8 +106,8 @@ class UnbundlingConsumer(ConsumerDecorator):
                     self._open.pop(bundle, None)
                     finished.append(bundle.delivery)
                 elif bundle in self._open:
-                    self._hidden -= 1
-                    if bundle.apart and bundle.remaining <= bundle.apart:
+                    self._extra_held -= 1
+                    if bundle.set_apart and bundle.remaining <= bundle.set_apart:
                         waiting.append(bundle.delivery)
         if finished:
             await self._consumer.ack(finished)
@@ -124,8 +124,8 @@ class UnbundlingConsumer(ConsumerDecorator):
         for delivery in deliveries:
             token = delivery.token
             if isinstance(token, _Token):
-                token.bundle.apart.add(token.index)
-                if token.bundle.remaining <= token.bundle.apart:
+                token.bundle.set_apart.add(token.index)
+                if token.bundle.remaining <= token.bundle.set_apart:
                     waiting.append(token.bundle.delivery)
             else:
                 waiting.append(delivery)
@@ -139,7 +139,7 @@ class UnbundlingConsumer(ConsumerDecorator):
         await super().close()
 
     async def _unpacked(self, received: Sequence[Delivery]) -> list[Delivery]:
-        """Return deliveries, with the submissions of bundles instead of these."""
+        """Return the deliveries, each bundle replaced by its submissions."""
         deliveries: list[Delivery] = []
         slices = TimeSlices()
         for delivery in received:
@@ -148,7 +148,7 @@ class UnbundlingConsumer(ConsumerDecorator):
                 continue
             await slices.between()
             try:
-                submissions = self._opened(delivery)
+                submissions = self._open_bundle(delivery)
             except InvalidSubmission:
                 deliveries.append(delivery)  # it is rejected as a whole
                 continue
@@ -159,13 +159,13 @@ class UnbundlingConsumer(ConsumerDecorator):
                 deliveries += submissions
         return deliveries
 
-    def _opened(self, delivery: Delivery) -> list[Delivery]:
+    def _open_bundle(self, delivery: Delivery) -> list[Delivery]:
         """Return the submissions of a bundle. Raises InvalidSubmission."""
-        bundle = _Bundle(msgspec.structs.replace(delivery, body=b""))
+        bundle = _OpenBundle(msgspec.structs.replace(delivery, body=b""))
         submissions = bundles.unpack(delivery, partial(_Token, bundle))
         bundle.remaining.update(range(len(submissions)))
         self._open[bundle] = None
-        self._hidden += len(submissions) - 1
+        self._extra_held += len(submissions) - 1
         return submissions
 
     def _forget_lost(self) -> None:
@@ -175,16 +175,16 @@ class UnbundlingConsumer(ConsumerDecorator):
             if self._consumer.alive(bundle.delivery):
                 return
             del self._open[bundle]
-            self._hidden -= len(bundle.remaining) - 1
+            self._extra_held -= len(bundle.remaining) - 1
 
     def _separate(self, submissions: Sequence[Delivery]) -> None:
-        """Let submissions leave their bundles, in the background."""
+        """Separate submissions from their bundles, in the background."""
         if submissions:
-            task = asyncio.create_task(self._publish_singly(submissions))
+            task = asyncio.create_task(self._publish_separately(submissions))
             self._separating.add(task)
             task.add_done_callback(self._separating.discard)
 
-    async def _publish_singly(self, submissions: Sequence[Delivery]) -> None:
+    async def _publish_separately(self, submissions: Sequence[Delivery]) -> None:
         publisher = await self._publisher()
         backoff = Backoff(*_PAUSES)
         while alive := [submission for submission in submissions if self.alive(submission)]:

@@ -1,6 +1,6 @@
 """Dead letters of bundles, as the submissions in them.
 
-Workers take bundles apart before they reject anything. So a bundle is dead-lettered only by the broker: it expired
+Workers unpack bundles before they reject a submission. So only the broker dead-letters a readable bundle: it expired
 because of a policy, or could not be taken apart before the delivery limit.
 """
 
@@ -21,7 +21,7 @@ from ingest.domain.ports import DeadLetterQueue, Publisher
 _log = structlog.get_logger(__name__)
 
 
-class _Bundle(msgspec.Struct, eq=False):
+class _DeadBundle(msgspec.Struct, eq=False):
     """A dead bundle. `delivery` is without its body, which begins at `offset` of the file."""
 
     delivery: Delivery
@@ -31,7 +31,7 @@ class _Bundle(msgspec.Struct, eq=False):
 
 
 class _Token(msgspec.Struct, frozen=True, eq=False):
-    bundle: _Bundle
+    bundle: _DeadBundle
     index: int
 
 
@@ -44,8 +44,8 @@ class UnbundledDeadLetters:
     Args:
         queue: the dead letters.
         trusted_users: the service's own users. Bundles of others are shown as they are.
-        publisher: returns a publisher, which `close` needs for bundles of which a part was removed; None if nothing is.
-            Then bundles that are browsed are kept in a temporary file.
+        publisher: returns a publisher; None if the queue is opened only to read. If it is set, a temporary file keeps
+            the bodies of browsed bundles, because `close` may have to publish a part of them again.
     """
 
     def __init__(
@@ -57,10 +57,10 @@ class UnbundledDeadLetters:
         self._queue = queue
         self._trusted = trusted_users
         self._publisher = publisher
-        self._changed: dict[_Bundle, None] = {}
+        self._changed: dict[_DeadBundle, None] = {}
         """Bundles of which a part was removed."""
         self._bodies: IO[bytes] | None = None
-        """There may be too many for the memory."""
+        """A temporary file with the bodies of browsed bundles, which may exceed the memory."""
 
     async def count(self) -> int:
         return await self._queue.count()
@@ -75,7 +75,7 @@ class UnbundledDeadLetters:
     async def remove(self, deliveries: Sequence[Delivery]) -> None:
         finished = [delivery for delivery in deliveries if not isinstance(delivery.token, _Token)]
         tokens = [delivery.token for delivery in deliveries if isinstance(delivery.token, _Token)]
-        removed: dict[_Bundle, set[int]] = {}
+        removed: dict[_DeadBundle, set[int]] = {}
         for token in tokens:
             removed.setdefault(token.bundle, set()).add(token.index)
         finished += [bundle.delivery for bundle, indexes in removed.items() if bundle.remaining <= indexes]
@@ -98,7 +98,7 @@ class UnbundledDeadLetters:
     def _unpacked(self, delivery: Delivery) -> list[Delivery]:
         if not bundles.is_bundle(delivery, self._trusted):
             return [delivery]
-        bundle = _Bundle(msgspec.structs.replace(delivery, body=b""), len(delivery.body))
+        bundle = _DeadBundle(msgspec.structs.replace(delivery, body=b""), len(delivery.body))
         try:
             submissions = bundles.unpack(delivery, partial(_Token, bundle))
         except InvalidSubmission:
@@ -119,12 +119,13 @@ class UnbundledDeadLetters:
             self._bodies.flush()
         except OSError as error:
             raise ConfigurationError(
-                f"there is no room for the bundles in ingest.dead: {error}. Set TMPDIR to a directory with more"
+                f"cannot write bundles of ingest.dead to a temporary file: {error}: set TMPDIR to a directory with "
+                "more space"
             ) from error
         return offset
 
-    async def _put_back(self, partly_removed: Sequence[_Bundle]) -> None:
-        """Publish what remains of bundles, then remove these. Raises BrokerUnavailable."""
+    async def _put_back(self, partly_removed: Sequence[_DeadBundle]) -> None:
+        """Publish the remaining submissions of each bundle, then remove the bundle. Raises BrokerUnavailable."""
         if self._publisher is None or self._bodies is None:
             raise BrokerUnavailable("the dead letters were opened only to read")
         publisher = await self._publisher()

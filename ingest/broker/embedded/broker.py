@@ -72,7 +72,7 @@ class EmbeddedBroker:
     async def declare(self) -> None:
         """The topology is built in, so there is nothing to declare."""
 
-    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+    async def depths(self, queues: Sequence[str]) -> dict[str, int | None]:
         depths = await self._file.read(schema.depths)
         return {queue: depths[queue][0] if queue in depths else None for queue in queues}
 

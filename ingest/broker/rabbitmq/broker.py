@@ -168,12 +168,12 @@ class RabbitBroker:
         await self._change(delete)
         return deleted
 
-    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+    async def depths(self, queues: Sequence[str]) -> dict[str, int | None]:
         try:
             depths = (await self.inspect(queues)).queues
         except ConfigurationError as error:
             raise BrokerUnavailable(str(error)) from error
-        return {name: depth and depth[0] for name, depth in depths.items()}
+        return {name: None if depth is None else depth[0] for name, depth in depths.items()}
 
     async def publisher(self, connections: int = 1) -> Publisher:
         publishers = [self._new_publisher("publish" if n == 1 else f"publish {n}") for n in range(1, connections + 1)]

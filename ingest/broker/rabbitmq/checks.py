@@ -20,6 +20,7 @@ _SLOW_HEARTBEAT: Final = 30
 _SERVICE_USERS: Final = "the users of connected shims and workers"
 _MANAGED: Final = ("topology and policies", "nodes and alarms", "queue members", "permissions", _SERVICE_USERS)
 """What the management API is needed for."""
+_NOT_CHECKED: Final = (*_MANAGED, "queues of producers")
 _ADMINISTRATOR: Final = "permissions are not checked: that needs a management user with the tag `administrator`"
 
 
@@ -38,14 +39,14 @@ async def findings(
         info = await broker.inspect([queue.name for queue in broker.layout.queues])
     except BrokerUnavailable as problem:
         do = "start RabbitMQ, or correct host, user, password or virtual host in INGEST_BROKER_URL"
-        return [error(AREA, f"{problem}. {not_checked(_MANAGED)}", do)]
+        return [error(AREA, f"{problem}. {not_checked(_NOT_CHECKED)}", do)]
     except ConfigurationError as problem:
         do = "set INGEST_BROKER_URL to the service's user (deploy/README.md, Users)"
-        return [error(AREA, f"{problem}. {not_checked(_MANAGED)}", do)]
+        return [error(AREA, f"{problem}. {not_checked(_NOT_CHECKED)}", do)]
     results = [*_connection(info, str(broker))]
     if management is None:
         do = "set it to http://user:password@host:15672, with a user that has the tag `monitoring`"
-        what = f"INGEST_MANAGEMENT_URL is not set. {not_checked(_MANAGED)}"
+        what = f"INGEST_MANAGEMENT_URL is not set. {not_checked(_NOT_CHECKED)}"
         return [*results, *missing_queues(info), warning(AREA, what, do)]
     checks: Sequence[Callable[[], list[Finding]]] = (
         lambda: list(topology_findings(management, info, outage_hold)),

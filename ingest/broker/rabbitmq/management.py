@@ -30,8 +30,7 @@ _PREFIXES: Final = {
     "ingest.direct": topology.OWN_PREFIX,
 }
 """Policies of several queues, and how the names of these begin."""
-SURPLUS: Final = "is more than INGEST_HTTP_QUEUES or INGEST_HEAVY_QUEUES says"
-"""How the sentence about a queue that is not needed ends."""
+SURPLUS: Final = "its number is not below INGEST_HTTP_QUEUES or INGEST_HEAVY_QUEUES"
 _ALTERNATE: Final = {"alternate-exchange": topology.UNMATCHED}
 
 
@@ -215,7 +214,8 @@ class Management:
         """Return the differences between broker and topology, as sentences. Raises as `apply_policies`."""
         in_force = self.policies()
         queues = [*[queue.name for queue in self.layout.queues], *self.own_queues()]
-        return self.drift() + [
+        surplus = [f"queue {name} is surplus: {SURPLUS}" for name in self.surplus_queues()]
+        return [*self.drift(), *surplus] + [
             f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
             for queue in queues
             for name, value in unmet(queue, in_force.of(queue)).items()
@@ -225,6 +225,11 @@ class Management:
         """Return the names of the queues that belong to single producers. Raises as `apply_policies`."""
         names = [queue["name"] for queue in self.get(f"queues/{self.vhost}")]
         return sorted(name for name in names if name.startswith(topology.OWN_PREFIX))
+
+    def surplus_queues(self) -> list[str]:
+        """Return the names of existing queues of the shim that the layout does not have. Raises as `apply_policies`."""
+        names = {queue["name"] for queue in self.get(f"queues/{self.vhost}")}
+        return [name for group in self.layout.surplus for name in group if name in names]
 
     def drift(self) -> list[str]:
         """Return the differences in what AMQP declares: exchanges, queues, bindings. Raises as `apply_policies`."""
@@ -238,8 +243,7 @@ class Management:
                 differences += self._queue_drift(queue, queues[queue.name], exchanges)
         if {topology.SUBMISSIONS, topology.UNMATCHED} <= exchanges and not self.policies().pass_on_unmatched:
             differences.append(f"exchange {topology.SUBMISSIONS} does not pass on to {topology.UNMATCHED} by a policy")
-        surplus = [name for names in self.layout.surplus for name in names if name in queues]
-        return differences + [f"queue {name} {SURPLUS}" for name in surplus]
+        return differences
 
     def _queue_drift(self, queue: topology.Queue, actual: dict[str, Any], exchanges: Set[str]) -> list[str]:
         differences = []

@@ -21,7 +21,7 @@ _STALE: Final = 12.0
 """Seconds after which the statistics of the management API, which are usually up to 5 s old, show what was routed
 before."""
 _CONSUMERS_LEAVE: Final = 90.0
-"""Seconds in which workers must leave the queues of a producer that was removed from the store."""
+"""Seconds in which workers must leave drained queues."""
 
 
 async def apply_topology(broker: RabbitBroker, management: Management) -> None:
@@ -45,18 +45,8 @@ async def apply_topology(broker: RabbitBroker, management: Management) -> None:
     await broker.unbind(_SHARED)
 
 
-async def surplus_queues(broker: RabbitBroker) -> list[topology.Queue]:
-    """Return the queues of the shim that the layout does not have, the highest numbers first.
-
-    Raises as `apply_topology`.
-    """
-    names = [name for group in broker.layout.surplus for name in reversed(group)]
-    depths = (await broker.inspect(names)).queues
-    return [topology.admitted_queue(name) for name in names if depths[name] is not None]
-
-
 async def remove_surplus(
-    broker: RabbitBroker, management: Management, queues: Sequence[topology.Queue], seconds: float = DRAIN_TIMEOUT
+    broker: RabbitBroker, management: Management, names: Sequence[str], seconds: float = DRAIN_TIMEOUT
 ) -> None:
     """Drain and delete queues that no shim uses any more. If that fails, they are bound again.
 
@@ -65,6 +55,8 @@ async def remove_surplus(
         BrokerUnavailable: they are not empty after so many seconds, or workers still consume them.
         BrokerUnavailable, ConfigurationError: as `apply_topology`.
     """
+    # Those with the highest numbers are deleted first: workers look for surplus queues up to the first gap.
+    queues = [topology.admitted_queue(name) for name in reversed(names)]
     await _wait_until_unused(management, queues)
     try:
         await _drain(broker, management, queues, "the surplus queues", seconds)
@@ -192,7 +184,7 @@ async def _delete(broker: RabbitBroker, queues: Sequence[topology.Queue], what: 
         if not any(consumers for _, consumers in filter(None, depths)):
             break
         if time.monotonic() >= give_up:
-            raise BrokerUnavailable(f"workers still consume {what}: run this again")
+            raise BrokerUnavailable(f"workers still consume {what}: restart them, then run this again")
         await asyncio.sleep(_POLL)
     if waiting := sum(ready for ready, _ in filter(None, depths)):
         raise BrokerUnavailable(f"{counted(waiting, 'message')} left in {what}: {do}")

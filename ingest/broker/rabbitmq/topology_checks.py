@@ -17,7 +17,8 @@ _APPLY_POLICIES: Final = (
     "run `ingest topology apply` with INGEST_MANAGEMENT_URL; its user needs the tag `policymaker` for that"
 )
 _REMOVE_SURPLUS: Final = (
-    "set the number as the shims have it; once no shim has that many, run `ingest topology apply --remove-surplus`"
+    "set INGEST_HTTP_QUEUES and INGEST_HEAVY_QUEUES to the numbers of the shims; if all shims and workers use the "
+    "smaller number, run `ingest topology apply --remove-surplus`"
 )
 _LOSES: Final = {
     "message-ttl": "a message that waits longer is dropped or dead-lettered",
@@ -41,12 +42,12 @@ def topology_findings(management: Management, info: BrokerInfo, outage_hold: flo
     if missing := [sentence.removesuffix(_MISSING) for sentence in drift if sentence.endswith(_MISSING)]:
         yield _are_missing(missing)
     for sentence in drift:
-        if sentence.endswith(SURPLUS):
-            yield warning(_AREA, sentence, _REMOVE_SURPLUS)
-        elif not sentence.endswith(_MISSING):
+        if not sentence.endswith(_MISSING):
             other_type = "of type" in sentence
             do = "move its messages, delete it, then run `ingest topology apply`" if other_type else _APPLY
             yield error(_AREA, sentence, do)
+    for name in management.surplus_queues():
+        yield warning(_AREA, f"queue {name} is surplus: {SURPLUS}", _REMOVE_SURPLUS)
     if not drift:
         yield ok(_AREA, "exchanges, queue types and bindings match the topology")
     in_force = management.policies()

@@ -8,7 +8,7 @@ from structlog.testing import capture_logs
 
 from ingest.broker.bundles.dead_letters import UnbundledDeadLetters
 from ingest.domain import admitted, bundles
-from ingest.domain.addresses import with_lasting_route
+from ingest.domain.addresses import with_first_queue
 from ingest.domain.dead_letters import DeadLetter, Origin, read, resubmission
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.messages import Delivery, Message, PublishOutcome
@@ -133,15 +133,15 @@ async def test_bundles_need_room_only_to_change_the_queue(monkeypatch: pytest.Mo
     assert len(await take(reading)) == 4
     await reading.close()
     changing = harness.open()
-    with pytest.raises(ConfigurationError, match="Set TMPDIR to a directory with more"):
+    with pytest.raises(ConfigurationError, match="set TMPDIR to a directory with more space"):
         await take(changing)
     await changing.close()
 
 
 @pytest.mark.parametrize(("queue", "first"), [("http.3", "http.0"), ("heavy.1", "heavy.0"), ("http.bulk", "http.bulk")])
 def test_submission_of_a_queue_that_may_be_gone_is_submitted_to_the_first_of_its_class(queue: str, first: str) -> None:
-    assert with_lasting_route(f"{queue}.task.submitted.c") == f"{first}.task.submitted.c"
-    assert with_lasting_route("task.submitted.c") == "task.submitted.c"
+    assert with_first_queue(f"{queue}.task.submitted.c") == f"{first}.task.submitted.c"
+    assert with_first_queue("task.submitted.c") == "task.submitted.c"
 
 
 async def test_bundle_of_another_user_stays_one_message() -> None:

@@ -122,7 +122,8 @@ async def test_queue_that_is_added_while_the_worker_stops_does_not_keep_it_runni
     async def use() -> None:
         await asyncio.sleep(1)
         harness.stopping.set()
-        harness.loop.add(TASKS, HeldConsumer(TASKS))
+        assert not await harness.loop.consume(harness.broker, TASKS, 10)  # type: ignore[arg-type]
 
     async with asyncio.timeout(10):
         await harness.run(use())
+    assert harness.broker.consumers[TASKS].is_closed

@@ -21,7 +21,7 @@ class Broker:
         self.opened: Callable[[], None] = lambda: None
         """Called when a consumer is opened."""
 
-    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+    async def depths(self, queues: Sequence[str]) -> dict[str, int | None]:
         if self.messages is None:
             raise BrokerUnavailable("unavailable")
         return {queue: self.messages.get(queue) for queue in queues}

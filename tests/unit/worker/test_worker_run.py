@@ -67,7 +67,7 @@ class ScriptedBroker(EmbeddedBroker):
         self.connections_asked = 0
         self.scripted = ClosingPublisher()
 
-    async def waiting(self, queues: Sequence[str]) -> dict[str, int | None]:
+    async def depths(self, queues: Sequence[str]) -> dict[str, int | None]:
         return dict.fromkeys(queues)
 
     async def publisher(self, connections: int = 1) -> ClosingPublisher:  # type: ignore[override]
