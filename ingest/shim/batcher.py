@@ -91,14 +91,14 @@ class MicroBatcher(Generic[T, R]):
             await asyncio.wait(self._tasks)
 
     def _start_if_due(self) -> None:
-        """Start a micro-batch if none runs, or enough items wait; otherwise, see that they do not wait for long."""
+        """Start a micro-batch if none runs, enough items wait, or the latest one takes long; otherwise look again."""
         if self._collecting or not self._waiting or self._running >= self._max_concurrency:
             return
-        if not self._running or len(self._waiting) >= self._min_batch:
+        loop, overdue = asyncio.get_running_loop(), self._started + self._patience
+        if not self._running or len(self._waiting) >= self._min_batch or loop.time() >= overdue:
             self._start()
         elif self._timer is None:
-            due = self._started + self._patience
-            self._timer = asyncio.get_running_loop().call_at(due, self._start_if_overdue)
+            self._timer = loop.call_at(overdue, self._look_again)
 
     def _start(self) -> None:
         self._collecting = True
@@ -107,13 +107,9 @@ class MicroBatcher(Generic[T, R]):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def _start_if_overdue(self) -> None:
-        """Start another micro-batch if items wait and the latest one takes long."""
+    def _look_again(self) -> None:
         self._timer = None
-        if asyncio.get_running_loop().time() < self._started + self._patience:
-            self._start_if_due()
-        elif self._waiting and not self._collecting and self._running < self._max_concurrency:
-            self._start()
+        self._start_if_due()
 
     async def _work(self) -> None:
         try:

@@ -11,6 +11,7 @@ from ingest.admission import Admission
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.management import Management
 from ingest.broker.rabbitmq.provisioning import apply_topology, remove_surplus
+from ingest.broker.rabbitmq.status import rate
 from ingest.domain.admitted import Admitted, to_message
 from ingest.domain.customers import Customer
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
@@ -76,9 +77,8 @@ class Harness:
 
 def arrives_in_surplus_queues(management: Management) -> bool:
     """Whether the statistics show that messages arrive there."""
-    queues = {queue["name"]: queue for queue in management.get(f"queues/{management.vhost}")}
-    statistics = [queues[name].get("message_stats", {}) for name in SURPLUS]
-    return any(each.get("publish_details", {}).get("rate") for each in statistics)
+    queues = management.queues()
+    return any(rate(queues[name], "publish") for name in SURPLUS)
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ _PREFIXES: Final = {
     "ingest.direct": topology.OWN_PREFIX,
 }
 """Policies of several queues, and how the names of these begin."""
-SURPLUS: Final = "its number is not below INGEST_HTTP_QUEUES or INGEST_HEAVY_QUEUES"
 _ALTERNATE: Final = {"alternate-exchange": topology.UNMATCHED}
 
 
@@ -67,6 +66,11 @@ def policies() -> dict[str, dict[str, Any]]:
 
 def _literal(name: str) -> str:
     return name.replace(".", "[.]")
+
+
+def is_surplus(queue: str) -> str:
+    """Return the sentence about a queue of the shim that the layout does not have."""
+    return f"queue {queue} is surplus: its number is not below INGEST_HTTP_QUEUES or INGEST_HEAVY_QUEUES"
 
 
 def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,27 +218,29 @@ class Management:
         """Return the differences between broker and topology, as sentences. Raises as `apply_policies`."""
         in_force = self.policies()
         queues = [*[queue.name for queue in self.layout.queues], *self.own_queues()]
-        surplus = [f"queue {name} is surplus: {SURPLUS}" for name in self.surplus_queues()]
-        return [*self.drift(), *surplus] + [
+        return [*self.drift(), *map(is_surplus, self.surplus_queues())] + [
             f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
             for queue in queues
             for name, value in unmet(queue, in_force.of(queue)).items()
         ]
 
+    def queues(self) -> dict[str, dict[str, Any]]:
+        """Return what the management API says about each queue, by its name. Raises as `apply_policies`."""
+        return {queue["name"]: queue for queue in self.get(f"queues/{self.vhost}")}
+
     def own_queues(self) -> list[str]:
         """Return the names of the queues that belong to single producers. Raises as `apply_policies`."""
-        names = [queue["name"] for queue in self.get(f"queues/{self.vhost}")]
-        return sorted(name for name in names if name.startswith(topology.OWN_PREFIX))
+        return sorted(name for name in self.queues() if name.startswith(topology.OWN_PREFIX))
 
     def surplus_queues(self) -> list[str]:
         """Return the names of existing queues of the shim that the layout does not have. Raises as `apply_policies`."""
-        names = {queue["name"] for queue in self.get(f"queues/{self.vhost}")}
-        return [name for group in self.layout.surplus for name in group if name in names]
+        existing = self.queues()
+        return [name for group in self.layout.surplus for name in group if name in existing]
 
     def drift(self) -> list[str]:
         """Return the differences in what AMQP declares: exchanges, queues, bindings. Raises as `apply_policies`."""
         exchanges = {exchange["name"] for exchange in self.get(f"exchanges/{self.vhost}")}
-        queues = {queue["name"]: queue for queue in self.get(f"queues/{self.vhost}")}
+        queues = self.queues()
         differences = [f"exchange {name} is missing" for name in topology.EXCHANGES if name not in exchanges]
         for queue in self.layout.queues:
             if queue.name not in queues:

@@ -57,7 +57,7 @@ def members(management: Management) -> Iterator[Finding]:
     nodes = len(management.get("nodes"))
     names = {queue.name for queue in management.layout.queues}
     small = []
-    for queue in management.get(f"queues/{management.vhost}"):
+    for queue in management.queues().values():
         name = queue["name"]
         if (name not in names and not name.startswith(topology.OWN_PREFIX)) or queue.get("type") != "quorum":
             continue

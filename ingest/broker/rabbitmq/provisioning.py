@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.management import Management, unmet
+from ingest.broker.rabbitmq.status import rate
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError, IngestError
 from ingest.domain.overview import counted
@@ -149,12 +150,7 @@ async def _wait_until_unused(management: Management, queues: Sequence[topology.Q
 
 def _used(management: Management, queues: Sequence[topology.Queue]) -> list[str]:
     """Return the names of queues in which messages arrive, according to the latest statistics."""
-    return [queue["name"] for queue in _statistics(management, queues) if _rate_in(queue) > 0]
-
-
-def _rate_in(statistics: Mapping[str, Any]) -> float:
-    rate: float = statistics.get("message_stats", {}).get("publish_details", {}).get("rate", 0.0)
-    return rate
+    return [queue["name"] for queue in _statistics(management, queues) if rate(queue, "publish")]
 
 
 async def _drain(
@@ -202,5 +198,5 @@ def _messages(management: Management, drained: Sequence[topology.Queue], what: s
 
 
 def _statistics(management: Management, queues: Sequence[topology.Queue]) -> list[dict[str, Any]]:
-    names = {queue.name for queue in queues}
-    return [queue for queue in management.get(f"queues/{management.vhost}") if queue["name"] in names]
+    existing = management.queues()
+    return [existing[queue.name] for queue in queues if queue.name in existing]

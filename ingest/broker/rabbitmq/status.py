@@ -37,7 +37,7 @@ async def broker_state(broker: RabbitBroker, management: Management | None) -> B
 
 
 def _statistics(management: Management) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    queues = {queue["name"]: queue for queue in management.get(f"queues/{management.vhost}")}
+    queues = management.queues()
     alarms = []
     for node in management.get("nodes"):
         named = {"mem_alarm": "is out of memory", "disk_free_alarm": "is out of disk"}
@@ -56,14 +56,15 @@ def _queue(name: str, depth: tuple[int, int], statistics: dict[str, Any]) -> Que
         ready=depth[0],
         unacked=statistics.get("messages_unacknowledged"),
         consumers=depth[1],
-        rate_in=_rate(statistics, "publish"),
-        rate_out=_rate(statistics, "ack"),
+        rate_in=rate(statistics, "publish"),
+        rate_out=rate(statistics, "ack"),
         oldest=0.0 if not depth[0] else time.time() - head if isinstance(head, int) else None,
     )
 
 
-def _rate(statistics: dict[str, Any], counter: str) -> float | None:
+def rate(statistics: dict[str, Any], counter: str) -> float | None:
+    """Return messages per second of a counter of a queue, such as `publish`; None without statistics."""
     if not statistics:
         return None
-    rate = (statistics.get("message_stats") or {}).get(f"{counter}_details", {}).get("rate", 0.0)
-    return float(rate)
+    per_second = (statistics.get("message_stats") or {}).get(f"{counter}_details", {}).get("rate", 0.0)
+    return float(per_second)

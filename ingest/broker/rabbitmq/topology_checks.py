@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ingest.broker.rabbitmq.broker import BrokerInfo
-from ingest.broker.rabbitmq.management import SURPLUS, Management, unmet
+from ingest.broker.rabbitmq.management import Management, is_surplus, unmet
 from ingest.domain import topology
 from ingest.domain.findings import Finding, error, ok, warning
 
@@ -47,11 +47,11 @@ def topology_findings(management: Management, info: BrokerInfo, outage_hold: flo
             do = "move its messages, delete it, then run `ingest topology apply`" if other_type else _APPLY
             yield error(_AREA, sentence, do)
     for name in management.surplus_queues():
-        yield warning(_AREA, f"queue {name} is surplus: {SURPLUS}", _REMOVE_SURPLUS)
+        yield warning(_AREA, is_surplus(name), _REMOVE_SURPLUS)
     if not drift:
         yield ok(_AREA, "exchanges, queue types and bindings match the topology")
     in_force = management.policies()
-    arguments = {queue["name"]: queue.get("arguments") or {} for queue in management.get(f"queues/{management.vhost}")}
+    arguments = {name: queue.get("arguments") or {} for name, queue in management.queues().items()}
     effective = {
         name: {key.removeprefix("x-"): value for key, value in arguments[name].items()} | in_force.of(name)
         for name in [*[queue.name for queue in management.layout.queues], *management.own_queues()]

@@ -85,7 +85,7 @@ def test_by_request_nothing_is_limited() -> None:
 
 @given(st.lists(st.tuples(st.sampled_from(["reserve", "arrive", "release"]), st.integers(0, 3 * LIMIT)), max_size=60))
 def test_memory_is_never_exceeded_and_nobody_waits_for_ever(steps: list[tuple[str, int]]) -> None:
-    """Property. Bodies arrive only once they have memory, each is larger than the last or smaller."""
+    """Property: this holds for bodies of any size that arrive once they have memory, and end in any order."""
     memory, held = DeliveryMemory(LIMIT), list[Reservation]()
     for step, number in steps:
         if step == "reserve":
