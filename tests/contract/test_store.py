@@ -3,38 +3,17 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from pathlib import Path
-from typing import TypeVar
+from collections.abc import Sequence
 
 import msgspec
 import pytest
 
-from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of, new_api_key
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Doubt, Entry, Phase, Step, Undecided
+from ingest.domain.ledger import Change, Doubt, Entry, Phase, Step
 from ingest.domain.ports import Ledger, Store
-from ingest.domain.rates import PermitClaim, RateLimit
 from ingest.store.aerospike.store import AerospikeStore
-from ingest.store.sqlite import SqliteStore
-from ingest.telemetry.prometheus import PrometheusMeter
-from ingest.telemetry.store import MeteredStore
 from tests.servers import AerospikeServer, until_ready
-
-T = TypeVar("T")
-
-
-@pytest.fixture(params=["sqlite", "aerospike", "sqlite, metered"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    store: Store
-    if request.param == "sqlite":
-        store = await SqliteStore.open(tmp_path / "store.db")
-    elif "metered" in request.param:
-        store = MeteredStore(await SqliteStore.open(tmp_path / "store.db"), PrometheusMeter())
-    else:
-        store = await AerospikeStore.open(request.getfixturevalue("aerospike_url"))
-    yield store
-    await store.close()
+from tests.support.decided import decided
 
 
 def new_entry(owner: str = "me", **changes: object) -> Entry:
@@ -49,13 +28,6 @@ def new_entry(owner: str = "me", **changes: object) -> Entry:
         origin="m-1",
     )
     return msgspec.structs.replace(entry, **changes)
-
-
-def decided(results: Sequence[T | Undecided]) -> list[T]:
-    """Return the results of a call; assert that the store could decide all of them."""
-    known = [result for result in results if not isinstance(result, Undecided)]
-    assert len(known) == len(results)
-    return known
 
 
 async def claim(store: Ledger, entries: Sequence[Entry]) -> list[Entry]:
@@ -319,114 +291,6 @@ async def test_accepted_entry_is_absent_after_its_retention_and_can_be_claimed_a
     (claimed,) = await claim(store, [msgspec.structs.replace(entry, owner="later")])
     assert claimed.owner == "later"
     assert None not in await store.read([claimed_entry.id, queued_entry.id])
-
-
-async def test_concurrent_charges_never_exceed_the_limit(store: Store) -> None:
-    """Of 60 concurrent charges of 3 under a limit of 100, 33 are granted."""
-    charge = Charge(uuid.uuid4().hex, "2026-11", 3, 100)
-    results = await asyncio.gather(*[store.charge([charge]) for _ in range(60)])
-    assert sum(result == [True] for result in results) == 33
-    assert await store.used(charge.cust_id, "2026-11") == 99
-
-
-async def test_charges_are_counted_per_customer_and_month(store: Store) -> None:
-    """The first charge of a month is refused, too, if it is above the limit."""
-    mine, other = uuid.uuid4().hex, uuid.uuid4().hex
-    charges = [Charge(mine, "2026-11", 2, 2), Charge(other, "2026-11", 5, 4), Charge(mine, "2026-12", 1, 2)]
-    assert await store.charge(charges) == [True, False, True]
-    assert await store.charge([Charge(mine, "2026-11", 1, 2)]) == [False]
-    assert (await store.used(mine, "2026-11"), await store.used(other, "2026-11")) == (2, 0)
-
-
-async def test_refund_makes_new_charges_possible_and_never_goes_below_zero(store: Store) -> None:
-    charge = Charge(uuid.uuid4().hex, "2026-11", 2, 2)
-    await store.charge([charge])
-    await store.refund([charge])
-    await store.refund([charge])
-    assert await store.used(charge.cust_id, "2026-11") == 0
-    assert await store.charge([charge]) == [True]
-
-
-async def test_claims_of_permits_are_added_per_customer_and_window(store: Store) -> None:
-    """A window is known by its length and its number."""
-    mine, other = uuid.uuid4().hex, uuid.uuid4().hex
-    claims = [PermitClaim(mine, 1, 7, 3), PermitClaim(other, 1, 7, 1), PermitClaim(mine, 60, 7, 5)]
-    assert await store.claim_permits(claims) == [3, 1, 5]
-    assert await store.claim_permits([PermitClaim(mine, 1, 8, 2), PermitClaim(mine, 1, 7, 2)]) == [2, 5]
-
-
-async def test_concurrent_claims_of_permits_lose_none(store: Store) -> None:
-    """Each of 60 claims gets another sum."""
-    claim_of_2 = PermitClaim(uuid.uuid4().hex, 1, 7, 2)
-    answers = await asyncio.gather(*[store.claim_permits([claim_of_2]) for _ in range(60)])
-    assert sorted(claimed for answer in answers for claimed in decided(answer)) == list(range(2, 122, 2))
-
-
-async def test_saving_a_customer_replaces_every_field(store: Store) -> None:
-    """The second customer has no quota and no rate, which means that both are unlimited."""
-    name = f"c-{uuid.uuid4().hex[:8]}"
-    hooks = frozenset({"https://a.example/ü"})
-    first = Customer(cust_id=name, monthly_quota=5, strict=True, webhooks=hooks, rate=RateLimit(600, 60), weight=2.5)
-    await store.save_customer(first)
-    assert await store.customer(name) == first
-    second = Customer(cust_id=name, retention=60, disabled=True)
-    await store.save_customer(second)
-    assert await store.customer(name) == second
-    assert second in await store.customers()
-    assert await store.customer("unknown") is None
-
-
-async def test_customer_is_found_by_key_hash_until_the_key_is_revoked(store: Store) -> None:
-    customer = Customer(cust_id=f"c-{uuid.uuid4().hex[:8]}")
-    hashed = hash_api_key(new_api_key())
-    key = ApiKey(key_id=key_id_of(hashed), cust_id=customer.cust_id, key_hash=hashed, created_at=5)
-    await store.save_customer(customer)
-    await store.save_key(key)
-    assert await store.keys(customer.cust_id) == [key]
-    assert await store.customer_by_key(hashed) == customer
-    assert await store.customer_by_key(hash_api_key(new_api_key())) is None
-    assert await store.revoke_key(key.key_id)
-    assert await store.customer_by_key(hashed) is None
-    assert not await store.revoke_key("key_000000000000")
-
-
-async def test_producers_with_own_queues_are_added_and_removed(store: Store) -> None:
-    """Each has the weight of its customer, also if that changes later."""
-    first, second = (f"p-{uuid.uuid4().hex[:8]}" for _ in range(2))
-    await store.save_customer(Customer(cust_id=second, weight=2.5))
-    for cust_id in (first, second, second):
-        await store.add_producer(cust_id)
-    saved = await store.producers()
-    assert (saved[first], saved[second]) == (1.0, 2.5)
-    await store.save_customer(Customer(cust_id=second, weight=0.5))
-    assert (await store.producers())[second] == 0.5
-    for _ in range(2):
-        await store.remove_producer(first)
-    assert {first, second} & (await store.producers()).keys() == {second}
-    await store.remove_producer(second)
-
-
-async def test_key_keeps_its_name_and_the_time_of_its_last_use(store: Store) -> None:
-    """A use changes nothing else, also of a revoked key. Ids of unknown keys are ignored."""
-    cust_id = f"c-{uuid.uuid4().hex[:8]}"
-    hashes = [hash_api_key(new_api_key()) for _ in range(3)]
-    keys = [
-        ApiKey(key_id=key_id_of(hashed), cust_id=cust_id, key_hash=hashed, created_at=number, name=f"job {number}")
-        for number, hashed in enumerate(hashes)
-    ]
-    for key in keys:
-        await store.save_key(key)
-    assert await store.keys(cust_id) == keys
-    await store.revoke_key(keys[0].key_id)
-    await store.record_key_use([keys[0].key_id, keys[2].key_id, "key_000000000000"], 1_775_000_000_123)
-    used = {"last_used_at": 1_775_000_000_123}
-    assert await store.keys(cust_id) == [
-        msgspec.structs.replace(keys[0], revoked=True, **used),
-        keys[1],
-        msgspec.structs.replace(keys[2], **used),
-    ]
-    await store.record_key_use([keys[2].key_id], 1_775_000_000_124)
-    assert (await store.keys(cust_id))[2].last_used_at == 1_775_000_000_124
 
 
 async def test_open_store_is_ready(store: Store) -> None:

@@ -15,9 +15,10 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.findings import Finding
 from ingest.domain.ledger import UNDECIDED, Charge, Entry, Phase
 from ingest.store.aerospike.store import AerospikeStore
-from tests.contract.test_store import decided, new_entry
+from tests.contract.test_store import new_entry
 from tests.servers import AerospikeCluster, Unavailable
 from tests.servers.aerospike_cluster import AerospikeNode
+from tests.support.decided import decided
 from tests.support.doctor_findings import OK, WARNING, errors, reports
 from tests.support.summary import note_server
 

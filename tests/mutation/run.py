@@ -15,7 +15,7 @@ _ROOT: Final = Path(__file__).parents[2]
 _ADMISSION: Final = ("tests/unit/admission",)
 _SHIM: Final = ("tests/unit/shim/test_batcher*.py", "tests/unit/shim/test_pipeline.py", "tests/unit/shim/test_shim.py")
 _WORKER: Final = ("tests/unit/worker",)
-_STORE: Final = ("tests/unit/store", "tests/contract/test_store.py")
+_STORE: Final = ("tests/unit/store", *[f"tests/contract/test_{name}.py" for name in ("store", "quotas", "registry")])
 _TESTS: Final = {
     "admission": _ADMISSION + _WORKER,
     "domain": ("tests/unit/domain/test_ledger.py", *_STORE, *_ADMISSION, *_WORKER),
