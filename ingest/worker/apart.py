@@ -15,8 +15,31 @@ _HOLD: Final = 1200.0
 """Seconds for which submissions wait apart; well below RabbitMQ's `consumer_timeout` of 30 minutes."""
 _MAX_APART: Final = 10_000
 """The most submissions that wait apart, in addition to the prefetch."""
-_MAX_BYTES: Final = 4 * 1024 * 1024
-"""Bytes of the bodies that wait apart, for each queue."""
+_MEMORY: Final = 16 * 1024 * 1024
+"""Bytes of the bodies that wait apart, of all queues together."""
+
+
+class ApartMemory:
+    """The memory of the bodies that wait apart. The queues of a worker share it.
+
+    A queue may hold as much as is free: alone it gets half of the memory, and another queue half of the rest. So no
+    queue can take everything, and the sum does not grow with the number of queues (dynamic thresholds; Choudhury and
+    Hahne, 1998).
+    """
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    def take(self, size: int, held: int) -> bool:
+        """Take `size` bytes for a queue that holds `held` bytes, if there is room."""
+        if held + size > _MEMORY - self._taken - size:
+            return False
+        self._taken += size
+        return True
+
+    def give_back(self, size: int) -> None:
+        """Return `size` bytes."""
+        self._taken -= size
 
 
 class WaitingApart:
@@ -28,6 +51,7 @@ class WaitingApart:
         attempt: waits for the circuit breaker, makes one attempt and returns what is unfinished.
         stopping: ends the retries; the broker delivers the submissions again.
         group: the retries run in it.
+        memory: what the bodies may take.
     """
 
     def __init__(
@@ -37,12 +61,14 @@ class WaitingApart:
         attempt: Callable[[Sequence[Delivery]], Awaitable[Unfinished]],
         stopping: asyncio.Event,
         group: asyncio.TaskGroup,
+        memory: ApartMemory,
     ) -> None:
         self._consumer = consumer
         self._processor = processor
         self._attempt = attempt
         self._stopping = stopping
         self._group = group
+        self._memory = memory
         self._bytes = 0
         self.count = 0
         """The number of submissions that wait apart."""
@@ -57,16 +83,19 @@ class WaitingApart:
 
     def _fits(self, delivery: Delivery) -> bool:
         """Count a delivery as waiting apart, if there is room for its body."""
-        if self._bytes + len(delivery.body) > _MAX_BYTES:
+        size = len(delivery.body)
+        if not self._memory.take(size, self._bytes):
             return False
         self.count += 1
-        self._bytes += len(delivery.body)
+        self._bytes += size
         return True
 
     def _uncount(self, before: Unfinished, after: Unfinished) -> None:
         """Count no longer what was finished between the two."""
         self.count -= len(before.deliveries) - len(after.deliveries)
-        self._bytes -= _size(before) - _size(after)
+        finished = _size(before) - _size(after)
+        self._bytes -= finished
+        self._memory.give_back(finished)
 
     async def _retry(self, waiting: Unfinished, backoff: Backoff) -> None:
         """Retry submissions. They take no part of the prefetch, up to a limit, so that others are not delayed."""

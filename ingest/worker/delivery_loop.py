@@ -10,7 +10,7 @@ from ingest.domain.errors import ParserFailed
 from ingest.domain.messages import Delivery
 from ingest.domain.ports import Broker, Consumer
 from ingest.waiting import Backoff, wait_for_event
-from ingest.worker.apart import WaitingApart
+from ingest.worker.apart import ApartMemory, WaitingApart
 from ingest.worker.breaker import PAUSES, CircuitBreaker, Stopping
 from ingest.worker.classify import waits_for_parser
 from ingest.worker.consumer_group import ConsumerGroup, by_queue
@@ -86,6 +86,7 @@ class DeliveryLoop:
         self._small = _Slots(self._weight)
         self._large = _Slots(self._weight)
         self._group = asyncio.TaskGroup()
+        self._apart_memory = ApartMemory()
         self._apart = {queue: self._waiting_apart(consumer) for queue, consumer in consumers.items()}
 
     async def run(self) -> None:
@@ -125,7 +126,9 @@ class DeliveryLoop:
         await consumer.close()
 
     def _waiting_apart(self, consumer: Consumer) -> WaitingApart:
-        return WaitingApart(consumer, self._processor, self._attempt_under_breaker, self._stopping, self._group)
+        return WaitingApart(
+            consumer, self._processor, self._attempt_under_breaker, self._stopping, self._group, self._apart_memory
+        )
 
     def _weight(self, queue: str) -> float:
         return self.weights.get(queue, 1.0)

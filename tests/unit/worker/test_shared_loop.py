@@ -74,6 +74,25 @@ async def test_deliveries_wait_apart_at_their_own_queues() -> None:
 
 
 @in_virtual_time
+async def test_queues_share_the_memory_of_what_waits_apart_and_none_takes_all() -> None:
+    """A queue may take as much as is free: of 16 MiB the first one 8, then the other 4. The rest moves to the end."""
+    harness = LoopHarness()
+    names = [f"{queue}{number}" for queue in "ab" for number in range(10)]
+    harness.processor.trouble = dict.fromkeys(names, "refused")
+    harness.consumer.deliver(*names[:10], body=b"x" * 1024 * 1024)
+
+    async def use() -> None:
+        await asyncio.sleep(0.2)
+        harness.other.deliver(*names[10:], body=b"x" * 1024 * 1024)
+        await asyncio.sleep(5)
+
+    await harness.run(use())
+    assert [name for apart, _ in harness.consumer.apart for name in apart] == names[:8]
+    assert [name for apart, _ in harness.other.apart for name in apart] == names[10:14]
+    assert {name for _, moved in harness.processor.moves for name in moved} == {*names[8:10], *names[14:]}
+
+
+@in_virtual_time
 async def test_at_most_three_large_submissions_are_in_progress_and_the_queues_share_these_slots() -> None:
     """Small ones do not wait for them. A large one that fails gives its slot back."""
     harness = LoopHarness()

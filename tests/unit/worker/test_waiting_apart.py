@@ -183,7 +183,7 @@ async def test_bodies_that_wait_apart_have_a_limit_and_the_excess_makes_room() -
     """After another attempt it moves to the end of the queue. A rejected one is requeued, as long as it is refused."""
     harness = LoopHarness()
     harness.processor.trouble = {"a": "refused", "b": "refused", "c": "contended", "d": "undecided", "e": "rejected"}
-    harness.consumer.deliver("a", "b", "c", "d", "e", body=b"x" * 2_500_000)
+    harness.consumer.deliver("a", "b", "c", "d", "e", body=b"x" * 5_000_000)
     await harness.run_for(5)
     assert harness.consumer.apart == [(["a"], 1)]
     moved = {name for _, names in harness.processor.moves for name in names}
@@ -198,7 +198,7 @@ async def test_excess_is_held_in_an_outage_and_while_it_is_untrusted_or_cannot_b
     harness = LoopHarness()
     harness.processor.trouble = {"a": "refused", "b": "untrusted", "c": "refused"}
     harness.processor.unmoved = {"c"}
-    harness.consumer.deliver("a", "b", "c", body=b"x" * 2_500_000)
+    harness.consumer.deliver("a", "b", "c", body=b"x" * 5_000_000)
     await harness.run_for(100)
     assert harness.consumer.apart == [(["a"], 1)]
     assert harness.consumer.requeued == []
@@ -210,13 +210,13 @@ async def test_excess_is_held_in_an_outage_and_while_it_is_untrusted_or_cannot_b
 async def test_room_apart_is_free_again_after_the_end() -> None:
     harness = LoopHarness()
     harness.processor.trouble = {"a": "refused"}
-    harness.consumer.deliver("a", body=b"x" * 2_500_000)
+    harness.consumer.deliver("a", body=b"x" * 5_000_000)
 
     async def use() -> None:
         await asyncio.sleep(2)
         harness.processor.trouble = {"b": "refused"}
         await asyncio.sleep(10)
-        harness.consumer.deliver("b", body=b"x" * 2_500_000)
+        harness.consumer.deliver("b", body=b"x" * 5_000_000)
         await asyncio.sleep(2)
 
     await harness.run(use())
