@@ -12,7 +12,7 @@ from tests.simulation.world import World
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-SCHEDULES = 12_000
+SCHEDULES = 8000
 SEED = 1
 
 
