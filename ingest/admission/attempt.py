@@ -102,6 +102,8 @@ class Attempt:
                 owner=pending.owner,
                 lease=self._lease,
                 origin=pending.request.origin,
+                request_id=pending.request.request_id,
+                trace_id=pending.request.trace.trace_id if pending.request.trace else "",
             )
             for pending in self._pending
         ]

@@ -14,7 +14,8 @@ from ingest.domain.trace import Trace
 class Request(msgspec.Struct, frozen=True, gc=False):
     """A submission to admit.
 
-    `origin` is the AMQP message_id of a direct submission, otherwise empty. `trace` is the client's trace context.
+    `origin` is the AMQP message_id of a direct submission, otherwise empty. `trace` is the client's trace context, and
+    `request_id` that of an HTTP request.
     `created_at` is when it was submitted, in Unix milliseconds, if its message says so. Only a new entry takes it.
     """
 
@@ -23,6 +24,7 @@ class Request(msgspec.Struct, frozen=True, gc=False):
     origin: str = ""
     trace: Trace | None = None
     created_at: int | None = None
+    request_id: str = ""
 
 
 class Verdict(StrEnum):

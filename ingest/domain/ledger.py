@@ -51,7 +51,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     the last of them in `charged_month`; `doubt` is what those attempts have left. `origin` tells a redelivery from
     another submission: it is the AMQP message_id of a direct submission, the batch's id for an item, otherwise empty.
     A batch has `task_count`, and `keyed_item_ids` maps the index of each keyed item to its id (stored under the name
-    `own_ids`).
+    `own_ids`). `request_id` and `trace_id` are those of the request or message that made the claim, for people who look
+    for it in logs and traces; they are empty if there were none.
     """
 
     id: str
@@ -66,6 +67,8 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     charged_month: str = ""
     doubt: Doubt = Doubt.NONE
     origin: str = ""
+    request_id: str = ""
+    trace_id: str = ""
     task_count: int = 0
     keyed_item_ids: dict[int, str] = msgspec.field(name="own_ids", default_factory=dict)
     generation: int = 0
@@ -96,12 +99,19 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return index < self.task_count and index not in self.keyed_item_ids
 
 
+class StoredEntry(msgspec.Struct, frozen=True):
+    """An entry, and for how many seconds it has not changed, by the store's clock."""
+
+    entry: Entry
+    unchanged_for: float
+
+
 class Step(StrEnum):
     """A kind of change. It takes effect only if the stored generation is still `entry.generation`."""
 
     TAKE_OVER = "take_over"
-    """Claim an entry that has not changed for `Change.idle`: write `owner`, `lease`, `origin`, `doubt`, and what the
-    body decides (`fingerprint`, `task_count`, `keyed_item_ids`)."""
+    """Claim an entry that has not changed for `Change.idle`: write `owner`, `lease`, `origin`, `doubt`, `request_id`,
+    `trace_id`, and what the body decides (`fingerprint`, `task_count`, `keyed_item_ids`)."""
     QUEUE = "queue"
     """Set phase queued and end the lease."""
     REPUBLISH = "republish"
@@ -180,7 +190,15 @@ def accepted(entry: Entry) -> Entry:
 
 
 def submission_entry(
-    submission: Submission, created_at: int, retention: int, *, owner: str = "", lease: int = 0, origin: str = ""
+    submission: Submission,
+    created_at: int,
+    retention: int,
+    *,
+    owner: str = "",
+    lease: int = 0,
+    origin: str = "",
+    request_id: str = "",
+    trace_id: str = "",
 ) -> Entry:
     """Return the entry of the task or batch itself.
 
@@ -191,6 +209,8 @@ def submission_entry(
         owner: the attempt that claims it.
         lease: how long the claim lasts, in milliseconds.
         origin: see `Entry`.
+        request_id: see `Entry`.
+        trace_id: see `Entry`.
     """
     is_batch = submission.kind is SubmissionKind.BATCH
     return Entry(
@@ -202,6 +222,8 @@ def submission_entry(
         owner=owner,
         lease=lease,
         origin=origin,
+        request_id=request_id,
+        trace_id=trace_id,
         task_count=len(submission.tasks) if is_batch else 0,
         keyed_item_ids={i: task.task_id for i, task in enumerate(submission.tasks) if task.keyed} if is_batch else {},
     )

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from ingest.domain.customers import ApiKey, Customer
-from ingest.domain.ledger import Change, Charge, Entry, Undecided
+from ingest.domain.ledger import Change, Charge, Entry, StoredEntry, Undecided
 from ingest.domain.messages import Delivery, Message, PublishOutcome
 from ingest.domain.rates import PermitClaim
 
@@ -32,6 +32,10 @@ class Ledger(Protocol):
 
     async def read(self, ids: Sequence[str]) -> Sequence[Entry | Undecided | None]:
         """Return the stored entries; None for an entry that does not exist or has expired."""
+        ...
+
+    async def inspect(self, ids: Sequence[str]) -> Sequence[StoredEntry | Undecided | None]:
+        """Return what `read` returns, with the age of each entry."""
         ...
 
     async def apply(self, changes: Sequence[Change]) -> Sequence[Entry | Undecided | None]:

@@ -27,6 +27,11 @@ class Trace(msgspec.Struct, frozen=True, gc=False):
     traceparent: str
     tracestate: str = ""
 
+    @property
+    def trace_id(self) -> str:
+        """The id of the whole trace, 32 hex digits."""
+        return self.traceparent[3:35]
+
     def headers(self) -> dict[str, Any]:
         """Return the context as headers of an AMQP message."""
         named = {TRACEPARENT: self.traceparent}

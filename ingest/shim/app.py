@@ -103,7 +103,8 @@ class Shim:
         headers = dict(scope["headers"])
         id_header = (b"x-request-id", request_id(headers))
         added = [id_header]
-        structlog.contextvars.bind_contextvars(request_id=id_header[1].decode())
+        name = id_header[1].decode()
+        structlog.contextvars.bind_contextvars(request_id=name)
         kind = _KINDS.get(scope["path"])
         try:
             if len(headers) < len(scope["headers"]):
@@ -112,7 +113,7 @@ class Shim:
             if kind is None:
                 await self._other_routes(scope, receive, _with_header(send, id_header))
                 return
-            status, body, extra = await self._submit(kind, scope, headers, receive, added)
+            status, body, extra = await self._submit(kind, scope, headers, receive, name, added)
             self._record_success(kind, status, mismatch=_MISMATCH in extra)
         except Problem as problem:
             status, body, extra = problem.status, problem.body(), list(problem.headers)
@@ -140,9 +141,13 @@ class Shim:
         scope: Scope,
         headers: dict[bytes, bytes],
         receive: Receive,
+        name: str,
         added: list[Header],
     ) -> Answer:
-        """Return the answer. Raises Problem, ClientDisconnected. `added` gets the headers of every answer."""
+        """Return the answer. Raises Problem, ClientDisconnected.
+
+        `name` is the id of the request; `added` gets the headers of every answer.
+        """
         if scope["method"] != "POST":
             raise method_not_allowed(scope["method"])
         customer = await self._auth.customer(headers.get(b"authorization"))
@@ -151,7 +156,7 @@ class Shim:
         reservation = Reservation(self._memory, customer.cust_id)
         try:
             body = await read_json_body(headers, receive, reservation)
-            return await self._submitter.submit(kind, body, headers, customer)
+            return await self._submitter.submit(kind, body, headers, customer, name)
         finally:
             reservation.release()
 

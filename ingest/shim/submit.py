@@ -83,14 +83,14 @@ class Submitter:
         }
 
     async def submit(
-        self, kind: SubmissionKind, body: bytes, headers: dict[bytes, bytes], customer: Customer
+        self, kind: SubmissionKind, body: bytes, headers: dict[bytes, bytes], customer: Customer, request_id: str
     ) -> Answer:
         """Return the answer to a submission. Raises Problem for every answer that is not 2xx."""
         try:
             submission = await self._parse(kind, body, headers.get(b"idempotency-key"), customer)
         except InvalidSubmission as error:
             raise problems.invalid(error) from None
-        request = Request(submission, customer, trace=trace_of_http(headers))
+        request = Request(submission, customer, trace=trace_of_http(headers), request_id=request_id)
         decision = await self._decide(request)
         return _answer(decision, _wants_representation(headers))
 

@@ -19,7 +19,7 @@ import msgspec
 
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Charge, Entry, Step, accepted, after, takes_effect
+from ingest.domain.ledger import Change, Charge, Entry, Step, StoredEntry, accepted, after, takes_effect
 from ingest.domain.rates import PermitClaim
 from ingest.sqlite.file import SqliteFile
 
@@ -93,6 +93,10 @@ class SqliteStore:
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
         now = self._now()
         return await self._file.read(lambda db: [_stored(db, id_, now) for id_ in ids]) if ids else []
+
+    async def inspect(self, ids: Sequence[str]) -> list[StoredEntry | None]:
+        now = self._now()
+        return await self._file.read(lambda db: [_inspect(db, id_, now) for id_ in ids]) if ids else []
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | None]:
         now = self._now()
@@ -219,6 +223,20 @@ def _stored(db: sqlite3.Connection, id_: str, now: int) -> Entry | None:
     return _entry(row[0]) if row else None
 
 
+def _inspect(db: sqlite3.Connection, id_: str, now: int) -> StoredEntry | None:
+    sql = "SELECT entry, expires FROM ledger WHERE id = ? AND expires > ?"
+    row = db.execute(sql, (id_, now)).fetchone()
+    if row is None:
+        return None
+    entry = _entry(row[0])
+    return StoredEntry(entry, _unchanged_for(entry, row[1], now) / 1000)
+
+
+def _unchanged_for(entry: Entry, expires: int, now: int) -> int:
+    """Return the age of an entry, in milliseconds."""
+    return now - (expires - entry.time_to_live * 1000)
+
+
 def _write(db: sqlite3.Connection, entry: Entry, now: int) -> Entry:
     row = (entry.id, now + entry.time_to_live * 1000, _encode(entry).decode())
     db.execute("INSERT OR REPLACE INTO ledger VALUES (?, ?, ?)", row)
@@ -239,7 +257,7 @@ def _apply(db: sqlite3.Connection, change: Change, now: int) -> Entry | None:
         "SELECT entry, expires FROM ledger WHERE id = ? AND expires > ?", (change.entry.id, now)
     ).fetchone()
     stored = _entry(row[0]) if row else None
-    if stored is None or not takes_effect(change, stored, now - (row[1] - stored.time_to_live * 1000)):
+    if stored is None or not takes_effect(change, stored, _unchanged_for(stored, row[1], now)):
         return None
     if change.step is Step.FORGET:
         db.execute("DELETE FROM ledger WHERE id = ?", (change.entry.id,))
@@ -251,7 +269,7 @@ def _in_doubt(db: sqlite3.Connection, idle: int, now: int) -> list[Entry]:
     sql = """SELECT entry, expires FROM ledger WHERE expires > ?
              AND json_extract(entry, '$.phase') = 'claimed' AND json_extract(entry, '$.charged') > 0"""
     entries = [(_entry(text), expires) for text, expires in db.execute(sql, (now,))]
-    return [entry for entry, expires in entries if now - (expires - entry.time_to_live * 1000) >= idle]
+    return [entry for entry, expires in entries if _unchanged_for(entry, expires, now) >= idle]
 
 
 def _accept(db: sqlite3.Connection, entries: Sequence[Entry], now: int) -> None:

@@ -8,7 +8,7 @@ from ingest.admission import Admission, Decision, Request
 from ingest.domain import metrics
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import UNDECIDED, Change, Charge, Entry, Step, Undecided
+from ingest.domain.ledger import UNDECIDED, Change, Charge, Entry, Step, StoredEntry, Undecided
 from ingest.domain.metrics import Meter
 from ingest.domain.ports import Store
 from ingest.domain.rates import PermitClaim
@@ -41,6 +41,9 @@ class MeteredStore:
 
     async def read(self, ids: Sequence[str]) -> Sequence[Entry | Undecided | None]:
         return await self._timed_list("read", self._store.read(ids))
+
+    async def inspect(self, ids: Sequence[str]) -> Sequence[StoredEntry | Undecided | None]:
+        return await self._timed_list("read", self._store.inspect(ids))
 
     async def apply(self, changes: Sequence[Change]) -> Sequence[Entry | Undecided | None]:
         if not changes:

@@ -22,6 +22,7 @@ from ingest.domain.parsing import Unparsed
 from ingest.domain.ports import Registry
 from ingest.domain.submissions import MAX_BODY
 from ingest.domain.topology import DELIVERY_LIMIT
+from ingest.domain.trace import trace_of
 from ingest.domain.validation import validate_key
 from ingest.parsing.parser import SubmissionParser, is_large
 from ingest.waiting import TimeSlices
@@ -182,13 +183,14 @@ class DeliveryClassifier:
             classified.undecided.append(delivery)
             return
         created_at = None if delivery.timestamp is None else delivery.timestamp * 1000
+        trace = trace_of(delivery.headers)
         try:
             if customer is None:
                 raise InvalidSubmission(Reason.UNKNOWN_CUSTOMER, f"customer {cust_id} does not exist")
             if customer.disabled:
                 raise InvalidSubmission(Reason.CUSTOMER_DISABLED, f"customer {cust_id} is disabled")
             submission = await self._parser.parse(Unparsed(kind, delivery.body, cust_id, customer.webhooks, key))
-            request = Request(submission, customer, origin=message_id, created_at=created_at)
+            request = Request(submission, customer, origin=message_id, trace=trace, created_at=created_at)
             classified.direct.append((delivery, request))
         except InvalidSubmission as error:
             if not _may_have_been_admitted(error):
@@ -201,7 +203,7 @@ class DeliveryClassifier:
             except InvalidSubmission:
                 classified.rejected.append(rejected)
             else:
-                request = Request(submission, customer, origin=message_id, created_at=created_at)
+                request = Request(submission, customer, origin=message_id, trace=trace, created_at=created_at)
                 classified.revoked.append((request, rejected))
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import Change, Doubt, Entry, Phase, Step
+from ingest.domain.ledger import Change, Doubt, Entry, Phase, Step, StoredEntry
 from ingest.domain.ports import Ledger, Store
 from ingest.store.aerospike.store import AerospikeStore
 from tests.servers import AerospikeServer, until_ready
@@ -26,6 +26,8 @@ def new_entry(owner: str = "me", **changes: object) -> Entry:
         owner=owner,
         lease=1_775_000_030_123,
         origin="m-1",
+        request_id="r-1",
+        trace_id="0af7651916cd43dd8448eb211c80319c",
     )
     return msgspec.structs.replace(entry, **changes)
 
@@ -48,6 +50,28 @@ async def test_claim_creates_entry_and_returns_it_with_its_generation(store: Sto
     assert claimed == msgspec.structs.replace(entry, generation=claimed.generation)
     assert claimed.generation > 0
     assert await read(store, [entry.id]) == [claimed]
+
+
+async def inspect(store: Store, entry_id: str) -> StoredEntry:
+    (found,) = decided(await store.inspect([entry_id]))
+    assert found is not None
+    return found
+
+
+async def test_inspection_returns_what_is_stored_with_its_age(store: Store) -> None:
+    """An age is exact to a second. It begins again with each change."""
+    entry = new_entry()
+    (claimed,) = await claim(store, [entry])
+    assert decided(await store.inspect([])) == []
+    (missing,) = decided(await store.inspect([f"{entry.id}x"]))
+    assert missing is None
+    async with asyncio.timeout(10):
+        while (found := await inspect(store, entry.id)).unchanged_for < 2:
+            assert found == StoredEntry(claimed, found.unchanged_for)
+            await asyncio.sleep(0.05)
+    assert await store.accept([claimed]) == [True]
+    found = await inspect(store, entry.id)
+    assert (found.entry.phase, 0 <= found.unchanged_for < 2) == (Phase.ACCEPTED, True)
 
 
 async def test_claim_of_existing_id_returns_the_stored_entry_unchanged(store: Store) -> None:
@@ -103,7 +127,7 @@ async def test_read_returns_none_in_the_place_of_an_unknown_id(store: Store) -> 
 @pytest.mark.parametrize(
     ("step", "expected"),
     [
-        (Step.TAKE_OVER, {"owner": "new", "lease": 99, "origin": "m-2", "phase": Phase.CLAIMED}),
+        (Step.TAKE_OVER, {"owner": "new", "lease": 99, "origin": "m-2", "request_id": "r-2", "trace_id": ""}),
         (Step.QUEUE, {"phase": Phase.QUEUED, "lease": 0}),
         (Step.RELEASE, {"phase": Phase.CLAIMED, "lease": 0, "charged": 7}),
         (Step.REFUND, {"phase": Phase.CLAIMED, "lease": 0, "charged": 0, "owner": "new", "doubt": Doubt.REFUNDED}),
@@ -115,7 +139,7 @@ async def test_apply_stores_the_step_and_returns_the_entry_with_a_new_generation
     (claimed,) = await claim(store, [new_entry()])
     changed = claimed
     if step is Step.TAKE_OVER:
-        changed = msgspec.structs.replace(claimed, owner="new", lease=99, origin="m-2")
+        changed = msgspec.structs.replace(claimed, owner="new", lease=99, origin="m-2", request_id="r-2", trace_id="")
     elif step is Step.RELEASE:
         changed = msgspec.structs.replace(claimed, charged=7)
     elif step is Step.REFUND:

@@ -116,7 +116,7 @@ class Clients:
         kind = SubmissionKind.BATCH if submit.items else SubmissionKind.TASK
         headers = {b"prefer": b"return=representation"}
         try:
-            status, body, pairs = await self._submitters[shim.name].submit(kind, body_of(submit), headers, customer)
+            status, body, pairs = await self._submitters[shim.name].submit(kind, body_of(submit), headers, customer, "")
         except Problem as problem:
             status, body, pairs = problem.status, problem.body(), list(problem.headers)
         await shim.runs(life)

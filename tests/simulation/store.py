@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 
 from ingest.domain.customers import ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import UNDECIDED, Change, Charge, Doubt, Entry, Undecided
+from ingest.domain.ledger import UNDECIDED, Change, Charge, Doubt, Entry, StoredEntry, Undecided
 from ingest.domain.rates import PermitClaim
 from tests.simulation.customers import WITH_QUEUES
 from tests.simulation.machines import Fate, Process, Server
@@ -38,6 +38,9 @@ class SimulatedStore:
 
     async def read(self, ids: Sequence[str]) -> list[Entry | Undecided | None]:
         return await self._call(ids, self._state.stored)
+
+    async def inspect(self, ids: Sequence[str]) -> list[StoredEntry | Undecided | None]:
+        raise NotImplementedError
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | Undecided | None]:
         for entry in [change.entry for change in changes if change.entry.doubt is Doubt.REFUNDED]:

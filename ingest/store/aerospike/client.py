@@ -33,6 +33,8 @@ _TRUE: Final = frozenset({"true", "1", "yes"})
 _FALSE: Final = frozenset({"false", "0", "no"})
 
 T = TypeVar("T")
+Record = tuple[dict[str, int], dict[str, Any]]
+"""A record: `gen` (its version) and `ttl` (seconds until it expires), and its bins."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -153,26 +155,26 @@ class AerospikeClient:
         answers = await self._in_chunks(keys, partial(_batch_operate, ops, policy))
         return [result_codes.NO_RESPONSE if answer is None else answer.result for answer in answers]
 
-    async def read(self, keys: Sequence[tuple[str, str, str]]) -> list[tuple[int, dict[str, Any]] | None]:
-        """Return (generation, bins) of each record; None if it does not exist. Raises StoreUnavailable."""
-        records: list[tuple[int, dict[str, Any]] | None] = []
+    async def read(self, keys: Sequence[tuple[str, str, str]]) -> list[Record | None]:
+        """Return each record; None if it does not exist. Raises StoreUnavailable."""
+        records: list[Record | None] = []
         for record in await self.try_read(keys):
             if isinstance(record, int):
                 raise self.unavailable(record, "reading a record failed")
             records.append(record)
         return records
 
-    async def try_read(self, keys: Sequence[tuple[str, str, str]]) -> list[tuple[int, dict[str, Any]] | int | None]:
+    async def try_read(self, keys: Sequence[tuple[str, str, str]]) -> list[Record | int | None]:
         """Return records as `read` does, but the result code of a record that cannot be read.
 
         Raises StoreUnavailable if the whole call fails.
         """
-        records: list[tuple[int, dict[str, Any]] | int | None] = []
+        records: list[Record | int | None] = []
         for answer in await self._in_chunks(keys, _batch_read):
             if answer is None:
                 records.append(result_codes.NO_RESPONSE)
             elif answer.result == result_codes.OK:
-                records.append((answer.record[1]["gen"], answer.record[2]))
+                records.append((answer.record[1], answer.record[2]))
             else:
                 records.append(None if answer.result == result_codes.NOT_FOUND else answer.result)
         return records

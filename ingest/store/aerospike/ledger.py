@@ -16,7 +16,7 @@ from aerospike_helpers import expressions
 from aerospike_helpers.batch import records as batch
 
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import UNDECIDED, Change, Entry, Phase, Step, Undecided, accepted, after
+from ingest.domain.ledger import UNDECIDED, Change, Entry, Phase, Step, StoredEntry, Undecided, accepted, after
 from ingest.store.aerospike import result_codes
 from ingest.store.aerospike.client import AerospikeClient
 from ingest.store.aerospike.records import ACCEPTED, read_entry, write_all, write_step
@@ -82,15 +82,18 @@ class AerospikeLedger:
         return stored
 
     async def read(self, ids: Sequence[str]) -> list[Entry | Undecided | None]:
+        return [stored.entry if isinstance(stored, StoredEntry) else stored for stored in await self.inspect(ids)]
+
+    async def inspect(self, ids: Sequence[str]) -> list[StoredEntry | Undecided | None]:
         records = await self._client.try_read([self._key(entry_id) for entry_id in ids])
-        results: list[Entry | Undecided | None] = []
+        results: list[StoredEntry | Undecided | None] = []
         codes = set()
         for entry_id, record in zip(ids, records, strict=True):
             if isinstance(record, int):
                 codes.add(record)
                 results.append(UNDECIDED)
             else:
-                results.append(read_entry(entry_id, *record) if record else None)
+                results.append(_stored(entry_id, *record) if record else None)
         self._check_decided("read", results, codes)
         return results
 
@@ -204,6 +207,11 @@ class AerospikeLedger:
 
     def _key(self, entry_id: str) -> tuple[str, str, str]:
         return (self._namespace, "ledger", entry_id)
+
+
+def _stored(entry_id: str, meta: dict[str, int], bins: dict[str, Any]) -> StoredEntry:
+    entry = read_entry(entry_id, meta["gen"], bins)
+    return StoredEntry(entry, entry.time_to_live - meta["ttl"])
 
 
 def _outcome(change: Change, existing: Entry | None) -> Entry | Undecided | None:

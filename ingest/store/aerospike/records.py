@@ -16,6 +16,7 @@ def _write(name: str, value: object) -> dict[str, Any]:
 
 
 ACCEPTED: Final = [_write("phase", Phase.ACCEPTED.value), _write("lease", 0)]
+_TAKEN_OVER: Final = ("owner", "lease", "origin", "request_id", "trace_id", "fingerprint")
 _QUEUED: Final = [_write("phase", Phase.QUEUED.value), _write("lease", 0)]
 
 
@@ -32,6 +33,10 @@ def write_all(entry: Entry) -> list[dict[str, Any]]:
         {"op": op, "bin": "lease", "val": entry.lease},
         {"op": op, "bin": "origin", "val": entry.origin},
     ]
+    if entry.request_id:
+        ops.append({"op": op, "bin": "request_id", "val": entry.request_id})
+    if entry.trace_id:
+        ops.append({"op": op, "bin": "trace_id", "val": entry.trace_id})
     if entry.charged or entry.doubt:
         ops += _charge_bins(entry)
     if entry.task_count:
@@ -43,7 +48,7 @@ def write_step(change: Change) -> list[dict[str, Any]]:
     """Return the operations of a change that writes."""
     entry = change.entry
     if change.step is Step.TAKE_OVER:
-        ops = [_write(name, getattr(entry, name)) for name in ("owner", "lease", "origin", "fingerprint")]
+        ops = [_write(name, getattr(entry, name)) for name in _TAKEN_OVER]
         if entry.doubt:
             ops.append(_write("doubt", entry.doubt.value))
         if entry.task_count:
@@ -85,6 +90,8 @@ def read_entry(entry_id: str, generation: int, bins: dict[str, Any]) -> Entry:
         charged_month=bins.get("charged_month", ""),
         doubt=Doubt(bins.get("doubt", "")),
         origin=bins["origin"],
+        request_id=bins.get("request_id", ""),
+        trace_id=bins.get("trace_id", ""),
         task_count=bins.get("task_count", 0),
         keyed_item_ids=bins.get("own_ids", {}),
         generation=generation,

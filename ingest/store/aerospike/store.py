@@ -19,7 +19,7 @@ from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Charge, Undecided
 from ingest.domain.rates import PermitClaim
 from ingest.store.aerospike import result_codes
-from ingest.store.aerospike.client import AerospikeClient, parse_url
+from ingest.store.aerospike.client import AerospikeClient, Record, parse_url
 from ingest.store.aerospike.ledger import AerospikeLedger
 from ingest.store.aerospike.quotas import AerospikeQuotas
 from ingest.store.aerospike.records import read_api_key, read_customer, write_api_key
@@ -180,7 +180,7 @@ class AerospikeStore(AerospikeLedger):
         return [bins for _, _, bins in records]
 
 
-def _weight(record: tuple[int, dict[str, Any]] | None) -> float:
+def _weight(record: Record | None) -> float:
     """Return the weight of a producer; 1 if its customer cannot be read, because then its submissions wait anyway."""
     try:
         return read_customer(record[1]).weight if record else 1.0

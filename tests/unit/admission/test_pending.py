@@ -9,7 +9,7 @@ import pytest
 
 from ingest.admission.pending import PendingChanges
 from ingest.domain.errors import StoreUnavailable
-from ingest.domain.ledger import UNDECIDED, Change, Entry, Step, Undecided
+from ingest.domain.ledger import UNDECIDED, Change, Entry, Step, StoredEntry, Undecided
 from tests.support.virtual_time_loop import in_virtual_time
 
 
@@ -39,6 +39,9 @@ class SlowLedger:
         raise NotImplementedError
 
     async def read(self, ids: Sequence[str]) -> list[Entry | None]:
+        raise NotImplementedError
+
+    async def inspect(self, ids: Sequence[str]) -> list[StoredEntry | None]:
         raise NotImplementedError
 
     async def in_doubt(self, idle: int) -> list[Entry]:
