@@ -12,6 +12,7 @@ from ingest.cli import (
     dlq,
     doctor,
     documents,
+    find,
     keys,
     producers,
     run,
@@ -54,6 +55,7 @@ app.add_typer(keys.app, name="key")
 app.add_typer(webhooks.app, name="webhook")
 app.add_typer(producers.app, name="producer")
 app.add_typer(dlq.app, name="dlq")
+app.command()(find.find)
 app.command()(doctor.doctor)
 app.command()(status.status)
 app.command("settings")(settings_list.settings_)
