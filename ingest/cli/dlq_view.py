@@ -10,25 +10,12 @@ import typer
 
 from ingest.cli.exits import Ending
 from ingest.domain.dead_letters import DeadLetter, body_fields
-from ingest.domain.display import escape, json_text, redact, redacted, shown
+from ingest.domain.display import age, escape, json_text, redact, redacted, shown
 from ingest.domain.events import rfc3339
 from ingest.operations.dead_letters import Group, Report
 from ingest.operations.remedies import INVALID_PAYLOAD, REMEDIES, remedy
 
 _MAX_SHOWN: Final = 64 * 1024
-
-
-def age(seconds: float | None) -> str:
-    """Return a duration in its two largest units."""
-    if seconds is None:
-        return "unknown"
-    remaining = max(0, int(seconds))
-    parts: list[str] = []
-    for name, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
-        if remaining >= size or (name == "s" and not parts):
-            parts.append(f"{remaining // size}{name}")
-        remaining %= size
-    return " ".join(parts[:2])
 
 
 def groups_json(groups: Iterable[Group]) -> list[dict[str, Any]]:

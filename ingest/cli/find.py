@@ -1,7 +1,6 @@
 """`ingest find`: where a submission is."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ import typer
 from ingest import settings
 from ingest.backends import broker_backend, store_backend
 from ingest.cli.dlq_session import ProgressBar
-from ingest.cli.dlq_view import age, print_json
+from ingest.cli.dlq_view import print_json
 from ingest.cli.exits import UNAVAILABLE
 from ingest.cli.options import Json
 from ingest.domain.display import redacted, shown
@@ -19,6 +18,7 @@ from ingest.domain.errors import ConfigurationError
 from ingest.domain.events import rfc3339
 from ingest.operations.find import Findings, FoundEntry, FoundLetter
 from ingest.operations.find import find as search
+from ingest.operations.find_facts import entry_facts, letter_facts
 from ingest.telemetry import logs
 
 _TIMES = ("created_at", "changed_at", "remembered_until", "died_at")
@@ -72,7 +72,7 @@ def findings_json(findings: Findings) -> dict[str, Any]:
     for part in (*found["entries"], *found["letters"]):
         for name in _TIMES:
             if part.get(name) is not None:
-                part[name] = _time(part[name])
+                part[name] = rfc3339(int(part[name] * 1000))
     return found
 
 
@@ -88,47 +88,13 @@ def findings_text(findings: Findings, sought: str) -> str:
 
 
 def _entry_text(entry: FoundEntry) -> str:
-    batch = entry.batch_id
-    if entry.batch_index is not None:
-        batch += f", index {entry.batch_index}"
-    event = f"{entry.event_id}, {'confirmed' if entry.event_is_out else 'not confirmed'}"
-    facts = {
-        "state": entry.state,
-        "created": _ago(entry.created_at),
-        "changed": _ago(entry.changed_at),
-        "remembered": f"until {_time(entry.remembered_until)}",
-        "tasks": f"{entry.task_count:,}" if entry.task_count else "",
-        "batch": batch,
-        "event": event,
-        "message_id": entry.message_id,
-        "request id": entry.request_id,
-        "trace id": entry.trace_id,
-    }
-    return "\n".join([f"{entry.kind} {shown(entry.id)} of {shown(entry.cust_id)}", *_lines(facts)])
+    title = f"{entry.kind} {shown(entry.id)} of {shown(entry.cust_id)}"
+    return "\n".join([title, *_lines(entry_facts(entry))])
 
 
 def _letter_text(letter: FoundLetter) -> str:
-    facts = {
-        "reason": f"{letter.reason}: {letter.error}",
-        "customer": letter.cust_id,
-        "died": "unknown" if letter.died_at is None else _ago(letter.died_at),
-        "submission": letter.submission_id,
-        "message_id": letter.message_id,
-        "trace id": letter.trace_id,
-        "what to do": letter.what_to_do,
-    }
-    return "\n".join([f"dead letter {shown(letter.id)}", *_lines(facts)])
+    return "\n".join([f"dead letter {shown(letter.id)}", *_lines(letter_facts(letter))])
 
 
 def _lines(facts: dict[str, str]) -> Iterator[str]:
-    for name, value in facts.items():
-        if value:
-            yield f"  {name:<11} {shown(value)}"
-
-
-def _time(seconds: float) -> str:
-    return rfc3339(int(seconds * 1000))
-
-
-def _ago(seconds: float) -> str:
-    return f"{_time(seconds)} ({age(time.time() - seconds)} ago)"
+    return (f"  {name:<11} {shown(value)}" for name, value in facts.items())

@@ -8,9 +8,8 @@ import typer
 
 from ingest import settings
 from ingest.backends import store_backend
-from ingest.cli.dlq_view import age
 from ingest.domain.customers import Customer
-from ingest.domain.display import escape, json_text
+from ingest.domain.display import age, escape, json_text
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.events import rfc3339
 from ingest.domain.ports import Store

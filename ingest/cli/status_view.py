@@ -1,19 +1,14 @@
 """The output of `ingest status` for people."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.segment import Segment
 from rich.text import Text
 
-from ingest.cli.dlq_view import age
-from ingest.domain.display import shown
+from ingest.domain.display import age, shown
 from ingest.domain.events import rfc3339
-from ingest.domain.overview import Overview, QueueState, counted
-from ingest.domain.topology import class_of
-
-N = TypeVar("N", int, float)
+from ingest.domain.overview import Overview, by_class, counted
 
 _NONE = "-"
 """Shown for what is unknown or does not apply."""
@@ -119,7 +114,7 @@ def _store(overview: Overview) -> Text:
 
 def _queues(overview: Overview) -> _Table:
     table = _Table("queue", "ready", "unacked", "in/s", "out/s", "consumers", "oldest")
-    for queue in _by_class(overview.broker.queues):
+    for queue in by_class(overview.broker.queues):
         oldest = age(queue.oldest) if queue.ready and queue.oldest is not None else _NONE
         table.add(
             queue.name,
@@ -131,29 +126,6 @@ def _queues(overview: Overview) -> _Table:
             oldest,
         )
     return table
-
-
-def _by_class(queues: Iterable[QueueState]) -> Iterator[QueueState]:
-    """Yield one state for all queues of a traffic class. Of consumers, it has the smallest number."""
-    classes: dict[str, list[QueueState]] = {}
-    for queue in queues:
-        classes.setdefault(class_of(queue.name), []).append(queue)
-    for name, own in classes.items():
-        yield QueueState(
-            name=name,
-            ready=sum(queue.ready for queue in own),
-            unacked=_of_known(sum, [queue.unacked for queue in own]),
-            consumers=_of_known(min, [queue.consumers for queue in own]),
-            rate_in=_of_known(sum, [queue.rate_in for queue in own]),
-            rate_out=_of_known(sum, [queue.rate_out for queue in own]),
-            oldest=_of_known(max, [queue.oldest for queue in own if queue.ready]),
-        )
-
-
-def _of_known(function: Callable[[list[N]], N], values: Iterable[N | None]) -> N | None:
-    """Apply a function to the values that are known; None if none is."""
-    known = [value for value in values if value is not None]
-    return function(known) if known else None
 
 
 def _dead(overview: Overview) -> RenderableType:

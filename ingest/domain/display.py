@@ -109,3 +109,16 @@ def json_text(value: object) -> str:
 
 def _json_escape(match: re.Match[str]) -> str:
     return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
+
+
+def age(seconds: float | None) -> str:
+    """Return a duration in its two largest units."""
+    if seconds is None:
+        return "unknown"
+    remaining = max(0, int(seconds))
+    parts: list[str] = []
+    for name, size in (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)):
+        if remaining >= size or (name == "s" and not parts):
+            parts.append(f"{remaining // size}{name}")
+        remaining %= size
+    return " ".join(parts[:2])

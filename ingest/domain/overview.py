@@ -1,8 +1,13 @@
 """The state of a running system at one moment. None means unknown, and is shown as such."""
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
 import msgspec
 
 from ingest.domain import topology
+
+N = TypeVar("N", int, float)
 
 
 class QueueState(msgspec.Struct, frozen=True, kw_only=True):
@@ -98,3 +103,26 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
 def counted(count: int, noun: str) -> str:
     """Return a number with its noun, such as `1 error` or `2,500 messages`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def by_class(queues: Iterable[QueueState]) -> Iterator[QueueState]:
+    """Yield one state for all queues of a traffic class. Of consumers, it has the smallest number."""
+    classes: dict[str, list[QueueState]] = {}
+    for queue in queues:
+        classes.setdefault(topology.class_of(queue.name), []).append(queue)
+    for name, own in classes.items():
+        yield QueueState(
+            name=name,
+            ready=sum(queue.ready for queue in own),
+            unacked=_of_known(sum, [queue.unacked for queue in own]),
+            consumers=_of_known(min, [queue.consumers for queue in own]),
+            rate_in=_of_known(sum, [queue.rate_in for queue in own]),
+            rate_out=_of_known(sum, [queue.rate_out for queue in own]),
+            oldest=_of_known(max, [queue.oldest for queue in own if queue.ready]),
+        )
+
+
+def _of_known(function: Callable[[list[N]], N], values: Iterable[N | None]) -> N | None:
+    """Apply a function to the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return function(known) if known else None

@@ -1,0 +1,55 @@
+"""What is shown to people of a submission that was found, by name. What is unknown or does not apply is left out."""
+
+import time
+
+from ingest.domain.display import age
+from ingest.domain.events import rfc3339
+from ingest.operations.find import FoundEntry, FoundLetter
+
+
+def entry_facts(entry: FoundEntry) -> dict[str, str]:
+    """Return the facts about an entry of the ledger. They are not redacted."""
+    batch = entry.batch_id
+    if entry.batch_index is not None:
+        batch += f", index {entry.batch_index}"
+    return _known(
+        {
+            "state": entry.state,
+            "created": _ago(entry.created_at),
+            "changed": _ago(entry.changed_at),
+            "remembered": f"until {_time(entry.remembered_until)}",
+            "tasks": f"{entry.task_count:,}" if entry.task_count else "",
+            "batch": batch,
+            "event": f"{entry.event_id}, {'confirmed' if entry.event_is_out else 'not confirmed'}",
+            "message_id": entry.message_id,
+            "request id": entry.request_id,
+            "trace id": entry.trace_id,
+        }
+    )
+
+
+def letter_facts(letter: FoundLetter) -> dict[str, str]:
+    """Return the facts about a dead letter. They are not redacted."""
+    return _known(
+        {
+            "reason": f"{letter.reason}: {letter.error}",
+            "customer": letter.cust_id,
+            "died": "unknown" if letter.died_at is None else _ago(letter.died_at),
+            "submission": letter.submission_id,
+            "message_id": letter.message_id,
+            "trace id": letter.trace_id,
+            "what to do": letter.what_to_do,
+        }
+    )
+
+
+def _known(facts: dict[str, str]) -> dict[str, str]:
+    return {name: value for name, value in facts.items() if value}
+
+
+def _time(seconds: float) -> str:
+    return rfc3339(int(seconds * 1000))
+
+
+def _ago(seconds: float) -> str:
+    return f"{_time(seconds)} ({age(time.time() - seconds)} ago)"
