@@ -21,8 +21,6 @@ _POLL: Final = 0.5
 _STALE: Final = 12.0
 """Seconds after which the statistics of the management API, which are usually up to 5 s old, show what was routed
 before."""
-_SETTLE: Final = 3.0
-"""Seconds after which everything that was routed before a binding was removed has arrived."""
 _CONSUMERS_LEAVE: Final = 90.0
 """Seconds in which workers must leave drained queues."""
 
@@ -158,19 +156,12 @@ def _used(management: Management, queues: Sequence[topology.Queue]) -> list[str]
 async def _drain(
     broker: RabbitBroker, management: Management, queues: Sequence[topology.Queue], what: str, seconds: float
 ) -> None:
-    """Unbind queues, and wait until they are empty. Raises BrokerUnavailable after so many seconds.
-
-    Deliveries that are not acknowledged are known from the statistics only, which are a few seconds old. `_delete`
-    looks again when the workers have left, and then the depth is complete.
-    """
+    """Unbind queues, and wait until they are empty. Raises BrokerUnavailable after so many seconds."""
     await broker.unbind(queues)
-    await asyncio.sleep(_SETTLE)
-    began = time.monotonic()
-    while (waiting := await _depth(broker, management, queues)) != 0:
-        waited = time.monotonic() - began
-        if waiting is None and waited >= _STALE:
-            raise BrokerUnavailable(f"the management API has no statistics of {what}: try again later")
-        if waiting is not None and waited >= seconds:
+    await asyncio.sleep(_STALE)
+    give_up = time.monotonic() + seconds
+    while waiting := await asyncio.to_thread(_messages, management, queues, what):
+        if time.monotonic() >= give_up:
             left = counted(waiting, "message")
             raise BrokerUnavailable(f"{left} left in {what}: see that workers run, then run this again")
         await asyncio.sleep(_POLL)
@@ -198,19 +189,11 @@ async def _delete(broker: RabbitBroker, queues: Sequence[topology.Queue], what: 
         raise ConfigurationError(f"lost {counted(lost, 'message')}, which arrived while {what} were deleted: {do}")
 
 
-async def _depth(broker: RabbitBroker, management: Management, queues: Sequence[topology.Queue]) -> int | None:
-    """Return how many messages the queues have, as far as it is known; None if there are no statistics yet."""
-    depths = await broker.depths([queue.name for queue in queues])
-    if ready := sum(filter(None, depths.values())):
-        return ready
-    return await asyncio.to_thread(_messages, management, queues)
-
-
-def _messages(management: Management, drained: Sequence[topology.Queue]) -> int | None:
-    """Return how many messages the queues have, with those that are delivered and not acknowledged; None if unknown."""
+def _messages(management: Management, drained: Sequence[topology.Queue], what: str) -> int:
+    """Return how many messages the queues have, with those that are delivered and not acknowledged."""
     queues = _statistics(management, drained)
     if any("messages" not in queue for queue in queues):
-        return None
+        raise BrokerUnavailable(f"the management API has no statistics of {what}: try again later")
     return sum(int(queue["messages"]) for queue in queues)
 
 
