@@ -216,8 +216,8 @@ def _was_accepted_with_another_body(stored: Entry, wanted: Entry) -> bool:
 
 def _inherit(wanted: Entry, expired: Entry) -> Entry:
     """Return the claim that takes over an expired one. The body may differ, so its fields come from `wanted`."""
-    doubt = expired.doubt
-    if expired.lease and not doubt and wanted.fingerprint == expired.fingerprint:
+    doubt, same_body = expired.doubt, wanted.fingerprint == expired.fingerprint
+    if expired.lease and not doubt and same_body:
         doubt = Doubt.OPEN  # its owner may have crashed after the publish; so it is in doubt if it is given back
     return msgspec.structs.replace(
         wanted,
@@ -226,5 +226,8 @@ def _inherit(wanted: Entry, expired: Entry) -> Entry:
         charged=expired.charged,
         charged_month=expired.charged_month,
         doubt=doubt,
+        # A worker that admits the shim's message again does not know the request.
+        request_id=wanted.request_id or (expired.request_id if same_body else ""),
+        trace_id=wanted.trace_id or (expired.trace_id if same_body else ""),
         generation=expired.generation,
     )

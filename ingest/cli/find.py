@@ -16,9 +16,9 @@ from ingest.cli.options import Json
 from ingest.domain.display import redacted, shown
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.events import rfc3339
-from ingest.operations.find import Findings, FoundEntry, FoundLetter
+from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry
 from ingest.operations.find import find as search
-from ingest.operations.find_facts import entry_facts, letter_facts
+from ingest.operations.find_facts import dead_letter_facts, entry_facts, reason_not_found
 from ingest.telemetry import logs
 
 _TIMES = ("created_at", "changed_at", "remembered_until", "died_at")
@@ -38,18 +38,19 @@ def find(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Show where a task or batch is: how far it has come, whether its event is out, and its dead letters.
+    """Show where a task or batch is: how far it has come, whether its event is confirmed, and its dead letters.
 
-    It looks in the ledger, which forgets a submission after its retention, and in ingest.dead. Ids are computed from
-    keys, so a key is found without a search; without --customer, that of every customer. If a part of the service does
-    not answer, the others are still asked, and what could not be asked is said.
+    It looks in the ledger, which forgets a submission after its retention, and in ingest.dead. Without --customer, it
+    looks for the key of every customer. If the ledger or the broker does not answer, the other one is shown, and
+    standard error names what is missing.
 
-    Exit code: 0, or 1 if nothing was found or something could not be asked.
+    Exit code: 0, or 1 if nothing was found or something is missing.
 
     Example: ingest find order-10042-line-3 --customer acme
     """
-    if not sought:
-        raise ConfigurationError("what is sought must be an id, a key or a message_id; it is empty")
+    for name, value in (("what is sought", sought), ("--customer", customer)):
+        if value is not None and (not value or not _is_unicode(value)):
+            raise ConfigurationError(f"{name} must be text in UTF-8 and not empty")
     current = settings.load()
     logs.configure(current.log_level, current.log_format)
     open_store, open_dead_letters = store_backend(current).open, broker_backend(current).open_dead_letters
@@ -60,16 +61,16 @@ def find(
         print_json(findings_json(findings))
     else:
         typer.echo(findings_text(findings, sought))
-    for part in findings.not_asked:
-        typer.echo(f"not asked: {shown(part)}", err=True)
-    if findings.not_asked or not (findings.entries or findings.letters):
+    for part in findings.missing:
+        typer.echo(f"missing: {shown(part)}", err=True)
+    if findings.missing or not (findings.entries or findings.dead_letters):
         raise typer.Exit(UNAVAILABLE)
 
 
 def findings_json(findings: Findings) -> dict[str, Any]:
     """Return the findings for programs, without secrets. Times are RFC 3339."""
     found: dict[str, Any] = redacted(msgspec.to_builtins(findings))
-    for part in (*found["entries"], *found["letters"]):
+    for part in (*found["entries"], *found["dead_letters"]):
         for name in _TIMES:
             if part.get(name) is not None:
                 part[name] = rfc3339(int(part[name] * 1000))
@@ -78,12 +79,11 @@ def findings_json(findings: Findings) -> dict[str, Any]:
 
 def findings_text(findings: Findings, sought: str) -> str:
     """Return the findings for people."""
-    blocks = [*map(_entry_text, findings.entries), *map(_letter_text, findings.letters)]
-    if (hidden := findings.letter_count - len(findings.letters)) > 0:
+    blocks = [*map(_entry_text, findings.entries), *map(_letter_text, findings.dead_letters)]
+    if (hidden := findings.dead_letter_count - len(findings.dead_letters)) > 0:
         blocks.append(f"… and {hidden:,} older dead letters: `ingest dlq export` has them all")
     if not blocks:
-        where = "" if findings.not_asked else ": it was never submitted or was refused, or its retention has ended"
-        return f"{shown(sought)} was not found{where}"
+        return f"{shown(sought)} was not found{reason_not_found(findings)}"
     return "\n\n".join(blocks)
 
 
@@ -92,9 +92,14 @@ def _entry_text(entry: FoundEntry) -> str:
     return "\n".join([title, *_lines(entry_facts(entry))])
 
 
-def _letter_text(letter: FoundLetter) -> str:
-    return "\n".join([f"dead letter {shown(letter.id)}", *_lines(letter_facts(letter))])
+def _letter_text(letter: FoundDeadLetter) -> str:
+    return "\n".join([f"dead letter {shown(letter.id)}", *_lines(dead_letter_facts(letter))])
 
 
 def _lines(facts: dict[str, str]) -> Iterator[str]:
     return (f"  {name:<11} {shown(value)}" for name, value in facts.items())
+
+
+def _is_unicode(text: str) -> bool:
+    """Return whether an argument was UTF-8. Python replaces other bytes by lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)

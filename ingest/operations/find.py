@@ -3,13 +3,14 @@
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager
 from typing import Final
 
 import msgspec
 
 from ingest.domain import addresses, admitted
-from ingest.domain.dead_letters import DeadLetter
+from ingest.domain.dead_letters import DeadLetter, Origin, redrive_blocker
 from ingest.domain.errors import IngestError, InvalidSubmission, StoreUnavailable
 from ingest.domain.events import acceptance_id
 from ingest.domain.identity import SubmissionKind, batch_and_index, is_id, keyed_id
@@ -21,8 +22,10 @@ from ingest.operations.dead_letters import Progress, Selection, select
 from ingest.operations.remedies import remedy
 from ingest.operations.trim import OpenDeadLetters
 
-MAX_LETTERS: Final = 20
+MAX_DEAD_LETTERS: Final = 20
 """The most dead letters that are shown, the latest ones. A producer may send any number with the same message_id."""
+_FROM_BROKER: Final = frozenset({"delivery_limit", "expired", "maxlen", "rejected"})
+"""Reasons of dead letters that were not rejected by a worker, so that their submissions may be claimed."""
 
 Reading = Callable[[int], AbstractContextManager[Progress]]
 """Shows the progress of reading so many dead letters."""
@@ -31,10 +34,10 @@ Reading = Callable[[int], AbstractContextManager[Progress]]
 class FoundEntry(msgspec.Struct, frozen=True, kw_only=True):
     """A task or batch in the ledger.
 
-    `state` says in a sentence how far it has come, and `event_is_out` whether its acceptance event is confirmed. Times
-    are in Unix seconds; it is remembered at least until `remembered_until`. An item of a batch has `batch_id`, and
-    `batch_index` if it has no key. `message_id`, `request_id` and `trace_id` are those of the request or message that
-    submitted it, if they are known.
+    `state` says in a sentence how far it has come, and `event_confirmed` whether its acceptance event certainly is out.
+    Times are in Unix seconds; it is remembered at least until `remembered_until`. An item of a batch has `batch_id`,
+    and `batch_index` if it has no key. `message_id`, `request_id` and `trace_id` are those of the request or message
+    that submitted it, if they are known.
     """
 
     kind: SubmissionKind
@@ -46,7 +49,7 @@ class FoundEntry(msgspec.Struct, frozen=True, kw_only=True):
     changed_at: float
     remembered_until: float
     event_id: str
-    event_is_out: bool
+    event_confirmed: bool
     task_count: int = 0
     batch_id: str = ""
     batch_index: int | None = None
@@ -55,10 +58,11 @@ class FoundEntry(msgspec.Struct, frozen=True, kw_only=True):
     trace_id: str = ""
 
 
-class FoundLetter(msgspec.Struct, frozen=True, kw_only=True):
+class FoundDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     """A dead letter of the submission, without its body. `died_at` is in Unix seconds, None if it is not known.
 
-    `submission_id` is empty if the body does not say it. `what_to_do` is empty if the reason is not known.
+    `submission_id` is empty if it is not certain. `from_shim`: it is a message that the shim has published for an
+    admitted submission. `what_to_do` is empty if the reason is not known.
     """
 
     id: str
@@ -68,25 +72,35 @@ class FoundLetter(msgspec.Struct, frozen=True, kw_only=True):
     submission_id: str
     message_id: str
     died_at: float | None
+    from_shim: bool
+    redrivable: bool
     what_to_do: str
     trace_id: str
 
+    def is_message_of(self, entry: FoundEntry) -> bool:
+        """Return whether an entry that is not accepted waits for this message, or one that it is a copy of."""
+        if self.cust_id != entry.cust_id or self.submission_id not in (entry.id, entry.batch_id):
+            return False
+        return self.from_shim or (self.reason in _FROM_BROKER and self.message_id == entry.message_id)
+
 
 class Findings(msgspec.Struct, kw_only=True):
-    """What was found. `not_asked` are sentences about parts of the service that did not answer.
+    """What was found. `missing` names the parts that could not be asked or read.
 
-    `letters` are the latest of `letter_count`.
+    `dead_letters` are the latest of `dead_letter_count`. `customer_exists` is None if no customer was given, or it is
+    not known.
     """
 
     entries: list[FoundEntry] = []
-    letters: list[FoundLetter] = []
-    letter_count: int = 0
-    not_asked: list[str] = []
+    dead_letters: list[FoundDeadLetter] = []
+    dead_letter_count: int = 0
+    customer_exists: bool | None = None
+    missing: list[str] = []
 
-    def add_not_asked(self, part: str) -> None:
-        """Note that a part did not answer; once, if it is asked several times."""
-        if part not in self.not_asked:
-            self.not_asked.append(part)
+    def add_missing(self, part: str) -> None:
+        """Note a part that could not be asked; once, if it is asked several times."""
+        if part not in self.missing:
+            self.missing.append(part)
 
 
 @contextmanager
@@ -101,7 +115,7 @@ async def find(
     customer: str | None = None,
     reading: Reading = _silent,
 ) -> Findings:
-    """Look for a task or batch.
+    """Look for a task or batch. What cannot be opened or read is in `Findings.missing`.
 
     Args:
         sought: its id, its idempotency key, its AMQP message_id, or the id of its dead letter.
@@ -109,22 +123,21 @@ async def find(
         open_dead_letters: opens the dead letters, as `BrokerBackend.open_dead_letters`.
         customer: only this customer's. With a key and no customer, every customer's ids are computed.
         reading: shows the progress.
-
-    Raises:
-        ConfigurationError: the settings are invalid.
     """
     findings = Findings()
     store = await _open(open_store, findings)
     try:
         ids = await _ids(sought, customer, store, findings)
-        await _search_dead_letters(findings, open_dead_letters, sought, ids, customer, reading)
-        ids += [letter.submission_id for letter in findings.letters if letter.submission_id]
-        if store is not None:
-            entries = await _entries(store, list(dict.fromkeys(ids)), customer, findings)
-            findings.entries = [_with_letters(entry, findings.letters) for entry in entries]
+        entries = await _entries(store, ids, customer, findings)
+        names = {sought, *ids, *(entry.batch_id for entry in entries)} - {""}
+        names |= {batch_and_index(id_)[0] for id_ in ids if is_id(SubmissionKind.TASK, id_)}
+        await _search_dead_letters(findings, open_dead_letters, names, customer, reading)
+        further = dict.fromkeys(letter.submission_id for letter in findings.dead_letters if letter.submission_id)
+        entries += await _entries(store, [id_ for id_ in further if id_ not in ids], customer, findings)
     finally:
         if store is not None:
             await store.close()
+    findings.entries = [_with_dead_letters(entry, findings.dead_letters) for entry in entries]
     return findings
 
 
@@ -132,27 +145,31 @@ async def _open(open_store: Callable[[], Awaitable[Store]], findings: Findings) 
     try:
         return await open_store()
     except StoreUnavailable as error:
-        findings.add_not_asked(f"the ledger: {error}")
+        findings.add_missing(f"the ledger: {error}")
         return None
 
 
 async def _ids(sought: str, customer: str | None, store: Store | None, findings: Findings) -> list[str]:
-    """Return the ids that a submission can have."""
-    if any(is_id(kind, sought) for kind in SubmissionKind):
-        return [sought]
-    cust_ids = []
-    if customer is not None:
-        cust_ids = [customer]
-    elif store is not None:
+    """Return the ids that a submission can have. A key may look like an id."""
+    cust_ids = [] if customer is None else [customer]
+    if store is not None:
         try:
-            cust_ids = [customer.cust_id for customer in await store.customers()]
+            if customer is None:
+                cust_ids = [found.cust_id for found in await store.customers()]
+            else:
+                findings.customer_exists = await store.customer(customer) is not None
         except StoreUnavailable as error:
-            findings.add_not_asked(f"the customers, whose ids are needed to look for a key: {error}")
-    return [keyed_id(kind, cust_id, sought) for cust_id in cust_ids for kind in SubmissionKind]
+            findings.add_missing(f"the customers: {error}")
+    own = [sought] if any(is_id(kind, sought) for kind in SubmissionKind) else []
+    return own + [keyed_id(kind, cust_id, sought) for cust_id in cust_ids for kind in SubmissionKind]
 
 
-async def _entries(store: Store, ids: Sequence[str], customer: str | None, findings: Findings) -> list[FoundEntry]:
+async def _entries(
+    store: Store | None, ids: Sequence[str], customer: str | None, findings: Findings
+) -> list[FoundEntry]:
     """Return what the ledger says about ids."""
+    if store is None or not ids:
+        return []
     stored = await _read(store, ids, findings)
     # An item without a key has no entry; that of its batch says everything about it.
     batch_ids = {batch_and_index(id_)[0] for id_ in ids if is_id(SubmissionKind.TASK, id_)}
@@ -162,48 +179,47 @@ async def _entries(store: Store, ids: Sequence[str], customer: str | None, findi
     return [entry for entry in found if entry is not None and customer in (None, entry.cust_id)]
 
 
-def _with_letters(entry: FoundEntry, letters: Sequence[FoundLetter]) -> FoundEntry:
-    """Return an entry whose state takes the dead letters into account: no worker gets a message that is there."""
-    dead = {letter.submission_id for letter in letters}
-    if entry.phase is not Phase.QUEUED or dead.isdisjoint((entry.id, entry.batch_id)):
-        return entry
-    return msgspec.structs.replace(entry, state="queued, and now in ingest.dead: it is accepted once it is redriven")
-
-
 async def _read(store: Store, ids: Sequence[str], findings: Findings) -> dict[str, StoredEntry]:
-    """Return the stored ones of some entries, by id."""
+    """Return the entries that are stored, by id."""
     try:
         stored = await store.inspect(ids)
     except StoreUnavailable as error:
-        findings.add_not_asked(f"the ledger: {error}")
+        findings.add_missing(f"the ledger: {error}")
         return {}
     if undecided := sum(found is UNDECIDED for found in stored):
-        findings.add_not_asked(f"{counted(undecided, 'record')} of the ledger, which could not be read now")
+        findings.add_missing(f"{counted(undecided, 'record')} of the ledger, which cannot be read now")
     return {id_: found for id_, found in zip(ids, stored, strict=True) if isinstance(found, StoredEntry)}
 
 
 def _found(id_: str, stored: dict[str, StoredEntry], batches: dict[str, StoredEntry]) -> FoundEntry | None:
     own = stored.get(id_)
     if is_id(SubmissionKind.BATCH, id_):
-        return None if own is None else _entry(SubmissionKind.BATCH, id_, own)
+        return None if own is None else _entry(SubmissionKind.BATCH, id_, own, own)
     if own is not None:
         batch = batches.get(own.entry.origin)
-        if batch is None or id_ not in batch.entry.keyed_item_ids.values():
-            return _entry(SubmissionKind.TASK, id_, own)
-        item = _entry(SubmissionKind.TASK, id_, own, batch_id=batch.entry.id)
-        names = {"request_id": batch.entry.request_id, "trace_id": batch.entry.trace_id}
-        return msgspec.structs.replace(item, message_id=batch.entry.origin, **names)
+        if batch is not None and id_ in batch.entry.keyed_item_ids.values():
+            return _entry(SubmissionKind.TASK, id_, own, batch, batch_id=batch.entry.id)
+        found = _entry(SubmissionKind.TASK, id_, own, own)
+        # The entry of a batch without a key ends before those of its items, which have its id as their origin.
+        is_orphan = batch is None and is_id(SubmissionKind.BATCH, found.message_id)
+        return msgspec.structs.replace(found, message_id="") if is_orphan else found
     batch_id, index = batch_and_index(id_)
     batch = batches.get(batch_id)
     if batch is None or not batch.entry.covers_index(index):
         return None
-    return _entry(SubmissionKind.TASK, id_, batch, batch_id=batch_id, batch_index=index)
+    return _entry(SubmissionKind.TASK, id_, batch, batch, batch_id=batch_id, batch_index=index)
 
 
 def _entry(
-    kind: SubmissionKind, id_: str, stored: StoredEntry, batch_id: str = "", batch_index: int | None = None
+    kind: SubmissionKind,
+    id_: str,
+    stored: StoredEntry,
+    submitted: StoredEntry,
+    batch_id: str = "",
+    batch_index: int | None = None,
 ) -> FoundEntry:
-    entry, now = stored.entry, time.time()
+    """Return what is shown of an entry. `submitted` is the one of the whole submission."""
+    entry, source, changed_at = stored.entry, submitted.entry, time.time() - stored.unchanged_for
     return FoundEntry(
         kind=kind,
         id=id_,
@@ -211,24 +227,25 @@ def _entry(
         phase=entry.phase,
         state=_state(stored),
         created_at=entry.created_at / 1000,
-        changed_at=now - stored.unchanged_for,
-        remembered_until=now - stored.unchanged_for + entry.time_to_live,
+        changed_at=changed_at,
+        remembered_until=changed_at + entry.time_to_live,
         event_id=acceptance_id(id_, entry.created_at),
-        event_is_out=entry.phase is Phase.ACCEPTED,
+        event_confirmed=entry.phase is Phase.ACCEPTED,
         task_count=entry.task_count if kind is SubmissionKind.BATCH else 0,
         batch_id=batch_id,
         batch_index=batch_index,
-        message_id=entry.origin,
-        request_id=entry.request_id,
-        trace_id=entry.trace_id,
+        message_id=source.origin,
+        request_id=source.request_id,
+        trace_id=source.trace_id,
     )
 
 
+_REPEAT: Final = "a repeat with the same key, if it has one, continues"
 _CLAIMS: Final = {
-    Doubt.NONE: "given back before it was published: a repeat with the same key continues",
-    Doubt.OPEN: "the broker did not confirm it, so it may wait for a worker: a repeat with the same key continues",
-    Doubt.EVENTS: "a worker has begun to publish its events, and gets its message again",
-    Doubt.REFUNDED: "the broker did not confirm it, and its charge is refunded: a repeat with the same key continues",
+    Doubt.NONE: f"claimed, and given back before it was published: {_REPEAT}",
+    Doubt.OPEN: f"claimed, and not confirmed by the broker, so it may wait for a worker: {_REPEAT}",
+    Doubt.EVENTS: "claimed: a worker has begun to publish its events, and gets its message again",
+    Doubt.REFUNDED: f"claimed, not confirmed by the broker, and its charge is refunded: {_REPEAT}",
 }
 
 
@@ -245,36 +262,46 @@ def _state(stored: StoredEntry) -> str:
         case _ if is_held:
             return "claimed: a request or a worker deals with it now"
         case _ if entry.lease:
-            return "claimed by a process that has stopped: its message, or a repeat with the same key, continues"
+            return f"claimed, and its lease has ended: it may wait for a worker; {_REPEAT}"
         case _:
             return _CLAIMS[entry.doubt]
+
+
+def _with_dead_letters(entry: FoundEntry, dead_letters: Sequence[FoundDeadLetter]) -> FoundEntry:
+    """Return an entry whose state takes dead letters into account: no worker gets a message that is in ingest.dead."""
+    own = [letter for letter in dead_letters if letter.is_message_of(entry)]
+    if entry.phase is Phase.ACCEPTED or not own:
+        return entry
+    if any(letter.redrivable for letter in own):
+        state = f"{entry.phase}, and its message is in ingest.dead: it is accepted once that is redriven"
+    else:
+        state = f"{entry.phase}, and its message is in ingest.dead, from where it cannot be redriven: {_REPEAT}"
+    return msgspec.structs.replace(entry, state=state)
 
 
 async def _search_dead_letters(
     findings: Findings,
     open_dead_letters: OpenDeadLetters,
-    sought: str,
-    ids: Sequence[str],
+    wanted: AbstractSet[str],
     customer: str | None,
     reading: Reading,
 ) -> None:
-    wanted = frozenset([sought, *ids, *(batch_and_index(id_)[0] for id_ in ids if is_id(SubmissionKind.TASK, id_))])
-    latest: deque[FoundLetter] = deque(maxlen=MAX_LETTERS)
+    latest: deque[FoundDeadLetter] = deque(maxlen=MAX_DEAD_LETTERS)
     try:
         async with open_dead_letters(change=False) as access:
             with reading(await access.queue.count()) as progress:
                 async for batch in select(access.queue, Selection(customer=customer), access.trusted_users, progress):
                     for dead in batch:
-                        submission_id, names = _names(dead)
+                        submission_id, names = _names(dead, access.trusted_users)
                         if not wanted.isdisjoint(names):
-                            findings.letter_count += 1
-                            latest.append(_letter(dead, submission_id))
+                            findings.dead_letter_count += 1
+                            latest.append(_dead_letter(dead, submission_id, access.trusted_users))
                     progress.add(len(batch))
             if access.held_by_others():
-                findings.add_not_asked("the dead letters that another consumer of ingest.dead holds")
+                findings.add_missing("the dead letters that another consumer of ingest.dead holds")
     except IngestError as error:
-        findings.add_not_asked(f"the dead letters: {error}")
-    findings.letters = list(latest)
+        findings.add_missing(f"the dead letters: {error}")
+    findings.dead_letters = list(latest)
 
 
 class _Keyed(msgspec.Struct):
@@ -285,47 +312,61 @@ class _Keyed(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Keyed).decode
 
 
-def _names(dead: DeadLetter) -> tuple[str, set[str]]:
-    """Return the id of a dead letter's submission, if it can be known, and everything it can be looked for by."""
+def _names(dead: DeadLetter, trusted: frozenset[str]) -> tuple[str, set[str]]:
+    """Return the id of a dead letter's submission, if it is certain, and all names under which it can be found."""
     origin = dead.origin
     if origin is None:
         return "", {dead.id}
-    names = {dead.id, origin.message_id or ""}
+    message_id = origin.message_id or ""
+    names = {dead.id, message_id}
     if origin.type == admitted.TYPE:
-        try:
-            submission = admitted.from_body(origin.body).submission
-        except InvalidSubmission:
-            return origin.message_id or "", names
-        return submission.id, names | {submission.id, submission.key or "", *(t.task_id for t in submission.tasks)}
+        # Only the service's own users say the truth about ids. The message_id is that of the submission.
+        if origin.user_id not in trusted or not any(is_id(kind, message_id) for kind in SubmissionKind):
+            return "", names
+        return message_id, names | _admitted_names(origin.body, dead.cust_id, message_id)
+    submission_id, direct_names = _direct_names(origin)
+    return submission_id, names | direct_names
+
+
+def _admitted_names(body: bytes, cust_id: str, message_id: str) -> set[str]:
+    try:
+        submission = admitted.from_body(body).submission
+    except InvalidSubmission:
+        return set()  # for example trimmed
+    if (submission.cust_id, submission.id) != (cust_id, message_id):
+        return set()
+    return {submission.key or "", *(task.task_id for task in submission.tasks)}
+
+
+def _direct_names(origin: Origin) -> tuple[str, set[str]]:
     address = addresses.parse(origin.routing_key)
     try:
-        body = _decode(origin.body)
-    except (ValueError, RecursionError):
-        body = _Keyed()
-    key = body.idempotency_key if isinstance(body.idempotency_key, str) else origin.message_id
-    items = [item.get("idempotency_key") for item in _mappings(body.tasks)]
-    item_keys = [item for item in items if isinstance(item, str)]
-    names |= {key or "", *item_keys}
+        decoded, is_certain = _decode(origin.body), True
+    except (ValueError, RecursionError):  # for example trimmed; then the body may have had another key
+        decoded, is_certain = _Keyed(), False
+    key = decoded.idempotency_key if isinstance(decoded.idempotency_key, str) else origin.message_id
+    tasks = decoded.tasks if isinstance(decoded.tasks, list) else []
+    item_keys = [task.get("idempotency_key") for task in tasks if isinstance(task, dict)]
+    keys = {item_key for item_key in item_keys if isinstance(item_key, str)}
     if address is None or not key:
-        return "", names
+        return "", keys
     id_ = keyed_id(address.kind, address.cust_id, key)
-    return id_, names | {id_, *(keyed_id(SubmissionKind.TASK, address.cust_id, item) for item in item_keys)}
+    item_ids = [keyed_id(SubmissionKind.TASK, address.cust_id, item_key) for item_key in keys]
+    return (id_ if is_certain else ""), {key, id_, *keys, *item_ids}
 
 
-def _mappings(value: object) -> list[dict[object, object]]:
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
-def _letter(dead: DeadLetter, submission_id: str) -> FoundLetter:
-    trace = trace_of(dead.delivery.headers)
-    return FoundLetter(
+def _dead_letter(dead: DeadLetter, submission_id: str, trusted: frozenset[str]) -> FoundDeadLetter:
+    trace, origin = trace_of(dead.delivery.headers), dead.origin
+    return FoundDeadLetter(
         id=dead.id,
         reason=dead.reason,
         error=dead.error,
         cust_id=dead.cust_id,
         submission_id=submission_id,
-        message_id=(dead.origin and dead.origin.message_id) or "",
+        message_id=(origin and origin.message_id) or "",
         died_at=dead.died_at,
+        from_shim=origin is not None and origin.type == admitted.TYPE and origin.user_id in trusted,
+        redrivable=redrive_blocker(dead, trusted) is None,
         what_to_do=remedy(dead),
         trace_id=trace.trace_id if trace else "",
     )

@@ -4,7 +4,7 @@ import time
 
 from ingest.domain.display import age
 from ingest.domain.events import rfc3339
-from ingest.operations.find import FoundEntry, FoundLetter
+from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry
 
 
 def entry_facts(entry: FoundEntry) -> dict[str, str]:
@@ -20,7 +20,7 @@ def entry_facts(entry: FoundEntry) -> dict[str, str]:
             "remembered": f"until {_time(entry.remembered_until)}",
             "tasks": f"{entry.task_count:,}" if entry.task_count else "",
             "batch": batch,
-            "event": f"{entry.event_id}, {'confirmed' if entry.event_is_out else 'not confirmed'}",
+            "event": f"{entry.event_id}, {'confirmed' if entry.event_confirmed else 'not confirmed'}",
             "message_id": entry.message_id,
             "request id": entry.request_id,
             "trace id": entry.trace_id,
@@ -28,7 +28,7 @@ def entry_facts(entry: FoundEntry) -> dict[str, str]:
     )
 
 
-def letter_facts(letter: FoundLetter) -> dict[str, str]:
+def dead_letter_facts(letter: FoundDeadLetter) -> dict[str, str]:
     """Return the facts about a dead letter. They are not redacted."""
     return _known(
         {
@@ -40,6 +40,18 @@ def letter_facts(letter: FoundLetter) -> dict[str, str]:
             "trace id": letter.trace_id,
             "what to do": letter.what_to_do,
         }
+    )
+
+
+def reason_not_found(findings: Findings) -> str:
+    """Return why nothing was found, as the end of a sentence; empty if something is missing."""
+    if findings.missing:
+        return ""
+    if findings.customer_exists is False:
+        return ": this customer does not exist"
+    return (
+        ": it was never submitted or was refused, its retention has ended, or it is a direct submission that still "
+        "waits in its queue"
     )
 
 

@@ -32,7 +32,7 @@ from ingest.shim.http.body import (
     Reservation,
     read_json_body,
     refuse_repeated_headers,
-    request_id,
+    request_id_of,
     send_json,
 )
 from ingest.shim.lookups import Lookups
@@ -101,10 +101,10 @@ class Shim:
             await self._other_routes(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        id_header = (b"x-request-id", request_id(headers))
+        id_header = (b"x-request-id", request_id_of(headers))
         added = [id_header]
-        name = id_header[1].decode()
-        structlog.contextvars.bind_contextvars(request_id=name)
+        request_id = id_header[1].decode()
+        structlog.contextvars.bind_contextvars(request_id=request_id)
         kind = _KINDS.get(scope["path"])
         try:
             if len(headers) < len(scope["headers"]):
@@ -113,7 +113,7 @@ class Shim:
             if kind is None:
                 await self._other_routes(scope, receive, _with_header(send, id_header))
                 return
-            status, body, extra = await self._submit(kind, scope, headers, receive, name, added)
+            status, body, extra = await self._submit(kind, scope, headers, receive, request_id, added)
             self._record_success(kind, status, mismatch=_MISMATCH in extra)
         except Problem as problem:
             status, body, extra = problem.status, problem.body(), list(problem.headers)
@@ -141,13 +141,10 @@ class Shim:
         scope: Scope,
         headers: dict[bytes, bytes],
         receive: Receive,
-        name: str,
+        request_id: str,
         added: list[Header],
     ) -> Answer:
-        """Return the answer. Raises Problem, ClientDisconnected.
-
-        `name` is the id of the request; `added` gets the headers of every answer.
-        """
+        """Return the answer. Raises Problem, ClientDisconnected. `added` gets the headers of every answer."""
         if scope["method"] != "POST":
             raise method_not_allowed(scope["method"])
         customer = await self._auth.customer(headers.get(b"authorization"))
@@ -156,7 +153,7 @@ class Shim:
         reservation = Reservation(self._memory, customer.cust_id)
         try:
             body = await read_json_body(headers, receive, reservation)
-            return await self._submitter.submit(kind, body, headers, customer, name)
+            return await self._submitter.submit(kind, body, headers, customer, request_id)
         finally:
             reservation.release()
 

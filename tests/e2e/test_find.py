@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import subprocess
 import uuid
 from pathlib import Path
@@ -79,14 +80,14 @@ async def test_submission_is_found_on_its_way_through_rabbitmq_and_aerospike(
         assert answer.status_code == 202
     task_id = answer.json()["task_id"]
     queued = support.entry("order-7", "--customer", cust_id)
-    assert (queued["id"], queued["phase"], queued["event_is_out"]) == (task_id, "queued", False)
+    assert (queued["id"], queued["phase"], queued["event_confirmed"]) == (task_id, "queued", False)
     assert (queued["request_id"], queued["trace_id"]) == ("req-1", TRACE_ID)
     assert queued["created_at"] == answer.json()["created_at"]
     with Ingest("work", directory=tmp_path, env=env) as work:
         work.wait_for("worker_started")
-        await asyncio.to_thread(wait_until, lambda: support.entry(task_id)["event_is_out"], "the event", 20)
+        await asyncio.to_thread(wait_until, lambda: support.entry(task_id)["event_confirmed"], "the event", 20)
         await publish(rabbitmq_url, cust_id, "order-8")
-        await asyncio.to_thread(wait_until, lambda: support.json("order-8")["letters"], "the dead letter", 20)
+        await asyncio.to_thread(wait_until, lambda: support.json("order-8")["dead_letters"], "the dead letter", 20)
         found = support.run("order-8", "--customer", cust_id)
         assert found.returncode == 0
         assert "  reason      quota_exhausted: " in found.stdout
@@ -100,11 +101,15 @@ async def test_submission_is_found_on_its_way_through_rabbitmq_and_aerospike(
     nothing = support.run("order-9", "--customer", cust_id)
     assert (nothing.returncode, nothing.stderr) == (1, "")
     assert nothing.stdout.startswith("order-9 was not found: it was never submitted")
+    for wrong in (("",), (b"\xff",), ("x", "--customer", "")):
+        refused = support.run(*map(os.fsdecode, wrong))
+        assert (refused.returncode, "must be text in UTF-8 and not empty" in refused.stderr) == (2, True)
+    assert "was not found: this customer does not exist" in support.run("order-7", "--customer", "acne").stdout
     (closed,) = free_ports(1)
     support.env = env | {"INGEST_BROKER_URL": f"amqp://127.0.0.1:{closed}"}
     half = support.run(task_id)
     assert (half.returncode, "state       accepted" in half.stdout) == (1, True), half.stdout
-    assert half.stderr.startswith("not asked: the dead letters: ")
+    assert half.stderr.startswith("missing: the dead letters: ")
 
 
 def test_submission_is_found_beside_a_running_dev(tmp_path: Path) -> None:
@@ -116,7 +121,7 @@ def test_submission_is_found_beside_a_running_dev(tmp_path: Path) -> None:
         wait_ready(url)
         task_id = httpx.post(f"{url}/v1/tasks", json=KEYED, headers={"Authorization": "Bearer key"}).json()["task_id"]
         dev.wait_for("task.accepted")
-        wait_until(lambda: support.entry("order-7")["event_is_out"], "the event", 20)
+        wait_until(lambda: support.entry("order-7")["event_confirmed"], "the event", 20)
         text = support.run(task_id)
         assert (text.returncode, text.stderr) == (0, "")
         assert text.stdout.startswith(f"task {task_id} of dev\n  state       accepted: all its events are confirmed\n")

@@ -98,7 +98,7 @@ class ClientDisconnected(Exception):
     """The client closed the connection before its request was complete."""
 
 
-def request_id(headers: dict[bytes, bytes]) -> bytes:
+def request_id_of(headers: dict[bytes, bytes]) -> bytes:
     """Return the client's `X-Request-Id` if it is printable and short, otherwise a new one."""
     given = headers.get(b"x-request-id")
     if given and len(given) <= _MAX_REQUEST_ID and all(32 < byte < 127 for byte in given):

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from ingest.shim.http.body import request_id
+from ingest.shim.http.body import request_id_of
 from ingest.shim.http.framing import RefusedRequest, check_framing
 from ingest.shim.http.upgrade import feed
 
@@ -198,7 +198,7 @@ class LimitedHttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, message: str) -> None:
         self._refused = True
-        name = request_id({})
+        name = request_id_of({})
         _log.debug("request_refused", status=status, error=message, request_id=name.decode())
         if self._end_after_complete_requests():
             return

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from aerospike_helpers import expressions
 from aerospike_helpers.batch import records as batch
+from aerospike_helpers.operations import expression_operations
 
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Change, Entry, Phase, Step, StoredEntry, Undecided, accepted, after
@@ -29,6 +30,9 @@ _SAME_GENERATION: Final[dict[str, Any]] = {"gen": aerospike.POLICY_GEN_EQ}
 _UNCHANGED: Final = frozenset({result_codes.GENERATION, result_codes.NOT_FOUND, result_codes.FILTERED_OUT})
 """Results of a change that certainly had no effect: another generation, no entry, another owner, or not idle long
 enough."""
+
+_AGE: Final = expression_operations.expression_read("age", expressions.SinceUpdateTime().compile())
+"""Reads for how many milliseconds a record has not changed."""
 
 _log = structlog.get_logger(__name__)
 
@@ -82,20 +86,25 @@ class AerospikeLedger:
         return stored
 
     async def read(self, ids: Sequence[str]) -> list[Entry | Undecided | None]:
-        return [stored.entry if isinstance(stored, StoredEntry) else stored for stored in await self.inspect(ids)]
-
-    async def inspect(self, ids: Sequence[str]) -> list[StoredEntry | Undecided | None]:
         records = await self._client.try_read([self._key(entry_id) for entry_id in ids])
-        results: list[StoredEntry | Undecided | None] = []
+        results: list[Entry | Undecided | None] = []
         codes = set()
         for entry_id, record in zip(ids, records, strict=True):
             if isinstance(record, int):
                 codes.add(record)
                 results.append(UNDECIDED)
             else:
-                results.append(_stored(entry_id, *record) if record else None)
+                results.append(read_entry(entry_id, record[0]["gen"], record[1]) if record else None)
         self._check_decided("read", results, codes)
         return results
+
+    async def inspect(self, ids: Sequence[str]) -> list[StoredEntry | Undecided | None]:
+        entries = await self.read(ids)
+        # The server computes the age, because the clocks of this machine and of the server may differ.
+        ages = [batch.Read(self._key(entry.id), [_AGE]) for entry in entries if entry]
+        await self._client.write(ages)
+        records = iter(ages)
+        return [_stored(entry, next(records)) if isinstance(entry, Entry) else entry for entry in entries]
 
     async def apply(self, changes: Sequence[Change]) -> list[Entry | Undecided | None]:
         records = [self._change(change) for change in changes]
@@ -209,9 +218,11 @@ class AerospikeLedger:
         return (self._namespace, "ledger", entry_id)
 
 
-def _stored(entry_id: str, meta: dict[str, int], bins: dict[str, Any]) -> StoredEntry:
-    entry = read_entry(entry_id, meta["gen"], bins)
-    return StoredEntry(entry, entry.time_to_live - meta["ttl"])
+def _stored(entry: Entry, age: Any) -> StoredEntry | Undecided | None:
+    """Return an entry with its age; None if it has gone meanwhile."""
+    if age.result == result_codes.OK:
+        return StoredEntry(entry, age.record[2]["age"] / 1000)
+    return None if age.result == result_codes.NOT_FOUND else UNDECIDED
 
 
 def _outcome(change: Change, existing: Entry | None) -> Entry | Undecided | None:

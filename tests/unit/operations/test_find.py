@@ -12,17 +12,20 @@ import pytest
 from ingest.admission import Admission, Decision, Request
 from ingest.backends import DeadLetterAccess
 from ingest.domain.admitted import to_message
-from ingest.domain.dead_letters import dead_letter
+from ingest.domain.dead_letters import dead_letter, read
 from ingest.domain.errors import BrokerUnavailable, InvalidSubmission, Reason, StoreUnavailable
 from ingest.domain.events import acceptance_id
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.ledger import UNDECIDED, Entry, StoredEntry, Undecided
+from ingest.domain.messages import Message
 from ingest.domain.ports import Store
+from ingest.domain.topology import DEAD
 from ingest.domain.trace import Trace
-from ingest.operations.find import MAX_LETTERS, Findings, find
+from ingest.domain.trimming import trimmed_letter
+from ingest.operations.find import MAX_DEAD_LETTERS, Findings, find
 from ingest.store.sqlite import SqliteStore
 from tests.support.admission_harness import CUSTOMER, batch, body, task
-from tests.support.dead_letter_queue import MemoryDeadLetters
+from tests.support.dead_letter_queue import SERVICE, MemoryDeadLetters
 from tests.support.deliveries import direct_delivery
 from tests.support.fakes import Clock
 
@@ -97,11 +100,11 @@ async def test_accepted_task_is_found_by_its_key_and_by_its_id(harness: Harness)
     (entry,) = by_key.entries
     assert (entry.kind, entry.id, entry.cust_id) == (SubmissionKind.TASK, keyed_id(SubmissionKind.TASK, "c", "k"), "c")
     assert entry.state == "accepted: all its events are confirmed"
-    assert (entry.event_id, entry.event_is_out) == (acceptance_id(entry.id, stored.created_at), True)
+    assert (entry.event_id, entry.event_confirmed) == (acceptance_id(entry.id, stored.created_at), True)
     assert (entry.request_id, entry.trace_id) == ("req-1", TRACE.trace_id)
     assert entry.created_at == harness.clock()
     assert entry.remembered_until - entry.changed_at == pytest.approx(CUSTOMER.retention)
-    assert (by_key.letters, by_key.not_asked) == ([], [])
+    assert (by_key.dead_letters, by_key.missing) == ([], [])
     by_id = await harness.find(entry.id)
     assert [found.id for found in by_id.entries] == [entry.id]
 
@@ -110,7 +113,7 @@ async def test_state_says_how_far_a_submission_has_come(harness: Harness) -> Non
     await harness.admit(task("held"))
     assert await harness.states("held") == ["claimed: a request or a worker deals with it now"]
     harness.clock.now += LEASE + 1
-    assert (await harness.states("held"))[0].startswith("claimed by a process that has stopped")
+    assert (await harness.states("held"))[0].startswith("claimed, and its lease has ended: it may wait for a worker")
     await harness.queue(task("queued"))
     assert await harness.states("queued") == ["queued: it waits for a worker"]
     harness.clock.now += 3601
@@ -123,9 +126,9 @@ async def test_claim_that_was_given_back_says_what_a_repeat_does(harness: Harnes
         decision = await harness.admit(task(key))
         await harness.admission.release([decision], refund=refund)
     (doubt,) = (await harness.find("doubt")).entries
-    assert doubt.state.startswith("the broker did not confirm it, so it may wait for a worker")
-    assert not doubt.event_is_out
-    assert all("a repeat with the same key continues" in state for state in await harness.states("returned"))
+    assert doubt.state.startswith("claimed, and not confirmed by the broker, so it may wait for a worker")
+    assert not doubt.event_confirmed
+    assert all("a repeat with the same key, if it has one" in state for state in await harness.states("returned"))
 
 
 async def test_items_are_found_with_their_batch(harness: Harness) -> None:
@@ -169,11 +172,11 @@ async def test_dead_letter_is_found_by_key_message_id_and_own_id(harness: Harnes
         (keyed_id(SubmissionKind.TASK, "c", "item-1"), "m3", SubmissionKind.BATCH, "b-1"),
         (keyed_id(SubmissionKind.BATCH, "c", "b-1"), "m3", SubmissionKind.BATCH, "b-1"),
     ):
-        (letter,) = (await harness.find(sought)).letters
+        (letter,) = (await harness.find(sought)).dead_letters
         assert (letter.message_id, letter.submission_id) == (message_id, keyed_id(kind, "c", key)), sought
         assert (letter.reason, letter.cust_id, letter.trace_id) == ("quota_exhausted", "c", TRACE.trace_id)
         assert letter.what_to_do.startswith("Redrive it next month")
-        (same,) = (await harness.find(letter.id)).letters
+        (same,) = (await harness.find(letter.id)).dead_letters
         assert same == letter
 
 
@@ -181,7 +184,7 @@ async def test_letter_leads_to_the_entry_of_its_submission(harness: Harness) -> 
     """The id of the letter says nothing about it."""
     await harness.accept(task("m1"))
     harness.reject("m1", Reason.KEY_CONFLICT)
-    (letter,) = (await harness.find("m1")).letters
+    (letter,) = (await harness.find("m1")).dead_letters
     findings = await harness.find(letter.id)
     assert [entry.id for entry in findings.entries] == [letter.submission_id]
 
@@ -189,15 +192,110 @@ async def test_letter_leads_to_the_entry_of_its_submission(harness: Harness) -> 
 async def test_admitted_submission_that_the_broker_dead_lettered_is_found_by_all_of_its_names(harness: Harness) -> None:
     decision = await harness.queue(batch("i", None, key="b"))
     headers = {"x-death": [{"queue": "ingest.http.0", "reason": "delivery_limit"}]}
-    harness.letters.add(msgspec.structs.replace(to_message(decision.admitted), headers=headers))
+    message = msgspec.structs.replace(to_message(decision.admitted), headers=headers)
+    harness.letters.add(message)
     for sought in ("b", "i", decision.entry.id, *decision.entry.task_ids):
         findings = await harness.find(sought)
-        (letter,) = findings.letters
+        (letter,) = findings.dead_letters
         assert (letter.submission_id, letter.reason) == (decision.entry.id, "delivery_limit"), sought
         assert decision.entry.id in [entry.id for entry in findings.entries], sought
         assert {entry.state for entry in findings.entries} == {
-            "queued, and now in ingest.dead: it is accepted once it is redriven"
+            "queued, and its message is in ingest.dead: it is accepted once that is redriven"
         }
+    # What is trimmed says nothing about its items, but the ledger knows their batch.
+    (dead,) = [read(delivery, SERVICE) for delivery in harness.letters.deliveries]
+    harness.letters = MemoryDeadLetters()
+    harness.letters.add(trimmed_letter(dead, DIED))
+    for sought in ("b", "i", decision.entry.id, *decision.entry.task_ids):
+        states = await harness.states(sought)
+        assert states, sought
+        assert all("from where it cannot be redriven" in state for state in states), sought
+
+
+async def test_claim_whose_message_the_broker_dead_lettered_waits_for_a_redrive(harness: Harness) -> None:
+    """A direct submission is claimed until it is accepted."""
+    await harness.admit(msgspec.structs.replace(task("m1"), origin="m1"))
+    harness.clock.now += LEASE + 1
+    headers = {"x-death": [{"queue": "ingest.tasks", "reason": "delivery_limit"}]}
+    message = Message(
+        exchange=DEAD,
+        routing_key="task.submitted.c",
+        body=msgspec.json.encode(body()),
+        message_id="m1",
+        headers=headers,
+    )
+    harness.letters.add(message, "c")
+    assert await harness.states("m1") == [
+        "claimed, and its message is in ingest.dead: it is accepted once that is redriven"
+    ]
+
+
+@pytest.mark.parametrize("reason", [Reason.INVALID, Reason.KEY_CONFLICT])
+async def test_rejected_submission_does_not_change_the_state_of_another_with_its_key(
+    harness: Harness, reason: Reason
+) -> None:
+    """For example of a corrected one that was submitted later."""
+    await harness.queue(task("m1"))
+    harness.reject("m1", reason)
+    assert await harness.states("m1") == ["queued: it waits for a worker"]
+
+
+@pytest.mark.parametrize("id_", ["x", "tsk_", "tsk_UUUU", "victim", ""])
+async def test_forged_admission_is_found_only_by_its_own_names(harness: Harness, id_: str) -> None:
+    """Its producer may put another customer's id and key into its body."""
+    victim = await harness.queue(task("k"))
+    forged = msgspec.structs.replace(victim.admitted.submission, id=victim.entry.id if id_ == "victim" else id_)
+    message = to_message(msgspec.structs.replace(victim.admitted, submission=forged))
+    harness.reject("forged-1", Reason.FORGED_ADMISSION, body=message.body, type=message.type, cust_id="evil")
+    (letter,) = (await harness.find("forged-1")).dead_letters
+    assert (letter.submission_id, letter.from_shim) == ("", False)
+    for sought in ("k", victim.entry.id):
+        findings = await harness.find(sought)
+        assert findings.dead_letters == []
+        assert [entry.state for entry in findings.entries] == ["queued: it waits for a worker"]
+
+
+async def test_trimmed_direct_letter_does_not_guess_its_submission(harness: Harness) -> None:
+    """Its key was perhaps in the body."""
+    harness.reject("m2", body=body(idempotency_key="order-7"))
+    (dead,) = [read(delivery, SERVICE) for delivery in harness.letters.deliveries]
+    harness.letters = MemoryDeadLetters()
+    harness.letters.add(trimmed_letter(dead, DIED))
+    (letter,) = (await harness.find("m2")).dead_letters
+    assert letter.submission_id == ""
+
+
+async def test_key_that_looks_like_an_id_is_found_beside_the_id(harness: Harness) -> None:
+    (first,) = await harness.accept(task("k"))
+    (second,) = await harness.accept(task(first.id))
+    assert {entry.id for entry in (await harness.find(first.id)).entries} == {first.id, second.id}
+
+
+async def test_item_whose_batch_is_forgotten_has_no_message_id(harness: Harness) -> None:
+    """The batch without a key is remembered for a day, the item for longer."""
+    await harness.accept(batch("i", None))
+    harness.clock.now += 2 * 86_400
+    (entry,) = (await harness.find("i")).entries
+    assert (entry.batch_id, entry.message_id) == ("", "")
+
+
+async def test_request_and_trace_stay_when_a_worker_admits_the_message_again(harness: Harness) -> None:
+    request = msgspec.structs.replace(task("k"), request_id="req-1", trace=TRACE)
+    await harness.admit(request)
+    harness.clock.now += LEASE + 1
+    await harness.admit(task("k"))
+    (entry,) = (await harness.find("k")).entries
+    assert (entry.request_id, entry.trace_id) == ("req-1", TRACE.trace_id)
+    harness.clock.now += LEASE + 1
+    await harness.admit(msgspec.structs.replace(request, request_id="req-2", trace=None))
+    (entry,) = (await harness.find("k")).entries
+    assert entry.request_id == "req-2"
+
+
+async def test_customer_that_does_not_exist_is_said(harness: Harness) -> None:
+    assert (await harness.find("k", "acne")).customer_exists is False
+    assert (await harness.find("k", "c")).customer_exists is True
+    assert (await harness.find("k")).customer_exists is None
 
 
 async def test_letter_whose_body_cannot_be_read_is_found_by_its_message_id(harness: Harness) -> None:
@@ -210,21 +308,21 @@ async def test_letter_whose_body_cannot_be_read_is_found_by_its_message_id(harne
     ):
         harness.letters = MemoryDeadLetters()
         harness.reject("m1", Reason.MALFORMED, body=text)
-        assert (await harness.find("m1")).letter_count == 1, text[:20]
+        assert (await harness.find("m1")).dead_letter_count == 1, text[:20]
     harness.reject("", Reason.MISSING_MESSAGE_ID)
-    assert (await harness.find("m1")).letter_count == 1
+    assert (await harness.find("m1")).dead_letter_count == 1
 
 
 async def test_only_the_latest_letters_are_kept(harness: Harness) -> None:
     """A producer may send any number with one message_id."""
-    for number in range(MAX_LETTERS + 5):
+    for number in range(MAX_DEAD_LETTERS + 5):
         harness.reject("m", body=body(data_url=f"https://a.example/{number}"))
     harness.reject("other")
     findings = await harness.find("m")
-    assert (findings.letter_count, len(findings.letters)) == (MAX_LETTERS + 5, MAX_LETTERS)
+    assert (findings.dead_letter_count, len(findings.dead_letters)) == (MAX_DEAD_LETTERS + 5, MAX_DEAD_LETTERS)
     last = msgspec.json.decode(harness.letters.deliveries[-2].body)["submission"]["body"]
-    assert json.loads(last)["data_url"].endswith(f"/{MAX_LETTERS + 4}")
-    assert findings.letters[-1].id == harness.letters.deliveries[-2].message_id
+    assert json.loads(last)["data_url"].endswith(f"/{MAX_DEAD_LETTERS + 4}")
+    assert findings.dead_letters[-1].id == harness.letters.deliveries[-2].message_id
 
 
 async def test_customer_restricts_both_entries_and_letters(harness: Harness) -> None:
@@ -235,16 +333,16 @@ async def test_customer_restricts_both_entries_and_letters(harness: Harness) -> 
     harness.reject("k", cust_id="other")
     everybody = await harness.find("k")
     assert sorted(entry.cust_id for entry in everybody.entries) == ["c", "other"]
-    assert everybody.letter_count == 1
+    assert everybody.dead_letter_count == 1
     own = await harness.find("k", "c")
-    assert ([entry.cust_id for entry in own.entries], own.letters) == (["c"], [])
+    assert ([entry.cust_id for entry in own.entries], own.dead_letters) == (["c"], [])
     of_another = keyed_id(SubmissionKind.TASK, "other", "k")
     assert (await harness.find(of_another, "c")).entries == []
 
 
 async def test_letter_of_a_customer_that_does_not_exist_is_found(harness: Harness) -> None:
     harness.reject("m1", Reason.UNKNOWN_CUSTOMER, cust_id="typo")
-    (letter,) = (await harness.find("m1")).letters
+    (letter,) = (await harness.find("m1")).dead_letters
     assert letter.cust_id == "typo"
 
 
@@ -263,11 +361,11 @@ async def test_letters_are_found_while_the_ledger_is_unavailable(harness: Harnes
         raise StoreUnavailable("no cluster")
 
     findings = await find("m1", no_store, harness.letters.open)
-    assert (findings.letter_count, findings.not_asked) == (1, ["the ledger: no cluster"])
+    assert (findings.dead_letter_count, findings.missing) == (1, ["the ledger: no cluster"])
     findings = await find("m1", closed, harness.letters.open)
-    assert findings.letter_count == 1
-    assert [part.partition(":")[0] for part in findings.not_asked] == [
-        "the customers, whose ids are needed to look for a key",
+    assert findings.dead_letter_count == 1
+    assert [part.partition(":")[0] for part in findings.missing] == [
+        "the customers",
         "the ledger",
     ]
 
@@ -280,7 +378,7 @@ async def test_entries_are_found_while_the_dead_letters_are_unavailable(harness:
         raise BrokerUnavailable("no connection")
 
     findings = await find("k", harness.open_store, no_broker)
-    assert (len(findings.entries), findings.not_asked) == (1, ["the dead letters: no connection"])
+    assert (len(findings.entries), findings.missing) == (1, ["the dead letters: no connection"])
 
 
 async def test_record_that_cannot_be_read_now_is_named(harness: Harness) -> None:
@@ -297,4 +395,4 @@ async def test_record_that_cannot_be_read_now_is_named(harness: Harness) -> None
 
     findings = await find("k", open_store, harness.letters.open)
     assert [entry.id for entry in findings.entries] == [task_id]
-    assert findings.not_asked == ["1 record of the ledger, which could not be read now"]
+    assert findings.missing == ["1 record of the ledger, which cannot be read now"]
