@@ -122,6 +122,18 @@ class Settings(BaseSettings):
         le=65535,
         description="port that serves `/metrics`, `/healthz` and `/readyz`; 0: a free port; default: not served",
     )
+    console_host: str = Field("127.0.0.1", description="address on which `ingest console` listens")
+    console_port: int = Field(8090, ge=0, le=65535, description="port on which `ingest console` listens")
+    console_token: SecretStr = Field(
+        SecretStr(""),
+        description="password of the console, at least 16 characters; needed if it listens on another address than "
+        "127.0.0.1, unless INGEST_CONSOLE_USER_HEADER is set",
+    )
+    console_user_header: str = Field(
+        "",
+        description="header in which a proxy that authenticates users, such as oauth2-proxy, names the user to the "
+        "console; let only the proxy reach the console",
+    )
     watchdog: float = Field(
         60.0,
         gt=0,

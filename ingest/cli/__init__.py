@@ -8,6 +8,7 @@ from typer.core import TyperGroup
 
 from ingest import __version__
 from ingest.cli import (
+    console,
     customers,
     dlq,
     doctor,
@@ -56,6 +57,7 @@ app.add_typer(webhooks.app, name="webhook")
 app.add_typer(producers.app, name="producer")
 app.add_typer(dlq.app, name="dlq")
 app.command()(find.find)
+app.command()(console.console)
 app.command()(doctor.doctor)
 app.command()(status.status)
 app.command("settings")(settings_list.settings_)

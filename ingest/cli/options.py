@@ -7,12 +7,21 @@ import typer
 
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.rates import UNITS, RateLimit
+from ingest.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Scrape = Annotated[
+    list[str] | None, typer.Option(metavar="URL", help="A process's metrics port, http://host:port; repeatable.")
+]
 
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _LONGEST: Final = 3650 * 86_400
+
+
+def metrics_urls(current: Settings) -> list[str]:
+    """Return where the processes with these settings serve their metrics, if they do."""
+    return [f"http://{current.metrics_host}:{current.metrics_port}"] if current.metrics_port else []
 
 
 def seconds(text: str, option: str) -> int:

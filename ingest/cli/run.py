@@ -86,7 +86,7 @@ def dev(
     for url in webhook or []:
         check_webhook(url)
     logs.configure(current.log_level, current.log_format, current.dependencies)
-    listener = _listen(current.host, current.port)
+    listener = open_listener(current.host, current.port)
     webhooks = frozenset({DEV_WEBHOOK, *(webhook or [])})
 
     async def prepare(store: Store) -> None:
@@ -117,7 +117,7 @@ def serve(
     current = settings.load(host=host, port=port, workers=workers)
     require_rabbitmq(current, "serve")
     logs.configure(current.log_level, current.log_format, current.dependencies)
-    listener = _listen(current.host, current.port)
+    listener = open_listener(current.host, current.port)
 
     raise typer.Exit(_run(current, current.workers, partial(bootstrap.run_shim, current, listener)))
 
@@ -182,12 +182,13 @@ def _metrics_endpoint(current: settings.Settings) -> MetricsEndpoint | None:
     if current.metrics_port is None:
         return None
     options = ("INGEST_METRICS_PORT", "INGEST_METRICS_HOST")
-    listener = _listen(current.metrics_host, current.metrics_port, options)
+    listener = open_listener(current.metrics_host, current.metrics_port, options)
     _log.info("metrics_listening", host=current.metrics_host, port=listener.getsockname()[1])
     return MetricsEndpoint(listener=listener)
 
 
-def _listen(host: str, port: int, options: tuple[str, str] = ("--port", "--host")) -> socket.socket:
+def open_listener(host: str, port: int, options: tuple[str, str] = ("--port", "--host")) -> socket.socket:
+    """Open a listening socket. Raises ConfigurationError, which names the options that choose another."""
     try:
         return listen(host, port)
     except OSError as error:

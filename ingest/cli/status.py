@@ -12,7 +12,7 @@ from rich.live import Live
 
 from ingest import settings
 from ingest.cli.exits import writing_to
-from ingest.cli.options import Json
+from ingest.cli.options import Json, Scrape, metrics_urls
 from ingest.cli.status_view import Cropped, render
 from ingest.domain.display import json_text, redacted
 from ingest.operations.status import StatusCollector
@@ -22,10 +22,7 @@ from ingest.telemetry import logs
 def status(
     once: Annotated[bool, typer.Option("--once", help="Print the state once and exit.")] = False,
     interval: Annotated[float, typer.Option(metavar="SECONDS", min=0.5, help="Seconds between two updates.")] = 2.0,
-    scrape: Annotated[
-        list[str] | None,
-        typer.Option(metavar="URL", help="A process's metrics port, http://host:port; repeatable."),
-    ] = None,
+    scrape: Scrape = None,
     svg: Annotated[Path | None, typer.Option(metavar="FILE", help="Print once, and draw it into a file.")] = None,
     json: Json = False,
 ) -> None:
@@ -41,8 +38,7 @@ def status(
     """
     current = settings.load()
     logs.configure("error", current.log_format)
-    default_urls = [f"http://{current.metrics_host}:{current.metrics_port}"] if current.metrics_port else []
-    collector = StatusCollector(current, scrape or default_urls)
+    collector = StatusCollector(current, scrape or metrics_urls(current))
     if not (once or json or svg) and sys.stdout.isatty():
         asyncio.run(_show_live(collector, interval))
         return

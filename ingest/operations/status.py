@@ -48,8 +48,7 @@ class StatusCollector:
         try:
             return await self.collect()
         finally:
-            if self._store is not None:
-                await self._store.close()
+            await self.close()
 
     async def collect(self) -> Overview:
         """Collect the state now. What is unavailable is part of it. Raises ConfigurationError."""
@@ -68,6 +67,11 @@ class StatusCollector:
             dead=dead,
             dead_note=note,
         )
+
+    async def close(self) -> None:
+        """Close what stays open between two collections."""
+        if self._store is not None:
+            await self._store.close()
 
     async def _store_state(self) -> StoreState:
         if self._store is None:

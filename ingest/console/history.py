@@ -1,0 +1,63 @@
+"""What the console remembers: the latest state of the service, and how queues were in the last 15 minutes."""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import structlog
+
+from ingest.domain.errors import IngestError
+from ingest.domain.overview import Overview, QueueState, by_class
+from ingest.waiting import wait_for_event
+
+INTERVAL: Final = 5.0
+"""Seconds between two samples."""
+SAMPLES: Final = 180
+"""Samples that are kept: 15 minutes."""
+
+_log = structlog.get_logger(__name__)
+
+
+class History:
+    """Collects the state repeatedly.
+
+    Args:
+        collect: returns the state now.
+        interval: seconds between two samples.
+    """
+
+    def __init__(self, collect: Callable[[], Awaitable[Overview]], interval: float = INTERVAL) -> None:
+        self._collect = collect
+        self._interval = interval
+        self._samples: deque[dict[str, QueueState]] = deque(maxlen=SAMPLES)
+        self._is_collected = asyncio.Event()
+        self.latest: Overview | None = None
+        self.failure = ""
+        """Why the state could not be collected the last time; empty if it could."""
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Collect until the event is set."""
+        while not stopping.is_set():
+            await self.sample()
+            await wait_for_event(stopping, self._interval)
+
+    async def sample(self) -> None:
+        """Collect once."""
+        try:
+            self.latest = await self._collect()
+            self.failure = ""
+        except IngestError as error:
+            _log.warning("overview_not_collected", error=str(error))
+            self.failure = str(error)
+        else:
+            self._samples.append({queue.name: queue for queue in by_class(self.latest.broker.queues)})
+        self._is_collected.set()
+
+    async def wait(self) -> None:
+        """Wait until the state was collected once, or could not be."""
+        await self._is_collected.wait()
+
+    def of(self, name: str, value: Callable[[QueueState], float | None]) -> list[float | None]:
+        """Return a value of a traffic class in each sample, oldest first; None where it is not known."""
+        return [value(queue) if (queue := sample.get(name)) is not None else None for sample in self._samples]

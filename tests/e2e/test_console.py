@@ -1,0 +1,182 @@
+"""`ingest console` in Chromium: what people see at both widths, and what a screen reader gets.
+
+axe-core checks the pages. They are shown beside `ingest dev`, and on RabbitMQ and Aerospike.
+"""
+
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.e2e.contract import TASK
+from tests.e2e.processes import Ingest, run_ingest, wait_ready
+from tests.servers import AerospikeServer, RabbitServer
+from tests.servers.process import free_ports, wait_until
+from tests.support.summary import note_server
+
+KEYED = TASK | {"idempotency_key": "order-7"}
+TOKEN = "correct horse battery"
+WIDTHS = (1280, 390)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    program = shutil.which("chromium")
+    if program is None:
+        why = "chromium is not on PATH"
+        note_server("Chromium", f"SKIPPED: {why}")
+        pytest.skip(f"Chromium: {why}")
+    with sync_playwright() as playwright:
+        # Without a sandbox, because root has none; the pages are the console's own.
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        note_server("Chromium", f"chromium {browser.version} on PATH")
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def console(directory: Path, env: dict[str, str], *arguments: str) -> Iterator[str]:
+    """Run `ingest console`; yield its URL."""
+    (port,) = free_ports(1)
+    with Ingest("console", "--port", str(port), *arguments, directory=directory, env=env) as process:
+        process.wait_for("ingest console is ready at http://127.0.0.1:")
+        yield f"http://127.0.0.1:{port}"
+        assert process.stop() == 0, process.text()
+
+
+@contextmanager
+def opened(browser: Browser, width: int, scheme: str = "light", token: str = "") -> Iterator[Page]:
+    """Yield a page that fails if it requests something from elsewhere or reports an error."""
+    credentials = {"username": "ann", "password": token} if token else None
+    context = browser.new_context(
+        viewport={"width": width, "height": 900},
+        color_scheme="dark" if scheme == "dark" else "light",
+        http_credentials=credentials,  # type: ignore[arg-type]
+    )
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("console", lambda message: problems.append(message.text))
+    page.on("request", lambda request: None if "//127.0.0.1:" in request.url else problems.append(request.url))
+    yield page
+    assert [problem for problem in problems if not problem.startswith("data:")] == []
+    context.close()
+
+
+def check_page(page: Page) -> None:
+    """Nothing is wider than the window, and axe-core finds no violation of any impact."""
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    results = Axe().run(page)
+    assert results.violations_count == 0, results.generate_report()
+
+
+def submit(url: str, key: str) -> str:
+    answer = httpx.post(f"{url}/v1/tasks", json=KEYED, headers={"Authorization": f"Bearer {key}"})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["task_id"])
+
+
+@pytest.fixture(scope="module")
+def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
+    """`ingest dev` with an accepted task, and a console beside it: the console's URL, the task's id, the directory."""
+    directory = tmp_path_factory.mktemp("dev")
+    port, metrics = free_ports(2)
+    url = f"http://127.0.0.1:{port}"
+    env = {"INGEST_METRICS_PORT": str(metrics)}
+    with ExitStack() as stack:
+        process = stack.enter_context(
+            Ingest("dev", "--port", str(port), "--api-key", "key", directory=directory, env=env)
+        )
+        process.wait_for("serving")
+        wait_ready(url)
+        task_id = submit(url, "key")
+        process.wait_for("task.accepted")
+        console_url = stack.enter_context(console(directory, {}, "--scrape", f"http://127.0.0.1:{metrics}"))
+        yield console_url, task_id, directory
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_are_readable_at_every_width_and_by_everybody(
+    chromium: Browser, dev: tuple[str, str, Path], width: int, scheme: str
+) -> None:
+    url, task_id, _ = dev
+    with opened(chromium, width, scheme) as page:
+        for path in ("/", "/find", f"/find?q={task_id}", "/find?q=nothing"):
+            page.goto(url + path)
+            check_page(page)
+
+
+def test_support_person_finds_a_task_by_its_key_with_the_keyboard(
+    chromium: Browser, dev: tuple[str, str, Path]
+) -> None:
+    url, task_id, _ = dev
+    with opened(chromium, WIDTHS[0]) as page:
+        page.goto(url)
+        expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+        expect(page.get_by_text("No problems seen.")).to_be_visible()
+        expect(page.get_by_role("row", name="consensus.tasks 1")).to_be_visible()
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
+        page.get_by_role("link", name="Find").press("Enter")
+        page.get_by_label("Id, idempotency key, message_id or dead letter").fill("order-7")
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", name=f"Task {task_id} of dev")).to_be_visible()
+        expect(page.get_by_text("accepted: all its events are confirmed")).to_be_visible()
+        assert page.url == f"{url}/find?q=order-7&customer="
+
+
+def test_process_that_serves_metrics_is_shown(chromium: Browser, dev: tuple[str, str, Path]) -> None:
+    url, _, _ = dev
+    with opened(chromium, WIDTHS[0]) as page:
+        page.goto(url)
+        expect(page.get_by_role("row", name="http://127.0.0.1")).to_contain_text("yes")
+
+
+def test_console_asks_for_its_token(chromium: Browser, dev: tuple[str, str, Path]) -> None:
+    _, _, directory = dev
+    with console(directory, {"INGEST_CONSOLE_TOKEN": TOKEN}) as url:
+        assert httpx.get(url).status_code == 401
+        with opened(chromium, WIDTHS[0], token=TOKEN) as page:
+            page.goto(url)
+            expect(page.get_by_role("heading", name="Overview")).to_be_visible()
+
+
+def test_console_does_not_start_open_to_the_network(tmp_path: Path) -> None:
+    refused = run_ingest("console", "--host", "0.0.0.0", env={}, directory=tmp_path)
+    assert refused.returncode == 2
+    assert "open to everybody who reaches 0.0.0.0: set INGEST_CONSOLE_TOKEN" in refused.stderr
+
+
+def test_pages_show_rabbitmq_and_aerospike(
+    chromium: Browser, rabbitmq: RabbitServer, rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path
+) -> None:
+    """A task that no worker takes is a problem on the overview, and queued in the search."""
+    (port,) = free_ports(1)
+    cust_id = f"c-{uuid.uuid4().hex[:8]}"
+    env = {
+        "INGEST_BROKER_URL": rabbitmq_url,
+        "INGEST_STORE_URL": aerospike.url,
+        "INGEST_MANAGEMENT_URL": rabbitmq.management_url.replace("//", "//guest:guest@"),
+    }
+    for arguments in (("topology", "apply"), ("customer", "add", cust_id)):
+        assert run_ingest(*arguments, env=env, directory=tmp_path).returncode == 0
+    created = run_ingest("key", "create", cust_id, "--json", env=env, directory=tmp_path)
+    with Ingest("serve", "--port", str(port), directory=tmp_path, env=env) as serve:
+        serve.wait_for("serving")
+        wait_ready(f"http://127.0.0.1:{port}")
+        task_id = submit(f"http://127.0.0.1:{port}", httpx.Response(200, text=created.stdout).json()["api_key"])
+    with console(tmp_path, env) as url, opened(chromium, WIDTHS[0]) as page:
+        page.goto(f"{url}/find?q=order-7&customer={cust_id}")
+        expect(page.get_by_role("heading", name=f"Task {task_id} of {cust_id}")).to_be_visible()
+        expect(page.get_by_text("queued: it waits for a worker")).to_be_visible()
+        wait_until(lambda: "1 message and no consumer" in httpx.get(url).text, "the problem", 30)
+        page.goto(url)
+        expect(page.get_by_role("row", name="ingest.http.*")).to_contain_text("1")
+        check_page(page)
+        assert "guest:guest" not in page.content()

@@ -1,0 +1,65 @@
+"""The console collects the state every few seconds and remembers 15 minutes."""
+
+import asyncio
+
+from ingest.console.history import INTERVAL, SAMPLES, History
+from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.overview import BrokerState, Overview, QueueState, StoreState
+from tests.support.virtual_time_loop import in_virtual_time
+
+
+class Service:
+    """Has one more message in each of its queues each time it is looked at. `fails`: it cannot be looked at."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.fails = False
+        self.queues = ["ingest.http.0", "ingest.http.1", "ingest.dead"]
+
+    async def collect(self) -> Overview:
+        self.looks += 1
+        if self.fails:
+            raise BrokerUnavailable("no connection")
+        queues = [QueueState(name=name, ready=self.looks) for name in self.queues]
+        return Overview(at=0, broker=BrokerState(name="b", queues=queues), store=StoreState(name="s"))
+
+
+def ready(state: QueueState) -> float:
+    return state.ready
+
+
+@in_virtual_time
+async def test_classes_are_sampled_until_the_console_stops() -> None:
+    service, stopping = Service(), asyncio.Event()
+    history = History(service.collect)
+    running = asyncio.create_task(history.run(stopping))
+    await history.wait()
+    await asyncio.sleep(2.5 * INTERVAL)
+    stopping.set()
+    await running
+    assert service.looks == 3
+    assert history.of("ingest.http.*", ready) == [2, 4, 6]
+    assert history.of("ingest.dead", ready) == [1, 2, 3]
+
+
+async def test_only_the_last_15_minutes_are_kept() -> None:
+    history = History((service := Service()).collect)
+    for _ in range(SAMPLES + 7):
+        await history.sample()
+    assert history.of("ingest.dead", ready) == list(range(8, SAMPLES + 8))
+    assert SAMPLES * INTERVAL == 900
+    service.queues = ["ingest.tasks"]
+    await history.sample()
+    assert history.of("ingest.dead", ready)[-1] is None
+    assert history.of("ingest.tasks", ready)[-2:] == [None, SAMPLES + 8]
+
+
+async def test_failure_is_remembered_until_the_state_is_collected_again() -> None:
+    history = History((service := Service()).collect)
+    service.fails = True
+    await history.sample()
+    await history.wait()
+    assert (history.latest, history.failure) == (None, "no connection")
+    service.fails = False
+    await history.sample()
+    assert (history.latest is not None, history.failure) == (True, "")

@@ -1,0 +1,256 @@
+"""The pages: what they show, what they escape, and what they refuse."""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from html import unescape
+
+import httpx
+import pytest
+
+from ingest.console import Console
+from ingest.console.access import Access
+from ingest.console.history import History
+from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.identity import SubmissionKind
+from ingest.domain.ledger import Phase
+from ingest.domain.overview import BrokerState, DeadReason, Overview, ProcessState, QueueState, StoreState
+from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry
+
+HOSTILE = "<script>alert('x')</script>\u202e\x1b[31m"
+TASK_ID = "tsk_1xvaxkbhpkh25tv4swsfnt6pj7"
+BATCH_ID = "bat_3azj7w8fvshn3vyfbznz1rwg00"
+ENTRY = FoundEntry(
+    kind=SubmissionKind.TASK,
+    id=TASK_ID,
+    cust_id="acme",
+    phase=Phase.ACCEPTED,
+    state="accepted: all its events are confirmed",
+    created_at=1_775_000_000,
+    changed_at=1_775_000_001,
+    remembered_until=1_775_600_000,
+    event_id=f"{TASK_ID}:accepted:1775000000000",
+    event_confirmed=True,
+    batch_id=BATCH_ID,
+    batch_index=3,
+    message_id=HOSTILE,
+)
+LETTER = FoundDeadLetter(
+    id=f"dead:{HOSTILE}",
+    reason="invalid",
+    error=f"{HOSTILE} https://user:secret@host/?token=abc",
+    cust_id="acme",
+    submission_id="",
+    message_id="m",
+    died_at=None,
+    from_shim=False,
+    redrivable=False,
+    what_to_do="Ask the customer.",
+    trace_id="",
+)
+OVERVIEW = Overview(
+    at=1_775_735_999.0,
+    broker=BrokerState(
+        name="RabbitMQ at 10.20.30.41:5672",
+        version="4.3.0",
+        queues=[
+            QueueState(name="ingest.http.0", ready=1234, consumers=2, rate_in=1.5, oldest=61.0),
+            QueueState(name="ingest.dead", ready=42, consumers=0),
+        ],
+        problems=[f"node {HOSTILE} is down"],
+    ),
+    store=StoreState(name="Aerospike at 10.20.30.51:3000", version="8.1.0", round_trip=0.0012),
+    processes=[ProcessState(url="http://10.20.30.40:9464", process="0", ready=False, breaker_open=True)],
+    dead=[DeadReason(reason="quota_exhausted", count=42, oldest=7200.0)],
+)
+
+
+class Browser:
+    """Reads pages of a console whose searches answer `findings`; `sought` has what was looked for."""
+
+    def __init__(
+        self, *, access: Access | None = None, collect: Callable[[], Awaitable[Overview]] | None = None
+    ) -> None:
+        self.findings = Findings()
+        self.sought: list[tuple[str, str | None]] = []
+        self.pause = 0.0
+        self.history = History(collect or self._collect)
+        console = Console(access or Access("127.0.0.1"), self.history, self._find, find_timeout=0.2)
+        transport = httpx.ASGITransport(console, raise_app_exceptions=False)
+        self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+
+    async def get(self, path: str, **parameters: str) -> httpx.Response:
+        return await self._client.get(path, params=parameters)
+
+    async def request(self, method: str, path: str, **headers: str) -> httpx.Response:
+        return await self._client.request(method, path, headers=headers)
+
+    async def _collect(self) -> Overview:
+        return OVERVIEW
+
+    async def _find(self, sought: str, customer: str | None) -> Findings:
+        self.sought.append((sought, customer))
+        await asyncio.sleep(self.pause)
+        if sought == "defect":
+            raise ZeroDivisionError
+        return self.findings
+
+
+def text(page: httpx.Response) -> str:
+    """Return what a person reads."""
+    return " ".join(unescape(re.sub(r"<[^>]*>", " ", page.text)).split())
+
+
+async def test_overview_shows_problems_first_and_then_everything_else() -> None:
+    browser = Browser()
+    await browser.history.sample()
+    page = await browser.get("/")
+    assert page.status_code == 200
+    words = text(page)
+    for part in (
+        "As of 2026-04-09T11:59:59Z",
+        "42 dead letters: run `ingest dlq list`",
+        "ingest.http.* 1,234",
+        "1m 1s",
+        "quota_exhausted 42 2h",
+        "http://10.20.30.40:9464 0 no yes -",
+        "RabbitMQ at 10.20.30.41:5672 4.3.0",
+        "Aerospike at 10.20.30.51:3000 8.1.0, round trip 1.2 ms",
+    ):
+        assert part in words, part
+    assert words.index("is down") < words.index("ingest.http.*")
+    assert 'aria-label="ingest.http.*: ready messages in the last 15 minutes, at most 1,234"' in page.text
+
+
+async def test_overview_of_a_service_without_problems_says_so() -> None:
+    async def collect() -> Overview:
+        return Overview(at=0, broker=BrokerState(name="b"), store=StoreState(name="s"), dead=[])
+
+    browser = Browser(collect=collect)
+    await browser.history.sample()
+    words = text(await browser.get("/"))
+    for part in (
+        "No problems seen.",
+        "No queue is known",
+        "There are no dead letters.",
+        "Start the console with --scrape",
+    ):
+        assert part in words, part
+
+
+async def test_overview_says_what_could_not_be_collected() -> None:
+    async def fail() -> Overview:
+        raise BrokerUnavailable("no connection")
+
+    browser = Browser(collect=fail)
+    await browser.history.sample()
+    page = await browser.get("/")
+    assert (page.status_code, "the state could not be collected: no connection" in text(page)) == (503, True)
+    browser.history.latest = OVERVIEW
+    page = await browser.get("/")
+    assert (page.status_code, "what is shown is not current: no connection" in text(page)) == (200, True)
+
+
+async def test_found_submission_is_shown_with_links_to_its_ids() -> None:
+    browser = Browser()
+    browser.findings = Findings(
+        entries=[ENTRY], dead_letters=[LETTER], dead_letter_count=8, missing=["the ledger: no answer"]
+    )
+    page = await browser.get("/find", q=" order-1 ", customer="acme")
+    assert browser.sought == [("order-1", "acme")]
+    words = text(page)
+    for part in (
+        f"Task {TASK_ID} of acme",
+        "state accepted: all its events are confirmed",
+        f"batch {BATCH_ID} , index 3",
+        f"event {TASK_ID}:accepted:1775000000000, confirmed",
+        "what to do Ask the customer.",
+        "Missing: the ledger: no answer",
+        "7 older dead letters are not shown",
+    ):
+        assert part in words, part
+    assert f'<a href="/find?q={BATCH_ID}">{BATCH_ID}</a>' in page.text
+    assert 'value="order-1"' in page.text
+
+
+async def test_find_without_a_question_asks_nothing() -> None:
+    browser = Browser()
+    for parameters in ({}, {"q": ""}, {"q": "  "}):
+        page = await browser.get("/find", **parameters)
+        assert (page.status_code, browser.sought) == (200, [])
+    words = text(await browser.get("/find", q="order-1"))
+    assert browser.sought == [("order-1", None)]
+    assert "order-1 was not found: it was never submitted or was refused" in words
+
+
+async def test_too_long_question_and_too_long_search_are_refused() -> None:
+    browser = Browser()
+    assert (await browser.get("/find", q="x" * 301)).status_code == 400
+    assert browser.sought == []
+    browser.pause = 10
+    page = await browser.get("/find", q="x")
+    assert (page.status_code, "use `ingest find`" in text(page)) == (503, True)
+
+
+async def test_hostile_texts_are_escaped_and_secrets_are_hidden() -> None:
+    browser = Browser()
+    await browser.history.sample()
+    browser.findings = Findings(entries=[ENTRY], dead_letters=[LETTER], dead_letter_count=1, missing=[HOSTILE])
+    for page in (
+        await browser.get("/"),
+        await browser.get("/find", q=HOSTILE, customer=f'"{HOSTILE}'),
+        await browser.get("/find", q=f"a{HOSTILE}"),
+    ):
+        assert "<script" not in page.text
+        assert "&lt;script&gt;" in page.text
+        assert "secret" not in page.text
+        assert "token=abc" not in page.text
+        shown = re.sub(r'value="[^"]*"', "", page.text)
+        assert not {"\u202e", "\x1b"} & set(shown)
+
+
+@pytest.mark.parametrize("path", ["/", "/find", "/find?q=x", "/console.css", "/nothing", "/find?q=defect"])
+async def test_every_answer_forbids_scripts_frames_and_caches(path: str) -> None:
+    browser = Browser()
+    await browser.history.sample()
+    page = await browser.get(path)
+    policy = page.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "script-src" not in policy
+    assert "frame-ancestors 'none'" in policy
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["cache-control"] == "no-store"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert "http://" not in re.sub("http://10.20.30.40:9464|http://host:port", "", page.text)
+    assert "https://" not in page.text
+
+
+async def test_unknown_page_and_other_methods_are_answered_with_what_to_do() -> None:
+    browser = Browser()
+    page = await browser.get("/nothing")
+    assert (page.status_code, "There is no such page." in text(page)) == (404, True)
+    for method in ("POST", "DELETE", "PUT"):
+        page = await browser.request(method, "/find")
+        assert (page.status_code, "The console only reads" in text(page)) == (405, True)
+    assert (await browser.request("HEAD", "/find")).status_code == 200
+
+
+async def test_defect_is_answered_without_details() -> None:
+    page = await Browser().get("/find", q="defect")
+    assert page.status_code == 500
+    assert "ZeroDivisionError" not in page.text
+    assert "The log of the console says why." in text(page)
+
+
+async def test_refused_request_is_told_what_to_do_and_shows_nothing() -> None:
+    browser = Browser(access=Access("127.0.0.1", "correct horse battery"))
+    await browser.history.sample()
+    page = await browser.get("/")
+    assert page.status_code == 401
+    assert page.headers["www-authenticate"] == 'Basic realm="ingest console", charset="UTF-8"'
+    assert "INGEST_CONSOLE_TOKEN" in text(page)
+    assert "ingest.http" not in page.text
+    allowed = await browser.request("GET", "/", authorization="Bearer correct horse battery")
+    assert allowed.status_code == 200
+    foreign = await Browser().request("GET", "/", host="evil.example")
+    assert foreign.status_code == 403
