@@ -97,6 +97,12 @@ async def run_shim_and_worker(
             shim_stopped.set()
 
 
+def warn_of_unknown_settings() -> None:
+    """Log variables that look like settings and are none: one may be misspelt."""
+    for name, closest in unknown_variables(os.environ).items():
+        _log.warning("unknown_setting", name=name, closest=closest or None)
+
+
 def tune_garbage_collector() -> None:
     """Collect garbage seldom.
 
@@ -167,8 +173,7 @@ async def _adapters(
 ) -> AsyncIterator[Adapters]:
     backend = broker_backend(settings)
     stored = store_backend(settings)
-    for name, closest in unknown_variables(os.environ).items():
-        _log.warning("unknown_setting", name=name, closest=closest or None)
+    warn_of_unknown_settings()
     async with AsyncExitStack() as stack:
         plain_broker = BundlingBroker(await backend.open(purpose), backend.trusted_users)
         stack.push_async_callback(plain_broker.close)

@@ -126,8 +126,8 @@ class Settings(BaseSettings):
     console_port: int = Field(8090, ge=0, le=65535, description="port on which `ingest console` listens")
     console_token: SecretStr = Field(
         SecretStr(""),
-        description="password of the console, at least 16 characters; needed if it listens on another address than "
-        "127.0.0.1, unless INGEST_CONSOLE_USER_HEADER is set",
+        description="password of the console, at least 16 characters; needed if it listens on an address that is "
+        "not loopback, unless INGEST_CONSOLE_USER_HEADER is set",
     )
     console_user_header: str = Field(
         "",

@@ -31,6 +31,10 @@ class StoreBackend(Protocol):
         """Open the store. Raises ConfigurationError, StoreUnavailable."""
         ...
 
+    async def open_to_read(self) -> Store:
+        """Open the store without changing anything: nothing is created. Raises as `open`; changes are refused."""
+        ...
+
     async def state(self) -> StoreState:
         """Return the store's state for `ingest status`. An outage is part of the state and raises no error."""
         ...
@@ -76,6 +80,9 @@ class AerospikeBackend:
 
     async def open(self) -> AerospikeStore:
         return await AerospikeStore.open(self._url, call_timeout=self._timeout)
+
+    async def open_to_read(self) -> AerospikeStore:
+        return await self.open()  # it creates nothing
 
     async def state(self) -> StoreState:
         self._view = self._view or AerospikeView.open(self._url, self._timeout)
@@ -134,6 +141,9 @@ class SqliteBackend:
 
     async def open(self) -> SqliteStore:
         return await SqliteStore.open(self._path)
+
+    async def open_to_read(self) -> SqliteStore:
+        return await SqliteStore.read_only(self._path)
 
     async def state(self) -> StoreState:
         name = f"embedded, {self._path}"

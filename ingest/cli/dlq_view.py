@@ -9,10 +9,9 @@ import msgspec
 import typer
 
 from ingest.cli.exits import Ending
-from ingest.domain.dead_letters import DeadLetter, body_fields
+from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.display import age, escape, json_text, redact, redacted, shown
-from ingest.domain.events import rfc3339
-from ingest.operations.dead_letters import Group, Report
+from ingest.operations.dead_letters import Group, Report, details
 from ingest.operations.remedies import INVALID_PAYLOAD, REMEDIES, remedy
 
 _MAX_SHOWN: Final = 64 * 1024
@@ -58,31 +57,8 @@ def groups_text(groups: Iterable[Group]) -> str:
 
 
 def dead_json(dead: DeadLetter, *, raw: bool) -> dict[str, Any]:
-    """Return one dead letter completely; a trimmed one has `trimmed` instead of the body.
-
-    With `raw` unchanged, otherwise without secrets.
-    """
-    origin = dead.origin
-    fields: dict[str, Any] = {
-        "id": dead.id,
-        "reason": dead.reason,
-        "error": dead.error,
-        "errors": list(dead.errors),
-        "cust_id": dead.cust_id,
-        "died_at": dead.died_at and rfc3339(int(dead.died_at * 1000)),
-        "deliveries": dead.delivery.deliveries,
-    }
-    if origin is None:
-        fields["routing_key"] = dead.delivery.routing_key
-        fields |= body_fields(dead.delivery.body)
-    else:
-        submission = msgspec.structs.asdict(origin)
-        del submission["body"]
-        if dead.trimmed is None:
-            submission |= body_fields(origin.body)
-        else:
-            fields["trimmed"] = msgspec.structs.asdict(dead.trimmed)
-        fields["submission"] = submission
+    """Return one dead letter completely, as `details`: unchanged with `raw`, otherwise without secrets."""
+    fields = details(dead)
     return fields if raw else cast("dict[str, Any]", redacted(fields))
 
 

@@ -16,8 +16,8 @@ from ingest.cli.options import Json
 from ingest.domain.display import redacted, shown
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.events import rfc3339
-from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry
-from ingest.operations.find import find as search
+from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry, search_queue
+from ingest.operations.find import find as find_submission
 from ingest.operations.find_facts import dead_letter_facts, entry_facts, reason_not_found
 from ingest.telemetry import logs
 
@@ -53,10 +53,8 @@ def find(
             raise ConfigurationError(f"{name} must be text in UTF-8 and not empty")
     current = settings.load()
     logs.configure(current.log_level, current.log_format)
-    open_store, open_dead_letters = store_backend(current).open, broker_backend(current).open_dead_letters
-    findings = asyncio.run(
-        search(sought, open_store, open_dead_letters, customer, lambda total: ProgressBar().of(total))
-    )
+    search = search_queue(broker_backend(current).open_dead_letters, lambda total: ProgressBar().of(total))
+    findings = asyncio.run(find_submission(sought, store_backend(current).open_to_read, search, customer))
     if json:
         print_json(findings_json(findings))
     else:

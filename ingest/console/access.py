@@ -1,13 +1,13 @@
 """Who may read the console.
 
-On a loopback address everybody on the machine may, like every command. Elsewhere a token is needed, or a proxy that has
-authenticated the user and says so in a header.
+On a loopback address every user of the machine can, also one who cannot read the settings. Elsewhere a token is needed,
+or a proxy that has authenticated the user and says so in a header.
 """
 
 import base64
-import binascii
 import hmac
 import ipaddress
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -15,7 +15,11 @@ import msgspec
 
 from ingest.domain.errors import ConfigurationError
 
-_LOCAL_NAMES: Final = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""The name of a header (RFC 9110)."""
+_NOT_FROM_PROXY: Final = frozenset({"host", "authorization", "sec-fetch-site"})
+_OWN_PAGES: Final = frozenset({"", "none", "same-origin"})
+"""Values of Sec-Fetch-Site (Fetch Metadata) for a request that no other site has caused; old browsers send none."""
 MIN_TOKEN: Final = 16
 """The fewest characters of a token."""
 
@@ -36,12 +40,22 @@ class Access:
         user_header: the header in which a proxy names the user; empty for none.
 
     Raises:
-        ConfigurationError: the console would be open to the network, or the token is too short.
+        ConfigurationError: the console would be open to the network or to pages of other sites, or a value is invalid.
     """
 
     def __init__(self, host: str, token: str = "", user_header: str = "") -> None:
-        if token and len(token) < MIN_TOKEN:
-            raise ConfigurationError(f"INGEST_CONSOLE_TOKEN must have at least {MIN_TOKEN} characters")
+        if token and (len(token) < MIN_TOKEN or not token.isascii()):
+            raise ConfigurationError(f"INGEST_CONSOLE_TOKEN must have at least {MIN_TOKEN} characters, all ASCII")
+        if user_header and (not _HEADER.fullmatch(user_header) or user_header.lower() in _NOT_FROM_PROXY):
+            raise ConfigurationError(
+                f"INGEST_CONSOLE_USER_HEADER must be a header that only the proxy sets, such as X-Auth-Request-Email; "
+                f"it is {user_header!r}"
+            )
+        if user_header and not token and is_loopback(host):
+            raise ConfigurationError(
+                f"on {host}, a page of another site could send {user_header} itself: set INGEST_CONSOLE_TOKEN as well, "
+                "and let the proxy send it as password"
+            )
         if not (token or user_header or is_loopback(host)):
             raise ConfigurationError(
                 f"the console would be open to everybody who reaches {host}: set INGEST_CONSOLE_TOKEN, or "
@@ -53,26 +67,30 @@ class Access:
     def refusal(self, headers: Mapping[str, str]) -> Refused | None:
         """Return why a request is refused; None if it may be answered.
 
-        Without a token and a proxy, the request must name this machine: otherwise a page from elsewhere could let its
-        own host name point here, and read the answers (DNS rebinding).
+        A page of another site may lead here, as the login page of a proxy does, but must not cause requests that nobody
+        sees. Without a token and a proxy, the request must name an address of this machine: otherwise such a page could
+        let its own host name point here, and read the answers (DNS rebinding).
         """
+        is_navigation = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        if headers.get("sec-fetch-site", "") not in _OWN_PAGES and not is_navigation:
+            return Refused(403, "a page of another site must not load this")
         if self._token and not self._has_token(headers.get("authorization", "")):
-            return Refused(401, "the password is INGEST_CONSOLE_TOKEN; the user name is your own")
+            return Refused(401, "the password is INGEST_CONSOLE_TOKEN, with any user name")
         if self._user_header and not headers.get(self._user_header):
             return Refused(403, f"the proxy has not named the user in the header {self._user_header}")
-        if not (self._token or self._user_header) and _host_name(headers.get("host", "")) not in _LOCAL_NAMES:
+        if not (self._token or self._user_header) and not is_loopback(_host_name(headers.get("host", ""))):
             return Refused(403, "open the console at http://localhost or http://127.0.0.1, or set INGEST_CONSOLE_TOKEN")
         return None
 
     def _has_token(self, authorization: str) -> bool:
         scheme, _, credentials = authorization.partition(" ")
         if scheme.lower() == "bearer":
-            return hmac.compare_digest(credentials.strip().encode(), self._token)
+            return hmac.compare_digest(credentials.strip().encode("utf-8", "replace"), self._token)
         if scheme.lower() != "basic":
             return False
         try:
             password = base64.b64decode(credentials, validate=True).partition(b":")[2]
-        except binascii.Error:
+        except ValueError:
             return False
         return hmac.compare_digest(password, self._token)
 
@@ -86,6 +104,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _host_name(host: str) -> str:
-    """Return the name in a Host header, without its port."""
+    """Return the name or address in a Host header, without its port and without the brackets of IPv6."""
     name, colon, port = host.rpartition(":")
-    return name if colon and port.isdigit() else host
+    name = name if colon and port.isdigit() else host
+    return name[1:-1] if name.startswith("[") and name.endswith("]") else name

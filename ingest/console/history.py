@@ -9,7 +9,6 @@ import structlog
 
 from ingest.domain.errors import IngestError
 from ingest.domain.overview import Overview, QueueState, by_class
-from ingest.waiting import wait_for_event
 
 INTERVAL: Final = 5.0
 """Seconds between two samples."""
@@ -36,11 +35,11 @@ class History:
         self.failure = ""
         """Why the state could not be collected the last time; empty if it could."""
 
-    async def run(self, stopping: asyncio.Event) -> None:
-        """Collect until the event is set."""
-        while not stopping.is_set():
+    async def run(self) -> None:
+        """Collect until it is cancelled."""
+        while True:
             await self.sample()
-            await wait_for_event(stopping, self._interval)
+            await asyncio.sleep(self._interval)
 
     async def sample(self) -> None:
         """Collect once."""
@@ -50,6 +49,9 @@ class History:
         except IngestError as error:
             _log.warning("overview_not_collected", error=str(error))
             self.failure = str(error)
+        except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
+            _log.exception("overview_not_collected")
+            self.failure = f"{type(error).__name__}, see the log of the console"
         else:
             self._samples.append({queue.name: queue for queue in by_class(self.latest.broker.queues)})
         self._is_collected.set()

@@ -4,12 +4,13 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from ingest.domain import dead_letters
-from ingest.domain.dead_letters import DeadLetter
+from ingest.domain.dead_letters import DeadLetter, body_fields
+from ingest.domain.events import rfc3339
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.ports import DeadLetterQueue, Publisher
 from ingest.operations.remedies import remedy
@@ -122,13 +123,14 @@ async def select(
     """Yield the selected dead letters in lists, oldest first. `progress` counts the others, which are handled."""
     now = time.time()
     async for deliveries in queue.browse():
-        batch = [dead_letters.read(delivery, trusted) for delivery in deliveries]
-        selected = [dead for dead in batch if selection.takes(dead, now)]
-        if progress is not None:
-            progress.add(len(batch) - len(selected))
-            progress.undated += sum(map(selection.lacks_age, batch))
-        if selected:
-            yield selected
+        for start in range(0, len(deliveries), _CHUNK):
+            batch = [dead_letters.read(delivery, trusted) for delivery in deliveries[start : start + _CHUNK]]
+            selected = [dead for dead in batch if selection.takes(dead, now)]
+            if progress is not None:
+                progress.add(len(batch) - len(selected))
+                progress.undated += sum(map(selection.lacks_age, batch))
+            if selected:
+                yield selected
 
 
 def add_to(groups: dict[str, Group], batch: Iterable[DeadLetter]) -> None:
@@ -234,6 +236,29 @@ async def _submit(
     report.failed.update(str(out) for out in outcomes if out is not PublishOutcome.CONFIRMED)
     progress.add(len(chunk), len(confirmed))
     return not report.failed
+
+
+def details(dead: DeadLetter) -> dict[str, Any]:
+    """Return one dead letter completely, with secrets; a trimmed one has `trimmed` instead of the body."""
+    origin = dead.origin
+    fields: dict[str, Any] = {
+        "id": dead.id,
+        "reason": dead.reason,
+        "error": dead.error,
+        "errors": list(dead.errors),
+        "cust_id": dead.cust_id,
+        "died_at": dead.died_at and rfc3339(int(dead.died_at * 1000)),
+        "deliveries": dead.delivery.deliveries,
+    }
+    if origin is None:
+        return fields | {"routing_key": dead.delivery.routing_key} | body_fields(dead.delivery.body)
+    submission = msgspec.structs.asdict(origin)
+    del submission["body"]
+    if dead.trimmed is not None:
+        fields["trimmed"] = msgspec.structs.asdict(dead.trimmed)
+    else:
+        submission |= body_fields(origin.body)
+    return fields | {"submission": submission}
 
 
 class _Pace:

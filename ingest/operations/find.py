@@ -13,7 +13,7 @@ from ingest.domain import addresses, admitted
 from ingest.domain.dead_letters import DeadLetter, Origin, redrive_blocker
 from ingest.domain.errors import IngestError, InvalidSubmission, StoreUnavailable
 from ingest.domain.events import acceptance_id
-from ingest.domain.identity import SubmissionKind, batch_and_index, is_id, keyed_id
+from ingest.domain.identity import MAX_ITEMS, SubmissionKind, batch_and_index, is_id, keyed_id
 from ingest.domain.ledger import UNDECIDED, Doubt, Phase, StoredEntry
 from ingest.domain.overview import counted
 from ingest.domain.ports import Store
@@ -84,6 +84,18 @@ class FoundDeadLetter(msgspec.Struct, frozen=True, kw_only=True):
         return self.from_shim or (self.reason in _FROM_BROKER and self.message_id == entry.message_id)
 
 
+class Matches(msgspec.Struct, frozen=True):
+    """The dead letters that have one of the names: the latest ones, how many there are, and what could not be read."""
+
+    dead_letters: list[FoundDeadLetter]
+    count: int
+    missing: str = ""
+
+
+Search = Callable[[AbstractSet[str], str | None], Awaitable[Matches]]
+"""Looks for the dead letters that have one of the names, of a customer or of all. Raises IngestError."""
+
+
 class Findings(msgspec.Struct, kw_only=True):
     """What was found. `missing` names the parts that could not be asked or read.
 
@@ -111,27 +123,29 @@ def _silent(_: int) -> Iterator[Progress]:
 async def find(
     sought: str,
     open_store: Callable[[], Awaitable[Store]],
-    open_dead_letters: OpenDeadLetters,
+    search: Search,
     customer: str | None = None,
-    reading: Reading = _silent,
 ) -> Findings:
     """Look for a task or batch. What cannot be opened or read is in `Findings.missing`.
 
     Args:
         sought: its id, its idempotency key, its AMQP message_id, or the id of its dead letter.
-        open_store: opens the ledger, as `StoreBackend.open`.
-        open_dead_letters: opens the dead letters, as `BrokerBackend.open_dead_letters`.
+        open_store: opens the ledger, as `StoreBackend.open_to_read`.
+        search: looks for dead letters, as `search_queue`.
         customer: only this customer's. With a key and no customer, every customer's ids are computed.
-        reading: shows the progress.
     """
     findings = Findings()
     store = await _open(open_store, findings)
     try:
-        ids = await _ids(sought, customer, store, findings)
+        ids = [sought] if any(is_id(kind, sought) for kind in SubmissionKind) else []
         entries = await _entries(store, ids, customer, findings)
+        if not entries:  # a key may look like an id
+            keyed_ids = await _keyed_ids(sought, customer, store, findings)
+            entries = await _entries(store, keyed_ids, customer, findings)
+            ids += keyed_ids
         names = {sought, *ids, *(entry.batch_id for entry in entries)} - {""}
         names |= {batch_and_index(id_)[0] for id_ in ids if is_id(SubmissionKind.TASK, id_)}
-        await _search_dead_letters(findings, open_dead_letters, names, customer, reading)
+        await _search_dead_letters(findings, search, names, customer)
         further = dict.fromkeys(letter.submission_id for letter in findings.dead_letters if letter.submission_id)
         entries += await _entries(store, [id_ for id_ in further if id_ not in ids], customer, findings)
     finally:
@@ -144,13 +158,13 @@ async def find(
 async def _open(open_store: Callable[[], Awaitable[Store]], findings: Findings) -> Store | None:
     try:
         return await open_store()
-    except StoreUnavailable as error:
+    except IngestError as error:
         findings.add_missing(f"the ledger: {error}")
         return None
 
 
-async def _ids(sought: str, customer: str | None, store: Store | None, findings: Findings) -> list[str]:
-    """Return the ids that a submission can have. A key may look like an id."""
+async def _keyed_ids(sought: str, customer: str | None, store: Store | None, findings: Findings) -> list[str]:
+    """Return the ids that the submission with a key can have."""
     cust_ids = [] if customer is None else [customer]
     if store is not None:
         try:
@@ -160,8 +174,7 @@ async def _ids(sought: str, customer: str | None, store: Store | None, findings:
                 findings.customer_exists = await store.customer(customer) is not None
         except StoreUnavailable as error:
             findings.add_missing(f"the customers: {error}")
-    own = [sought] if any(is_id(kind, sought) for kind in SubmissionKind) else []
-    return own + [keyed_id(kind, cust_id, sought) for cust_id in cust_ids for kind in SubmissionKind]
+    return [keyed_id(kind, cust_id, sought) for cust_id in cust_ids for kind in SubmissionKind]
 
 
 async def _entries(
@@ -280,36 +293,93 @@ def _with_dead_letters(entry: FoundEntry, dead_letters: Sequence[FoundDeadLetter
 
 
 async def _search_dead_letters(
-    findings: Findings,
-    open_dead_letters: OpenDeadLetters,
-    wanted: AbstractSet[str],
-    customer: str | None,
-    reading: Reading,
+    findings: Findings, search: Search, names: AbstractSet[str], customer: str | None
 ) -> None:
-    latest: deque[FoundDeadLetter] = deque(maxlen=MAX_DEAD_LETTERS)
     try:
+        matches = await search(names, customer)
+    except IngestError as error:
+        findings.add_missing(f"the dead letters: {error}")
+        return
+    findings.dead_letters, findings.dead_letter_count = matches.dead_letters, matches.count
+    if matches.missing:
+        findings.add_missing(matches.missing)
+
+
+def search_queue(open_dead_letters: OpenDeadLetters, reading: Reading = _silent) -> Search:
+    """Return a search that reads the whole queue.
+
+    Args:
+        open_dead_letters: opens it, as `BrokerBackend.open_dead_letters`.
+        reading: shows the progress.
+    """
+
+    async def search(names: AbstractSet[str], customer: str | None) -> Matches:
+        latest: deque[FoundDeadLetter] = deque(maxlen=MAX_DEAD_LETTERS)
+        count = 0
         async with open_dead_letters(change=False) as access:
             with reading(await access.queue.count()) as progress:
                 async for batch in select(access.queue, Selection(customer=customer), access.trusted_users, progress):
                     for dead in batch:
-                        submission_id, names = _names(dead, access.trusted_users)
-                        if not wanted.isdisjoint(names):
-                            findings.dead_letter_count += 1
-                            latest.append(_dead_letter(dead, submission_id, access.trusted_users))
+                        found, own_names = found_dead_letter(dead, access.trusted_users)
+                        if not names.isdisjoint(own_names):
+                            count += 1
+                            latest.append(found)
                     progress.add(len(batch))
-            if access.held_by_others():
-                findings.add_missing("the dead letters that another consumer of ingest.dead holds")
-    except IngestError as error:
-        findings.add_missing(f"the dead letters: {error}")
-    findings.dead_letters = list(latest)
+            held = "the dead letters that another consumer of ingest.dead holds" if access.held_by_others() else ""
+        return Matches(list(latest), count, held)
+
+    return search
+
+
+def found_dead_letter(dead: DeadLetter, trusted: frozenset[str]) -> tuple[FoundDeadLetter, set[str]]:
+    """Return what is shown of a dead letter, and all names under which it can be found."""
+    submission_id, names = _names(dead, trusted)
+    trace, origin = trace_of(dead.delivery.headers), dead.origin
+    found = FoundDeadLetter(
+        id=dead.id,
+        reason=dead.reason,
+        error=dead.error,
+        cust_id=dead.cust_id,
+        submission_id=submission_id,
+        message_id=(origin and origin.message_id) or "",
+        died_at=dead.died_at,
+        from_shim=origin is not None and origin.type == admitted.TYPE and origin.user_id in trusted,
+        redrivable=redrive_blocker(dead, trusted) is None,
+        what_to_do=remedy(dead),
+        trace_id=trace.trace_id if trace else "",
+    )
+    return found, names - {""}
 
 
 class _Keyed(msgspec.Struct):
-    idempotency_key: object = None
-    tasks: object = None
+    """What names a direct submission or one of its items. The rest of the body is not decoded."""
+
+    idempotency_key: msgspec.Raw = msgspec.Raw()
+    tasks: msgspec.Raw = msgspec.Raw()
 
 
 _decode = msgspec.json.Decoder(_Keyed).decode
+_decode_items = msgspec.json.Decoder(list[_Keyed]).decode
+_decode_text = msgspec.json.Decoder(str).decode
+_LONGEST_TASKS: Final = 2 * 1024 * 1024
+"""Bytes of tasks in which keys are looked for, which takes up to 0.1 s: a producer may send bodies of 16 MiB."""
+_LONGEST_KEY: Final = 2000
+"""Bytes of a key in JSON; it has at most 255 characters."""
+
+
+def _key(raw: msgspec.Raw) -> str | None:
+    try:
+        return _decode_text(raw) if 0 < len(bytes(raw)) <= _LONGEST_KEY else None
+    except ValueError:
+        return None  # it is not a string
+
+
+def _item_keys(tasks: msgspec.Raw) -> set[str]:
+    try:
+        items = _decode_items(tasks) if 0 < len(bytes(tasks)) <= _LONGEST_TASKS else []
+    except (ValueError, RecursionError):
+        return set()
+    return {key for item in items[:MAX_ITEMS] if (key := _key(item.idempotency_key))}
 
 
 def _names(dead: DeadLetter, trusted: frozenset[str]) -> tuple[str, set[str]]:
@@ -344,29 +414,10 @@ def _direct_names(origin: Origin) -> tuple[str, set[str]]:
         decoded, is_certain = _decode(origin.body), True
     except (ValueError, RecursionError):  # for example trimmed; then the body may have had another key
         decoded, is_certain = _Keyed(), False
-    key = decoded.idempotency_key if isinstance(decoded.idempotency_key, str) else origin.message_id
-    tasks = decoded.tasks if isinstance(decoded.tasks, list) else []
-    item_keys = [task.get("idempotency_key") for task in tasks if isinstance(task, dict)]
-    keys = {item_key for item_key in item_keys if isinstance(item_key, str)}
+    key = _key(decoded.idempotency_key) or origin.message_id
+    keys = _item_keys(decoded.tasks)
     if address is None or not key:
         return "", keys
     id_ = keyed_id(address.kind, address.cust_id, key)
     item_ids = [keyed_id(SubmissionKind.TASK, address.cust_id, item_key) for item_key in keys]
     return (id_ if is_certain else ""), {key, id_, *keys, *item_ids}
-
-
-def _dead_letter(dead: DeadLetter, submission_id: str, trusted: frozenset[str]) -> FoundDeadLetter:
-    trace, origin = trace_of(dead.delivery.headers), dead.origin
-    return FoundDeadLetter(
-        id=dead.id,
-        reason=dead.reason,
-        error=dead.error,
-        cust_id=dead.cust_id,
-        submission_id=submission_id,
-        message_id=(origin and origin.message_id) or "",
-        died_at=dead.died_at,
-        from_shim=origin is not None and origin.type == admitted.TYPE and origin.user_id in trusted,
-        redrivable=redrive_blocker(dead, trusted) is None,
-        what_to_do=remedy(dead),
-        trace_id=trace.trace_id if trace else "",
-    )

@@ -40,7 +40,9 @@ class StatusCollector:
             self._store_problem = str(problem)  # the broker's state does not depend on it
         self._scraper = Scraper(urls)
         self._dead: list[Group] | None = None
-        self._dead_read_at = 0.0
+        self._dead_problem = ""
+        """Why they could not be read the last time."""
+        self._dead_read_at = float("-inf")
         self._dead_depth = -1
 
     async def collect_once(self) -> Overview:
@@ -82,24 +84,27 @@ class StatusCollector:
         """Read the dead letters if there are new ones and few; return a note to show with them."""
         queue = next((queue for queue in broker.queues if queue.name == topology.INGEST_DEAD), None)
         if queue is None:
-            self._dead = None
+            self._dead, self._dead_depth = None, -1
             return "unknown"
         if queue.ready == 0 and not queue.unacked:
             self._dead, self._dead_depth = [], 0
             return ""
         if queue.ready > _MAX_DEAD_LETTERS:
-            self._dead = None
+            self._dead, self._dead_depth = None, -1
             return f"{queue.ready:,}: too many to read here, use `ingest dlq list`"
         if queue.consumers:
             return "another consumer is reading them"
-        due = queue.ready != self._dead_depth and time.monotonic() - self._dead_read_at >= _DEAD_LETTER_INTERVAL
-        if due or self._dead_depth < 0:
+        is_new = queue.ready != self._dead_depth
+        if is_new and time.monotonic() - self._dead_read_at >= _DEAD_LETTER_INTERVAL:
+            self._dead_read_at = time.monotonic()
             try:
                 self._dead = await self._groups()
             except IngestError as error:
-                self._dead = None
-                return str(error)
-            self._dead_read_at, self._dead_depth = time.monotonic(), queue.ready
+                self._dead, self._dead_depth, self._dead_problem = None, -1, str(error)
+                return self._dead_problem
+            self._dead_depth, self._dead_problem = queue.ready, ""
+        if self._dead is None:
+            return self._dead_problem or "not read yet"
         return "" if queue.ready == self._dead_depth else f"{queue.ready} now"
 
     async def _groups(self) -> list[Group]:

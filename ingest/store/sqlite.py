@@ -84,6 +84,17 @@ class SqliteStore:
             raise
         return cls(file, clock)
 
+    @classmethod
+    async def read_only(cls, path: Path, *, clock: Callable[[], float] = time.time) -> Self:
+        """Open a file that exists to read it. Arguments and errors as `open`."""
+        file = SqliteFile(path, _MIGRATIONS, StoreUnavailable)
+        try:
+            await file.connect_to_read()
+        except BaseException:
+            await file.close()
+            raise
+        return cls(file, clock)
+
     # Ledger
 
     async def claim(self, entries: Sequence[Entry]) -> list[Entry]:

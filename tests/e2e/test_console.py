@@ -3,17 +3,23 @@
 axe-core checks the pages. They are shown beside `ingest dev`, and on RabbitMQ and Aerospike.
 """
 
+import asyncio
 import shutil
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.domain import topology
+from ingest.domain.messages import Message, PublishOutcome
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
 from tests.servers import AerospikeServer, RabbitServer
@@ -81,6 +87,18 @@ def submit(url: str, key: str) -> str:
     return str(answer.json()["task_id"])
 
 
+async def publish_invalid(url: str, cust_id: str) -> None:
+    broker = RabbitBroker(url)
+    message = Message(
+        exchange=topology.SUBMISSIONS,
+        routing_key=f"task.submitted.{cust_id}",
+        body=msgspec.json.encode(TASK | {"type": "no such type"}),
+        message_id="row-1",
+    )
+    assert await (await broker.publisher()).publish([message]) == [PublishOutcome.CONFIRMED]
+    await broker.close()
+
+
 @pytest.fixture(scope="module")
 def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Path]]:
     """`ingest dev` with an accepted task, and a console beside it: the console's URL, the task's id, the directory."""
@@ -107,7 +125,7 @@ def test_pages_are_readable_at_every_width_and_by_everybody(
 ) -> None:
     url, task_id, _ = dev
     with opened(chromium, width, scheme) as page:
-        for path in ("/", "/find", f"/find?q={task_id}", "/find?q=nothing"):
+        for path in ("/", "/find", f"/find?q={task_id}", "/find?q=nothing", "/dead", "/dead/list"):
             page.goto(url + path)
             check_page(page)
 
@@ -147,6 +165,28 @@ def test_console_asks_for_its_token(chromium: Browser, dev: tuple[str, str, Path
             expect(page.get_by_role("heading", name="Overview")).to_be_visible()
 
 
+def test_search_creates_no_file(chromium: Browser, tmp_path: Path) -> None:
+    """In a directory in which nothing has run. The page says what is missing."""
+    with console(tmp_path, {}) as url, opened(chromium, WIDTHS[0]) as page:
+        page.goto(f"{url}/find?q=order-7")
+        expect(page.get_by_text("order-7 was not found in what could be read.")).to_be_visible()
+        expect(page.get_by_text("Missing: the ledger: ")).to_be_visible()
+        expect(page.get_by_text("Missing: the dead letters: ")).to_be_visible()
+        check_page(page)
+    assert not (tmp_path / ".ingest").exists()
+
+
+def test_misspelt_setting_is_logged(tmp_path: Path) -> None:
+    """A misspelt token would leave the console open."""
+    (port,) = free_ports(1)
+    env = {"INGEST_CONSOLE_TOKENS": TOKEN}
+    with Ingest("console", "--port", str(port), directory=tmp_path, env=env) as process:
+        process.wait_for("unknown_setting")
+        assert "INGEST_CONSOLE_TOKEN" in process.text()
+        process.wait_for("is ready at")
+        assert process.stop() == 0
+
+
 def test_console_does_not_start_open_to_the_network(tmp_path: Path) -> None:
     refused = run_ingest("console", "--host", "0.0.0.0", env={}, directory=tmp_path)
     assert refused.returncode == 2
@@ -156,7 +196,10 @@ def test_console_does_not_start_open_to_the_network(tmp_path: Path) -> None:
 def test_pages_show_rabbitmq_and_aerospike(
     chromium: Browser, rabbitmq: RabbitServer, rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path
 ) -> None:
-    """A task that no worker takes is a problem on the overview, and queued in the search."""
+    """A task that no worker takes is a problem on the overview, and queued in the search.
+
+    A direct one that is invalid is found among the dead letters, with its error and its body.
+    """
     (port,) = free_ports(1)
     cust_id = f"c-{uuid.uuid4().hex[:8]}"
     env = {
@@ -180,3 +223,20 @@ def test_pages_show_rabbitmq_and_aerospike(
         expect(page.get_by_role("row", name="ingest.http.*")).to_contain_text("1")
         check_page(page)
         assert "guest:guest" not in page.content()
+        with ThreadPoolExecutor() as thread:  # Playwright runs an event loop in this one
+            thread.submit(asyncio.run, publish_invalid(rabbitmq_url, cust_id)).result()
+        with Ingest("work", directory=tmp_path, env=env) as work:
+            work.wait_for("worker_started")
+            wait_until(lambda: "1 dead letter: " in httpx.get(url).text, "the dead letter", 30)
+            assert work.stop() == 0
+        wait_until(lambda: f">{cust_id}<" in httpx.get(f"{url}/dead").text, "the reading", 30)
+        page.get_by_role("link", name="Dead letters").click()
+        check_page(page)
+        page.get_by_role("row", name=f"invalid {cust_id} 1").get_by_role("link", name="invalid").click()
+        check_page(page)
+        page.get_by_role("link", name="dead:").click()
+        expect(page.get_by_text("invalid: type must be one of")).to_be_visible()
+        expect(page.get_by_text('"type": "no such type"')).to_be_visible()
+        check_page(page)
+        page.get_by_role("link", name="Find its submission").click()
+        expect(page.get_by_role("heading", name="Dead letter dead:")).to_be_visible()

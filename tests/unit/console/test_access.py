@@ -33,7 +33,9 @@ def test_short_token_is_refused() -> None:
     assert "short-password" not in str(refused.value)
 
 
-@pytest.mark.parametrize("host", ["localhost", "localhost:8090", "127.0.0.1:8090", "[::1]:8090", "[::1]"])
+@pytest.mark.parametrize(
+    "host", ["localhost", "localhost:8090", "127.0.0.1:8090", "127.0.0.2:8090", "[::1]:8090", "[::1]"]
+)
 def test_this_machine_needs_no_password(host: str) -> None:
     assert status(Access("127.0.0.1"), host=host) is None
 
@@ -65,6 +67,7 @@ def test_token_is_accepted_as_password_and_as_bearer(authorization: str) -> None
         f"Bearer {TOKEN}x",
         f"Digest {TOKEN}",
         "Bearer ü",
+        "Basic ü",
     ],
 )
 def test_everything_else_is_refused(authorization: str) -> None:
@@ -88,3 +91,34 @@ def test_token_and_proxy_are_both_needed_if_both_are_set() -> None:
 def test_only_addresses_of_this_machine_are_loopback() -> None:
     assert [is_loopback(host) for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost")] == [True] * 4
     assert [is_loopback(host) for host in ("10.0.0.1", "::", "localhost.example", "")] == [False] * 4
+
+
+def test_page_of_another_site_leads_here_and_loads_nothing_from_here() -> None:
+    access = Access("127.0.0.1")
+    for site in ("same-origin", "none"):
+        assert status(access, host="localhost", sec_fetch_site=site) is None
+    for site in ("cross-site", "same-site"):
+        own = {"host": "localhost", "sec_fetch_site": site}
+        assert status(access, **own, sec_fetch_mode="no-cors", sec_fetch_dest="image") == 403
+        assert status(access, **own, sec_fetch_mode="navigate", sec_fetch_dest="iframe") == 403
+        assert status(access, **own) == 403
+        assert status(access, **own, sec_fetch_mode="navigate", sec_fetch_dest="document") is None
+
+
+@pytest.mark.parametrize("header", ["Host", "authorization", "Sec-Fetch-Site", "X User", "X-Üser", "X:"])
+def test_header_that_a_proxy_does_not_set_is_refused(header: str) -> None:
+    with pytest.raises(ConfigurationError, match="must be a header that only the proxy sets"):
+        Access("0.0.0.0", user_header=header)
+
+
+def test_proxy_on_this_machine_needs_a_token() -> None:
+    """A page of another site that names this machine by its own host name can send any header."""
+    with pytest.raises(ConfigurationError, match="set INGEST_CONSOLE_TOKEN as well"):
+        Access("127.0.0.1", user_header="X-User")
+    access = Access("127.0.0.1", TOKEN, "X-User")
+    assert status(access, host="evil.example", x_user="ann") == 401
+
+
+def test_token_that_a_header_cannot_have_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="all ASCII"):
+        Access("127.0.0.1", "correct hörse battery")

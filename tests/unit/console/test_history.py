@@ -2,6 +2,8 @@
 
 import asyncio
 
+from structlog.testing import capture_logs
+
 from ingest.console.history import INTERVAL, SAMPLES, History
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.overview import BrokerState, Overview, QueueState, StoreState
@@ -30,13 +32,12 @@ def ready(state: QueueState) -> float:
 
 @in_virtual_time
 async def test_classes_are_sampled_until_the_console_stops() -> None:
-    service, stopping = Service(), asyncio.Event()
+    service = Service()
     history = History(service.collect)
-    running = asyncio.create_task(history.run(stopping))
+    running = asyncio.create_task(history.run())
     await history.wait()
     await asyncio.sleep(2.5 * INTERVAL)
-    stopping.set()
-    await running
+    running.cancel()
     assert service.looks == 3
     assert history.of("ingest.http.*", ready) == [2, 4, 6]
     assert history.of("ingest.dead", ready) == [1, 2, 3]
@@ -63,3 +64,16 @@ async def test_failure_is_remembered_until_the_state_is_collected_again() -> Non
     service.fails = False
     await history.sample()
     assert (history.latest is not None, history.failure) == (True, "")
+
+
+async def test_odd_answer_of_a_server_does_not_end_the_console() -> None:
+    """For example a maintenance page where JSON is expected."""
+
+    async def collect() -> Overview:
+        raise KeyError("name")
+
+    history = History(collect)
+    with capture_logs() as logs:
+        await history.sample()
+    assert history.failure == "KeyError, see the log of the console"
+    assert [entry["event"] for entry in logs] == ["overview_not_collected"]

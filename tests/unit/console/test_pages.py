@@ -2,20 +2,26 @@
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from html import unescape
+from typing import Any
 
 import httpx
 import pytest
 
 from ingest.console import Console
 from ingest.console.access import Access
+from ingest.console.dead_letters import DeadLetters
 from ingest.console.history import History
-from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.dead_letters import dead_letter
+from ingest.domain.errors import BrokerUnavailable, InvalidSubmission, Reason
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import Phase
 from ingest.domain.overview import BrokerState, DeadReason, Overview, ProcessState, QueueState, StoreState
 from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry
+from tests.support.dead_letter_queue import MemoryDeadLetters
+from tests.support.deliveries import direct_delivery
 
 HOSTILE = "<script>alert('x')</script>\u202e\x1b[31m"
 TASK_ID = "tsk_1xvaxkbhpkh25tv4swsfnt6pj7"
@@ -65,6 +71,9 @@ OVERVIEW = Overview(
 )
 
 
+DIED = "2026-04-09T12:00:00Z"
+
+
 class Browser:
     """Reads pages of a console whose searches answer `findings`; `sought` has what was looked for."""
 
@@ -75,12 +84,21 @@ class Browser:
         self.sought: list[tuple[str, str | None]] = []
         self.pause = 0.0
         self.history = History(collect or self._collect)
-        console = Console(access or Access("127.0.0.1"), self.history, self._find, find_timeout=0.2)
+        self.queue = MemoryDeadLetters()
+        letters = DeadLetters(self.queue.open)
+        console = Console(access or Access("127.0.0.1"), self.history, self._find, letters, find_timeout=0.2)
         transport = httpx.ASGITransport(console, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     async def get(self, path: str, **parameters: str) -> httpx.Response:
-        return await self._client.get(path, params=parameters)
+        return await self._client.get(path, params=parameters or None)
+
+    def reject(self, message_id: str, cust_id: str = "acme", **changes: Any) -> str:
+        """Add a dead letter; return its id."""
+        delivery = direct_delivery(message_id, cust_id=cust_id, **changes)
+        message = dead_letter(delivery, InvalidSubmission(Reason.INVALID, f"{message_id} is wrong"), DIED)
+        self.queue.add(message)
+        return message.message_id
 
     async def request(self, method: str, path: str, **headers: str) -> httpx.Response:
         return await self._client.request(method, path, headers=headers)
@@ -124,7 +142,7 @@ async def test_overview_shows_problems_first_and_then_everything_else() -> None:
 
 async def test_overview_of_a_service_without_problems_says_so() -> None:
     async def collect() -> Overview:
-        return Overview(at=0, broker=BrokerState(name="b"), store=StoreState(name="s"), dead=[])
+        return Overview(at=time.time(), broker=BrokerState(name="b"), store=StoreState(name="s"), dead=[])
 
     browser = Browser(collect=collect)
     await browser.history.sample()
@@ -148,7 +166,7 @@ async def test_overview_says_what_could_not_be_collected() -> None:
     assert (page.status_code, "the state could not be collected: no connection" in text(page)) == (503, True)
     browser.history.latest = OVERVIEW
     page = await browser.get("/")
-    assert (page.status_code, "what is shown is not current: no connection" in text(page)) == (200, True)
+    assert (page.status_code, "old: no connection" in text(page)) == (200, True)
 
 
 async def test_found_submission_is_shown_with_links_to_its_ids() -> None:
@@ -156,7 +174,7 @@ async def test_found_submission_is_shown_with_links_to_its_ids() -> None:
     browser.findings = Findings(
         entries=[ENTRY], dead_letters=[LETTER], dead_letter_count=8, missing=["the ledger: no answer"]
     )
-    page = await browser.get("/find", q=" order-1 ", customer="acme")
+    page = await browser.get("/find", q="order-1", customer="acme")
     assert browser.sought == [("order-1", "acme")]
     words = text(page)
     for part in (
@@ -169,8 +187,37 @@ async def test_found_submission_is_shown_with_links_to_its_ids() -> None:
         "7 older dead letters are not shown",
     ):
         assert part in words, part
-    assert f'<a href="/find?q={BATCH_ID}">{BATCH_ID}</a>' in page.text
+    assert f'<a href="/find?q={BATCH_ID}&amp;customer=acme">{BATCH_ID}</a>' in page.text
     assert 'value="order-1"' in page.text
+
+
+async def test_dead_letters_lead_from_their_group_to_one_of_them() -> None:
+    browser = Browser()
+    ids = [browser.reject(f"m{number}") for number in range(51)]
+    browser.reject("other", "globex")
+    groups = await browser.get("/dead")
+    assert "invalid acme 51" in text(groups)
+    assert "invalid globex 1" in text(groups)
+    assert "Invalid payload: redriving fails again; ask the customer to resubmit." in text(groups)
+    assert '<a href="/dead/list?reason=invalid&amp;customer=acme">' in groups.text
+    first = await browser.get("/dead/list?reason=invalid&customer=acme")
+    assert "invalid of acme: 51, latest first" in text(first)
+    assert "m50 is wrong" in text(first)
+    assert "m0 is wrong" not in text(first)
+    assert '<a rel="next" href="/dead/list?reason=invalid&amp;customer=acme&amp;page=2">' in first.text
+    second = await browser.get("/dead/list?reason=invalid&customer=acme&page=2")
+    assert ("m0 is wrong" in text(second), "Page 2 of 2" in text(second)) == (True, True)
+    letter = await browser.get("/dead/letter", id=ids[0])
+    for part in ("reason invalid: m0 is wrong", "message_id m0", '"label_spec"', "Find its submission"):
+        assert part in text(letter), part
+
+
+async def test_page_without_dead_letters_says_so() -> None:
+    browser = Browser()
+    assert "There are none: every submission was accepted" in text(await browser.get("/dead"))
+    assert "There are none on this page." in text(await browser.get("/dead/list?reason=x&page=" + "9" * 30))
+    gone = await browser.get("/dead/letter?id=x")
+    assert (gone.status_code, "It is not there any more" in text(gone)) == (404, True)
 
 
 async def test_find_without_a_question_asks_nothing() -> None:
@@ -181,6 +228,16 @@ async def test_find_without_a_question_asks_nothing() -> None:
     words = text(await browser.get("/find", q="order-1"))
     assert browser.sought == [("order-1", None)]
     assert "order-1 was not found: it was never submitted or was refused" in words
+
+
+async def test_key_with_spaces_is_found_and_one_copied_with_spaces_too() -> None:
+    browser = Browser()
+    await browser.get("/find", q=" order-1 ")
+    assert browser.sought == [(" order-1 ", None), ("order-1", None)]
+    browser.sought.clear()
+    browser.findings = Findings(entries=[ENTRY])
+    await browser.get("/find", q=" order-1 ")
+    assert browser.sought == [(" order-1 ", None)]
 
 
 async def test_too_long_question_and_too_long_search_are_refused() -> None:
@@ -196,10 +253,16 @@ async def test_hostile_texts_are_escaped_and_secrets_are_hidden() -> None:
     browser = Browser()
     await browser.history.sample()
     browser.findings = Findings(entries=[ENTRY], dead_letters=[LETTER], dead_letter_count=1, missing=[HOSTILE])
+    url = "https://user:secret@host/?token=abc"
+    letter = browser.reject(f"dead {HOSTILE}", f"c{HOSTILE}", body=f'{{"{HOSTILE}": "{url}"}}'.encode())
     for page in (
         await browser.get("/"),
         await browser.get("/find", q=HOSTILE, customer=f'"{HOSTILE}'),
         await browser.get("/find", q=f"a{HOSTILE}"),
+        await browser.get("/dead"),
+        await browser.get("/dead/list"),
+        await browser.get("/dead/list", reason="invalid", customer=f"c{HOSTILE}"),
+        await browser.get("/dead/letter", id=letter),
     ):
         assert "<script" not in page.text
         assert "&lt;script&gt;" in page.text
@@ -209,7 +272,9 @@ async def test_hostile_texts_are_escaped_and_secrets_are_hidden() -> None:
         assert not {"\u202e", "\x1b"} & set(shown)
 
 
-@pytest.mark.parametrize("path", ["/", "/find", "/find?q=x", "/console.css", "/nothing", "/find?q=defect"])
+@pytest.mark.parametrize(
+    "path", ["/", "/find", "/find?q=x", "/console.css", "/nothing", "/find?q=defect", "/dead", "/dead/list"]
+)
 async def test_every_answer_forbids_scripts_frames_and_caches(path: str) -> None:
     browser = Browser()
     await browser.history.sample()

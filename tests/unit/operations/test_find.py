@@ -1,6 +1,7 @@
 """A submission is found in each of its states by its id, key or message_id, in the ledger and in the dead letters."""
 
 import json
+import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -22,7 +23,7 @@ from ingest.domain.ports import Store
 from ingest.domain.topology import DEAD
 from ingest.domain.trace import Trace
 from ingest.domain.trimming import trimmed_letter
-from ingest.operations.find import MAX_DEAD_LETTERS, Findings, find
+from ingest.operations.find import MAX_DEAD_LETTERS, Findings, find, search_queue
 from ingest.store.sqlite import SqliteStore
 from tests.support.admission_harness import CUSTOMER, batch, body, task
 from tests.support.dead_letter_queue import SERVICE, MemoryDeadLetters
@@ -61,7 +62,7 @@ class Harness:
         return _Open(self.store)
 
     async def find(self, sought: str, customer: str | None = None) -> Findings:
-        return await find(sought, self.open_store, self.letters.open, customer)
+        return await find(sought, self.open_store, search_queue(self.letters.open), customer)
 
     async def states(self, sought: str) -> list[str]:
         return [entry.state for entry in (await self.find(sought)).entries]
@@ -265,10 +266,22 @@ async def test_trimmed_direct_letter_does_not_guess_its_submission(harness: Harn
     assert letter.submission_id == ""
 
 
-async def test_key_that_looks_like_an_id_is_found_beside_the_id(harness: Harness) -> None:
-    (first,) = await harness.accept(task("k"))
-    (second,) = await harness.accept(task(first.id))
-    assert {entry.id for entry in (await harness.find(first.id)).entries} == {first.id, second.id}
+async def test_key_that_looks_like_an_id_is_found_if_no_submission_has_that_id(harness: Harness) -> None:
+    unknown = keyed_id(SubmissionKind.TASK, "c", "unknown")
+    (entry,) = await harness.accept(task(unknown))
+    assert [found.id for found in (await harness.find(unknown)).entries] == [entry.id]
+
+
+async def test_very_large_dead_letters_are_found_by_their_message_id(harness: Harness) -> None:
+    """Looking for keys in them would take seconds, for each of them."""
+    items = b'{"idempotency_key":"item"},' * 100_000
+    harness.reject("m1", body=b'{"tasks":[' + items + b'{"idempotency_key":"item"}],"idempotency_key":"b"}')
+    harness.reject("m2", body=b'{"tasks":[' + b"[]," * 600_000 + b"[]]}")
+    began = time.monotonic()
+    assert (await harness.find("b")).dead_letter_count == 1
+    assert (await harness.find("m2")).dead_letter_count == 1
+    assert (await harness.find("item")).dead_letter_count == 0
+    assert time.monotonic() - began < 2
 
 
 async def test_item_whose_batch_is_forgotten_has_no_message_id(harness: Harness) -> None:
@@ -360,9 +373,9 @@ async def test_letters_are_found_while_the_ledger_is_unavailable(harness: Harnes
     async def no_store() -> Store:
         raise StoreUnavailable("no cluster")
 
-    findings = await find("m1", no_store, harness.letters.open)
+    findings = await find("m1", no_store, search_queue(harness.letters.open))
     assert (findings.dead_letter_count, findings.missing) == (1, ["the ledger: no cluster"])
-    findings = await find("m1", closed, harness.letters.open)
+    findings = await find("m1", closed, search_queue(harness.letters.open))
     assert findings.dead_letter_count == 1
     assert [part.partition(":")[0] for part in findings.missing] == [
         "the customers",
@@ -377,7 +390,7 @@ async def test_entries_are_found_while_the_dead_letters_are_unavailable(harness:
         assert not change
         raise BrokerUnavailable("no connection")
 
-    findings = await find("k", harness.open_store, no_broker)
+    findings = await find("k", harness.open_store, search_queue(no_broker))
     assert (len(findings.entries), findings.missing) == (1, ["the dead letters: no connection"])
 
 
@@ -393,6 +406,6 @@ async def test_record_that_cannot_be_read_now_is_named(harness: Harness) -> None
     async def open_store() -> Store:
         return PartlyUndecided(harness.store)
 
-    findings = await find("k", open_store, harness.letters.open)
+    findings = await find("k", open_store, search_queue(harness.letters.open))
     assert [entry.id for entry in findings.entries] == [task_id]
     assert findings.missing == ["1 record of the ledger, which cannot be read now"]

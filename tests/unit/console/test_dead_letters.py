@@ -1,0 +1,238 @@
+"""What the console keeps of the dead letters: when it reads them, and within which bounds."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from ingest.backends import DeadLetterAccess
+from ingest.console import dead_letters
+from ingest.console.dead_letters import MIN_AGE, DeadLetters, Snapshot, details_facts, ordered
+from ingest.domain.dead_letters import dead_letter, read
+from ingest.domain.errors import BrokerUnavailable, FieldError, InvalidSubmission, Reason
+from ingest.domain.identity import SubmissionKind, keyed_id
+from ingest.domain.trimming import trimmed_letter
+from ingest.operations.dead_letters import details
+from ingest.operations.find import MAX_DEAD_LETTERS
+from tests.support.dead_letter_queue import SERVICE, MemoryDeadLetters
+from tests.support.deliveries import direct_delivery
+from tests.support.fakes import Clock
+from tests.support.tasks import TASK
+
+DIED = "2026-04-09T12:00:00Z"
+
+
+def add(
+    queue: MemoryDeadLetters, message_id: str, cust_id: str = "acme", reason: Reason = Reason.INVALID, **changes: Any
+) -> None:
+    error = InvalidSubmission(reason, f"{message_id} is wrong", (FieldError("f", "f is wrong"),))
+    queue.add(dead_letter(direct_delivery(message_id, cust_id=cust_id, **changes), error, DIED))
+
+
+class Harness:
+    """Dead letters of a queue that can be unavailable or slow."""
+
+    def __init__(self) -> None:
+        self.queue = MemoryDeadLetters()
+        self.clock, self.monotonic = Clock(), Clock()
+        self.fails = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.letters = DeadLetters(self.open, self.clock, self.monotonic)
+
+    def open(self, *, change: bool) -> AbstractAsyncContextManager[DeadLetterAccess]:
+        assert not change
+        if self.fails:
+            raise BrokerUnavailable("no connection")
+        return self._opened()
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[DeadLetterAccess]:
+        await self.gate.wait()
+        async with self.queue.open(change=False) as access:
+            yield access
+
+    async def look(self) -> Snapshot:
+        snapshot = await self.letters.look(10)
+        assert snapshot is not None
+        return snapshot
+
+
+@pytest.fixture
+async def harness() -> AsyncIterator[Harness]:
+    harness = Harness()
+    yield harness
+    await harness.letters.close()
+
+
+async def test_groups_count_reasons_and_customers_and_say_what_to_do(harness: Harness) -> None:
+    for number in range(3):
+        add(harness.queue, f"a{number}")
+    add(harness.queue, "b", "globex", Reason.QUOTA_EXHAUSTED)
+    add(harness.queue, "c", "acme", Reason.QUOTA_EXHAUSTED)
+    snapshot = await harness.look()
+    groups = ordered(snapshot.groups.values())
+    assert [(group.reason, group.cust_id, group.count) for group in groups] == [
+        ("invalid", "acme", 3),
+        ("quota_exhausted", "acme", 1),
+        ("quota_exhausted", "globex", 1),
+    ]
+    assert (snapshot.count, snapshot.at) == (5, harness.clock())
+    assert groups[1].what_to_do.startswith("Redrive it next month")
+    assert groups[0].oldest == groups[0].newest == 1_775_736_000.0
+
+
+async def test_rows_are_latest_first_and_can_be_selected(harness: Harness) -> None:
+    for message_id, cust_id in (("a", "acme"), ("b", "globex"), ("c", "acme")):
+        add(harness.queue, message_id, cust_id)
+    snapshot = await harness.look()
+
+    def names(*selection: str | None) -> list[str]:
+        rows, count = snapshot.rows(*selection, limit=10)
+        assert count == len(rows)
+        return [row.found.message_id for row in rows]
+
+    assert names() == ["c", "b", "a"]
+    assert names("invalid", "acme") == ["c", "a"]
+    assert names(None, "globex") == ["b"]
+    assert names("expired") == []
+    (second,), count = snapshot.rows(limit=1, offset=1)
+    assert (second.found.message_id, count) == ("b", 3)
+
+
+async def test_details_are_complete_and_shown_without_secrets(harness: Harness) -> None:
+    add(harness.queue, "a", body=TASK | {"data_url": "https://user:secret@host/?token=abc"})
+    snapshot = await harness.look()
+    (row,), _ = snapshot.rows(limit=10)
+    assert snapshot.row(row.found.id) == row
+    assert snapshot.row("other") is None
+    assert row.details is not None
+    facts, body = details_facts(row.details)
+    assert facts["reason"] == "invalid: a is wrong"
+    assert facts["error 1"] == "f is wrong"
+    assert facts["redrive"] == "possible: `ingest dlq redrive`"
+    assert (facts["customer"], facts["message_id"], facts["died"]) == ("acme", "a", DIED)
+    assert "body" not in facts
+    assert json.loads(body)["type"] == TASK["type"]
+    assert "secret" not in body
+    assert "abc" not in body
+
+
+async def test_letters_of_every_kind_have_facts(harness: Harness) -> None:
+    add(harness.queue, "binary", body=b"\xff\xfe")
+    add(harness.queue, "long", body=b"x" * (dead_letters._LONGEST_BODY + 1))
+    add(harness.queue, "trimmed")
+    harness.queue.add(trimmed_letter(read(harness.queue.deliveries.pop(), SERVICE), DIED))
+    foreign = msgspec.structs.replace(harness.queue.deliveries[0], routing_key="elsewhere", user_id="other")
+    harness.queue.deliveries.append(foreign)
+    snapshot = await harness.look()
+    shown = [details_facts(row.details or {}) for row in reversed(snapshot.rows(limit=10)[0])]
+    assert shown[0][1] == "//4="
+    assert shown[1][1].endswith("x\n… the rest is not kept here: `ingest dlq export` has it")
+    assert len(shown[1][1]) < dead_letters._LONGEST_BODY + 100
+    assert (shown[2][1], shown[2][0]["trimmed"]) == ("", f"at {DIED}, the body had {len(json.dumps(TASK))} bytes")
+    assert shown[2][0]["redrive"].startswith("not possible: ")
+    assert shown[3][0]["reason"].startswith("unknown: not a submission")
+
+
+async def test_queue_is_read_again_only_if_somebody_looks_and_it_is_old(harness: Harness) -> None:
+    await harness.look()
+    add(harness.queue, "a")
+    assert (await harness.look()).count == 0
+    harness.monotonic.now += MIN_AGE
+    assert (await harness.look()).count == 1
+    assert harness.queue.readings == 2
+
+
+async def test_page_does_not_wait_for_a_long_reading(harness: Harness) -> None:
+    """It shows what was read before. Only one reading is in progress."""
+    harness.gate.clear()
+    assert await harness.letters.look(0) is None
+    assert harness.letters.is_reading
+    harness.gate.set()
+    first = await harness.look()
+    assert not harness.letters.is_reading
+    harness.monotonic.now += MIN_AGE
+    harness.gate.clear()
+    add(harness.queue, "a")
+    assert await harness.letters.look(0) is first
+    assert await harness.letters.look(0) is first
+    harness.gate.set()
+    assert (await harness.look()).count == 1
+    assert harness.queue.readings == 2
+
+
+async def test_search_finds_the_latest_by_every_name(harness: Harness) -> None:
+    for number in range(MAX_DEAD_LETTERS + 2):
+        add(harness.queue, "m", body=TASK | {"idempotency_key": "k", "n": number})
+    add(harness.queue, "m", "globex")
+    everything = await harness.letters.search({"k", "m", keyed_id(SubmissionKind.TASK, "acme", "k")}, None)
+    assert (everything.count, len(everything.dead_letters)) == (MAX_DEAD_LETTERS + 3, MAX_DEAD_LETTERS)
+    assert everything.dead_letters[-1].cust_id == "globex"
+    own = await harness.letters.search({"m"}, "globex")
+    assert [letter.cust_id for letter in own.dead_letters] == ["globex"]
+    assert (await harness.letters.search({"other"}, None)).count == 0
+
+
+async def test_search_says_if_nothing_could_be_read(harness: Harness) -> None:
+    harness.fails = True
+    with pytest.raises(BrokerUnavailable, match="no connection"):
+        await harness.letters.search({"m"}, None)
+
+
+async def test_failure_is_said_and_the_last_reading_stays(harness: Harness) -> None:
+    add(harness.queue, "a")
+    first = await harness.look()
+    harness.fails = True
+    harness.monotonic.now += MIN_AGE
+    assert await harness.look() is first
+    assert harness.letters.failure == "no connection"
+    assert first.rows(limit=1)[0][0].details is not None
+    harness.fails = False
+    harness.monotonic.now += MIN_AGE
+    assert await harness.look() is not first
+    assert harness.letters.failure == ""
+
+
+async def test_close_ends_a_reading(harness: Harness) -> None:
+    harness.gate.clear()
+    await harness.letters.look(0)
+    await harness.letters.close()
+    assert not harness.letters.is_reading
+
+
+async def test_disk_is_bounded_and_everything_is_counted(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The latest are kept. One for which there is no room has no details."""
+    monkeypatch.setattr(dead_letters, "_DELETION", 5)
+    for number in range(25):
+        add(harness.queue, f"m{number:02}")
+    letters = [read(delivery, SERVICE) for delivery in harness.queue.deliveries]
+    size = len(msgspec.json.encode(details(letters[0]) | {"remedy": "x" * 80, "blocker": None}))
+    snapshot = Snapshot(0, max_rows=10, max_bytes=8 * size)
+    for dead in letters:
+        snapshot.add(dead, SERVICE)
+    rows, count = snapshot.rows(limit=100)
+    assert (snapshot.count, count) == (25, 10)
+    assert [row.found.message_id for row in rows] == [f"m{number:02}" for number in range(24, 14, -1)]
+    kept = [row.details is not None for row in rows]
+    assert True in kept
+    assert False in kept
+    assert snapshot.matches({"m00"}, None).count == 0
+    assert snapshot.matches({"m24"}, None).count == 1
+    snapshot.close()
+
+
+async def test_very_many_groups_are_counted_together(harness: Harness) -> None:
+    """A producer may choose the customer in its routing keys, if its permissions are wrong."""
+    for number in range(6):
+        add(harness.queue, "m", f"c{number}")
+    snapshot = Snapshot(0, max_rows=10, max_bytes=10_000, max_groups=3)
+    for delivery in harness.queue.deliveries:
+        snapshot.add(read(delivery, SERVICE), SERVICE)
+    assert [group.count for group in snapshot.groups.values()] == [1, 1, 1, 3]
+    assert ("", "") in snapshot.groups
+    snapshot.close()
