@@ -27,10 +27,18 @@ class StatusCollector:
         settings: say which broker and store.
         urls: `http://host:port` of processes' metrics.
         clock: Unix time in seconds.
+        monotonic: monotonic time in seconds; it measures how long ago the dead letters were read.
     """
 
-    def __init__(self, settings: Settings, urls: list[str], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        urls: list[str],
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._clock = clock
+        self._monotonic = monotonic
         self._broker = broker_backend(settings)
         self._store: StoreBackend | None = None
         self._store_problem = ""
@@ -95,8 +103,8 @@ class StatusCollector:
         if queue.consumers:
             return "another consumer is reading them"
         is_new = queue.ready != self._dead_depth
-        if is_new and time.monotonic() - self._dead_read_at >= _DEAD_LETTER_INTERVAL:
-            self._dead_read_at = time.monotonic()
+        if is_new and self._monotonic() - self._dead_read_at >= _DEAD_LETTER_INTERVAL:
+            self._dead_read_at = self._monotonic()
             try:
                 self._dead = await self._groups()
             except IngestError as error:

@@ -37,6 +37,26 @@ async def test_age_of_dead_letters_grows_although_they_are_read_once(tmp_path: P
         assert ages == {topology.INGEST_DEAD: expected}
 
 
+async def test_dead_letters_are_read_again_after_an_outage(tmp_path: Path) -> None:
+    """Also if there are as many as before, but not more often than every 30 s."""
+    current = settings.load(data_dir=tmp_path)
+    broker = await broker_backend(current).open("test")
+    await (await broker.publisher()).publish([rejected_message(1, now="2026-04-09T12:00:00Z")])
+    await broker.close()
+    monotonic = Clock()
+    collector = StatusCollector(current, [], monotonic=monotonic)
+    queue, away = tmp_path / "queue.db", tmp_path / "away"
+    assert len((await collector.collect()).dead or []) == 1
+    queue.rename(away)
+    lost = await collector.collect()
+    assert (lost.dead, lost.dead_note) == (None, "unknown")
+    away.rename(queue)
+    early = await collector.collect()
+    assert (early.dead, early.dead_note) == (None, "not read yet")
+    monotonic.now += 31
+    assert len((await collector.collect()).dead or []) == 1
+
+
 async def test_oldest_is_the_age_of_the_first_message_that_is_ready(tmp_path: Path) -> None:
     current = settings.load(data_dir=tmp_path)
     broker = await broker_backend(current).open("test")
