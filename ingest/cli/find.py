@@ -18,7 +18,7 @@ from ingest.domain.errors import ConfigurationError
 from ingest.domain.events import rfc3339
 from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry, search_queue
 from ingest.operations.find import find as find_submission
-from ingest.operations.find_facts import dead_letter_facts, entry_facts, reason_not_found
+from ingest.operations.find.facts import dead_letter_facts, entry_facts, reason_not_found
 from ingest.telemetry import logs
 
 _TIMES = ("created_at", "changed_at", "remembered_until", "died_at")

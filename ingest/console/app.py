@@ -19,15 +19,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ingest import __version__
 from ingest.console.access import Access
-from ingest.console.dead_letters import DeadLetters, Row, Snapshot, details_facts, ordered
+from ingest.console.dead_letters import DeadLetters
 from ingest.console.history import SAMPLES, History
+from ingest.console.letter_facts import details_facts
+from ingest.console.snapshot import Row, Snapshot, ordered
 from ingest.console.sparkline import HEIGHT, WIDTH, chart
 from ingest.domain.display import age, shown, shown_lines
 from ingest.domain.events import rfc3339
 from ingest.domain.identity import SubmissionKind, is_id
 from ingest.domain.overview import by_class
 from ingest.operations.find import Findings
-from ingest.operations.find_facts import dead_letter_facts, entry_facts, reason_not_found
+from ingest.operations.find.facts import dead_letter_facts, entry_facts, reason_not_found
 
 Find = Callable[[str, str | None], Awaitable[Findings]]
 """Looks for an id, key or message_id, of one customer or of all."""

@@ -10,8 +10,10 @@ import msgspec
 import pytest
 
 from ingest.backends import DeadLetterAccess
-from ingest.console import dead_letters
-from ingest.console.dead_letters import MIN_AGE, DeadLetters, Snapshot, details_facts, ordered
+from ingest.console import snapshot as snapshots
+from ingest.console.dead_letters import MIN_AGE, DeadLetters
+from ingest.console.letter_facts import details_facts
+from ingest.console.snapshot import Snapshot, ordered
 from ingest.domain.dead_letters import dead_letter, read
 from ingest.domain.errors import BrokerUnavailable, FieldError, InvalidSubmission, Reason
 from ingest.domain.identity import SubmissionKind, keyed_id
@@ -124,7 +126,7 @@ async def test_details_are_complete_and_shown_without_secrets(harness: Harness) 
 
 async def test_letters_of_every_kind_have_facts(harness: Harness) -> None:
     add(harness.queue, "binary", body=b"\xff\xfe")
-    add(harness.queue, "long", body=b"x" * (dead_letters._LONGEST_BODY + 1))
+    add(harness.queue, "long", body=b"x" * (snapshots._LONGEST_BODY + 1))
     add(harness.queue, "trimmed")
     harness.queue.add(trimmed_letter(read(harness.queue.deliveries.pop(), SERVICE), DIED))
     foreign = msgspec.structs.replace(harness.queue.deliveries[0], routing_key="elsewhere", user_id="other")
@@ -133,7 +135,7 @@ async def test_letters_of_every_kind_have_facts(harness: Harness) -> None:
     shown = [details_facts(row.details or {}) for row in reversed(snapshot.rows(limit=10)[0])]
     assert shown[0][1] == "//4="
     assert shown[1][1].endswith("x\n… the rest is not kept here: `ingest dlq export` has it")
-    assert len(shown[1][1]) < dead_letters._LONGEST_BODY + 100
+    assert len(shown[1][1]) < snapshots._LONGEST_BODY + 100
     assert (shown[2][1], shown[2][0]["trimmed"]) == ("", f"at {DIED}, the body had {len(json.dumps(TASK))} bytes")
     assert shown[2][0]["redrive"].startswith("not possible: ")
     assert shown[3][0]["reason"].startswith("unknown: not a submission")
@@ -207,7 +209,7 @@ async def test_close_ends_a_reading(harness: Harness) -> None:
 
 async def test_disk_is_bounded_and_everything_is_counted(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     """The latest are kept. One for which there is no room has no details."""
-    monkeypatch.setattr(dead_letters, "_DELETION", 5)
+    monkeypatch.setattr(snapshots, "_DELETION", 5)
     for number in range(25):
         add(harness.queue, f"m{number:02}")
     letters = [read(delivery, SERVICE) for delivery in harness.queue.deliveries]

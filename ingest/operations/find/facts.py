@@ -4,7 +4,7 @@ import time
 
 from ingest.domain.display import age
 from ingest.domain.events import rfc3339
-from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry
+from ingest.operations.find.findings import Findings, FoundDeadLetter, FoundEntry
 
 
 def entry_facts(entry: FoundEntry) -> dict[str, str]:

@@ -1,0 +1,42 @@
+"""What is shown of a single dead letter."""
+
+from typing import Any, Final
+
+import msgspec
+
+from ingest.domain.display import redacted
+
+_LONGEST_INDENTED: Final = 64 * 1024
+"""Characters of the longest body that is shown with an indent."""
+
+
+def details_facts(found: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """Return what is shown of the details of a dead letter, by name, and its body; both without secrets."""
+    found = redacted(found)
+    submission: dict[str, Any] = found.get("submission", {})
+    names = ("body", "body_base64")
+    bodies = [str(holder.pop(name)) for holder in (found, submission) for name in names if name in holder]
+    body = "".join(map(_indented, bodies)) + (
+        "\n… the rest is not kept here: `ingest dlq export` has it" if found.get("cut") else ""
+    )
+    trimmed = found.get("trimmed")
+    facts = {
+        "reason": f"{found['reason']}: {found['error']}",
+        "customer": found["cust_id"],
+        "died": found["died_at"] or "unknown",
+        **{f"error {number}": error.get("error", error) for number, error in enumerate(found["errors"], 1)},
+        "what to do": found["remedy"],
+        "redrive": f"not possible: {found['blocker']}" if found["blocker"] else "possible: `ingest dlq redrive`",
+        "trimmed": trimmed and f"at {trimmed['at']}, the body had {trimmed['body_bytes']:,} bytes",
+        "deliveries": found["deliveries"],
+        **submission,
+    }
+    return {name: str(value) for name, value in facts.items() if value not in (None, "")}, body
+
+
+def _indented(body: str) -> str:
+    """Return JSON with an indent; anything else, or what is very long, as it is."""
+    try:
+        return msgspec.json.format(body, indent=2) if len(body) <= _LONGEST_INDENTED else body
+    except ValueError:
+        return body

@@ -1,0 +1,178 @@
+"""The dead letters of one reading, in a temporary database, so that memory does not grow with them."""
+
+import sqlite3
+from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
+from typing import Any, Final
+
+import msgspec
+
+from ingest.domain.dead_letters import DeadLetter, redrive_blocker
+from ingest.operations.dead_letters import details
+from ingest.operations.find import MAX_DEAD_LETTERS, FoundDeadLetter, Matches, found_dead_letter
+from ingest.operations.remedies import remedy
+
+MAX_ROWS: Final = 1_000_000
+"""Dead letters that can be listed, shown and found; the latest. All are counted."""
+_DELETION: Final = 1000
+"""After so many dead letters, those beyond MAX_ROWS are deleted."""
+MAX_GROUPS: Final = 10_000
+"""Pairs of reason and customer that are counted one by one; further ones are counted together, without names."""
+MAX_BYTES: Final = 1024**3
+"""Bytes of details in the temporary file. A dead letter for which there is no room is listed without them."""
+_LONGEST_BODY: Final = 256 * 1024
+"""Characters of a body that are kept."""
+
+
+class Row(msgspec.Struct, frozen=True):
+    """A dead letter in a list. `number` counts in the order of the queue. `details` are those of
+    `operations.dead_letters.details`, with `remedy` (what to do) and `blocker` (why it must not be redriven, or None);
+    None if they are not kept.
+    """
+
+    number: int
+    found: FoundDeadLetter
+    details: dict[str, Any] | None
+
+
+class ReasonGroup(msgspec.Struct):
+    """The dead letters of one reason and customer. Times are in Unix seconds, None if they are not known."""
+
+    reason: str
+    cust_id: str
+    count: int = 0
+    oldest: float | None = None
+    newest: float | None = None
+    what_to_do: str = ""
+
+    def add(self, dead: DeadLetter) -> None:
+        """Count a dead letter."""
+        self.count += 1
+        self.what_to_do = remedy(dead)
+        if dead.died_at is not None:
+            self.oldest = min(dead.died_at, self.oldest or dead.died_at)
+            self.newest = max(dead.died_at, self.newest or dead.died_at)
+
+
+_SCHEMA: Final = """
+PRAGMA journal_mode = OFF;
+PRAGMA synchronous = OFF;
+CREATE TABLE letter (number INTEGER PRIMARY KEY, id TEXT, reason TEXT, cust_id TEXT, found BLOB, details BLOB);
+CREATE INDEX letter_id ON letter (id);
+CREATE INDEX letter_group ON letter (reason, cust_id, number);
+CREATE TABLE name (name TEXT, number INTEGER, cust_id TEXT);
+CREATE INDEX name_name ON name (name);
+"""
+_COLUMNS: Final = "number, found, details"
+_decode_found: Final = msgspec.json.Decoder(FoundDeadLetter).decode
+
+
+class Snapshot:
+    """What one reading has found, in a temporary database that is deleted when it is closed.
+
+    Args:
+        at: the time of the reading, Unix seconds.
+        max_rows: see MAX_ROWS.
+        max_bytes: see MAX_BYTES.
+        max_groups: see MAX_GROUPS.
+    """
+
+    def __init__(self, at: float, max_rows: int, max_bytes: int, max_groups: int = MAX_GROUPS) -> None:
+        self.at = at
+        self.groups: dict[tuple[str, str], ReasonGroup] = {}
+        self.count = 0
+        self._max_rows = max_rows
+        self._max_groups = max_groups
+        self._free = max_bytes
+        self._db = sqlite3.connect("", isolation_level=None)  # the empty name is a temporary file
+        self._db.executescript(_SCHEMA)
+
+    def add(self, dead: DeadLetter, trusted: frozenset[str]) -> None:
+        """Add the next dead letter of the queue."""
+        self.count += 1
+        self._group(dead).add(dead)
+        found, names = found_dead_letter(dead, trusted)
+        # The id is not unique: copies have the same.
+        row = (
+            self.count,
+            found.id,
+            found.reason,
+            found.cust_id,
+            msgspec.json.encode(found),
+            self._details(dead, trusted),
+        )
+        self._db.execute("INSERT INTO letter VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._db.executemany("INSERT INTO name VALUES (?, ?, ?)", [(name, self.count, found.cust_id) for name in names])
+        if self.count % _DELETION == 0:
+            self._delete_before(self.count - self._max_rows)
+
+    def rows(
+        self, reason: str | None = None, cust_id: str | None = None, *, limit: int, offset: int = 0
+    ) -> tuple[list[Row], int]:
+        """Return some of those of a reason and a customer, or of all, latest first; and how many there are."""
+        condition, values = _where(reason=reason, cust_id=cust_id)
+        count = self._db.execute(f"SELECT count(*) FROM letter {condition}", values).fetchone()[0]  # noqa: S608
+        sql = f"SELECT {_COLUMNS} FROM letter {condition} ORDER BY number DESC LIMIT ? OFFSET ?"  # noqa: S608
+        return [_row(*columns) for columns in self._db.execute(sql, [*values, limit, offset])], count
+
+    def row(self, id_: str) -> Row | None:
+        """Return the latest one with an id."""
+        sql = f"SELECT {_COLUMNS} FROM letter WHERE id = ? ORDER BY number DESC LIMIT 1"  # noqa: S608
+        columns = self._db.execute(sql, [id_]).fetchone()
+        return None if columns is None else _row(*columns)
+
+    def matches(self, names: AbstractSet[str], cust_id: str | None) -> Matches:
+        """Return those that have one of the names, as `operations.find.Search`."""
+        numbers: set[int] = set()
+        condition, values = _where(cust_id=cust_id)
+        sql = f"SELECT number FROM name {condition or 'WHERE true'} AND name = ?"  # noqa: S608
+        for name in names:
+            numbers.update(number for (number,) in self._db.execute(sql, [*values, name]))
+        sql = f"SELECT {_COLUMNS} FROM letter WHERE number = ?"  # noqa: S608
+        latest = sorted(numbers)[-MAX_DEAD_LETTERS:]
+        found = [_row(*self._db.execute(sql, [number]).fetchone()).found for number in latest]
+        return Matches(found, len(numbers))
+
+    def close(self) -> None:
+        """Delete the database."""
+        self._db.close()
+
+    def _group(self, dead: DeadLetter) -> ReasonGroup:
+        key = dead.reason, dead.cust_id
+        if key not in self.groups and len(self.groups) >= self._max_groups:
+            key = "", ""
+        return self.groups.setdefault(key, ReasonGroup(*key))
+
+    def _details(self, dead: DeadLetter, trusted: frozenset[str]) -> bytes | None:
+        fields = details(dead) | {"remedy": remedy(dead), "blocker": redrive_blocker(dead, trusted)}
+        for holder in (fields, fields.get("submission", {})):
+            for name in ("body", "body_base64"):
+                if len(holder.get(name, "")) > _LONGEST_BODY:
+                    holder[name] = holder[name][:_LONGEST_BODY]
+                    fields["cut"] = True
+        encoded = msgspec.json.encode(fields)
+        if len(encoded) > self._free:
+            return None
+        self._free -= len(encoded)
+        return encoded
+
+    def _delete_before(self, number: int) -> None:
+        sql = "SELECT total(length(details)) FROM letter WHERE number <= ?"
+        self._free += int(self._db.execute(sql, [number]).fetchone()[0])
+        for table in ("letter", "name"):
+            self._db.execute(f"DELETE FROM {table} WHERE number <= ?", [number])  # noqa: S608
+
+
+def _where(**values: str | None) -> tuple[str, list[str]]:
+    """Return a condition that the columns have these values, and the values; None does not restrict."""
+    given = {name: value for name, value in values.items() if value is not None}
+    return ("WHERE " if given else "") + " AND ".join(f"{name} = ?" for name in given), list(given.values())
+
+
+def _row(number: int, found: bytes, kept: bytes | None) -> Row:
+    return Row(number, _decode_found(found), None if kept is None else msgspec.json.decode(kept))
+
+
+def ordered(groups: Iterable[ReasonGroup]) -> list[ReasonGroup]:
+    """Return groups, those with most dead letters first."""
+    return sorted(groups, key=lambda group: (-group.count, group.reason, group.cust_id))
