@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ingest import __version__
 from ingest.console.access import Access
 from ingest.console.dead_letters import DeadLetters
-from ingest.console.history import SAMPLES, History
+from ingest.console.history import SPAN, History
 from ingest.console.letter_facts import details_facts
 from ingest.console.snapshot import Row, Snapshot, ordered
 from ingest.console.sparkline import HEIGHT, WIDTH, chart
@@ -147,8 +147,8 @@ class Console:
         queues = [
             {
                 "state": queue,
-                "ready": chart(history.of(queue.name, lambda state: state.ready), SAMPLES),
-                "rate": chart(history.of(queue.name, lambda state: state.rate_in), SAMPLES),
+                "ready": chart(history.of(queue.name, lambda state: state.ready), SPAN),
+                "rate": chart(history.of(queue.name, lambda state: state.rate_in), SPAN),
             }
             for queue in by_class(latest.broker.queues)
         ]

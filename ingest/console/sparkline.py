@@ -18,19 +18,15 @@ class Chart(msgspec.Struct, frozen=True):
     highest: float | None
 
 
-def chart(values: Sequence[float | None], most: int) -> Chart:
+def chart(values: Sequence[tuple[float, float | None]], span: float) -> Chart:
     """Return the chart of a value. Where it is not known, the line is interrupted.
 
     Args:
-        values: oldest first. The last one is at the right edge.
-        most: the number of values for which the chart has room.
+        values: age in seconds and value, oldest first. What is new is at the right.
+        span: the age for which the chart has room.
     """
-    highest = max((value for value in values if value is not None), default=None)
-    first = most - len(values)
-    placed = [
-        None if value is None else (_x(first + index, most), _y(value / (highest or 1)))
-        for index, value in enumerate(values)
-    ]
+    highest = max((value for _, value in values if value is not None), default=None)
+    placed = [None if value is None else (_x(age / span), _y(value / (highest or 1))) for age, value in values]
     return Chart(list(_lines(placed)), highest)
 
 
@@ -41,8 +37,8 @@ def _lines(placed: Sequence[tuple[float, float] | None]) -> Iterator[str]:
             yield " ".join(line if len(line) > 1 else line * 2)  # one point is a dot
 
 
-def _x(index: int, most: int) -> float:
-    return _MARGIN + (WIDTH - 2 * _MARGIN) * index / max(1, most - 1)
+def _x(share: float) -> float:
+    return WIDTH - _MARGIN - (WIDTH - 2 * _MARGIN) * share
 
 
 def _y(share: float) -> float:

@@ -4,9 +4,10 @@ import asyncio
 
 from structlog.testing import capture_logs
 
-from ingest.console.history import INTERVAL, SAMPLES, History
+from ingest.console.history import INTERVAL, SPAN, History
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.overview import BrokerState, Overview, QueueState, StoreState
+from tests.support.fakes import Clock
 from tests.support.virtual_time_loop import in_virtual_time
 
 
@@ -33,26 +34,30 @@ def ready(state: QueueState) -> float:
 @in_virtual_time
 async def test_classes_are_sampled_until_the_console_stops() -> None:
     service = Service()
-    history = History(service.collect)
+    history = History(service.collect, clock=asyncio.get_running_loop().time)
     running = asyncio.create_task(history.run())
     await history.wait()
     await asyncio.sleep(2.5 * INTERVAL)
     running.cancel()
     assert service.looks == 3
-    assert history.of("ingest.http.*", ready) == [2, 4, 6]
-    assert history.of("ingest.dead", ready) == [1, 2, 3]
+    ages = [2.5 * INTERVAL, 1.5 * INTERVAL, 0.5 * INTERVAL]
+    assert history.of("ingest.http.*", ready) == list(zip(ages, [2, 4, 6], strict=True))
+    assert history.of("ingest.dead", ready) == list(zip(ages, [1, 2, 3], strict=True))
 
 
 async def test_only_the_last_15_minutes_are_kept() -> None:
-    history = History((service := Service()).collect)
-    for _ in range(SAMPLES + 7):
+    """However long a collection takes."""
+    service, clock = Service(), Clock()
+    history = History(service.collect, clock=clock)
+    for _ in range(5):
         await history.sample()
-    assert history.of("ingest.dead", ready) == list(range(8, SAMPLES + 8))
-    assert SAMPLES * INTERVAL == 900
+        clock.now += SPAN / 3
+    assert [round(age / SPAN, 2) for age, _ in history.of("ingest.dead", ready)] == [1.0, 0.67, 0.33]
+    assert len(history._samples) == 4
     service.queues = ["ingest.tasks"]
     await history.sample()
-    assert history.of("ingest.dead", ready)[-1] is None
-    assert history.of("ingest.tasks", ready)[-2:] == [None, SAMPLES + 8]
+    assert history.of("ingest.dead", ready)[-1] == (0, None)
+    assert history.of("ingest.tasks", ready)[-1] == (0, 6)
 
 
 async def test_failure_is_remembered_until_the_state_is_collected_again() -> None:
