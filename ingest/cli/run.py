@@ -16,7 +16,9 @@ from ingest.backends import require_rabbitmq
 from ingest.cli import supervisor
 from ingest.cli.dev_key import given_key, stored_key
 from ingest.cli.keys import save_key
+from ingest.cli.options import metrics_urls
 from ingest.cli.webhooks import check_webhook
+from ingest.console import ConsoleServer
 from ingest.domain.customers import Customer, hash_api_key
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Broker, Store
@@ -69,16 +71,26 @@ def dev(
         Path | None,
         typer.Option(metavar="DIR", help="Where it stores its files. [INGEST_DATA_DIR, .ingest]", show_default=False),
     ] = None,
+    console_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Port of the console (`ingest console`); a free one if it is taken. [INGEST_CONSOLE_PORT, 8090]",
+            show_default=False,
+        ),
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the events.")] = False,
 ) -> None:
     """Run everything in one process, on SQLite files. It is for a first try and for tests, with one customer, `dev`.
 
-    It prints an API key, a curl line that works, and every event. Ctrl-C stops it; accepted tasks are kept.
+    It prints an API key, a curl line that works, and every event, and serves the console. Ctrl-C stops it; accepted
+    tasks are kept.
     """
     current = settings.load(
         data_dir=data_dir,
         host=host,
         port=port,
+        console_port=console_port,
         broker_url="",
         store_url="",
     )
@@ -87,20 +99,30 @@ def dev(
         check_webhook(url)
     logs.configure(current.log_level, current.log_format, current.dependencies)
     listener = open_listener(current.host, current.port)
+    console = ConsoleServer(current, _console_listener(current), metrics_urls(current))
     webhooks = frozenset({DEV_WEBHOOK, *(webhook or [])})
+
+    prepared = asyncio.Event()
 
     async def prepare(store: Store) -> None:
         key = given or stored_key(current.data_dir / "api_key")
         await store.save_customer(Customer(cust_id=DEV_CUSTOMER, monthly_quota=quota, webhooks=webhooks))
         if await store.customer_by_key(hash_api_key(key)) is None:
             await save_key(store, DEV_CUSTOMER, key)
-        typer.echo(_welcome(listener, current, key, quiet=quiet))
+        typer.echo(_welcome(listener, console.url, current, key, quiet=quiet))
+        prepared.set()
+
+    async def serve_console(stop: asyncio.Event) -> None:
+        await prepared.wait()  # before, it would report missing files
+        await console.run(stop)
 
     endpoint = _metrics_endpoint(current)
 
     async def main(stop: asyncio.Event) -> None:
         decorate = bootstrap.undecorated if quiet else _show_events
-        await bootstrap.run_shim_and_worker(current, listener, endpoint, stop, prepare, decorate=decorate)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(serve_console(stop))
+            await bootstrap.run_shim_and_worker(current, listener, endpoint, stop, prepare, decorate=decorate)
 
     raise typer.Exit(bootstrap.run(main, current.shutdown_deadline))
 
@@ -208,7 +230,17 @@ def _show_events(broker: Broker, store: Store) -> bootstrap.Adapters:
     return ShownBroker(broker, show), store
 
 
-def _welcome(listener: socket.socket, current: settings.Settings, api_key: str, *, quiet: bool) -> str:
+def _console_listener(current: settings.Settings) -> socket.socket:
+    try:
+        return listen(current.console_host, current.console_port)
+    except OSError:  # for example another `ingest dev`; the console is not worth a failure
+        options = ("--console-port", "INGEST_CONSOLE_HOST")
+        return open_listener(current.console_host, 0, options)
+
+
+def _welcome(
+    listener: socket.socket, console_url: str, current: settings.Settings, api_key: str, *, quiet: bool
+) -> str:
     host = "127.0.0.1" if current.host in ("0.0.0.0", "::") else current.host  # noqa: S104 - compared, not bound
     at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     body = (
@@ -217,7 +249,7 @@ def _welcome(listener: socket.socket, current: settings.Settings, api_key: str, 
         '"consensus_threshold": 3, "idempotency_key": "order-10042-line-3"}'
     )
     return f"""
-ingest dev is ready at {at} (API: {at}/docs, files: {current.data_dir})
+ingest dev is ready at {at} (API: {at}/docs, console: {console_url}, files: {current.data_dir})
 
 API key: {api_key}
 

@@ -28,7 +28,8 @@ class Ingest:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", module, *arguments],
                 cwd=directory,
-                env={**clean, **(env or {})},
+                # On a default port, `ingest dev` would disturb what else runs on the machine.
+                env={"INGEST_CONSOLE_PORT": "0", **clean, **(env or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -4,7 +4,9 @@ axe-core checks the pages. They are shown beside `ingest dev`, and on RabbitMQ a
 """
 
 import asyncio
+import re
 import shutil
+import socket
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,6 +156,22 @@ def test_process_that_serves_metrics_is_shown(chromium: Browser, dev: tuple[str,
     with opened(chromium, WIDTHS[0]) as page:
         page.goto(url)
         expect(page.get_by_role("row", name="http://127.0.0.1")).to_contain_text("yes")
+
+
+def test_dev_serves_the_console_on_a_free_port(chromium: Browser, tmp_path: Path) -> None:
+    """If the one that it was given is taken, for example by another `ingest dev`."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        arguments = ("--port", "0", "--console-port", str(number))
+        with Ingest("dev", *arguments, directory=tmp_path) as process:
+            process.wait_for("is ready at")
+            found = re.search(r"console: (http://127\.0\.0\.1:(\d+))", process.text())
+            assert found
+            assert int(found[2]) not in (0, number)
+            with opened(chromium, WIDTHS[0]) as page:
+                page.goto(found[1])
+                expect(page.get_by_text("No problems seen.")).to_be_visible()
+            assert process.stop() == 0, process.text()
 
 
 def test_console_asks_for_its_token(chromium: Browser, dev: tuple[str, str, Path]) -> None:

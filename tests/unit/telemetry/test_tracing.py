@@ -183,7 +183,7 @@ def run_python(code: str, directory: Path, **env: str) -> subprocess.CompletedPr
     return subprocess.run(
         [sys.executable, "-c", code],
         cwd=directory,
-        env={**os.environ, **env},
+        env={**os.environ, "INGEST_CONSOLE_PORT": "0", **env},
         capture_output=True,
         text=True,
         timeout=60,
