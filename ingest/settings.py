@@ -122,8 +122,10 @@ class Settings(BaseSettings):
         le=65535,
         description="port that serves `/metrics`, `/healthz` and `/readyz`; 0: a free port; default: not served",
     )
-    console_host: str = Field("127.0.0.1", description="address on which `ingest console` listens")
-    console_port: int = Field(8090, ge=0, le=65535, description="port on which `ingest console` listens")
+    console_host: str = Field("127.0.0.1", description="address on which the console listens")
+    console_port: int = Field(
+        8090, ge=0, le=65535, description="port of the console; `ingest dev` takes a free one if it is taken"
+    )
     console_token: SecretStr = Field(
         SecretStr(""),
         description="password of the console, at least 16 characters; needed if it listens on an address that is "

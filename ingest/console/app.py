@@ -195,6 +195,8 @@ class Console:
             fields["entries"] = [(entry, entry_facts(entry)) for entry in findings.entries]
             fields["dead_letters"] = [(letter, dead_letter_facts(letter)) for letter in findings.dead_letters]
             fields["reason_not_found"] = reason_not_found(findings)
+            snapshot = self._dead_letters.snapshot
+            fields["dead_at"] = None if snapshot is None else rfc3339(int(snapshot.at * 1000))
         return self._page("find.html", **fields)
 
     async def _dead_groups(self, _: Request) -> Response:

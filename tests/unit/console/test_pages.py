@@ -212,6 +212,13 @@ async def test_dead_letters_lead_from_their_group_to_one_of_them() -> None:
         assert part in text(letter), part
 
 
+async def test_search_says_of_when_its_dead_letters_are() -> None:
+    browser = Browser()
+    assert "as of" not in text(await browser.get("/find", q="x"))
+    await browser.get("/dead")
+    assert "The ledger was asked now; dead letters are as of 20" in text(await browser.get("/find", q="x"))
+
+
 async def test_page_without_dead_letters_says_so() -> None:
     browser = Browser()
     assert "There are none: every submission was accepted" in text(await browser.get("/dead"))
