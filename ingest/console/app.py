@@ -40,8 +40,6 @@ FIND_TIMEOUT: Final = 30.0
 """Seconds for one search. Reading very many dead letters takes longer."""
 _MOST_SOUGHT: Final = 300
 """Characters of the longest thing to look for: a key has at most 255."""
-_PATIENCE: Final = 0.1
-"""Seconds that a page waits for the dead letters."""
 _OLD: Final = 20.0
 """Seconds after which the overview is not current."""
 _PAGE: Final = 50
@@ -200,12 +198,12 @@ class Console:
         return self._page("find.html", **fields)
 
     async def _dead_groups(self, _: Request) -> Response:
-        snapshot = await self._dead_letters.look(_PATIENCE)
+        snapshot = await self._dead_letters.look()
         groups = [] if snapshot is None else ordered(snapshot.groups.values())
         return self._dead_page("dead.html", snapshot, groups=groups[:_MOST_GROUPS], hidden=len(groups[_MOST_GROUPS:]))
 
     async def _dead_list(self, request: Request) -> Response:
-        snapshot = await self._dead_letters.look(_PATIENCE)
+        snapshot = await self._dead_letters.look()
         reason, customer = request.query_params.get("reason"), request.query_params.get("customer")
         number = request.query_params.get("page", "1")
         page = max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
@@ -217,7 +215,7 @@ class Console:
         return self._dead_page("dead_list.html", snapshot, rows=rows, last=max(1, -(-count // _PAGE)), **fields)
 
     async def _dead_letter(self, request: Request) -> Response:
-        snapshot = await self._dead_letters.look(_PATIENCE)
+        snapshot = await self._dead_letters.look()
         row = None if snapshot is None else snapshot.row(request.query_params.get("id", ""))
         if snapshot is None or row is None:
             return self._dead_page("dead_gone.html", snapshot, 404)

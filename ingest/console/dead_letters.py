@@ -23,13 +23,15 @@ from ingest.waiting import TimeSlices
 MIN_AGE: Final = 30.0
 """Seconds after which what was read is read again, if somebody looks at it."""
 _SEARCH_PATIENCE: Final = 20.0
-"""Seconds that a search waits for the first reading."""
+"""Seconds that a search waits for the first reading; for later ones as long as a page, because there are older ones."""
+PATIENCE: Final = 0.1
+"""Seconds that a page waits for a reading."""
 
 _log = structlog.get_logger(__name__)
 
 
 class DeadLetters:
-    """Reads `ingest.dead` when somebody looks at it, at most every `MIN_AGE` seconds.
+    """Reads `ingest.dead` when somebody looks at it. Between two readings are at least `MIN_AGE` seconds.
 
     Args:
         open_dead_letters: opens the queue, as `BrokerBackend.open_dead_letters`.
@@ -66,13 +68,12 @@ class DeadLetters:
         """Whether the queue is being read."""
         return self._task is not None
 
-    async def look(self, patience: float) -> Snapshot | None:
+    async def look(self, patience: float = PATIENCE) -> Snapshot | None:
         """Return what was read last; None if nothing was yet.
 
         If that is old, begin to read, and wait for the result for up to `patience` seconds.
         """
         if self._task is None and self._monotonic() - self._tried_at >= MIN_AGE:
-            self._tried_at = self._monotonic()
             self._task = asyncio.create_task(self._read())
         if self._task is not None:
             await asyncio.wait([self._task], timeout=patience)
@@ -80,7 +81,7 @@ class DeadLetters:
 
     async def search(self, names: AbstractSet[str], customer: str | None) -> Matches:
         """Look in what was read last, as `operations.find.Search`. Raises BrokerUnavailable if nothing was read."""
-        snapshot = await self.look(_SEARCH_PATIENCE)
+        snapshot = await self.look(_SEARCH_PATIENCE if self.snapshot is None else PATIENCE)
         if snapshot is None:
             raise BrokerUnavailable(self.failure or "they are being read now, load the page again")
         return snapshot.matches(names, customer)
@@ -109,6 +110,10 @@ class DeadLetters:
             _log.warning("dead_letters_not_read", error=str(error))
             self.failure = str(error)
             snapshot.close()
+        except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
+            _log.exception("dead_letters_not_read")
+            self.failure = f"{type(error).__name__}, see the log of the console"
+            snapshot.close()
         except BaseException:
             snapshot.close()
             raise
@@ -118,4 +123,4 @@ class DeadLetters:
             if previous is not None:
                 previous.close()
         finally:
-            self._task = None
+            self._task, self._tried_at = None, self._monotonic()

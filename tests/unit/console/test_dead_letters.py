@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from ingest.backends import DeadLetterAccess
 from ingest.console import snapshot as snapshots
@@ -41,15 +42,15 @@ class Harness:
     def __init__(self) -> None:
         self.queue = MemoryDeadLetters()
         self.clock, self.monotonic = Clock(), Clock()
-        self.fails = False
+        self.failure: Exception | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.letters = DeadLetters(self.open, self.clock, self.monotonic)
 
     def open(self, *, change: bool) -> AbstractAsyncContextManager[DeadLetterAccess]:
         assert not change
-        if self.fails:
-            raise BrokerUnavailable("no connection")
+        if self.failure is not None:
+            raise self.failure
         return self._opened()
 
     @asynccontextmanager
@@ -181,7 +182,7 @@ async def test_search_finds_the_latest_by_every_name(harness: Harness) -> None:
 
 
 async def test_search_says_if_nothing_could_be_read(harness: Harness) -> None:
-    harness.fails = True
+    harness.failure = BrokerUnavailable("no connection")
     with pytest.raises(BrokerUnavailable, match="no connection"):
         await harness.letters.search({"m"}, None)
 
@@ -189,15 +190,44 @@ async def test_search_says_if_nothing_could_be_read(harness: Harness) -> None:
 async def test_failure_is_said_and_the_last_reading_stays(harness: Harness) -> None:
     add(harness.queue, "a")
     first = await harness.look()
-    harness.fails = True
+    harness.failure = BrokerUnavailable("no connection")
     harness.monotonic.now += MIN_AGE
     assert await harness.look() is first
     assert harness.letters.failure == "no connection"
     assert first.rows(limit=1)[0][0].details is not None
-    harness.fails = False
+    harness.failure = None
     harness.monotonic.now += MIN_AGE
     assert await harness.look() is not first
     assert harness.letters.failure == ""
+
+
+async def test_odd_answer_of_a_server_is_a_failure_like_others(harness: Harness) -> None:
+    harness.failure = KeyError("name")
+    with capture_logs() as logs:
+        assert await harness.letters.look(10) is None
+    assert harness.letters.failure == "KeyError, see the log of the console"
+    assert [entry["event"] for entry in logs] == ["dead_letters_not_read"]
+
+
+async def test_age_counts_from_the_end_of_a_reading(harness: Harness) -> None:
+    """Otherwise a queue that takes long would be held all the time."""
+    harness.gate.clear()
+    await harness.letters.look(0)
+    harness.monotonic.now += 2 * MIN_AGE
+    harness.gate.set()
+    await harness.look()
+    harness.monotonic.now += MIN_AGE - 1
+    await harness.look()
+    assert harness.queue.readings == 1
+
+
+async def test_search_does_not_wait_for_a_later_reading(harness: Harness) -> None:
+    add(harness.queue, "m")
+    await harness.look()
+    harness.monotonic.now += MIN_AGE
+    harness.gate.clear()
+    async with asyncio.timeout(5):
+        assert (await harness.letters.search({"m"}, None)).count == 1
 
 
 async def test_close_ends_a_reading(harness: Harness) -> None:
