@@ -1,5 +1,6 @@
 """URLs of the broker, the store and the management API, as the settings take them."""
 
+import ipaddress
 import re
 from collections.abc import Set
 from typing import Final
@@ -64,3 +65,11 @@ def parse_options(query: str, known: Set[str], variable: str) -> dict[str, str]:
     if repeated := [name for name in values if len(values[name]) > 1]:
         raise ConfigurationError(f"{variable} has the option {repeated[0]} twice: remove one")
     return {name: value for name, (value,) in values.items()}
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches a host name or address; an IPv6 address may have brackets."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower().rstrip(".") == "localhost"

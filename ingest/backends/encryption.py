@@ -1,9 +1,9 @@
 """The findings of `ingest doctor` about the encryption of connections."""
 
-import ipaddress
 from collections.abc import Iterable
 
 from ingest.domain.findings import Finding, ok, warning
+from ingest.urls import is_loopback
 
 
 def encryption_finding(
@@ -21,13 +21,6 @@ def encryption_finding(
     """
     if encrypted:
         return ok(area, f"{variable}: TLS")
-    if all(_is_loopback(host) for host in hosts):
+    if all(is_loopback(host) for host in hosts):
         return ok(area, f"{variable}: plain text, but only on this machine")
     return warning(area, f"{variable}: plain text, in which the network can read {exposed}", do)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"

@@ -2,15 +2,13 @@
 
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any, Final, cast
 
-import msgspec
 import typer
 
 from ingest.cli.exits import Ending
 from ingest.domain.dead_letters import DeadLetter
-from ingest.domain.display import age, escape, json_text, redact, redacted, shown
+from ingest.domain.display import age, escape, indented, json_text, redact, redacted, shown
 from ingest.operations.dead_letters import Group, Report, details
 from ingest.operations.remedies import INVALID_PAYLOAD, REMEDIES, remedy
 
@@ -167,8 +165,7 @@ def _line(value: object) -> str:
 
 
 def _pretty(text: str) -> str:
-    with suppress(ValueError):  # a dead letter need not be valid JSON
-        text = msgspec.json.format(text, indent=2) if len(text) <= _MAX_SHOWN else text
+    text = indented(text)  # a dead letter need not be valid JSON
     lines = "\n".join(map(_line, text[:_MAX_SHOWN].split("\n")))
     more = len(text) - _MAX_SHOWN
     return lines if more <= 0 else f"{lines}\n… and {more:,} more characters: `ingest dlq export` has them all"

@@ -6,7 +6,6 @@ or a proxy that has authenticated the user and says so in a header.
 
 import base64
 import hmac
-import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -14,6 +13,7 @@ from typing import Final
 import msgspec
 
 from ingest.domain.errors import ConfigurationError
+from ingest.urls import is_loopback
 
 _HEADER: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 """The name of a header (RFC 9110)."""
@@ -67,9 +67,9 @@ class Access:
     def refusal(self, headers: Mapping[str, str]) -> Refused | None:
         """Return why a request is refused; None if it may be answered.
 
-        A page of another site may lead here, as the login page of a proxy does, but must not cause requests that nobody
-        sees. Without a token and a proxy, the request must name an address of this machine: otherwise such a page could
-        let its own host name point here, and read the answers (DNS rebinding).
+        A page of another site may lead here, as the login page of a proxy does, but must not cause hidden requests.
+        Without a token and a proxy, the request must name an address of this machine: otherwise such a page could let
+        its own host name point here, and read the answers (DNS rebinding).
         """
         is_navigation = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
         if headers.get("sec-fetch-site", "") not in _OWN_PAGES and not is_navigation:
@@ -95,16 +95,7 @@ class Access:
         return hmac.compare_digest(password, self._token)
 
 
-def is_loopback(host: str) -> bool:
-    """Return whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _host_name(host: str) -> str:
-    """Return the name or address in a Host header, without its port and without the brackets of IPv6."""
+    """Return the name or address in a Host header, without its port."""
     name, colon, port = host.rpartition(":")
-    name = name if colon and port.isdigit() else host
-    return name[1:-1] if name.startswith("[") and name.endswith("]") else name
+    return name if colon and port.isdigit() else host

@@ -22,13 +22,13 @@ from ingest.console.access import Access
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.history import SPAN, History
 from ingest.console.letter_facts import details_facts
-from ingest.console.snapshot import Row, Snapshot, ordered
+from ingest.console.snapshot import Snapshot, ordered
 from ingest.console.sparkline import HEIGHT, WIDTH, chart
 from ingest.domain.display import age, shown, shown_lines
 from ingest.domain.events import rfc3339
-from ingest.domain.identity import SubmissionKind, is_id
+from ingest.domain.identity import is_submission_id
 from ingest.domain.overview import by_class
-from ingest.operations.find import Findings
+from ingest.operations.find import Findings, FoundDeadLetter
 from ingest.operations.find.facts import dead_letter_facts, entry_facts, reason_not_found
 
 Find = Callable[[str, str | None], Awaitable[Findings]]
@@ -37,7 +37,7 @@ Find = Callable[[str, str | None], Awaitable[Findings]]
 Page = Callable[[Request], Awaitable[Response]]
 
 FIND_TIMEOUT: Final = 30.0
-"""Seconds for one search. Reading very many dead letters takes longer."""
+"""Seconds for one search."""
 _MOST_SOUGHT: Final = 300
 """Characters of the longest thing to look for: a key has at most 255."""
 _OLD: Final = 20.0
@@ -207,12 +207,12 @@ class Console:
         reason, customer = request.query_params.get("reason"), request.query_params.get("customer")
         number = request.query_params.get("page", "1")
         page = max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
-        rows: list[Row] = []
+        letters: list[FoundDeadLetter] = []
         count = 0
         if snapshot is not None:
-            rows, count = snapshot.rows(reason, customer, limit=_PAGE, offset=(page - 1) * _PAGE)
+            letters, count = snapshot.letters(reason, customer, limit=_PAGE, offset=(page - 1) * _PAGE)
         fields: dict[str, Any] = {"reason": reason, "customer": customer, "count": count, "page": page}
-        return self._dead_page("dead_list.html", snapshot, rows=rows, last=max(1, -(-count // _PAGE)), **fields)
+        return self._dead_page("dead_list.html", snapshot, letters=letters, last=max(1, -(-count // _PAGE)), **fields)
 
     async def _dead_letter(self, request: Request) -> Response:
         snapshot = await self._dead_letters.look()
@@ -235,7 +235,7 @@ class Console:
 
     def _page(self, template: str, status: int = 200, **fields: Any) -> HTMLResponse:
         page = self._pages.get_template(template)
-        return HTMLResponse(page.render(version=__version__, is_linked=_is_linked, **fields), status)
+        return HTMLResponse(page.render(version=__version__, is_linked=is_submission_id, **fields), status)
 
     def _error(self, status: int, message: str) -> HTMLResponse:
         return self._page("error.html", status, section="", title=HTTPStatus(status).phrase, message=message)
@@ -244,11 +244,6 @@ class Console:
         status = error.status_code if isinstance(error, HTTPException) else 500
         what = {404: "There is no such page.", 405: "The console only reads: use GET."}
         return self._error(status, what.get(status, HTTPStatus(status).phrase))
-
-
-def _is_linked(name: str) -> bool:
-    """Return whether a fact is an id that `find` takes as it is."""
-    return any(is_id(kind, name) for kind in SubmissionKind)
 
 
 def _number(value: float | None) -> str:

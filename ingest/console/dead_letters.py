@@ -1,37 +1,33 @@
-"""The dead letters as the console knows them: read when somebody looks, and kept, so that no page waits for that.
+"""The dead letters as the console knows them: read when a page shows them, and kept, so that no page waits.
 
 `ingest.dead` can only be read completely. On RabbitMQ, many messages take seconds, and are held meanwhile. So a page
 shows what was read last, with its time.
 """
 
 import asyncio
-import sqlite3
 import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Final
 
-import structlog
-
+from ingest.console.failures import noted
 from ingest.console.snapshot import MAX_BYTES, MAX_ROWS, Snapshot
-from ingest.domain.errors import BrokerUnavailable, IngestError
+from ingest.domain.errors import BrokerUnavailable
 from ingest.operations.dead_letters import Progress, Selection, select
 from ingest.operations.find import Matches
 from ingest.operations.trim import OpenDeadLetters
 from ingest.waiting import TimeSlices
 
 MIN_AGE: Final = 30.0
-"""Seconds after which what was read is read again, if somebody looks at it."""
+"""Seconds after which the queue is read again when a page shows it."""
 _SEARCH_PATIENCE: Final = 20.0
 """Seconds that a search waits for the first reading; for later ones as long as a page, because there are older ones."""
 PATIENCE: Final = 0.1
 """Seconds that a page waits for a reading."""
 
-_log = structlog.get_logger(__name__)
-
 
 class DeadLetters:
-    """Reads `ingest.dead` when somebody looks at it. Between two readings are at least `MIN_AGE` seconds.
+    """Reads `ingest.dead` when a page shows it. Between two readings are at least `MIN_AGE` seconds.
 
     Args:
         open_dead_letters: opens the queue, as `BrokerBackend.open_dead_letters`.
@@ -106,13 +102,8 @@ class DeadLetters:
                         snapshot.add(dead, access.trusted_users)
                         await slices.between()  # other pages are answered meanwhile
                     self.progress.add(len(letters))
-        except (IngestError, sqlite3.Error) as error:  # the latter: the disk is full
-            _log.warning("dead_letters_not_read", error=str(error))
-            self.failure = str(error)
-            snapshot.close()
         except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
-            _log.exception("dead_letters_not_read")
-            self.failure = f"{type(error).__name__}, see the log of the console"
+            self.failure = noted("dead_letters_not_read", error)
             snapshot.close()
         except BaseException:
             snapshot.close()

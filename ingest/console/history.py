@@ -6,17 +6,13 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-import structlog
-
-from ingest.domain.errors import IngestError
+from ingest.console.failures import noted
 from ingest.domain.overview import Overview, QueueState, by_class
 
 INTERVAL: Final = 5.0
 """Seconds between two samples."""
 SPAN: Final = 900.0
 """Seconds for which samples are kept."""
-
-_log = structlog.get_logger(__name__)
 
 
 class History:
@@ -54,12 +50,8 @@ class History:
         try:
             self.latest = await self._collect()
             self.failure = ""
-        except IngestError as error:
-            _log.warning("overview_not_collected", error=str(error))
-            self.failure = str(error)
         except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
-            _log.exception("overview_not_collected")
-            self.failure = f"{type(error).__name__}, see the log of the console"
+            self.failure = noted("overview_not_collected", error)
         else:
             now = self._clock()
             self._samples.append((now, {queue.name: queue for queue in by_class(self.latest.broker.queues)}))

@@ -1,13 +1,8 @@
 """What is shown of a single dead letter."""
 
-from typing import Any, Final
+from typing import Any
 
-import msgspec
-
-from ingest.domain.display import redacted
-
-_LONGEST_INDENTED: Final = 64 * 1024
-"""Characters of the longest body that is shown with an indent."""
+from ingest.domain.display import indented, redacted
 
 
 def details_facts(found: dict[str, Any]) -> tuple[dict[str, str], str]:
@@ -16,7 +11,7 @@ def details_facts(found: dict[str, Any]) -> tuple[dict[str, str], str]:
     submission: dict[str, Any] = found.get("submission", {})
     names = ("body", "body_base64")
     bodies = [str(holder.pop(name)) for holder in (found, submission) for name in names if name in holder]
-    body = "".join(map(_indented, bodies)) + (
+    body = "".join(map(indented, bodies)) + (
         "\n… the rest is not kept here: `ingest dlq export` has it" if found.get("cut") else ""
     )
     trimmed = found.get("trimmed")
@@ -32,11 +27,3 @@ def details_facts(found: dict[str, Any]) -> tuple[dict[str, str], str]:
         **submission,
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}, body
-
-
-def _indented(body: str) -> str:
-    """Return JSON with an indent; anything else, or what is very long, as it is."""
-    try:
-        return msgspec.json.format(body, indent=2) if len(body) <= _LONGEST_INDENTED else body
-    except ValueError:
-        return body

@@ -14,8 +14,6 @@ from ingest.operations.remedies import remedy
 
 MAX_ROWS: Final = 1_000_000
 """Dead letters that can be listed, shown and found; the latest. All are counted."""
-_DELETION: Final = 1000
-"""After so many dead letters, those beyond MAX_ROWS are deleted."""
 MAX_GROUPS: Final = 10_000
 """Pairs of reason and customer that are counted one by one; further ones are counted together, without names."""
 MAX_BYTES: Final = 1024**3
@@ -25,12 +23,12 @@ _LONGEST_BODY: Final = 256 * 1024
 
 
 class Row(msgspec.Struct, frozen=True):
-    """A dead letter in a list. `number` counts in the order of the queue. `details` are those of
-    `operations.dead_letters.details`, with `remedy` (what to do) and `blocker` (why it must not be redriven, or None);
-    None if they are not kept.
+    """A dead letter with its details, or None if they are not kept.
+
+    They are those of `operations.dead_letters.details`, with `remedy` (what to do) and `blocker` (why it must not be
+    redriven, or None).
     """
 
-    number: int
     found: FoundDeadLetter
     details: dict[str, Any] | None
 
@@ -62,8 +60,8 @@ CREATE INDEX letter_id ON letter (id);
 CREATE INDEX letter_group ON letter (reason, cust_id, number);
 CREATE TABLE name (name TEXT, number INTEGER, cust_id TEXT);
 CREATE INDEX name_name ON name (name);
+CREATE INDEX name_number ON name (number);
 """
-_COLUMNS: Final = "number, found, details"
 _decode_found: Final = msgspec.json.Decoder(FoundDeadLetter).decode
 
 
@@ -103,23 +101,26 @@ class Snapshot:
         )
         self._db.execute("INSERT INTO letter VALUES (?, ?, ?, ?, ?, ?)", row)
         self._db.executemany("INSERT INTO name VALUES (?, ?, ?)", [(name, self.count, found.cust_id) for name in names])
-        if self.count % _DELETION == 0:
-            self._delete_before(self.count - self._max_rows)
+        if self.count > self._max_rows:
+            self._delete(self.count - self._max_rows)
 
-    def rows(
+    def letters(
         self, reason: str | None = None, cust_id: str | None = None, *, limit: int, offset: int = 0
-    ) -> tuple[list[Row], int]:
+    ) -> tuple[list[FoundDeadLetter], int]:
         """Return some of those of a reason and a customer, or of all, latest first; and how many there are."""
         condition, values = _where(reason=reason, cust_id=cust_id)
         count = self._db.execute(f"SELECT count(*) FROM letter {condition}", values).fetchone()[0]  # noqa: S608
-        sql = f"SELECT {_COLUMNS} FROM letter {condition} ORDER BY number DESC LIMIT ? OFFSET ?"  # noqa: S608
-        return [_row(*columns) for columns in self._db.execute(sql, [*values, limit, offset])], count
+        sql = f"SELECT found FROM letter {condition} ORDER BY number DESC LIMIT ? OFFSET ?"  # noqa: S608
+        return [_decode_found(found) for (found,) in self._db.execute(sql, [*values, limit, offset])], count
 
     def row(self, id_: str) -> Row | None:
         """Return the latest one with an id."""
-        sql = f"SELECT {_COLUMNS} FROM letter WHERE id = ? ORDER BY number DESC LIMIT 1"  # noqa: S608
+        sql = "SELECT found, details FROM letter WHERE id = ? ORDER BY number DESC LIMIT 1"
         columns = self._db.execute(sql, [id_]).fetchone()
-        return None if columns is None else _row(*columns)
+        if columns is None:
+            return None
+        found, kept = columns
+        return Row(_decode_found(found), None if kept is None else msgspec.json.decode(kept))
 
     def matches(self, names: AbstractSet[str], cust_id: str | None) -> Matches:
         """Return those that have one of the names, as `operations.find.Search`."""
@@ -128,9 +129,9 @@ class Snapshot:
         sql = f"SELECT number FROM name {condition or 'WHERE true'} AND name = ?"  # noqa: S608
         for name in names:
             numbers.update(number for (number,) in self._db.execute(sql, [*values, name]))
-        sql = f"SELECT {_COLUMNS} FROM letter WHERE number = ?"  # noqa: S608
+        sql = "SELECT found FROM letter WHERE number = ?"
         latest = sorted(numbers)[-MAX_DEAD_LETTERS:]
-        found = [_row(*self._db.execute(sql, [number]).fetchone()).found for number in latest]
+        found = [_decode_found(self._db.execute(sql, [number]).fetchone()[0]) for number in latest]
         return Matches(found, len(numbers))
 
     def close(self) -> None:
@@ -156,21 +157,17 @@ class Snapshot:
         self._free -= len(encoded)
         return encoded
 
-    def _delete_before(self, number: int) -> None:
-        sql = "SELECT total(length(details)) FROM letter WHERE number <= ?"
+    def _delete(self, number: int) -> None:
+        sql = "SELECT total(length(details)) FROM letter WHERE number = ?"
         self._free += int(self._db.execute(sql, [number]).fetchone()[0])
         for table in ("letter", "name"):
-            self._db.execute(f"DELETE FROM {table} WHERE number <= ?", [number])  # noqa: S608
+            self._db.execute(f"DELETE FROM {table} WHERE number = ?", [number])  # noqa: S608
 
 
 def _where(**values: str | None) -> tuple[str, list[str]]:
     """Return a condition that the columns have these values, and the values; None does not restrict."""
     given = {name: value for name, value in values.items() if value is not None}
     return ("WHERE " if given else "") + " AND ".join(f"{name} = ?" for name in given), list(given.values())
-
-
-def _row(number: int, found: bytes, kept: bytes | None) -> Row:
-    return Row(number, _decode_found(found), None if kept is None else msgspec.json.decode(kept))
 
 
 def ordered(groups: Iterable[ReasonGroup]) -> list[ReasonGroup]:

@@ -41,6 +41,7 @@ _SECRET_FIELD: Final = re.compile(
 )
 """Names of fields whose whole value is a secret."""
 _DEEPEST: Final = 20
+_LONGEST_INDENTED: Final = 64 * 1024
 _UNPRINTABLE_JSON: Final = re.compile(r"[^\x20-\x7e]")
 
 
@@ -109,6 +110,14 @@ def json_text(value: object) -> str:
 
 def _json_escape(match: re.Match[str]) -> str:
     return match[0] if match[0].isprintable() else json.dumps(match[0])[1:-1]
+
+
+def indented(text: str) -> str:
+    """Return JSON with an indent; anything else, or what has more than 64 KiB, as it is."""
+    try:
+        return msgspec.json.format(text, indent=2) if len(text) <= _LONGEST_INDENTED else text
+    except ValueError:
+        return text
 
 
 def age(seconds: float | None) -> str:

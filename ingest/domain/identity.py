@@ -71,6 +71,11 @@ def is_id(kind: SubmissionKind, value: str) -> bool:
     return value.startswith(_PREFIX[kind]) and _ID.fullmatch(value) is not None
 
 
+def is_submission_id(value: str) -> bool:
+    """Return whether `value` has the form of an id of any kind."""
+    return any(is_id(kind, value) for kind in SubmissionKind)
+
+
 def fingerprint(canonical: Buffer) -> bytes:
     """SHA-256 of a canonical body, 32 bytes. Two bodies under one key are the same if their fingerprints are."""
     return hashlib.sha256(canonical).digest()

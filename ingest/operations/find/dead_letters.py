@@ -11,7 +11,7 @@ import msgspec
 from ingest.domain import addresses, admitted
 from ingest.domain.dead_letters import DeadLetter, Origin, redrive_blocker
 from ingest.domain.errors import InvalidSubmission
-from ingest.domain.identity import MAX_ITEMS, SubmissionKind, is_id, keyed_id
+from ingest.domain.identity import MAX_ITEMS, SubmissionKind, is_submission_id, keyed_id
 from ingest.domain.trace import trace_of
 from ingest.operations.dead_letters import Progress, Selection, select
 from ingest.operations.find.findings import FoundDeadLetter, Matches, Search
@@ -116,7 +116,7 @@ def _names(dead: DeadLetter, trusted: frozenset[str]) -> tuple[str, set[str]]:
     names = {dead.id, message_id}
     if origin.type == admitted.TYPE:
         # Only the service's own users say the truth about ids. The message_id is that of the submission.
-        if origin.user_id not in trusted or not any(is_id(kind, message_id) for kind in SubmissionKind):
+        if origin.user_id not in trusted or not is_submission_id(message_id):
             return "", names
         return message_id, names | _admitted_names(origin.body, dead.cust_id, message_id)
     submission_id, direct_names = _direct_names(origin)

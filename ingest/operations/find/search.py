@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from collections.abc import Set as AbstractSet
 
 from ingest.domain.errors import IngestError, StoreUnavailable
-from ingest.domain.identity import SubmissionKind, batch_and_index, is_id, keyed_id
+from ingest.domain.identity import SubmissionKind, batch_and_index, is_id, is_submission_id, keyed_id
 from ingest.domain.ports import Store
 from ingest.operations.find.entries import found_entries, with_dead_letters
 from ingest.operations.find.findings import Findings, Search
@@ -27,7 +27,7 @@ async def find(
     findings = Findings()
     store = await _open(open_store, findings)
     try:
-        ids = [sought] if any(is_id(kind, sought) for kind in SubmissionKind) else []
+        ids = [sought] if is_submission_id(sought) else []
         entries = await found_entries(store, ids, customer, findings)
         if not entries:  # a key may look like an id
             keyed_ids = await _keyed_ids(sought, customer, store, findings)

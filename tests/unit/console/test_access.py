@@ -4,8 +4,9 @@ import base64
 
 import pytest
 
-from ingest.console.access import Access, is_loopback
+from ingest.console.access import Access
 from ingest.domain.errors import ConfigurationError
+from ingest.urls import is_loopback
 
 TOKEN = "correct horse battery"
 

@@ -20,7 +20,7 @@ from ingest.domain.errors import BrokerUnavailable, FieldError, InvalidSubmissio
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.trimming import trimmed_letter
 from ingest.operations.dead_letters import details
-from ingest.operations.find import MAX_DEAD_LETTERS
+from ingest.operations.find import MAX_DEAD_LETTERS, FoundDeadLetter
 from tests.support.dead_letter_queue import SERVICE, MemoryDeadLetters
 from tests.support.deliveries import direct_delivery
 from tests.support.fakes import Clock
@@ -72,6 +72,13 @@ async def harness() -> AsyncIterator[Harness]:
     await harness.letters.close()
 
 
+def kept(snapshot: Snapshot, letter: FoundDeadLetter) -> dict[str, Any]:
+    """Return the details of a dead letter; empty if they are not kept."""
+    row = snapshot.row(letter.id)
+    assert row is not None
+    return row.details or {}
+
+
 async def test_groups_count_reasons_and_customers_and_say_what_to_do(harness: Harness) -> None:
     for number in range(3):
         add(harness.queue, f"a{number}")
@@ -95,23 +102,25 @@ async def test_rows_are_latest_first_and_can_be_selected(harness: Harness) -> No
     snapshot = await harness.look()
 
     def names(*selection: str | None) -> list[str]:
-        rows, count = snapshot.rows(*selection, limit=10)
-        assert count == len(rows)
-        return [row.found.message_id for row in rows]
+        letters, count = snapshot.letters(*selection, limit=10)
+        assert count == len(letters)
+        return [letter.message_id for letter in letters]
 
     assert names() == ["c", "b", "a"]
     assert names("invalid", "acme") == ["c", "a"]
     assert names(None, "globex") == ["b"]
     assert names("expired") == []
-    (second,), count = snapshot.rows(limit=1, offset=1)
-    assert (second.found.message_id, count) == ("b", 3)
+    (second,), count = snapshot.letters(limit=1, offset=1)
+    assert (second.message_id, count) == ("b", 3)
 
 
 async def test_details_are_complete_and_shown_without_secrets(harness: Harness) -> None:
     add(harness.queue, "a", body=TASK | {"data_url": "https://user:secret@host/?token=abc"})
     snapshot = await harness.look()
-    (row,), _ = snapshot.rows(limit=10)
-    assert snapshot.row(row.found.id) == row
+    (letter,), _ = snapshot.letters(limit=10)
+    row = snapshot.row(letter.id)
+    assert row is not None
+    assert row.found == letter
     assert snapshot.row("other") is None
     assert row.details is not None
     facts, body = details_facts(row.details)
@@ -130,10 +139,12 @@ async def test_letters_of_every_kind_have_facts(harness: Harness) -> None:
     add(harness.queue, "long", body=b"x" * (snapshots._LONGEST_BODY + 1))
     add(harness.queue, "trimmed")
     harness.queue.add(trimmed_letter(read(harness.queue.deliveries.pop(), SERVICE), DIED))
-    foreign = msgspec.structs.replace(harness.queue.deliveries[0], routing_key="elsewhere", user_id="other")
+    foreign = msgspec.structs.replace(
+        harness.queue.deliveries[0], routing_key="elsewhere", user_id="other", message_id="x"
+    )
     harness.queue.deliveries.append(foreign)
     snapshot = await harness.look()
-    shown = [details_facts(row.details or {}) for row in reversed(snapshot.rows(limit=10)[0])]
+    shown = [details_facts(kept(snapshot, letter)) for letter in reversed(snapshot.letters(limit=10)[0])]
     assert shown[0][1] == "//4="
     assert shown[1][1].endswith("x\n… the rest is not kept here: `ingest dlq export` has it")
     assert len(shown[1][1]) < snapshots._LONGEST_BODY + 100
@@ -142,7 +153,7 @@ async def test_letters_of_every_kind_have_facts(harness: Harness) -> None:
     assert shown[3][0]["reason"].startswith("unknown: not a submission")
 
 
-async def test_queue_is_read_again_only_if_somebody_looks_and_it_is_old(harness: Harness) -> None:
+async def test_queue_is_read_again_only_when_it_is_shown_and_the_last_reading_is_old(harness: Harness) -> None:
     await harness.look()
     add(harness.queue, "a")
     assert (await harness.look()).count == 0
@@ -194,7 +205,7 @@ async def test_failure_is_said_and_the_last_reading_stays(harness: Harness) -> N
     harness.monotonic.now += MIN_AGE
     assert await harness.look() is first
     assert harness.letters.failure == "no connection"
-    assert first.rows(limit=1)[0][0].details is not None
+    assert kept(first, first.letters(limit=1)[0][0])
     harness.failure = None
     harness.monotonic.now += MIN_AGE
     assert await harness.look() is not first
@@ -237,9 +248,8 @@ async def test_close_ends_a_reading(harness: Harness) -> None:
     assert not harness.letters.is_reading
 
 
-async def test_disk_is_bounded_and_everything_is_counted(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_disk_is_bounded_and_everything_is_counted(harness: Harness) -> None:
     """The latest are kept. One for which there is no room has no details."""
-    monkeypatch.setattr(snapshots, "_DELETION", 5)
     for number in range(25):
         add(harness.queue, f"m{number:02}")
     letters = [read(delivery, SERVICE) for delivery in harness.queue.deliveries]
@@ -247,12 +257,12 @@ async def test_disk_is_bounded_and_everything_is_counted(harness: Harness, monke
     snapshot = Snapshot(0, max_rows=10, max_bytes=8 * size)
     for dead in letters:
         snapshot.add(dead, SERVICE)
-    rows, count = snapshot.rows(limit=100)
+    found, count = snapshot.letters(limit=100)
     assert (snapshot.count, count) == (25, 10)
-    assert [row.found.message_id for row in rows] == [f"m{number:02}" for number in range(24, 14, -1)]
-    kept = [row.details is not None for row in rows]
-    assert True in kept
-    assert False in kept
+    assert [letter.message_id for letter in found] == [f"m{number:02}" for number in range(24, 14, -1)]
+    with_details = [bool(kept(snapshot, letter)) for letter in found]
+    assert True in with_details
+    assert False in with_details
     assert snapshot.matches({"m00"}, None).count == 0
     assert snapshot.matches({"m24"}, None).count == 1
     snapshot.close()
