@@ -57,8 +57,8 @@ async def run_shim(
         decorate: wraps the adapters.
     """
     telemetry = _telemetry(settings, "ingest serve", endpoint)
-    async with _adapters(settings, "ingest serve", telemetry, decorate) as (broker, store):
-        await _serve(settings, broker, store, listener, telemetry, stop)
+    async with _adapters(settings, "ingest serve", telemetry, decorate) as (broker, store, declared):
+        await _serve(settings, broker, store, declared, listener, telemetry, stop)
 
 
 async def run_worker(
@@ -70,7 +70,7 @@ async def run_worker(
 ) -> None:
     """Consume until `stop` is set. Arguments as `run_shim`."""
     telemetry = _telemetry(settings, "ingest work", endpoint)
-    async with _adapters(settings, "ingest work", telemetry, decorate) as (broker, store):
+    async with _adapters(settings, "ingest work", telemetry, decorate) as (broker, store, _):
         await _work(settings, broker, store, telemetry, stop)
 
 
@@ -88,12 +88,12 @@ async def run_shim_and_worker(
     `prepare` is called with the store before either starts; the other arguments are as for `run_shim`.
     """
     telemetry = _telemetry(settings, "ingest dev", endpoint)
-    async with _adapters(settings, "ingest dev", telemetry, decorate) as (broker, store):
+    async with _adapters(settings, "ingest dev", telemetry, decorate) as (broker, store, declared):
         await prepare(store)
         shim_stopped = asyncio.Event()
         async with asyncio.TaskGroup() as group:
             group.create_task(_work(settings, broker, store, telemetry, shim_stopped))
-            await _serve(settings, broker, store, listener, telemetry, stop)
+            await _serve(settings, broker, store, declared, listener, telemetry, stop)
             shim_stopped.set()
 
 
@@ -170,7 +170,8 @@ def _telemetry(settings: Settings, role: str, endpoint: MetricsEndpoint | None) 
 @asynccontextmanager
 async def _adapters(
     settings: Settings, purpose: str, telemetry: Telemetry, decorate: Decorate = undecorated
-) -> AsyncIterator[Adapters]:
+) -> AsyncIterator[tuple[Broker, Store, asyncio.Event]]:
+    """Yield the adapters of a process, and an event that is set when the topology is declared."""
     backend = broker_backend(settings)
     stored = store_backend(settings)
     warn_of_unknown_settings()
@@ -183,13 +184,14 @@ async def _adapters(
         broker, store = telemetry.broker(decorated_broker, backend.system), telemetry.store(decorated_store)
         await stack.enter_async_context(telemetry.running())
         async with asyncio.TaskGroup() as group:
-            declaring = group.create_task(_declare(broker))
-            yield broker, store
+            declared = asyncio.Event()
+            declaring = group.create_task(_declare(broker, declared))
+            yield broker, store, declared
             declaring.cancel()
 
 
-async def _declare(broker: Broker) -> None:
-    """Declare the topology as soon as the broker is available."""
+async def _declare(broker: Broker, declared: asyncio.Event) -> None:
+    """Declare the topology as soon as the broker is available, then set the event."""
     backoff = Backoff(*_DECLARE_PAUSES)
     while True:
         try:
@@ -199,6 +201,7 @@ async def _declare(broker: Broker) -> None:
             _log.warning("broker_unavailable", error=str(error))
             await asyncio.sleep(backoff.next())
         else:
+            declared.set()
             return
 
 
@@ -206,11 +209,18 @@ async def _serve(
     settings: Settings,
     broker: Broker,
     store: Store,
+    declared: asyncio.Event,
     listener: socket.socket,
     telemetry: Telemetry,
     stop: asyncio.Event,
 ) -> None:
     publisher = await broker.publisher()
+
+    async def broker_ready() -> None:
+        if not declared.is_set():  # on a new broker, a submission would have no queue
+            raise BrokerUnavailable("the topology is not declared yet")
+        await publisher.ready()
+
     layout = broker_backend(settings).layout
     app = Shim(
         store=store,
@@ -219,6 +229,7 @@ async def _serve(
         deadline=settings.request_deadline,
         meter=telemetry.meter,
         layout=layout,
+        broker_ready=broker_ready,
     )
     server = shim_server(telemetry.app(app), settings.shutdown_deadline)
 

@@ -1,6 +1,6 @@
 """GET: a submission by its id, and health."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -12,7 +12,7 @@ from ingest.domain import events
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.identity import SubmissionKind, batch_and_index, is_id
 from ingest.domain.ledger import UNDECIDED, Entry
-from ingest.domain.ports import Publisher, Store
+from ingest.domain.ports import Store
 from ingest.shim.auth import Auth
 from ingest.shim.problems import Problem, store_unavailable
 from ingest.shim.readiness import Readiness
@@ -23,13 +23,13 @@ class Lookups:
 
     Args:
         store: the ledger.
-        publisher: `/readyz` asks it whether the broker takes publishes.
+        broker_ready: `/readyz` asks it; it raises BrokerUnavailable unless the broker takes submissions.
         auth: API keys.
     """
 
-    def __init__(self, store: Store, publisher: Publisher, auth: Auth) -> None:
+    def __init__(self, store: Store, broker_ready: Callable[[], Awaitable[None]], auth: Auth) -> None:
         self._store = store
-        self._readiness = Readiness(publisher.ready, store.ready)
+        self._readiness = Readiness(broker_ready, store.ready)
         self._auth = auth
 
     def routes(self) -> list[Route]:

@@ -1,5 +1,6 @@
 """One micro-batch of requests: one admission, one publish, one ledger write."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -67,7 +68,9 @@ class SubmissionPipeline:
                 decisions[index] = msgspec.structs.replace(decision, verdict=Verdict.UNCONFIRMED)
         await self._record_queued(confirmed)
         if not_taken or in_doubt:
-            _log.warning("publish_unconfirmed", not_taken=len(not_taken), in_doubt=len(in_doubt))
+            unconfirmed = Counter(map(str, outcomes))
+            unconfirmed.pop(PublishOutcome.CONFIRMED, None)
+            _log.warning("publish_unconfirmed", outcomes=dict(unconfirmed))
             await self._admission.release(not_taken, refund=True)
             await self._admission.release(in_doubt, refund=False)
         return decisions

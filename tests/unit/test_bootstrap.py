@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import cast
 
+import httpx
 import pytest
 from structlog.testing import capture_logs
 
@@ -11,6 +12,7 @@ from ingest import bootstrap
 from ingest.broker.decorators import BrokerDecorator
 from ingest.domain.errors import BrokerUnavailable
 from ingest.domain.ports import Broker, Consumer, Publisher, Store
+from ingest.serving import listen
 from ingest.settings import load
 from tests.support.virtual_time_loop import in_virtual_time
 
@@ -53,6 +55,42 @@ async def test_failed_declaration_is_the_same_outage_as_a_failed_connection(tmp_
     assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["broker_unavailable"]
 
 
+class UndeclaredBroker(BrokerWithoutTopology):
+    """A broker whose topology is declared when `may_declare` is set."""
+
+    def __init__(self, broker: Broker) -> None:
+        super().__init__(broker)
+        self.may_declare = asyncio.Event()
+
+    async def declare(self) -> None:
+        await self.may_declare.wait()
+        await self._broker.declare()
+
+
+async def test_shim_is_not_ready_until_the_topology_is_declared(tmp_path: Path) -> None:
+    """On a new broker, a submission would have no queue: RabbitMQ returns it, and the answer is 503."""
+    brokers: list[UndeclaredBroker] = []
+    stop = asyncio.Event()
+
+    def decorate(broker: Broker, store: Store) -> bootstrap.Adapters:
+        brokers.append(UndeclaredBroker(broker))
+        return brokers[0], store
+
+    listener = listen("127.0.0.1", 0)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/readyz"
+    running = asyncio.create_task(
+        bootstrap.run_shim(load(data_dir=str(tmp_path)), listener, None, stop, decorate=decorate)
+    )
+    async with asyncio.timeout(30), httpx.AsyncClient() as client:
+        answer = await client.get(url)
+        assert (answer.status_code, answer.json()["broker"]) == (503, "unavailable")
+        brokers[0].may_declare.set()
+        while (await client.get(url)).status_code != 200:
+            await asyncio.sleep(0.1)  # an answer is used for a second
+    stop.set()
+    await running
+
+
 class DeafBroker:
     """A broker that is unavailable, and whose connection breaks when a declaration is cancelled."""
 
@@ -66,7 +104,7 @@ class DeafBroker:
 
 @in_virtual_time
 async def test_declaration_ends_although_the_connection_loses_the_cancellation() -> None:
-    declaring = asyncio.create_task(bootstrap._declare(cast("Broker", DeafBroker())))
+    declaring = asyncio.create_task(bootstrap._declare(cast("Broker", DeafBroker()), asyncio.Event()))
     await asyncio.sleep(1)
     declaring.cancel()
     done, _ = await asyncio.wait([declaring], timeout=30)
