@@ -84,7 +84,7 @@ def check_page(page: Page) -> None:
 
 
 def submit(url: str, key: str) -> str:
-    answer = httpx.post(f"{url}/v1/tasks", json=KEYED, headers={"Authorization": f"Bearer {key}"})
+    answer = httpx.post(f"{url}/v1/tasks", json=KEYED, headers={"Authorization": f"Bearer {key}"}, timeout=20)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["task_id"])
 

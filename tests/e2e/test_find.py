@@ -76,8 +76,8 @@ async def test_submission_is_found_on_its_way_through_rabbitmq_and_aerospike(
         await asyncio.to_thread(wait_ready, url)
         headers = {"Authorization": f"Bearer {api_key}", "X-Request-Id": "req-1"}
         headers["traceparent"] = f"00-{TRACE_ID}-b7ad6b7169203331-01"
-        answer = await asyncio.to_thread(httpx.post, f"{url}/v1/tasks", json=KEYED, headers=headers)
-        assert answer.status_code == 202
+        answer = await asyncio.to_thread(httpx.post, f"{url}/v1/tasks", json=KEYED, headers=headers, timeout=20)
+        assert answer.status_code == 202, (answer.text, serve.text())
     task_id = answer.json()["task_id"]
     queued = support.entry("order-7", "--customer", cust_id)
     assert (queued["id"], queued["phase"], queued["event_confirmed"]) == (task_id, "queued", False)
