@@ -10,15 +10,15 @@ import binascii
 import hashlib
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ingest.domain import addresses, admitted, bundles, topology
+from ingest.domain import addresses, admitted, bundles, redrives, topology
 from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.events import rfc3339
 from ingest.domain.messages import JSON, MAX_MESSAGE, Delivery, Message
+from ingest.domain.redrives import Redrives, redrives_of, unix_seconds
 from ingest.domain.trace import trace_of
 
 REASON_HEADER: Final = "x-ingest-reason"
@@ -29,11 +29,12 @@ HEADERS: Final = (
     REASON_HEADER,
     TIME_HEADER,
     ENVELOPE_HEADER,
+    *redrives.HEADERS,
     "x-death",
     "x-first-death-queue",
     "x-first-death-reason",
 )
-"""The headers that `read` uses. RabbitMQ sets the last three."""
+"""The headers that `read` uses, besides those of the trace. RabbitMQ sets the last three."""
 MAX_ENVELOPED: Final = 256 * 1024
 """The most bytes of a submission's body in an envelope. 8 MiB of control characters are 48 MiB in JSON, which takes
 0.1 s. A message above MAX_MESSAGE would be refused on every attempt, and its submission would never be finished."""
@@ -80,7 +81,8 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     `id` is its message_id, or a hash if it has none; copies have the same id. `died_at` is in Unix seconds, None if
     it is not recorded, or if its producer may have forged it. If `origin` is None, the message is not a submission, and
     only `delivery` can be shown. `expiration` is the producer's property of a submission that expired in its queue, in
-    milliseconds. If it is `trimmed`, the body of `origin` is empty, and there are no `errors`.
+    milliseconds. If it is `trimmed`, the body of `origin` is empty, and there are no `errors`. `redrives` are the
+    earlier ones.
     """
 
     id: str
@@ -89,6 +91,7 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     errors: tuple[dict[str, str], ...] = ()
     cust_id: str = ""
     died_at: float | None = None
+    redrives: Redrives = redrives.NONE
     origin: Origin | None = None
     expiration: str | None = None
     trimmed: Trimmed | None = None
@@ -105,7 +108,7 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
     """
     submission = properties_of(delivery)
     detail = {"reason": error.reason, "error": error.message, "errors": error.errors, "submission": submission}
-    headers = {REASON_HEADER: str(error.reason), TIME_HEADER: now}
+    headers = {REASON_HEADER: str(error.reason), TIME_HEADER: now, **redrives_of(delivery.headers).headers()}
     if len(delivery.body) <= MAX_ENVELOPED:
         body = msgspec.json.encode(detail | {"submission": submission | body_fields(delivery.body)})
     else:
@@ -120,7 +123,7 @@ def dead_letter(delivery: Delivery, error: InvalidSubmission, now: str) -> Messa
         body=body,
         message_id=f"dead:{digest(delivery)}",
         headers=headers,
-        timestamp=None if (seconds := _seconds(now)) is None else int(seconds),
+        timestamp=None if (seconds := unix_seconds(now)) is None else int(seconds),
     )
 
 
@@ -132,7 +135,7 @@ def rewritten(dead: DeadLetter) -> Message:
     if dead.origin is None:
         raise ValueError(f"{dead.id} contains no submission")
     submission = properties_of(dead.origin) | body_fields(dead.origin.body)
-    headers: dict[str, Any] = {REASON_HEADER: dead.reason}
+    headers: dict[str, Any] = {REASON_HEADER: dead.reason, **dead.redrives.headers()}
     if dead.died_at is not None:
         headers[TIME_HEADER] = rfc3339(int(dead.died_at * 1000))
     if (trace := trace_of(dead.delivery.headers)) is not None:
@@ -180,7 +183,7 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
     broker has checked it, or one of the service's own users sent the message.
     """
     if delivery.user_id in trusted and delivery.routing_key.startswith("rejected."):
-        return _read_envelope(delivery)
+        return _read_envelope(delivery, trusted)
     address = addresses.parse(delivery.routing_key)
     death = _death(delivery.headers, checked=delivery.deaths_checked or delivery.user_id in trusted)
     if address is None:
@@ -195,6 +198,7 @@ def read(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
         error=f"dead-lettered by the broker: {death.reason}{death.cause}",
         cust_id=address.cust_id,
         died_at=death.died_at,
+        redrives=redrives_of(delivery.headers) if delivery.user_id in trusted else redrives.NONE,
         expiration=death.expiration,
         origin=Origin(
             queue=death.queue,
@@ -246,11 +250,14 @@ def resubmission(dead: DeadLetter) -> Message:
     origin = dead.origin
     if origin is None or dead.trimmed is not None:
         raise ValueError(f"{dead.id} contains no submission")
-    return submit_again(origin, dead.delivery.headers)
+    return submit_again(origin, {**dead.delivery.headers, **dead.redrives.next(dead.died_at).headers()})
 
 
 def submit_again(submission: Origin | Delivery, headers: Mapping[str, Any]) -> Message:
-    """Return a message that submits a submission again, with its timestamp and the trace context in `headers`."""
+    """Return a message that submits a submission again, with its timestamp.
+
+    The trace context and what is known of redrives are taken from `headers`.
+    """
     trace = trace_of(headers)
     return Message(
         exchange=topology.SUBMISSIONS,
@@ -259,12 +266,12 @@ def submit_again(submission: Origin | Delivery, headers: Mapping[str, Any]) -> M
         message_id=submission.message_id or "",
         content_type=submission.content_type or JSON,
         type=submission.type or "",
-        headers=trace.headers() if trace else {},
+        headers=redrives_of(headers).headers() | (trace.headers() if trace else {}),
         timestamp=submission.timestamp,
     )
 
 
-def _read_envelope(delivery: Delivery) -> DeadLetter:
+def _read_envelope(delivery: Delivery, trusted: frozenset[str]) -> DeadLetter:
     try:
         envelope = delivery.headers.get(ENVELOPE_HEADER)
         detail = msgspec.json.decode(delivery.body if envelope is None else str(envelope))
@@ -281,7 +288,8 @@ def _read_envelope(delivery: Delivery) -> DeadLetter:
             error=str(detail["error"]),
             errors=tuple(detail["errors"]),
             cust_id=address.cust_id if address else "",
-            died_at=_seconds(delivery.headers.get(TIME_HEADER)),
+            died_at=unix_seconds(delivery.headers.get(TIME_HEADER)),
+            redrives=redrives_of(delivery.headers) if origin.user_id in trusted else redrives.NONE,
             origin=origin,
             trimmed=trimmed,
             delivery=delivery,
@@ -333,17 +341,5 @@ def _death(headers: Mapping[str, Any], *, checked: bool) -> _Death:
     reason = last.get("reason") or headers.get("x-first-death-reason")
     expiration = last.get("original-expiration")
     own = expiration if isinstance(expiration, str) and _MILLISECONDS.fullmatch(expiration) else None
-    died_at = _seconds(last.get("time")) if checked else None
+    died_at = unix_seconds(last.get("time")) if checked else None
     return _Death(queue and str(queue), str(reason or UNKNOWN), died_at, own, checked)
-
-
-def _seconds(time: Any) -> float | None:
-    """Unix seconds of a time in AMQP (datetime, UTC) or JSON (RFC 3339, or a number); None if it is neither."""
-    if isinstance(time, str):
-        try:
-            time = datetime.fromisoformat(time)
-        except ValueError:
-            return None
-    if isinstance(time, datetime):
-        return (time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp()
-    return float(time) if isinstance(time, int | float) else None

@@ -32,7 +32,7 @@ def trimmed_letter(dead: DeadLetter, now: str) -> Message:
     """Return the message that takes the place of a dead letter; `now` is RFC 3339. Check `can_be_trimmed` first."""
     trimmed = Trimmed(now, *_removed(dead))
     reason = _shortened(dead.reason, _MAX_REASON)
-    headers = {REASON_HEADER: reason}
+    headers = {REASON_HEADER: reason, **dead.redrives.headers()}
     timestamp = _died_at(dead)
     if timestamp is not None:
         headers[TIME_HEADER] = rfc3339(timestamp * 1000)

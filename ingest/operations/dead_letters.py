@@ -247,7 +247,9 @@ def details(dead: DeadLetter) -> dict[str, Any]:
         "error": dead.error,
         "errors": list(dead.errors),
         "cust_id": dead.cust_id,
-        "died_at": dead.died_at and rfc3339(int(dead.died_at * 1000)),
+        "died_at": _time(dead.died_at),
+        "redrives": dead.redrives.count,
+        "first_died_at": _time(dead.died_at if not dead.redrives.count else dead.redrives.first_died_at),
         "deliveries": dead.delivery.deliveries,
     }
     if origin is None:
@@ -259,6 +261,10 @@ def details(dead: DeadLetter) -> dict[str, Any]:
     else:
         submission |= body_fields(origin.body)
     return fields | {"submission": submission}
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else rfc3339(int(seconds * 1000))
 
 
 class _Pace:

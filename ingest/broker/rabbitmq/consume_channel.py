@@ -17,7 +17,7 @@ from ingest.broker.rabbitmq.amqp.connection import CONNECT_TIMEOUT, Connection
 from ingest.broker.rabbitmq.amqp.frames import ContentAssembler
 from ingest.broker.rabbitmq.delivery_memory import DeliveryMemory, Reservation
 from ingest.broker.rabbitmq.versions import attempt_headers, attempts, checks_deaths
-from ingest.domain import dead_letters
+from ingest.domain import dead_letters, redrives
 from ingest.domain.errors import BrokerUnavailable, cause_of
 from ingest.domain.messages import Delivery
 from ingest.domain.topology import INGEST_DEAD
@@ -72,8 +72,7 @@ class ConsumeChannel:
         self.end: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         channel.closing.add_done_callback(self._closed)
         headers = [TRACEPARENT, TRACESTATE, *attempt_headers(connection.server_version)]
-        if queue == INGEST_DEAD:
-            headers += dead_letters.HEADERS
+        headers += dead_letters.HEADERS if queue == INGEST_DEAD else redrives.HEADERS
         self._contents = ContentAssembler(self._delivered, headers)
         self._deaths_checked = checks_deaths(connection.server_version)
         self._properties_size = 0

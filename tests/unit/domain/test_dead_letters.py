@@ -92,7 +92,8 @@ def test_submission_dead_lettered_by_the_broker_has_reason_and_time_of_its_lates
     redriven = resubmission(dead)
     assert redriven.exchange == topology.SUBMISSIONS
     assert (redriven.routing_key, redriven.message_id) == ("batch.submitted.acme", "m1")
-    assert (redriven.headers, redriven.timestamp) == ({"traceparent": PARENT}, 5)
+    history = {"x-ingest-redrives": "1", "x-ingest-first-died-at": "2026-04-09T12:00:00Z"}
+    assert (redriven.headers, redriven.timestamp) == ({"traceparent": PARENT} | history, 5)
 
 
 @pytest.mark.parametrize(
