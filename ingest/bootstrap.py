@@ -12,7 +12,7 @@ from typing import Final
 import structlog
 import uvloop
 
-from ingest.backends import broker_backend, store_backend
+from ingest.backends import BrokerBackend, broker_backend, store_backend
 from ingest.broker.bundles.broker import BundlingBroker
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
 from ingest.domain.ports import Broker, Store
@@ -82,13 +82,15 @@ async def run_shim_and_worker(
     prepare: Callable[[Store], Awaitable[None]],
     *,
     decorate: Decorate = undecorated,
+    backend: BrokerBackend | None = None,
 ) -> None:
     """Run the shim and the worker in one process; the worker stops last, so that it finishes what the shim accepted.
 
-    `prepare` is called with the store before either starts; the other arguments are as for `run_shim`.
+    `prepare` is called with the store before either starts; `backend` opens the broker, by default one of the
+    settings. The other arguments are as for `run_shim`.
     """
     telemetry = _telemetry(settings, "ingest dev", endpoint)
-    async with _adapters(settings, "ingest dev", telemetry, decorate) as (broker, store, declared):
+    async with _adapters(settings, "ingest dev", telemetry, decorate, backend) as (broker, store, declared):
         await prepare(store)
         shim_stopped = asyncio.Event()
         async with asyncio.TaskGroup() as group:
@@ -169,10 +171,14 @@ def _telemetry(settings: Settings, role: str, endpoint: MetricsEndpoint | None) 
 
 @asynccontextmanager
 async def _adapters(
-    settings: Settings, purpose: str, telemetry: Telemetry, decorate: Decorate = undecorated
+    settings: Settings,
+    purpose: str,
+    telemetry: Telemetry,
+    decorate: Decorate = undecorated,
+    backend: BrokerBackend | None = None,
 ) -> AsyncIterator[tuple[Broker, Store, asyncio.Event]]:
     """Yield the adapters of a process, and an event that is set when the topology is declared."""
-    backend = broker_backend(settings)
+    backend = backend or broker_backend(settings)
     stored = store_backend(settings)
     warn_of_unknown_settings()
     async with AsyncExitStack() as stack:

@@ -215,7 +215,10 @@ class RabbitMQBackend:
 
 
 class EmbeddedBackend:
-    """The embedded queue. One process at a time can open it to change it."""
+    """The embedded queue. One process at a time can open it to change it.
+
+    While a broker that `open` has returned is open, its dead letters are changed through it.
+    """
 
     system = "ingest.embedded"
     layout = topology.DEFAULT
@@ -223,14 +226,18 @@ class EmbeddedBackend:
     def __init__(self, settings: Settings) -> None:
         self._path = sqlite_file(settings.broker, _VARIABLE)
         self.trusted_users = settings.trusted_users or frozenset({USER})
+        self._opened: EmbeddedBroker | None = None
 
     async def open(self, purpose: str) -> EmbeddedBroker:
-        return await EmbeddedBroker.open(self._path)
+        self._opened = await EmbeddedBroker.open(self._path)
+        return self._opened
 
     @asynccontextmanager
     async def open_dead_letters(self, *, change: bool) -> AsyncIterator[DeadLetterAccess]:
         publisher: Callable[[], Awaitable[Publisher]]
-        if change:
+        if change and self._opened is not None and not self._opened.is_closed:
+            embedded, publisher = self._opened.dead_letters(keep_open=True), self._opened.publisher
+        elif change:
             broker = await self._open_to_change()
             embedded, publisher = broker.dead_letters(), broker.publisher
         else:

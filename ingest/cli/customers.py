@@ -9,7 +9,7 @@ import msgspec
 import typer
 
 from ingest import settings
-from ingest.cli.options import Json, rate_limit, seconds
+from ingest.cli.options import Json, rate_limit
 from ingest.cli.registry import (
     Cust,
     customers_text,
@@ -23,6 +23,7 @@ from ingest.cli.registry import (
 from ingest.domain.customers import Customer, is_cust_id
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
+from ingest.operations.parameters import seconds
 
 app = typer.Typer(
     help="Customers: quota, rate limit, weight, retention, strict or not, disabled.", no_args_is_help=True

@@ -11,14 +11,14 @@ import typer
 
 from ingest.backends import DeadLetterAccess
 from ingest.cli import dlq_trim, dlq_view
-from ingest.cli.dlq_options import All, Customer, DryRun, Ids, Newer, Older, Reasons, rate_of, selection_of
+from ingest.cli.dlq_options import All, Customer, DryRun, Ids, Newer, Older, Reasons, selection_of
 from ingest.cli.dlq_session import ProgressBar, confirmed, run, terminal
 from ingest.cli.exits import UNAVAILABLE, Ending, writing_to
 from ingest.cli.options import Json
 from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.display import json_text
 from ingest.domain.errors import ConfigurationError
-from ingest.operations import dead_letters
+from ingest.operations import dead_letters, parameters
 from ingest.operations.dead_letters import Group, Report, Selection
 
 app = typer.Typer(
@@ -155,7 +155,7 @@ def redrive(
     Example: ingest dlq redrive --reason quota_exhausted --customer acme --rate 50/s
     """
     selection = selection_of(ids, reason, customer, older, newer, all_=all_)
-    limit = rate_of(rate)
+    limit = None if rate is None else parameters.rate(rate, "--rate")
     report, progress = Report(), ProgressBar("redriven {done:,}, read {handled:,}")
 
     async def drive(access: DeadLetterAccess) -> None:

@@ -1,13 +1,12 @@
 """Options of `ingest dlq`: which dead letters, and how fast."""
 
-import re
 from typing import Annotated
 
 import typer
 
-from ingest.cli.options import seconds
 from ingest.domain.errors import ConfigurationError
 from ingest.operations.dead_letters import Selection
+from ingest.operations.parameters import seconds
 from ingest.operations.remedies import REMEDIES
 
 Ids = Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Only these; copies share an id.")]
@@ -50,13 +49,3 @@ def selection_of(
     if all_ and selection != Selection():
         raise ConfigurationError("--all cannot be combined with other selections")
     return selection
-
-
-def rate_of(text: str | None) -> float | None:
-    """Parse a rate such as 50/s; return messages per second. Raises ConfigurationError."""
-    if text is None:
-        return None
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?)(?:/s)?", text)
-    if match is None or not float(match[1]):
-        raise ConfigurationError(f"--rate must be a number per second, such as 50/s; it is {text!r}")
-    return float(match[1])

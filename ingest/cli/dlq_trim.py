@@ -11,8 +11,9 @@ from ingest.backends import BrokerBackend, broker_backend
 from ingest.cli.dlq_options import DryRun
 from ingest.cli.dlq_session import run_with_backend
 from ingest.cli.exits import UNAVAILABLE, Ending
-from ingest.cli.options import Json, byte_count, seconds, size_text
+from ingest.cli.options import Json, byte_count, size_text
 from ingest.domain.display import json_text, shown
+from ingest.operations.parameters import seconds
 from ingest.operations.trim import TrimReport
 from ingest.operations.trim import trim as trim_once
 from ingest.operations.trim_loop import trim_repeatedly

@@ -15,22 +15,11 @@ Scrape = Annotated[
 ]
 
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_LONGEST: Final = 3650 * 86_400
 
 
 def metrics_urls(current: Settings) -> list[str]:
     """Return where the processes with these settings serve their metrics, if they do."""
     return [f"http://{current.metrics_host}:{current.metrics_port}"] if current.metrics_port else []
-
-
-def seconds(text: str, option: str) -> int:
-    """Parse a time such as 90s, 12h or 7d; return seconds. Raises ConfigurationError, which names the option."""
-    match = re.fullmatch(r"(\d{1,9})([smhd])", text)
-    value = int(match[1]) * _UNITS[match[2]] if match else 0
-    if not 1 <= value <= _LONGEST:
-        raise ConfigurationError(f"{option} must be a time such as 90s, 12h or 7d, at most 3650d; it is {text!r}")
-    return value
 
 
 def byte_count(text: str, option: str) -> int:

@@ -39,6 +39,7 @@ class EmbeddedBroker:
         self._file = file
         self._lock = lock
         self._wakeups: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.is_closed = False
 
     @classmethod
     async def open(cls, path: Path | str, *, patience: float = BUSY) -> Self:
@@ -82,11 +83,12 @@ class EmbeddedBroker:
     async def consumer(self, queue: str, prefetch: int) -> "EmbeddedConsumer":
         return EmbeddedConsumer(self._file, self._wakeups, queue, prefetch)
 
-    def dead_letters(self) -> EmbeddedDeadLetters:
-        """Return the dead letters of this file, to change them. Closing them closes the broker."""
-        return EmbeddedDeadLetters(self._file, self._lock)
+    def dead_letters(self, *, keep_open: bool = False) -> EmbeddedDeadLetters:
+        """Return the dead letters of this file, to change them. Closing them closes the broker, unless `keep_open`."""
+        return EmbeddedDeadLetters(self._file, self._lock, keep_open=keep_open)
 
     async def close(self) -> None:
+        self.is_closed = True
         await self._file.close()
         self._lock.close()
 

@@ -22,9 +22,10 @@ class EmbeddedDeadLetters:
     `read_only` opens it to look only; `EmbeddedBroker.dead_letters` to clear, too.
     """
 
-    def __init__(self, file: SqliteFile, lock: TextIO | None = None) -> None:
+    def __init__(self, file: SqliteFile, lock: TextIO | None = None, *, keep_open: bool = False) -> None:
         self._file = file
         self._lock = lock
+        self._keep_open = keep_open
 
     @classmethod
     async def read_only(cls, path: Path) -> Self:
@@ -71,6 +72,8 @@ class EmbeddedDeadLetters:
         await self._file.change(lambda db: schema.delete(db, ids))
 
     async def close(self) -> None:
+        if self._keep_open:
+            return
         await self._file.close()
         if self._lock is not None:
             self._lock.close()
