@@ -131,6 +131,9 @@ class Settings(BaseSettings):
         description="password of the console, at least 16 characters; needed if it listens on an address that is "
         "not loopback, unless INGEST_CONSOLE_USER_HEADER is set",
     )
+    console_allow_actions: bool = Field(
+        False, description="the console may redrive, export and delete dead letters; otherwise it only reads"
+    )
     console_user_header: str = Field(
         "",
         description="header in which a proxy that authenticates users, such as oauth2-proxy, names the user to the "

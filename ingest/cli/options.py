@@ -13,6 +13,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Scrape = Annotated[
     list[str] | None, typer.Option(metavar="URL", help="A process's metrics port, http://host:port; repeatable.")
 ]
+AllowActions = Annotated[
+    bool | None,
+    typer.Option(
+        "--allow-actions",
+        help="Let the console redrive, export and delete dead letters. [INGEST_CONSOLE_ALLOW_ACTIONS]",
+        show_default=False,
+    ),
+]
 
 _SIZES: Final = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 

@@ -12,11 +12,11 @@ import structlog
 import typer
 
 from ingest import bootstrap, settings
-from ingest.backends import require_rabbitmq
+from ingest.backends import broker_backend, require_rabbitmq
 from ingest.cli import supervisor
 from ingest.cli.dev_key import given_key, stored_key
 from ingest.cli.keys import save_key
-from ingest.cli.options import metrics_urls
+from ingest.cli.options import AllowActions, metrics_urls
 from ingest.cli.webhooks import check_webhook
 from ingest.console import ConsoleServer
 from ingest.domain.customers import Customer, hash_api_key
@@ -79,6 +79,7 @@ def dev(
             show_default=False,
         ),
     ] = None,
+    allow_actions: AllowActions = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Do not print the events.")] = False,
 ) -> None:
     """Run everything in one process, on SQLite files. It is for a first try and for tests, with one customer, `dev`.
@@ -91,6 +92,7 @@ def dev(
         host=host,
         port=port,
         console_port=console_port,
+        console_allow_actions=allow_actions,
         broker_url="",
         store_url="",
     )
@@ -99,7 +101,8 @@ def dev(
         check_webhook(url)
     logs.configure(current.log_level, current.log_format, current.dependencies)
     listener = open_listener(current.host, current.port)
-    console = ConsoleServer(current, _console_listener(current), metrics_urls(current))
+    backend = broker_backend(current)
+    console = ConsoleServer(current, _console_listener(current), metrics_urls(current), backend)
     webhooks = frozenset({DEV_WEBHOOK, *(webhook or [])})
 
     prepared = asyncio.Event()
@@ -122,7 +125,9 @@ def dev(
         decorate = bootstrap.undecorated if quiet else _show_events
         async with asyncio.TaskGroup() as group:
             group.create_task(serve_console(stop))
-            await bootstrap.run_shim_and_worker(current, listener, endpoint, stop, prepare, decorate=decorate)
+            await bootstrap.run_shim_and_worker(
+                current, listener, endpoint, stop, prepare, decorate=decorate, backend=backend
+            )
 
     raise typer.Exit(bootstrap.run(main, current.shutdown_deadline))
 

@@ -1,4 +1,4 @@
-"""Who may read the console.
+"""Who may use the console.
 
 On a loopback address every user of the machine can, also one who cannot read the settings. Elsewhere a token is needed,
 or a proxy that has authenticated the user and says so in a header.
@@ -29,6 +29,17 @@ class Refused(msgspec.Struct, frozen=True):
 
     status: int
     message: str
+
+
+class Visitor(msgspec.Struct, frozen=True):
+    """Who sends a request, for the log.
+
+    `identified_by` says how much the name is worth: `proxy` has authenticated the user, `token` is a name that somebody
+    with the token has typed, and `loopback` is any user of the machine.
+    """
+
+    name: str
+    identified_by: str
 
 
 class Access:
@@ -64,14 +75,24 @@ class Access:
         self._token = token.encode()
         self._user_header = user_header.lower()
 
-    def refusal(self, headers: Mapping[str, str]) -> Refused | None:
+    def visitor(self, headers: Mapping[str, str]) -> Visitor:
+        """Return who sends a request that is not refused."""
+        if self._user_header:
+            return Visitor(headers[self._user_header], "proxy")
+        if self._token:
+            return Visitor(_credentials(headers.get("authorization", ""))[0] or "unnamed", "token")
+        return Visitor("local", "loopback")
+
+    def refusal(self, headers: Mapping[str, str], method: str = "GET") -> Refused | None:
         """Return why a request is refused; None if it may be answered.
 
         A page of another site may lead here, as the login page of a proxy does, but must not cause hidden requests.
         Without a token and a proxy, the request must name an address of this machine: otherwise such a page could let
         its own host name point here, and read the answers (DNS rebinding).
         """
-        is_navigation = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        is_navigation = method in ("GET", "HEAD") and (
+            (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+        )
         if headers.get("sec-fetch-site", "") not in _OWN_PAGES and not is_navigation:
             return Refused(403, "a page of another site must not load this")
         if self._token and not self._has_token(headers.get("authorization", "")):
@@ -83,16 +104,21 @@ class Access:
         return None
 
     def _has_token(self, authorization: str) -> bool:
-        scheme, _, credentials = authorization.partition(" ")
-        if scheme.lower() == "bearer":
-            return hmac.compare_digest(credentials.strip().encode("utf-8", "replace"), self._token)
-        if scheme.lower() != "basic":
-            return False
-        try:
-            password = base64.b64decode(credentials, validate=True).partition(b":")[2]
-        except ValueError:
-            return False
-        return hmac.compare_digest(password, self._token)
+        return hmac.compare_digest(_credentials(authorization)[1], self._token)
+
+
+def _credentials(authorization: str) -> tuple[str, bytes]:
+    """Return the user name and the password or token in a header; empty if it has none."""
+    scheme, _, credentials = authorization.partition(" ")
+    if scheme.lower() == "bearer":
+        return "", credentials.strip().encode("utf-8", "replace")
+    if scheme.lower() != "basic":
+        return "", b""
+    try:
+        name, _, password = base64.b64decode(credentials, validate=True).partition(b":")
+    except ValueError:
+        return "", b""
+    return name.decode("utf-8", "replace"), password
 
 
 def _host_name(host: str) -> str:

@@ -50,6 +50,8 @@ class DeadLetters:
         self._monotonic = monotonic
         self._max_rows = max_rows
         self._max_bytes = max_bytes
+        self.queue_lock = asyncio.Lock()
+        """Held by whoever in this process uses the queue."""
         self._task: asyncio.Task[None] | None = None
         self._tried_at = float("-inf")
         self.snapshot: Snapshot | None = None
@@ -82,6 +84,10 @@ class DeadLetters:
             raise BrokerUnavailable(self.failure or "they are being read now, load the page again")
         return snapshot.matches(names, customer)
 
+    def changed(self) -> None:
+        """Read the queue again when the next page shows it: it was changed."""
+        self._tried_at = float("-inf")
+
     async def close(self) -> None:
         """Stop reading, and delete what was read."""
         if self._task is not None:
@@ -94,7 +100,8 @@ class DeadLetters:
         snapshot = Snapshot(self._clock(), self._max_rows, self._max_bytes)
         self.progress, self.total = Progress(), 0
         try:
-            async with self._open(change=False) as access:
+            async with self.queue_lock, self._open(change=False) as access:
+                snapshot.at = self._clock()
                 self.total = await access.queue.count()
                 slices = TimeSlices()
                 async for letters in select(access.queue, Selection(), access.trusted_users):

@@ -19,6 +19,7 @@ def details_facts(found: dict[str, Any]) -> tuple[dict[str, str], str]:
         "reason": f"{found['reason']}: {found['error']}",
         "customer": found["cust_id"],
         "died": found["died_at"] or "unknown",
+        "redriven": _redriven(found),
         **{f"error {number}": error.get("error", error) for number, error in enumerate(found["errors"], 1)},
         "what to do": found["remedy"],
         "redrive": f"not possible: {found['blocker']}" if found["blocker"] else "possible: `ingest dlq redrive`",
@@ -27,3 +28,10 @@ def details_facts(found: dict[str, Any]) -> tuple[dict[str, str], str]:
         **submission,
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}, body
+
+
+def _redriven(found: dict[str, Any]) -> str:
+    """Return how often it was redriven before, and when it first died; empty if it was not."""
+    count = found.get("redrives", 0)
+    first = found.get("first_died_at") or "at an unknown time"
+    return f"{count} time{'' if count == 1 else 's'}; it first died {first}" if count else ""

@@ -5,8 +5,9 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from ingest.backends import broker_backend, store_backend
+from ingest.backends import BrokerBackend, broker_backend, store_backend
 from ingest.console.access import Access
+from ingest.console.actions import Actions
 from ingest.console.app import Console
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.history import History
@@ -28,16 +29,25 @@ class ConsoleServer:
         settings: say which service, and who may read the pages.
         listener: a listening socket.
         metrics_urls: `http://host:port` of processes' metrics.
+        broker: opens the broker; by default one of the settings. A process that has the embedded queue open passes its
+            own.
 
     Raises:
         ConfigurationError: the settings are invalid, or would open the console to the network.
     """
 
-    def __init__(self, settings: Settings, listener: socket.socket, metrics_urls: Sequence[str]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        listener: socket.socket,
+        metrics_urls: Sequence[str],
+        broker: BrokerBackend | None = None,
+    ) -> None:
         token = settings.console_token.get_secret_value()
         self._access = Access(settings.console_host, token, settings.console_user_header)
         self._listener = listener
-        self._store, self._broker = store_backend(settings), broker_backend(settings)
+        self._store, self._broker = store_backend(settings), broker or broker_backend(settings)
+        self._allow_actions = settings.console_allow_actions
         self._collector = StatusCollector(settings, list(metrics_urls))
 
     @property
@@ -49,12 +59,15 @@ class ConsoleServer:
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
         letters = DeadLetters(self._broker.open_dead_letters)
+        actions = None
+        if self._allow_actions:
+            actions = Actions(self._broker.open_dead_letters, letters.queue_lock, letters.changed)
 
         async def find(sought: str, customer: str | None) -> Findings:
             return await find_submission(sought, self._store.open_to_read, letters.search, customer)
 
         history = History(self._collector.collect)
-        server = shim_server(Console(self._access, history, find, letters), _GRACE)
+        server = shim_server(Console(self._access, history, find, letters, actions), _GRACE)
         others = [asyncio.create_task(history.run()), asyncio.create_task(_end(server, stop))]
         try:
             await server.serve([self._listener])
@@ -62,6 +75,8 @@ class ConsoleServer:
             for task in others:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
+            if actions is not None:
+                await actions.close()
             await letters.close()
             await self._collector.close()
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import msgspec
 
 from ingest.domain.dead_letters import DeadLetter, redrive_blocker
-from ingest.operations.dead_letters import details
+from ingest.operations.dead_letters import Selection, details
 from ingest.operations.find import MAX_DEAD_LETTERS, FoundDeadLetter, Matches, found_dead_letter
 from ingest.operations.remedies import remedy
 
@@ -33,6 +33,14 @@ class Row(msgspec.Struct, frozen=True):
     details: dict[str, Any] | None
 
 
+class SelectedCount(msgspec.Struct, frozen=True):
+    """How many selected dead letters have a reason, and the same `blocker`: why they must not be redriven, or None."""
+
+    reason: str
+    blocker: str | None
+    count: int
+
+
 class ReasonGroup(msgspec.Struct):
     """The dead letters of one reason and customer. Times are in Unix seconds, None if they are not known."""
 
@@ -55,13 +63,16 @@ class ReasonGroup(msgspec.Struct):
 _SCHEMA: Final = """
 PRAGMA journal_mode = OFF;
 PRAGMA synchronous = OFF;
-CREATE TABLE letter (number INTEGER PRIMARY KEY, id TEXT, reason TEXT, cust_id TEXT, found BLOB, details BLOB);
+CREATE TABLE letter (
+    number INTEGER PRIMARY KEY, id TEXT, reason TEXT, cust_id TEXT, died_at REAL, blocker TEXT, found BLOB, details BLOB
+);
 CREATE INDEX letter_id ON letter (id);
 CREATE INDEX letter_group ON letter (reason, cust_id, number);
 CREATE TABLE name (name TEXT, number INTEGER, cust_id TEXT);
 CREATE INDEX name_name ON name (name);
 CREATE INDEX name_number ON name (number);
 """
+_EVERYTHING: Final = Selection()
 _decode_found: Final = msgspec.json.Decoder(FoundDeadLetter).decode
 
 
@@ -90,28 +101,37 @@ class Snapshot:
         self.count += 1
         self._group(dead).add(dead)
         found, names = found_dead_letter(dead, trusted)
+        blocker = redrive_blocker(dead, trusted)
         # The id is not unique: copies have the same.
         row = (
             self.count,
             found.id,
             found.reason,
             found.cust_id,
+            found.died_at,
+            blocker,
             msgspec.json.encode(found),
-            self._details(dead, trusted),
+            self._details(dead, blocker),
         )
-        self._db.execute("INSERT INTO letter VALUES (?, ?, ?, ?, ?, ?)", row)
+        self._db.execute("INSERT INTO letter VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
         self._db.executemany("INSERT INTO name VALUES (?, ?, ?)", [(name, self.count, found.cust_id) for name in names])
         if self.count > self._max_rows:
             self._delete(self.count - self._max_rows)
 
     def letters(
-        self, reason: str | None = None, cust_id: str | None = None, *, limit: int, offset: int = 0
+        self, selection: Selection = _EVERYTHING, *, limit: int, offset: int = 0
     ) -> tuple[list[FoundDeadLetter], int]:
-        """Return some of those of a reason and a customer, or of all, latest first; and how many there are."""
-        condition, values = _where(reason=reason, cust_id=cust_id)
+        """Return some of the selected ones, latest first, and how many are selected. Ages are those at the reading."""
+        condition, values = _selected(selection, self.at)
         count = self._db.execute(f"SELECT count(*) FROM letter {condition}", values).fetchone()[0]  # noqa: S608
         sql = f"SELECT found FROM letter {condition} ORDER BY number DESC LIMIT ? OFFSET ?"  # noqa: S608
         return [_decode_found(found) for (found,) in self._db.execute(sql, [*values, limit, offset])], count
+
+    def counts(self, selection: Selection) -> list[SelectedCount]:
+        """Return how many are selected, by reason and by why they must not be redriven, most first."""
+        condition, values = _selected(selection, self.at)
+        sql = f"SELECT reason, blocker, count(*) AS n FROM letter {condition} GROUP BY 1, 2 ORDER BY n DESC, 1, 2"  # noqa: S608
+        return [SelectedCount(*row) for row in self._db.execute(sql, values)]
 
     def row(self, id_: str) -> Row | None:
         """Return the latest one with an id."""
@@ -125,10 +145,9 @@ class Snapshot:
     def matches(self, names: AbstractSet[str], cust_id: str | None) -> Matches:
         """Return those that have one of the names, as `operations.find.Search`."""
         numbers: set[int] = set()
-        condition, values = _where(cust_id=cust_id)
-        sql = f"SELECT number FROM name {condition or 'WHERE true'} AND name = ?"  # noqa: S608
+        sql = "SELECT number FROM name WHERE name = ? AND (?2 IS NULL OR cust_id = ?2)"
         for name in names:
-            numbers.update(number for (number,) in self._db.execute(sql, [*values, name]))
+            numbers.update(number for (number,) in self._db.execute(sql, [name, cust_id]))
         sql = "SELECT found FROM letter WHERE number = ?"
         latest = sorted(numbers)[-MAX_DEAD_LETTERS:]
         found = [_decode_found(self._db.execute(sql, [number]).fetchone()[0]) for number in latest]
@@ -144,8 +163,8 @@ class Snapshot:
             key = "", ""
         return self.groups.setdefault(key, ReasonGroup(*key))
 
-    def _details(self, dead: DeadLetter, trusted: frozenset[str]) -> bytes | None:
-        fields = details(dead) | {"remedy": remedy(dead), "blocker": redrive_blocker(dead, trusted)}
+    def _details(self, dead: DeadLetter, blocker: str | None) -> bytes | None:
+        fields = details(dead) | {"remedy": remedy(dead), "blocker": blocker}
         for holder in (fields, fields.get("submission", {})):
             for name in ("body", "body_base64"):
                 if len(holder.get(name, "")) > _LONGEST_BODY:
@@ -164,10 +183,23 @@ class Snapshot:
             self._db.execute(f"DELETE FROM {table} WHERE number = ?", [number])  # noqa: S608
 
 
-def _where(**values: str | None) -> tuple[str, list[str]]:
-    """Return a condition that the columns have these values, and the values; None does not restrict."""
-    given = {name: value for name, value in values.items() if value is not None}
-    return ("WHERE " if given else "") + " AND ".join(f"{name} = ?" for name in given), list(given.values())
+def _selected(selection: Selection, now: float) -> tuple[str, list[str | float]]:
+    """Return a selection as a condition of SQL, and its values."""
+    conditions: list[str] = []
+    values: list[str | float] = []
+    for column, allowed in (("id", selection.ids), ("reason", selection.reasons)):
+        if allowed:
+            conditions.append(f"{column} IN ({', '.join('?' * len(allowed))})")
+            values += sorted(allowed)
+    for condition, value in (
+        ("cust_id = ?", selection.customer),
+        ("died_at <= ?", None if selection.older_than is None else now - selection.older_than),
+        ("died_at >= ?", None if selection.newer_than is None else now - selection.newer_than),
+    ):
+        if value is not None:
+            conditions.append(condition)
+            values.append(value)
+    return f"WHERE {' AND '.join(conditions)}" if conditions else "", values
 
 
 def ordered(groups: Iterable[ReasonGroup]) -> list[ReasonGroup]:

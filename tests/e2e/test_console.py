@@ -5,82 +5,31 @@ axe-core checks the pages. They are shown beside `ingest dev`, and on RabbitMQ a
 
 import asyncio
 import re
-import shutil
 import socket
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
 import msgspec
 import pytest
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from ingest.domain.messages import Message, PublishOutcome
+from tests.e2e.browser import WIDTHS, check_page, chromium, console, opened
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
 from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import free_ports, wait_until
-from tests.support.summary import note_server
+
+__all__ = ["chromium"]  # a fixture
 
 KEYED = TASK | {"idempotency_key": "order-7"}
 TOKEN = "correct horse battery"
-WIDTHS = (1280, 390)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    if program is None:
-        why = "chromium is not on PATH"
-        note_server("Chromium", f"SKIPPED: {why}")
-        pytest.skip(f"Chromium: {why}")
-    with sync_playwright() as playwright:
-        # Without a sandbox, because root has none; the pages are the console's own.
-        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        note_server("Chromium", f"chromium {browser.version} on PATH")
-        yield browser
-        browser.close()
-
-
-@contextmanager
-def console(directory: Path, env: dict[str, str], *arguments: str) -> Iterator[str]:
-    """Run `ingest console`; yield its URL."""
-    (port,) = free_ports(1)
-    with Ingest("console", "--port", str(port), *arguments, directory=directory, env=env) as process:
-        process.wait_for("ingest console is ready at http://127.0.0.1:")
-        yield f"http://127.0.0.1:{port}"
-        assert process.stop() == 0, process.text()
-
-
-@contextmanager
-def opened(browser: Browser, width: int, scheme: str = "light", token: str = "") -> Iterator[Page]:
-    """Yield a page that fails if it requests something from elsewhere or reports an error."""
-    credentials = {"username": "ann", "password": token} if token else None
-    context = browser.new_context(
-        viewport={"width": width, "height": 900},
-        color_scheme="dark" if scheme == "dark" else "light",
-        http_credentials=credentials,  # type: ignore[arg-type]
-    )
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("console", lambda message: problems.append(message.text))
-    page.on("request", lambda request: None if "//127.0.0.1:" in request.url else problems.append(request.url))
-    yield page
-    assert [problem for problem in problems if not problem.startswith("data:")] == []
-    context.close()
-
-
-def check_page(page: Page) -> None:
-    """Nothing is wider than the window, and axe-core finds no violation of any impact."""
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
-    results = Axe().run(page)
-    assert results.violations_count == 0, results.generate_report()
 
 
 def submit(url: str, key: str) -> str:

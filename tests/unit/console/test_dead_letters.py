@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from ingest.backends import DeadLetterAccess
 from ingest.console import snapshot as snapshots
 from ingest.console.dead_letters import MIN_AGE, DeadLetters
+from ingest.console.filters import filter_of
 from ingest.console.letter_facts import details_facts
 from ingest.console.snapshot import Snapshot, ordered
 from ingest.domain.dead_letters import dead_letter, read
@@ -99,17 +100,22 @@ async def test_groups_count_reasons_and_customers_and_say_what_to_do(harness: Ha
 async def test_rows_are_latest_first_and_can_be_selected(harness: Harness) -> None:
     for message_id, cust_id in (("a", "acme"), ("b", "globex"), ("c", "acme")):
         add(harness.queue, message_id, cust_id)
+    harness.clock.now = 1_775_736_000 + 7200
     snapshot = await harness.look()
 
-    def names(*selection: str | None) -> list[str]:
-        letters, count = snapshot.letters(*selection, limit=10)
+    def names(**selection: str) -> list[str]:
+        letters, count = snapshot.letters(filter_of(selection).selection(), limit=10)
         assert count == len(letters)
         return [letter.message_id for letter in letters]
 
     assert names() == ["c", "b", "a"]
-    assert names("invalid", "acme") == ["c", "a"]
-    assert names(None, "globex") == ["b"]
-    assert names("expired") == []
+    assert names(reason="invalid", customer="acme") == ["c", "a"]
+    assert names(customer="globex") == ["b"]
+    assert names(reason="expired") == []
+    assert names(without_customer="1") == []
+    assert names(older="1h") == ["c", "b", "a"]
+    assert names(newer="1h", customer="acme") == []
+    assert names(id=snapshot.letters(limit=1)[0][0].id) == ["c"]
     (second,), count = snapshot.letters(limit=1, offset=1)
     assert (second.message_id, count) == ("b", 3)
 

@@ -1,0 +1,281 @@
+"""What the console does with dead letters: one action after the other, in the background, with its progress.
+
+An action is what a command of `ingest dlq` does. It is logged with who ordered it, when it begins and when it ends.
+"""
+
+import asyncio
+import contextlib
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from enum import StrEnum
+from typing import IO, Any, Final
+
+import msgspec
+import structlog
+
+from ingest.backends import DeadLetterAccess
+from ingest.console.access import Visitor
+from ingest.console.failures import noted
+from ingest.console.filters import Filter
+from ingest.domain.display import json_text
+from ingest.domain.errors import ConfigurationError
+from ingest.operations import dead_letters
+from ingest.operations.dead_letters import Progress, Report, Selection
+from ingest.operations.trim import OpenDeadLetters
+
+MAX_EXPORT: Final = 1024**3
+"""The most bytes of an exported file. Only the latest is kept."""
+_REMEMBERED: Final = 100
+"""Actions that are listed."""
+_CHUNK: Final = 64 * 1024
+
+_log = structlog.get_logger(__name__)
+
+
+class Kind(StrEnum):
+    """What is done with the selected dead letters."""
+
+    REDRIVE = "redrive"
+    """They are submitted again."""
+    PURGE = "purge"
+    """They are deleted."""
+    EXPORT = "export"
+    """They are written to a file, with the secrets in them."""
+
+
+class State(StrEnum):
+    """How far an action is."""
+
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+class Order(msgspec.Struct, frozen=True, kw_only=True):
+    """What to do, and who wants it.
+
+    `rate` is the most redriven per second, None for no limit. `confirmed` is the number of dead letters that may be
+    deleted: if there are more or fewer, none is.
+    """
+
+    kind: Kind
+    chosen: Filter
+    visitor: Visitor
+    dry_run: bool = False
+    rate: float | None = None
+    confirmed: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the log says about it."""
+        return {
+            "action": str(self.kind),
+            "selected": self.chosen.words,
+            "dry_run": self.dry_run,
+            "user": self.visitor.name,
+            "identified_by": self.visitor.identified_by,
+        }
+
+
+class Action:
+    """An order that is, or was, carried out. Times are in Unix seconds."""
+
+    def __init__(self, number: int, order: Order, started_at: float) -> None:
+        self.number = number
+        self.order = order
+        self.started_at = started_at
+        self.ended_at: float | None = None
+        self.state = State.RUNNING
+        self.failure = ""
+        """Why it failed, and what to do."""
+        self.total = 0
+        """The dead letters that it will have looked at."""
+        self.progress = Progress()
+        self.report = Report()
+        """Of a redrive."""
+        self.matched = 0
+        """The selected dead letters of a purge or an export."""
+        self.file: IO[bytes] | None = None
+        """What was exported, while it is kept."""
+        self.file_size = 0
+
+    @property
+    def done(self) -> int:
+        """How many were redriven, deleted or exported; in a dry run, how many would be."""
+        if self.order.kind is Kind.REDRIVE:
+            return self.report.done.total()
+        return self.matched if self.order.dry_run else self.progress.done
+
+    def chunks(self) -> Iterator[bytes]:
+        """Return the exported file in parts. It stays readable while it is read, also if it is not kept any more."""
+        if self.file is None:
+            raise ValueError(f"action {self.number} has no file")
+        return _read_all(os.dup(self.file.fileno()))
+
+
+class Busy(Exception):
+    """An action is running. `ingest.dead` can be changed by one at a time."""
+
+
+class Actions:
+    """Carries out orders.
+
+    Args:
+        open_dead_letters: opens `ingest.dead`, as `BrokerBackend.open_dead_letters`.
+        queue_lock: held while the queue is open; the pages read the queue under the same lock.
+        changed: called when an action has ended, and the queue may be different.
+        clock: Unix time in seconds.
+        max_export: see MAX_EXPORT.
+    """
+
+    def __init__(
+        self,
+        open_dead_letters: OpenDeadLetters,
+        queue_lock: asyncio.Lock,
+        changed: Callable[[], None],
+        clock: Callable[[], float] = time.time,
+        max_export: int = MAX_EXPORT,
+    ) -> None:
+        self._open = open_dead_letters
+        self._queue_lock = queue_lock
+        self._changed = changed
+        self._clock = clock
+        self._max_export = max_export
+        self._count = 0
+        self._running: tuple[Action, asyncio.Task[None]] | None = None
+        self.all: deque[Action] = deque(maxlen=_REMEMBERED)
+        """The latest actions, oldest first."""
+
+    def start(self, order: Order) -> Action:
+        """Begin to carry out an order. Raises Busy."""
+        if self._running is not None:
+            raise Busy
+        if order.kind is Kind.EXPORT:
+            self._forget_files()
+        self._count += 1
+        action = Action(self._count, order, self._clock())
+        self.all.append(action)
+        _log.info("console_action_started", number=action.number, rate=order.rate, **order.facts())
+        self._running = action, asyncio.create_task(self._run(action))
+        return action
+
+    def find(self, number: int) -> Action | None:
+        """Return an action; None if it is not remembered."""
+        return next((action for action in self.all if action.number == number), None)
+
+    def stop(self, action: Action, visitor: Visitor) -> None:
+        """End an action after the dead letters that it is dealing with. It has no effect on one that has ended."""
+        if self._running is not None and self._running[0] is action:
+            _log.info("console_action_stopping", number=action.number, **msgspec.structs.asdict(visitor))
+            self._running[1].cancel()
+
+    async def wait(self, seconds: float) -> None:
+        """Wait until no action is running, for at most so many seconds."""
+        if self._running is not None:
+            await asyncio.wait([self._running[1]], timeout=seconds)
+
+    async def close(self) -> None:
+        """Stop what is running, and delete the exported file."""
+        if self._running is not None:
+            task = self._running[1]
+            task.cancel()
+            await asyncio.wait([task])
+        self._forget_files()
+
+    async def _run(self, action: Action) -> None:
+        try:
+            async with self._queue_lock, self._open(change=action.order.kind is not Kind.EXPORT) as access:
+                action.total = await access.queue.count()
+                await self._carry_out(access, action)
+            action.state = State.FAILED if action.report.failed else State.DONE
+        except asyncio.CancelledError:
+            action.state = State.STOPPED
+        except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
+            action.state, action.failure = State.FAILED, noted("console_action_failed", error)
+        finally:
+            self._running = None
+            action.ended_at = self._clock()
+            self._changed()
+        _log.info(
+            "console_action_ended",
+            number=action.number,
+            state=str(action.state),
+            done=action.done,
+            not_redriven=action.report.kept.total(),
+            failed=action.report.failed.total(),
+            **action.order.facts(),
+        )
+
+    async def _carry_out(self, access: DeadLetterAccess, action: Action) -> None:
+        order = action.order
+        selection = order.chosen.selection()
+        match order.kind:
+            case Kind.REDRIVE:
+                await dead_letters.redrive(
+                    access.queue,
+                    await access.publisher(),
+                    selection,
+                    access.trusted_users,
+                    rate=order.rate,
+                    dry_run=order.dry_run,
+                    report=action.report,
+                    progress=action.progress,
+                )
+            case Kind.PURGE:
+                await self._purge(access, action, selection)
+            case Kind.EXPORT:
+                await self._export(access, action, selection)
+
+    async def _purge(self, access: DeadLetterAccess, action: Action, selection: Selection) -> None:
+        order = action.order
+        reading = Progress()
+        _, deliveries = await dead_letters.gather(access.queue, selection, access.trusted_users, reading)
+        action.matched = len(deliveries)
+        if order.dry_run:
+            return
+        if order.confirmed != len(deliveries):
+            raise ConfigurationError(
+                f"there are {len(deliveries):,} now, and you confirmed {order.confirmed or 0:,}: nothing was deleted. "
+                "Look at them again"
+            )
+        action.total = len(deliveries)
+        await dead_letters.remove(access.queue, deliveries, action.progress)
+
+    async def _export(self, access: DeadLetterAccess, action: Action, selection: Selection) -> None:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 - kept until the next export
+        try:
+            async for batch in dead_letters.select(access.queue, selection, access.trusted_users, action.progress):
+                lines = "".join(f"{json_text(dead_letters.details(dead))}\n" for dead in batch).encode()
+                if action.file_size + len(lines) > self._max_export:
+                    raise ConfigurationError(
+                        f"they are more than {self._max_export:,} bytes: use `ingest dlq export`, or select fewer"
+                    )
+                file.write(lines)
+                action.file_size += len(lines)
+                action.matched += len(batch)
+                action.progress.add(len(batch), len(batch))
+            file.flush()
+        except OSError as error:
+            file.close()
+            raise ConfigurationError(f"the temporary file cannot be written: {error}") from error
+        except BaseException:
+            file.close()
+            raise
+        action.file = file
+
+    def _forget_files(self) -> None:
+        for action in self.all:
+            if action.file is not None:
+                action.file.close()
+                action.file = None
+
+
+def _read_all(descriptor: int) -> Iterator[bytes]:
+    with contextlib.closing(os.fdopen(descriptor, "rb")) as file:
+        position = 0
+        while chunk := os.pread(file.fileno(), _CHUNK, position):
+            position += len(chunk)
+            yield chunk

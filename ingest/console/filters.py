@@ -1,0 +1,53 @@
+"""What a page of dead letters selects, as its address says."""
+
+from collections.abc import Mapping
+from urllib.parse import urlencode
+
+import msgspec
+
+from ingest.operations.dead_letters import Selection
+from ingest.operations.parameters import seconds
+
+
+class Filter(msgspec.Struct, frozen=True):
+    """Selects dead letters. An empty text does not restrict. Ages are texts such as `7d`."""
+
+    id: str = ""
+    reason: str = ""
+    customer: str = ""
+    without_customer: str = ""
+    """If it is not empty: only those that name no customer."""
+    older: str = ""
+    newer: str = ""
+
+    @property
+    def query(self) -> str:
+        """The query of an address that selects the same."""
+        return urlencode({name: value for name, value in msgspec.structs.asdict(self).items() if value})
+
+    @property
+    def words(self) -> str:
+        """What is selected, for people."""
+        customer = f"of {self.customer}" if self.customer else "without a customer" if self.without_customer else ""
+        parts = [
+            self.id or (f"reason {self.reason}" if self.reason else "all"),
+            customer,
+            f"older than {self.older}" if self.older else "",
+            f"newer than {self.newer}" if self.newer else "",
+        ]
+        return ", ".join(filter(None, parts))
+
+    def selection(self) -> Selection:
+        """Return it as a selection. Raises ConfigurationError if an age is not one."""
+        return Selection(
+            ids=frozenset({self.id}) if self.id else frozenset(),
+            reasons=frozenset({self.reason}) if self.reason else frozenset(),
+            customer=self.customer or ("" if self.without_customer else None),
+            older_than=seconds(self.older, "older than") if self.older else None,
+            newer_than=seconds(self.newer, "newer than") if self.newer else None,
+        )
+
+
+def filter_of(fields: Mapping[str, str]) -> Filter:
+    """Return the filter in the fields of a query or a form."""
+    return Filter(**{name: fields.get(name, "").strip() for name in Filter.__struct_fields__})
