@@ -53,6 +53,7 @@ class DeadLetters:
         self.queue_lock = asyncio.Lock()
         """Held by whoever in this process uses the queue."""
         self._task: asyncio.Task[None] | None = None
+        self._has_queue = False
         self._tried_at = float("-inf")
         self.snapshot: Snapshot | None = None
         self.progress = Progress()
@@ -65,6 +66,11 @@ class DeadLetters:
     def is_reading(self) -> bool:
         """Whether the queue is being read."""
         return self._task is not None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a reading waits, because another user of the queue in this process has it."""
+        return self.is_reading and self.queue_lock.locked() and not self._has_queue
 
     async def look(self, patience: float = PATIENCE) -> Snapshot | None:
         """Return what was read last; None if nothing was yet.
@@ -96,19 +102,24 @@ class DeadLetters:
         if self.snapshot is not None:
             self.snapshot.close()
 
+    async def _fill(self, snapshot: Snapshot) -> None:
+        async with self._open(change=False) as access:
+            snapshot.at = self._clock()
+            self.total = await access.queue.count()
+            slices = TimeSlices()
+            async for letters in select(access.queue, Selection(), access.trusted_users):
+                for dead in letters:
+                    snapshot.add(dead, access.trusted_users)
+                    await slices.between()  # other pages are answered meanwhile
+                self.progress.add(len(letters))
+
     async def _read(self) -> None:
         snapshot = Snapshot(self._clock(), self._max_rows, self._max_bytes)
         self.progress, self.total = Progress(), 0
         try:
-            async with self.queue_lock, self._open(change=False) as access:
-                snapshot.at = self._clock()
-                self.total = await access.queue.count()
-                slices = TimeSlices()
-                async for letters in select(access.queue, Selection(), access.trusted_users):
-                    for dead in letters:
-                        snapshot.add(dead, access.trusted_users)
-                        await slices.between()  # other pages are answered meanwhile
-                    self.progress.add(len(letters))
+            async with self.queue_lock:
+                self._has_queue = True
+                await self._fill(snapshot)
         except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
             self.failure = noted("dead_letters_not_read", error)
             snapshot.close()
@@ -121,4 +132,5 @@ class DeadLetters:
             if previous is not None:
                 previous.close()
         finally:
+            self._has_queue = False
             self._task, self._tried_at = None, self._monotonic()

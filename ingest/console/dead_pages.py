@@ -72,7 +72,14 @@ class DeadPages:
         reading = {"done": letters.progress.handled, "of": letters.total} if letters.is_reading else None
         at = None if snapshot is None else rfc3339(int(snapshot.at * 1000))
         count = None if snapshot is None else snapshot.count
-        state = {"at": at, "total": count, "reading": reading, "failure": letters.failure, "now": time.time()}
+        state = {
+            "at": at,
+            "total": count,
+            "reading": reading,
+            "waiting": letters.is_waiting,
+            "failure": letters.failure,
+            "now": time.time(),
+        }
         return self._renderer.page(
             template, status, section="Dead letters", title="Dead letters", state=state, **fields
         )

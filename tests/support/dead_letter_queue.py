@@ -1,4 +1,4 @@
-"""`ingest.dead` in memory, and a publisher that adds to it."""
+"""`ingest.dead` in memory, and a publisher of dead letters and submissions."""
 
 import itertools
 from collections.abc import AsyncIterator, Sequence
@@ -17,12 +17,13 @@ SERVICE = frozenset({"ingest"})
 class MemoryDeadLetters:
     """`domain.ports.DeadLetterQueue`, as the user `ingest` sees it.
 
-    `known_size` is what `size` returns; `readings` counts how often it was read; `outcome` is that of each publish;
+    `submitted` are the submissions that were published. `known_size` is what `size` returns; `readings` counts how often it was read; `outcome` is that of each publish;
     `loses_removals`: it removes nothing, as if the process had crashed before.
     """
 
     def __init__(self) -> None:
         self.deliveries: list[Delivery] = []
+        self.submitted: list[Message] = []
         self.known_size: int | None = None
         self.readings = 0
         self.outcome = PublishOutcome.CONFIRMED
@@ -77,7 +78,7 @@ class MemoryDeadLetters:
 
 
 class _AddingPublisher(ScriptedPublisher):
-    """Adds what it publishes to the queue, unless the outcome says that the broker did not take it."""
+    """Adds what it publishes to the queue, or to `submitted`, unless the outcome says that it was not taken."""
 
     def __init__(self, queue: MemoryDeadLetters) -> None:
         super().__init__(queue.outcome)
@@ -86,8 +87,10 @@ class _AddingPublisher(ScriptedPublisher):
     async def publish(self, messages: Sequence[Message]) -> list[PublishOutcome]:
         if not self.outcome.certainly_not_taken:
             for message in messages:
-                assert message.exchange == topology.DEAD
-                self._queue.add(message)
+                if message.exchange == topology.DEAD:
+                    self._queue.add(message)
+                else:
+                    self._queue.submitted.append(message)
         return await super().publish(messages)
 
     async def ready(self) -> None:

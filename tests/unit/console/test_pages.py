@@ -12,6 +12,7 @@ import pytest
 
 from ingest.console import Console
 from ingest.console.access import Access
+from ingest.console.actions import MAX_EXPORT, Actions
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.history import History
 from ingest.domain.dead_letters import dead_letter
@@ -78,20 +79,27 @@ class Browser:
     """Reads pages of a console whose searches answer `findings`; `sought` has what was looked for."""
 
     def __init__(
-        self, *, access: Access | None = None, collect: Callable[[], Awaitable[Overview]] | None = None
+        self,
+        *,
+        access: Access | None = None,
+        collect: Callable[[], Awaitable[Overview]] | None = None,
+        allow_actions: bool = False,
+        max_export: int = MAX_EXPORT,
     ) -> None:
         self.findings = Findings()
         self.sought: list[tuple[str, str | None]] = []
         self.pause = 0.0
         self.history = History(collect or self._collect)
         self.queue = MemoryDeadLetters()
-        letters = DeadLetters(self.queue.open)
-        console = Console(access or Access("127.0.0.1"), self.history, self._find, letters, find_timeout=0.2)
+        self.letters = letters = DeadLetters(self.queue.open)
+        self.actions = Actions(self.queue.open, letters.queue_lock, letters.changed, max_export=max_export)
+        actions = self.actions if allow_actions else None
+        console = Console(access or Access("127.0.0.1"), self.history, self._find, letters, actions, find_timeout=0.2)
         transport = httpx.ASGITransport(console, raise_app_exceptions=False)
-        self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     async def get(self, path: str, **parameters: str) -> httpx.Response:
-        return await self._client.get(path, params=parameters or None)
+        return await self.client.get(path, params=parameters or None)
 
     def reject(self, message_id: str, cust_id: str = "acme", **changes: Any) -> str:
         """Add a dead letter; return its id."""
@@ -101,7 +109,7 @@ class Browser:
         return message.message_id
 
     async def request(self, method: str, path: str, **headers: str) -> httpx.Response:
-        return await self._client.request(method, path, headers=headers)
+        return await self.client.request(method, path, headers=headers)
 
     async def _collect(self) -> Overview:
         return OVERVIEW
