@@ -6,14 +6,16 @@ shows what was read last, with its time.
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from collections.abc import Set as AbstractSet
 from typing import Final
 
 from ingest.console.failures import noted
-from ingest.console.snapshot import MAX_BYTES, MAX_ROWS, Snapshot
+from ingest.console.snapshot import MAX_BYTES, MAX_ROWS, ReasonGroup, Snapshot
 from ingest.domain.errors import BrokerUnavailable
+from ingest.domain.overview import DeadReason, QueueState
 from ingest.operations.dead_letters import Progress, Selection, select
+from ingest.operations.dead_reasons import FEW
 from ingest.operations.find import Matches
 from ingest.operations.trim import OpenDeadLetters
 from ingest.waiting import TimeSlices
@@ -83,6 +85,36 @@ class DeadLetters:
             await asyncio.wait([self._task], timeout=patience)
         return self.snapshot
 
+    async def read(self, queue: QueueState | None) -> tuple[list[DeadReason] | None, str]:
+        """Return what was read last, by reason, as `operations.dead_reasons.DeadReasons`. Few are read again."""
+        if queue is None:
+            return None, "unknown"
+        if queue.ready == 0 and not queue.unacked:
+            return [], ""
+        is_new = self.snapshot is None or self.snapshot.count != queue.ready
+        if is_new and queue.ready <= FEW and not queue.consumers:
+            await self.look()
+        snapshot = self.snapshot
+        if snapshot is None:
+            return None, self.failure or f"{queue.ready:,}: open the dead letters to read them"
+        now = self._clock()
+        reasons = [
+            DeadReason(
+                reason=reason or "others",
+                count=sum(group.count for group in groups),
+                oldest=max((now - group.oldest for group in groups if group.oldest is not None), default=None),
+            )
+            for reason, groups in _by_reason(snapshot.groups.values()).items()
+        ]
+        note = (
+            ""
+            if snapshot.count == queue.ready
+            else "they are being read"
+            if self.is_reading
+            else f"{queue.ready:,} now"
+        )
+        return sorted(reasons, key=lambda reason: -reason.count), note
+
     async def search(self, names: AbstractSet[str], customer: str | None) -> Matches:
         """Look in what was read last, as `operations.find.Search`. Raises BrokerUnavailable if nothing was read."""
         snapshot = await self.look(_SEARCH_PATIENCE if self.snapshot is None else PATIENCE)
@@ -134,3 +166,10 @@ class DeadLetters:
         finally:
             self._has_queue = False
             self._task, self._tried_at = None, self._monotonic()
+
+
+def _by_reason(groups: Iterable[ReasonGroup]) -> dict[str, list[ReasonGroup]]:
+    by_reason: dict[str, list[ReasonGroup]] = {}
+    for group in groups:
+        by_reason.setdefault(group.reason, []).append(group)
+    return by_reason

@@ -48,7 +48,8 @@ class ConsoleServer:
         self._listener = listener
         self._store, self._broker = store_backend(settings), broker or broker_backend(settings)
         self._allow_actions = settings.console_allow_actions
-        self._collector = StatusCollector(settings, list(metrics_urls))
+        self._letters = DeadLetters(self._broker.open_dead_letters)
+        self._collector = StatusCollector(settings, list(metrics_urls), dead=self._letters)
 
     @property
     def url(self) -> str:
@@ -58,7 +59,7 @@ class ConsoleServer:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until `stop` is set."""
-        letters = DeadLetters(self._broker.open_dead_letters)
+        letters = self._letters
         actions = None
         if self._allow_actions:
             actions = Actions(self._broker.open_dead_letters, letters.queue_lock, letters.changed)

@@ -3,31 +3,26 @@
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Final
 
 import msgspec
 
 from ingest.backends import StoreBackend, broker_backend, store_backend
 from ingest.domain import topology
-from ingest.domain.errors import ConfigurationError, IngestError
+from ingest.domain.errors import ConfigurationError
 from ingest.domain.overview import BrokerState, DeadReason, Overview, StoreState
-from ingest.operations.dead_letters import Group, Selection, add_to, select
+from ingest.operations.dead_reasons import DeadReasons, QueuedDeadReasons
 from ingest.operations.scrape import Scraper
 from ingest.settings import Settings
 
-_MAX_DEAD_LETTERS: Final = 2000
-_DEAD_LETTER_INTERVAL: Final = 30.0
-"""Seconds. On RabbitMQ reading dead letters holds them for a moment, so it is done rarely and only for a few."""
-
 
 class StatusCollector:
-    """Collects repeatedly. It remembers counters, for rates, and the dead letters it has read.
+    """Collects repeatedly. It remembers counters, for rates.
 
     Args:
         settings: say which broker and store.
         urls: `http://host:port` of processes' metrics.
         clock: Unix time in seconds.
-        monotonic: monotonic time in seconds; it measures how long ago the dead letters were read.
+        dead: knows the dead letters; by default it reads them itself.
     """
 
     def __init__(
@@ -35,11 +30,11 @@ class StatusCollector:
         settings: Settings,
         urls: list[str],
         clock: Callable[[], float] = time.time,
-        monotonic: Callable[[], float] = time.monotonic,
+        dead: DeadReasons | None = None,
     ) -> None:
         self._clock = clock
-        self._monotonic = monotonic
         self._broker = broker_backend(settings)
+        self._dead = dead or QueuedDeadReasons(self._broker, clock)
         self._store: StoreBackend | None = None
         self._store_problem = ""
         try:
@@ -47,11 +42,6 @@ class StatusCollector:
         except ConfigurationError as problem:
             self._store_problem = str(problem)  # the broker's state does not depend on it
         self._scraper = Scraper(urls)
-        self._dead: list[Group] | None = None
-        self._dead_problem = ""
-        """Why they could not be read the last time."""
-        self._dead_read_at = float("-inf")
-        self._dead_depth = -1
 
     async def collect_once(self) -> Overview:
         """Collect once and close."""
@@ -65,11 +55,10 @@ class StatusCollector:
         broker, store, (processes, problems) = await asyncio.gather(
             self._broker.state(), self._store_state(), self._scraper.scrape()
         )
-        note = await self._read_dead_letters(broker)
-        now = self._clock()
-        dead = None if self._dead is None else [_reason(group, now) for group in self._dead]
+        queue = next((queue for queue in broker.queues if queue.name == topology.INGEST_DEAD), None)
+        dead, note = await self._dead.read(queue)
         return Overview(
-            at=now,
+            at=self._clock(),
             broker=_with_oldest_dead(broker, dead or []),
             store=store,
             processes=processes,
@@ -87,45 +76,6 @@ class StatusCollector:
         if self._store is None:
             return StoreState(name="unknown", problems=[self._store_problem])
         return await self._store.state()
-
-    async def _read_dead_letters(self, broker: BrokerState) -> str:
-        """Read the dead letters if there are new ones and few; return a note to show with them."""
-        queue = next((queue for queue in broker.queues if queue.name == topology.INGEST_DEAD), None)
-        if queue is None:
-            self._dead, self._dead_depth = None, -1
-            return "unknown"
-        if queue.ready == 0 and not queue.unacked:
-            self._dead, self._dead_depth = [], 0
-            return ""
-        if queue.ready > _MAX_DEAD_LETTERS:
-            self._dead, self._dead_depth = None, -1
-            return f"{queue.ready:,}: too many to read here, use `ingest dlq list`"
-        if queue.consumers:
-            return "another consumer is reading them"
-        is_new = queue.ready != self._dead_depth
-        if is_new and self._monotonic() - self._dead_read_at >= _DEAD_LETTER_INTERVAL:
-            self._dead_read_at = self._monotonic()
-            try:
-                self._dead = await self._groups()
-            except IngestError as error:
-                self._dead, self._dead_depth, self._dead_problem = None, -1, str(error)
-                return self._dead_problem
-            self._dead_depth, self._dead_problem = queue.ready, ""
-        if self._dead is None:
-            return self._dead_problem or "not read yet"
-        return "" if queue.ready == self._dead_depth else f"{queue.ready} now"
-
-    async def _groups(self) -> list[Group]:
-        groups: dict[str, Group] = {}
-        async with self._broker.open_dead_letters(change=False) as access:
-            async for dead_letters in select(access.queue, Selection(), access.trusted_users):
-                add_to(groups, dead_letters)
-        return sorted(groups.values(), key=lambda group: -group.count)
-
-
-def _reason(group: Group, now: float) -> DeadReason:
-    oldest = None if group.oldest is None else max(0.0, now - group.oldest)
-    return DeadReason(reason=group.reason, count=group.count, oldest=oldest)
 
 
 def _with_oldest_dead(broker: BrokerState, dead: list[DeadReason]) -> BrokerState:

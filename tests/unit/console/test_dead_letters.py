@@ -19,8 +19,10 @@ from ingest.console.snapshot import Snapshot, ordered
 from ingest.domain.dead_letters import dead_letter, read
 from ingest.domain.errors import BrokerUnavailable, FieldError, InvalidSubmission, Reason
 from ingest.domain.identity import SubmissionKind, keyed_id
+from ingest.domain.overview import QueueState
 from ingest.domain.trimming import trimmed_letter
 from ingest.operations.dead_letters import details
+from ingest.operations.dead_reasons import FEW
 from ingest.operations.find import MAX_DEAD_LETTERS, FoundDeadLetter
 from tests.support.dead_letter_queue import SERVICE, MemoryDeadLetters
 from tests.support.deliveries import direct_delivery
@@ -245,6 +247,29 @@ async def test_search_does_not_wait_for_a_later_reading(harness: Harness) -> Non
     harness.gate.clear()
     async with asyncio.timeout(5):
         assert (await harness.letters.search({"m"}, None)).count == 1
+
+
+async def test_overview_shows_what_the_pages_show(harness: Harness) -> None:
+    """Only few are read without being asked for; the note says if there are more or fewer now."""
+
+    async def reasons(ready: int, consumers: int = 0) -> tuple[list[tuple[str, int, float | None]] | None, str]:
+        dead, note = await harness.letters.read(QueueState(name="ingest.dead", ready=ready, consumers=consumers))
+        return None if dead is None else [(reason.reason, reason.count, reason.oldest) for reason in dead], note
+
+    harness.clock.now = 1_775_736_000 + 60
+    for cust_id in ("acme", "globex"):
+        add(harness.queue, "a", cust_id)
+    add(harness.queue, "b", reason=Reason.TOO_LARGE)
+    assert await harness.letters.read(None) == (None, "unknown")
+    assert await reasons(0) == ([], "")
+    assert await reasons(FEW + 1) == (None, "2,001: open the dead letters to read them")
+    assert await reasons(3, consumers=1) == (None, "3: open the dead letters to read them")
+    expected = [("invalid", 2, 60.0), ("too_large", 1, 60.0)]
+    await reasons(3)
+    await harness.look()
+    assert await reasons(3) == (expected, "")
+    assert await reasons(5) == (expected, "5 now")
+    assert harness.queue.readings == 1
 
 
 async def test_close_ends_a_reading(harness: Harness) -> None:

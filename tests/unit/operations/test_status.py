@@ -7,6 +7,7 @@ from ingest import settings
 from ingest.backends import broker_backend
 from ingest.domain import topology
 from ingest.domain.messages import Message
+from ingest.operations.dead_reasons import QueuedDeadReasons
 from ingest.operations.status import StatusCollector
 from tests.contract.test_dead_letters import rejected_message
 
@@ -44,7 +45,8 @@ async def test_dead_letters_are_read_again_after_an_outage(tmp_path: Path) -> No
     await (await broker.publisher()).publish([rejected_message(1, now="2026-04-09T12:00:00Z")])
     await broker.close()
     monotonic = Clock()
-    collector = StatusCollector(current, [], monotonic=monotonic)
+    dead = QueuedDeadReasons(broker_backend(current), monotonic=monotonic)
+    collector = StatusCollector(current, [], dead=dead)
     queue, away = tmp_path / "queue.db", tmp_path / "away"
     assert len((await collector.collect()).dead or []) == 1
     queue.rename(away)
