@@ -17,7 +17,7 @@ from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Message, PublishOutcome
 from tests.e2e.contract import TASK
 from tests.e2e.processes import Ingest, run_ingest, wait_ready
-from tests.servers import AerospikeServer
+from tests.servers import AerospikeServer, RabbitServer
 from tests.servers.process import free_ports, wait_until
 
 TRACE_ID = "0af7651916cd43dd8448eb211c80319c"
@@ -55,12 +55,16 @@ async def publish(url: str, cust_id: str, message_id: str) -> None:
 
 
 async def test_submission_is_found_on_its_way_through_rabbitmq_and_aerospike(
-    rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path
+    rabbitmq: RabbitServer, rabbitmq_url: str, aerospike: AerospikeServer, tmp_path: Path
 ) -> None:
     """It is queued until a worker runs. A direct one over quota is in ingest.dead, until a redrive succeeds."""
     (port,) = free_ports(1)
     cust_id = f"c-{uuid.uuid4().hex[:8]}"
-    env = {"INGEST_BROKER_URL": rabbitmq_url, "INGEST_STORE_URL": aerospike.url}
+    env = {
+        "INGEST_BROKER_URL": rabbitmq_url,
+        "INGEST_STORE_URL": aerospike.url,
+        "INGEST_MANAGEMENT_URL": rabbitmq.management_url.replace("//", "//guest:guest@"),
+    }
     support = Support(tmp_path, env)
 
     def ingest(*arguments: str) -> str:
@@ -68,6 +72,7 @@ async def test_submission_is_found_on_its_way_through_rabbitmq_and_aerospike(
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    ingest("topology", "apply")
     ingest("customer", "add", cust_id, "--quota", "1")
     api_key = json.loads(ingest("key", "create", cust_id, "--json"))["api_key"]
     with Ingest("serve", "--port", str(port), directory=tmp_path, env=env) as serve:
