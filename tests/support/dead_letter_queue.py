@@ -17,8 +17,9 @@ SERVICE = frozenset({"ingest"})
 class MemoryDeadLetters:
     """`domain.ports.DeadLetterQueue`, as the user `ingest` sees it.
 
-    `submitted` are the submissions that were published. `known_size` is what `size` returns; `readings` counts how often it was read; `outcome` is that of each publish;
-    `loses_removals`: it removes nothing, as if the process had crashed before.
+    `submitted` are published submissions. `known_size` is what `size` returns; `readings` counts how often
+    it was read; `outcome` is that of each publish; `loses_removals`: it removes nothing, as if the process had crashed
+    before.
     """
 
     def __init__(self) -> None:
