@@ -46,10 +46,10 @@ class ActionPages:
         """Ask what exactly to do with the selected dead letters; on POST, begin to do it."""
         kind = _kind(request)
         visitor = self._access.visitor(request.headers)
+        chosen = filter_of(request.query_params)
         if request.method != "POST":
-            return await self._ask(request, kind, visitor, filter_of(request.query_params), {})
+            return await self._ask(request, kind, visitor, chosen, {})
         fields = await self._fields(request, visitor)
-        chosen = filter_of(fields)
         try:
             action = self._actions.start(_order(kind, chosen, fields, visitor))
         except ConfigurationError as problem:

@@ -48,6 +48,7 @@ class Filter(msgspec.Struct, frozen=True):
         )
 
 
-def filter_of(fields: Mapping[str, str]) -> Filter:
-    """Return the filter in the fields of a query or a form."""
-    return Filter(**{name: fields.get(name, "").strip() for name in Filter.__struct_fields__})
+def filter_of(query: Mapping[str, str]) -> Filter:
+    """Return the filter in a query. Ids and names are taken as they are: producers choose some of them."""
+    chosen = Filter(**{name: query.get(name, "") for name in Filter.__struct_fields__})
+    return msgspec.structs.replace(chosen, older=chosen.older.strip(), newer=chosen.newer.strip())
