@@ -68,6 +68,8 @@ CREATE TABLE letter (
 );
 CREATE INDEX letter_id ON letter (id);
 CREATE INDEX letter_group ON letter (reason, cust_id, number);
+CREATE INDEX letter_customer ON letter (cust_id, number);
+CREATE INDEX letter_count ON letter (reason, cust_id, blocker, died_at);
 CREATE TABLE name (name TEXT, number INTEGER, cust_id TEXT);
 CREATE INDEX name_name ON name (name);
 CREATE INDEX name_number ON name (number);
