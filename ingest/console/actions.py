@@ -18,6 +18,7 @@ import structlog
 
 from ingest.backends import DeadLetterAccess
 from ingest.console.access import Visitor
+from ingest.console.dead_letters import DeadLetters
 from ingest.console.failures import noted
 from ingest.console.filters import Filter
 from ingest.domain.display import json_text
@@ -125,8 +126,7 @@ class Actions:
 
     Args:
         open_dead_letters: opens `ingest.dead`, as `BrokerBackend.open_dead_letters`.
-        queue_lock: held while the queue is open; the pages read the queue under the same lock.
-        changed: called when an action has ended, and the queue may be different.
+        letters: what the pages show. An action does not wait until the queue has been read for them.
         clock: Unix time in seconds.
         max_export: see MAX_EXPORT.
     """
@@ -134,14 +134,12 @@ class Actions:
     def __init__(
         self,
         open_dead_letters: OpenDeadLetters,
-        queue_lock: asyncio.Lock,
-        changed: Callable[[], None],
+        letters: DeadLetters,
         clock: Callable[[], float] = time.time,
         max_export: int = MAX_EXPORT,
     ) -> None:
         self._open = open_dead_letters
-        self._queue_lock = queue_lock
-        self._changed = changed
+        self._letters = letters
         self._clock = clock
         self._max_export = max_export
         self._count = 0
@@ -159,6 +157,7 @@ class Actions:
         action = Action(self._count, order, self._clock())
         self.all.append(action)
         _log.info("console_action_started", number=action.number, rate=order.rate, **order.facts())
+        self._letters.stop_reading()
         self._running = action, asyncio.create_task(self._run(action))
         return action
 
@@ -187,7 +186,7 @@ class Actions:
 
     async def _run(self, action: Action) -> None:
         try:
-            async with self._queue_lock, self._open(change=action.order.kind is not Kind.EXPORT) as access:
+            async with self._letters.queue_lock, self._open(change=action.order.kind is not Kind.EXPORT) as access:
                 action.total = await access.queue.count()
                 await self._carry_out(access, action)
             action.state = State.FAILED if action.report.failed else State.DONE
@@ -198,7 +197,8 @@ class Actions:
         finally:
             self._running = None
             action.ended_at = self._clock()
-            self._changed()
+            if action.done and not (action.order.dry_run or action.order.kind is Kind.EXPORT):
+                self._letters.changed()
         _log.info(
             "console_action_ended",
             number=action.number,

@@ -122,6 +122,11 @@ class DeadLetters:
             raise BrokerUnavailable(self.failure or "they are being read now, load the page again")
         return snapshot.matches(names, customer)
 
+    def stop_reading(self) -> None:
+        """Let another have the queue at once. What was read last stays."""
+        if self._task is not None:
+            self._task.cancel()
+
     def changed(self) -> None:
         """Read the queue again when the next page shows it: it was changed."""
         self._tried_at = float("-inf")

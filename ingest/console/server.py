@@ -62,7 +62,7 @@ class ConsoleServer:
         letters = self._letters
         actions = None
         if self._allow_actions:
-            actions = Actions(self._broker.open_dead_letters, letters.queue_lock, letters.changed)
+            actions = Actions(self._broker.open_dead_letters, letters)
 
         async def find(sought: str, customer: str | None) -> Findings:
             return await find_submission(sought, self._store.open_to_read, letters.search, customer)

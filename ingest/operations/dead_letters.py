@@ -14,7 +14,7 @@ from ingest.domain.events import rfc3339
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.ports import DeadLetterQueue, Publisher
 from ingest.operations.remedies import remedy
-from ingest.waiting import to_the_end
+from ingest.waiting import TimeSlices, to_the_end
 
 _CHUNK: Final = 200
 _TICK: Final = 0.1
@@ -122,9 +122,11 @@ async def select(
 ) -> AsyncIterator[list[DeadLetter]]:
     """Yield the selected dead letters in lists, oldest first. `progress` counts the others, which are handled."""
     now = time.time()
+    slices = TimeSlices()
     async for deliveries in queue.browse():
         for start in range(0, len(deliveries), _CHUNK):
             batch = [dead_letters.read(delivery, trusted) for delivery in deliveries[start : start + _CHUNK]]
+            await slices.between()  # there may be many deliveries, and the console answers others meanwhile
             selected = [dead for dead in batch if selection.takes(dead, now)]
             if progress is not None:
                 progress.add(len(batch) - len(selected))

@@ -1,5 +1,6 @@
 """`ingest.dead` in memory, and a publisher of dead letters and submissions."""
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ class MemoryDeadLetters:
 
     `submitted` are published submissions. `known_size` is what `size` returns; `readings` counts how often
     it was read; `outcome` is that of each publish; `loses_removals`: it removes nothing, as if the process had crashed
-    before.
+    before; `readers_hang`: who opens it only to read waits for ever.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class MemoryDeadLetters:
         self.readings = 0
         self.outcome = PublishOutcome.CONFIRMED
         self.loses_removals = False
+        self.readers_hang = False
         self._tokens = itertools.count()
 
     def add(self, message: Message, user_id: str | None = "ingest") -> None:
@@ -75,6 +77,8 @@ class MemoryDeadLetters:
             assert change, "it was opened only to read"
             return _AddingPublisher(self)
 
+        if self.readers_hang and not change:
+            await asyncio.Event().wait()
         yield DeadLetterAccess(self, publisher, SERVICE)
 
 

@@ -102,6 +102,19 @@ async def test_running_action_shows_its_progress_and_can_be_stopped(operator: Op
             await asyncio.sleep(0)
 
 
+async def test_action_does_not_wait_until_the_queue_was_read() -> None:
+    operator = Operator(allow_actions=True)
+    operator.reject("row")
+    await operator.letters.look(10)
+    fields = await operator.form("/dead/redrive")
+    operator.letters.changed()
+    operator.queue.readers_hang = True
+    assert "being read again" in text(await operator.get("/dead"))
+    await operator.post("/dead/redrive", fields)
+    assert [message.message_id for message in operator.queue.submitted] == ["row"]
+    await operator.letters.close()
+
+
 async def test_end_of_the_console_stops_an_action(operator: Operator) -> None:
     for number in range(3):
         operator.reject(f"row-{number}")

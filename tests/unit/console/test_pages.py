@@ -92,7 +92,7 @@ class Browser:
         self.history = History(collect or self._collect)
         self.queue = MemoryDeadLetters()
         self.letters = letters = DeadLetters(self.queue.open)
-        self.actions = Actions(self.queue.open, letters.queue_lock, letters.changed, max_export=max_export)
+        self.actions = Actions(self.queue.open, letters, max_export=max_export)
         actions = self.actions if allow_actions else None
         console = Console(access or Access("127.0.0.1"), self.history, self._find, letters, actions, find_timeout=0.2)
         transport = httpx.ASGITransport(console, raise_app_exceptions=False)
