@@ -86,6 +86,10 @@ class Quotas(Protocol):
         """Return the number of tasks charged in the month (`YYYY-MM`, UTC). Raises StoreUnavailable."""
         ...
 
+    async def used_by(self, cust_ids: Sequence[str], month: str) -> list[int]:
+        """Return what `used` returns, for each customer. Raises StoreUnavailable."""
+        ...
+
 
 class Rates(Protocol):
     """Counters of permits, one per customer and window of its rate limit. They are kept for minutes."""
@@ -108,7 +112,9 @@ class Registry(Protocol):
         """Return the customer of a key; None if the key is unknown or revoked."""
         ...
 
-    async def customers(self) -> list[Customer]: ...
+    async def customers(self, prefix: str = "", limit: int | None = None) -> list[Customer]:
+        """Return the customers whose cust_id begins with `prefix`, by cust_id; at most the first `limit`."""
+        ...
 
     async def save_customer(self, customer: Customer) -> None: ...
 
@@ -125,6 +131,10 @@ class Registry(Protocol):
         ...
 
     async def keys(self, cust_id: str) -> list[ApiKey]: ...
+
+    async def key_counts(self, cust_ids: Sequence[str]) -> list[int]:
+        """Return how many API keys that are not revoked each customer has."""
+        ...
 
     async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
         """Set `last_used_at` of keys, in Unix milliseconds. Ids of keys that do not exist have no effect."""

@@ -52,6 +52,9 @@ _MIGRATIONS: Final = (
 _KEY_COLUMNS: Final = ", ".join(ApiKey.__struct_fields__)
 """Columns have the names of the fields."""
 
+_LAST_CHARACTER: Final = "\U0010ffff"
+"""No character is after it in the order of SQLite."""
+
 _encode = msgspec.json.encode
 _entry = msgspec.json.Decoder(Entry).decode
 _decode_customer = msgspec.json.Decoder(Customer).decode
@@ -135,9 +138,12 @@ class SqliteStore:
             await self._file.change(lambda db: db.executemany(sql, rows))
 
     async def used(self, cust_id: str, month: str) -> int:
-        sql = "SELECT used FROM quota WHERE cust_id = ? AND month = ?"
-        row = await self._file.read(lambda db: db.execute(sql, (cust_id, month)).fetchone())
-        return int(row[0]) if row else 0
+        (used,) = await self.used_by([cust_id], month)
+        return used
+
+    async def used_by(self, cust_ids: Sequence[str], month: str) -> list[int]:
+        sql = "SELECT coalesce(sum(used), 0) FROM quota WHERE cust_id = ? AND month = ?"
+        return await self._file.read(lambda db: [_number(db, sql, (cust_id, month)) for cust_id in cust_ids])
 
     # Rates
 
@@ -157,9 +163,10 @@ class SqliteStore:
         row = await self._file.read(lambda db: db.execute(sql, (key_hash,)).fetchone())
         return _customer(*row) if row else None
 
-    async def customers(self) -> list[Customer]:
-        sql = "SELECT cust_id, customer FROM customer ORDER BY cust_id"
-        return [_customer(*row) for row in await self._file.read(lambda db: db.execute(sql).fetchall())]
+    async def customers(self, prefix: str = "", limit: int | None = None) -> list[Customer]:
+        sql = "SELECT cust_id, customer FROM customer WHERE cust_id BETWEEN ? AND ? ORDER BY cust_id LIMIT ?"
+        bounds = (prefix, prefix + _LAST_CHARACTER, -1 if limit is None else limit)
+        return [_customer(*row) for row in await self._file.read(lambda db: db.execute(sql, bounds).fetchall())]
 
     async def save_customer(self, customer: Customer) -> None:
         sql = "INSERT OR REPLACE INTO customer VALUES (?, ?)"
@@ -182,6 +189,10 @@ class SqliteStore:
         sql = f"SELECT {_KEY_COLUMNS} FROM api_key WHERE cust_id = ? ORDER BY created_at, key_id"  # noqa: S608
         rows = await self._file.read(lambda db: db.execute(sql, (cust_id,)).fetchall())
         return [_key(dict(zip(ApiKey.__struct_fields__, row, strict=True))) for row in rows]
+
+    async def key_counts(self, cust_ids: Sequence[str]) -> list[int]:
+        sql = "SELECT count(*) FROM api_key WHERE cust_id = ? AND NOT revoked"
+        return await self._file.read(lambda db: [_number(db, sql, (cust_id,)) for cust_id in cust_ids])
 
     async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
         sql = "UPDATE api_key SET last_used_at = ? WHERE key_id = ?"
@@ -208,6 +219,10 @@ class SqliteStore:
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
+
+
+def _number(db: sqlite3.Connection, sql: str, values: Sequence[str]) -> int:
+    return int(db.execute(sql, values).fetchone()[0])
 
 
 def _key(columns: dict[str, Any]) -> ApiKey:

@@ -75,6 +75,9 @@ class MeteredStore:
     async def used(self, cust_id: str, month: str) -> int:
         return await self._timed("registry", self._store.used(cust_id, month))
 
+    async def used_by(self, cust_ids: Sequence[str], month: str) -> list[int]:
+        return await self._timed("registry", self._store.used_by(cust_ids, month))
+
     async def claim_permits(self, claims: Sequence[PermitClaim]) -> Sequence[int | Undecided]:
         return await self._timed_list("permits", self._store.claim_permits(claims))
 
@@ -84,8 +87,8 @@ class MeteredStore:
     async def customer_by_key(self, key_hash: bytes) -> Customer | None:
         return await self._timed("registry", self._store.customer_by_key(key_hash))
 
-    async def customers(self) -> list[Customer]:
-        return await self._timed("registry", self._store.customers())
+    async def customers(self, prefix: str = "", limit: int | None = None) -> list[Customer]:
+        return await self._timed("registry", self._store.customers(prefix, limit))
 
     async def save_customer(self, customer: Customer) -> None:
         await self._timed("registry", self._store.save_customer(customer))
@@ -101,6 +104,9 @@ class MeteredStore:
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
         return await self._timed("registry", self._store.keys(cust_id))
+
+    async def key_counts(self, cust_ids: Sequence[str]) -> list[int]:
+        return await self._timed("registry", self._store.key_counts(cust_ids))
 
     async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
         await self._timed("registry", self._store.record_key_use(key_ids, used_at))

@@ -26,6 +26,15 @@ async def test_charges_are_counted_per_customer_and_month(store: Store) -> None:
     assert (await store.used(mine, "2026-11"), await store.used(other, "2026-11")) == (2, 0)
 
 
+async def test_tasks_charged_are_read_for_many_customers(store: Store) -> None:
+    """In the order of the question; a customer without a charge has none."""
+    names = [uuid.uuid4().hex for _ in range(3)]
+    await store.charge([Charge(name, "2026-11", number + 1, 9) for number, name in enumerate(names)])
+    await store.charge([Charge(names[0], "2026-12", 5, 9)])
+    assert await store.used_by([names[2], "unknown", names[0]], "2026-11") == [3, 0, 1]
+    assert await store.used_by([], "2026-11") == []
+
+
 async def test_refund_makes_new_charges_possible_and_never_goes_below_zero(store: Store) -> None:
     charge = Charge(uuid.uuid4().hex, "2026-11", 2, 2)
     await store.charge([charge])

@@ -23,6 +23,36 @@ async def test_saving_a_customer_replaces_every_field(store: Store) -> None:
     assert await store.customer("unknown") is None
 
 
+async def test_customers_are_listed_by_the_beginning_of_their_id(store: Store) -> None:
+    """In the order of their ids, and only the first ones if there is a limit."""
+    prefix = f"c-{uuid.uuid4().hex[:8]}"
+    names = [prefix, f"{prefix}-a", f"{prefix}-b", f"{prefix}ü"]
+    for name in (*reversed(names), f"x{prefix}"):
+        await store.save_customer(Customer(cust_id=name))
+    assert [found.cust_id for found in await store.customers(prefix)] == names
+    assert [found.cust_id for found in await store.customers(prefix, 1)] == names[:1]
+    assert [found.cust_id for found in await store.customers(f"{prefix}-", 5)] == names[1:3]
+    assert await store.customers(f"{prefix}*") == []
+    everybody = [found.cust_id for found in await store.customers()]
+    assert everybody == sorted(everybody)
+    assert {*names, f"x{prefix}"} <= set(everybody)
+
+
+async def test_keys_that_are_not_revoked_are_counted_by_customer(store: Store) -> None:
+    first, second, without = (f"c-{uuid.uuid4().hex[:8]}" for _ in range(3))
+    keys = [
+        ApiKey(key_id=key_id_of(hashed), cust_id=cust_id, key_hash=hashed, created_at=5)
+        for cust_id in (first, first, second)
+        for hashed in [hash_api_key(new_api_key())]
+    ]
+    for key in keys:
+        await store.save_key(key)
+    assert await store.key_counts([without, first, second]) == [0, 2, 1]
+    await store.revoke_key(keys[0].key_id)
+    assert await store.key_counts([first, second]) == [1, 1]
+    assert await store.key_counts([]) == []
+
+
 async def test_customer_is_found_by_key_hash_until_the_key_is_revoked(store: Store) -> None:
     customer = Customer(cust_id=f"c-{uuid.uuid4().hex[:8]}")
     hashed = hash_api_key(new_api_key())

@@ -119,7 +119,10 @@ class SimulatedStore:
     async def customer_by_key(self, key_hash: bytes) -> Customer | None:
         raise NotImplementedError
 
-    async def customers(self) -> list[Customer]:
+    async def customers(self, prefix: str = "", limit: int | None = None) -> list[Customer]:
+        raise NotImplementedError
+
+    async def used_by(self, cust_ids: Sequence[str], month: str) -> list[int]:
         raise NotImplementedError
 
     async def producers(self) -> dict[str, float]:
@@ -135,6 +138,9 @@ class SimulatedStore:
         raise NotImplementedError
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
+        raise NotImplementedError
+
+    async def key_counts(self, cust_ids: Sequence[str]) -> list[int]:
         raise NotImplementedError
 
     async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:

@@ -155,22 +155,26 @@ class AerospikeClient:
         answers = await self._in_chunks(keys, partial(_batch_operate, ops, policy))
         return [result_codes.NO_RESPONSE if answer is None else answer.result for answer in answers]
 
-    async def read(self, keys: Sequence[tuple[str, str, str]]) -> list[Record | None]:
-        """Return each record; None if it does not exist. Raises StoreUnavailable."""
+    async def read(
+        self, keys: Sequence[tuple[str, str, str]], bins: Sequence[str] | None = None
+    ) -> list[Record | None]:
+        """Return each record, with all bins or some; None if it does not exist. Raises StoreUnavailable."""
         records: list[Record | None] = []
-        for record in await self.try_read(keys):
+        for record in await self.try_read(keys, bins):
             if isinstance(record, int):
                 raise self.unavailable(record, "reading a record failed")
             records.append(record)
         return records
 
-    async def try_read(self, keys: Sequence[tuple[str, str, str]]) -> list[Record | int | None]:
+    async def try_read(
+        self, keys: Sequence[tuple[str, str, str]], bins: Sequence[str] | None = None
+    ) -> list[Record | int | None]:
         """Return records as `read` does, but the result code of a record that cannot be read.
 
         Raises StoreUnavailable if the whole call fails.
         """
         records: list[Record | int | None] = []
-        for answer in await self._in_chunks(keys, _batch_read):
+        for answer in await self._in_chunks(keys, partial(_batch_read, bins)):
             if answer is None:
                 records.append(result_codes.NO_RESPONSE)
             elif answer.result == result_codes.OK:
@@ -250,8 +254,8 @@ def _batch_operate(
     return client.batch_operate(keys, ops, None, policy)
 
 
-def _batch_read(keys: list[tuple[str, str, str]], client: Any) -> Any:
-    return client.batch_read(keys)
+def _batch_read(bins: Sequence[str] | None, keys: list[tuple[str, str, str]], client: Any) -> Any:
+    return client.batch_read(keys, bins)
 
 
 def _create_index(namespace: str, set_name: str, bin_name: str, client: Any) -> None:

@@ -156,8 +156,12 @@ class AerospikeQuotas:
             self._resolve_later(slot, doubts)
 
     async def used(self, cust_id: str, month: str) -> int:
-        (record,) = await self._client.read([self._key(_name(cust_id, month))])
-        return int(record[1][_USED]) if record else 0
+        (used,) = await self.used_by([cust_id], month)
+        return used
+
+    async def used_by(self, cust_ids: Sequence[str], month: str) -> list[int]:
+        records = await self._client.read([self._key(_name(cust_id, month)) for cust_id in cust_ids], [_USED])
+        return [int(record[1][_USED]) if record else 0 for record in records]
 
     async def close(self) -> None:
         """Spend a little time on the remaining doubts. Call it before the client is closed."""

@@ -23,6 +23,7 @@ from ingest.store.aerospike.client import AerospikeClient, Record, parse_url
 from ingest.store.aerospike.ledger import AerospikeLedger
 from ingest.store.aerospike.quotas import AerospikeQuotas
 from ingest.store.aerospike.records import read_api_key, read_customer, write_api_key
+from ingest.store.aerospike.scans import First, Scan
 
 DEFAULT_TIMEOUT: Final = 3.0
 _REPLACE: Final = {"exists": aerospike.POLICY_EXISTS_CREATE_OR_REPLACE}
@@ -61,6 +62,9 @@ class AerospikeStore(AerospikeLedger):
     async def used(self, cust_id: str, month: str) -> int:
         return await self._quotas.used(cust_id, month)
 
+    async def used_by(self, cust_ids: Sequence[str], month: str) -> list[int]:
+        return await self._quotas.used_by(cust_ids, month)
+
     # Rates
 
     async def claim_permits(self, claims: Sequence[PermitClaim]) -> list[int | Undecided]:
@@ -94,9 +98,12 @@ class AerospikeStore(AerospikeLedger):
             return None
         return await self.customer(key.cust_id)
 
-    async def customers(self) -> list[Customer]:
-        customers = [read_customer(bins) for bins in await self._scan("customer")]
-        return sorted(customers, key=lambda customer: customer.cust_id)
+    async def customers(self, prefix: str = "", limit: int | None = None) -> list[Customer]:
+        first = First(limit)
+        await self._client.call(
+            Scan(namespace=self._namespace, set_name="customer", handle=first.add, prefix=prefix).run
+        )
+        return [read_customer(bins) for bins in first.sorted()]
 
     async def save_customer(self, customer: Customer) -> None:
         bins = {name: value for name, value in msgspec.to_builtins(customer).items() if value is not None}
@@ -127,10 +134,25 @@ class AerospikeStore(AerospikeLedger):
             raise self._client.unavailable(record.result, "cannot save the producers")
 
     async def keys(self, cust_id: str) -> list[ApiKey]:
-        records = [bins for bins in await self._scan("api_key") if bins["cust_id"] == cust_id]
+        records: list[dict[str, Any]] = []
+        await self._client.call(
+            Scan(namespace=self._namespace, set_name="api_key", handle=records.append, cust_id=cust_id).run
+        )
         infos = await self._client.read([(self._namespace, "key_info", bins["key_id"]) for bins in records])
         keys = [read_api_key(bins, info[1] if info else None) for bins, info in zip(records, infos, strict=True)]
         return sorted(keys, key=lambda key: (key.created_at, key.key_id))
+
+    async def key_counts(self, cust_ids: Sequence[str]) -> list[int]:
+        counts = dict.fromkeys(cust_ids, 0)
+
+        def count(bins: dict[str, Any]) -> None:
+            cust_id = bins.get("cust_id")
+            if cust_id in counts and not bins.get("revoked"):
+                counts[cust_id] += 1
+
+        scan = Scan(namespace=self._namespace, set_name="api_key", handle=count, bins=("cust_id", "revoked"))
+        await self._client.call(scan.run)
+        return [counts[cust_id] for cust_id in cust_ids]
 
     async def record_key_use(self, key_ids: Sequence[str], used_at: int) -> None:
         ops = [operations.write("last_used_at", used_at)]
@@ -174,10 +196,6 @@ class AerospikeStore(AerospikeLedger):
         await self._client.write([record])
         if record.result != result_codes.OK:
             raise self._client.unavailable(record.result, f"cannot save {set_name} {key}")
-
-    async def _scan(self, set_name: str) -> list[dict[str, Any]]:
-        records = await self._client.call(lambda client: client.query(self._namespace, set_name).results())
-        return [bins for _, _, bins in records]
 
 
 def _weight(record: Record | None) -> float:
