@@ -23,6 +23,7 @@ from ingest.cli.registry import (
 from ingest.domain.customers import Customer, is_cust_id
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Store
+from ingest.operations.customers import customer_details
 from ingest.operations.parameters import seconds
 
 app = typer.Typer(
@@ -136,13 +137,9 @@ def customer_show(cust: Cust, json: Json = False) -> None:
     """Show a customer, the tasks charged this month, and its keys."""
 
     async def read(store: Store) -> dict[str, Any]:
-        customer = await existing_customer(store, cust)
-        month = time.strftime("%Y-%m", time.gmtime())
-        keys = [
-            {name: getattr(key, name) for name in ("key_id", "name", "created_at", "last_used_at", "revoked")}
-            for key in await store.keys(cust)
-        ]
-        return fields_of(customer) | {"used_this_month": await store.used(cust, month), "keys": keys}
+        details = await customer_details(store, await existing_customer(store, cust), time.time())
+        keys = [msgspec.structs.asdict(key) for key in details.keys]
+        return fields_of(details.customer) | {"used_this_month": details.used, "keys": keys}
 
     show_fields(with_store(read), json)
 

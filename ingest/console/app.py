@@ -19,6 +19,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ingest.console.access import Access
 from ingest.console.action_pages import ActionPages
 from ingest.console.actions import Actions, Kind
+from ingest.console.customer_pages import CustomerPages
+from ingest.console.customers import Customers
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.dead_pages import DeadPages
 from ingest.console.history import SPAN, History
@@ -71,6 +73,7 @@ class Console:
         history: the state of the service.
         find: looks for a submission.
         dead_letters: what is in ingest.dead.
+        customers: the customers in the store.
         actions: changes ingest.dead; None if the console only reads.
         find_timeout: seconds for one search.
     """
@@ -81,6 +84,7 @@ class Console:
         history: History,
         find: Find,
         dead_letters: DeadLetters,
+        customers: Customers,
         actions: Actions | None = None,
         find_timeout: float = FIND_TIMEOUT,
     ) -> None:
@@ -92,6 +96,7 @@ class Console:
         self._renderer = Renderer(has_actions=actions is not None)
         dead = DeadPages(self._renderer, dead_letters)
         self._style = resources.files("ingest.console").joinpath("static/console.css").read_text()
+        customer_pages = CustomerPages(customers, dead_letters, self._renderer.page)
         self._app = Starlette(
             routes=[
                 Route("/", self._safely(self._overview)),
@@ -99,6 +104,8 @@ class Console:
                 Route("/dead", self._safely(dead.groups)),
                 Route("/dead/list", self._safely(dead.list)),
                 Route("/dead/letter", self._safely(dead.letter)),
+                Route("/customers", self._safely(customer_pages.all)),
+                Route("/customers/one", self._safely(customer_pages.one)),
                 Route("/console.css", self._safely(self._css)),
                 *self._action_routes(dead, dead_letters, actions),
             ],

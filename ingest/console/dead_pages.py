@@ -9,6 +9,7 @@ from starlette.responses import HTMLResponse, Response
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.filters import filter_of
 from ingest.console.letter_facts import details_facts
+from ingest.console.paging import page_of
 from ingest.console.rendering import Renderer
 from ingest.console.snapshot import Snapshot, ordered
 from ingest.domain.errors import ConfigurationError
@@ -42,8 +43,7 @@ class DeadPages:
     async def list(self, request: Request) -> Response:
         """Those of a filter, latest first."""
         snapshot = await self._letters.look()
-        number = request.query_params.get("page", "1")
-        page = max(1, int(number)) if number.isdecimal() and len(number) < 9 else 1
+        page = page_of(request)
         chosen = filter_of(request.query_params)
         letters: list[FoundDeadLetter] = []
         count, error = 0, ""

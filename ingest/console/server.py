@@ -9,6 +9,7 @@ from ingest.backends import BrokerBackend, broker_backend, store_backend
 from ingest.console.access import Access
 from ingest.console.actions import Actions
 from ingest.console.app import Console
+from ingest.console.customers import Customers
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.history import History
 from ingest.operations.find import Findings
@@ -63,12 +64,13 @@ class ConsoleServer:
         actions = None
         if self._allow_actions:
             actions = Actions(self._broker.open_dead_letters, letters)
+        customers = Customers(self._store.open_to_read)
 
         async def find(sought: str, customer: str | None) -> Findings:
             return await find_submission(sought, self._store.open_to_read, letters.search, customer)
 
         history = History(self._collector.collect)
-        server = shim_server(Console(self._access, history, find, letters, actions), _GRACE)
+        server = shim_server(Console(self._access, history, find, letters, customers, actions), _GRACE)
         others = [asyncio.create_task(history.run()), asyncio.create_task(_end(server, stop))]
         try:
             await server.serve([self._listener])
@@ -79,6 +81,7 @@ class ConsoleServer:
             if actions is not None:
                 await actions.close()
             await letters.close()
+            await customers.close()
             await self._collector.close()
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import msgspec
 
+from ingest.domain.customers import DAY
 from ingest.domain.dead_letters import DeadLetter, redrive_blocker
 from ingest.operations.dead_letters import Selection, details
 from ingest.operations.find import MAX_DEAD_LETTERS, FoundDeadLetter, Matches, found_dead_letter
@@ -18,6 +19,8 @@ MAX_GROUPS: Final = 10_000
 """Pairs of reason and customer that are counted one by one; further ones are counted together, without names."""
 MAX_BYTES: Final = 1024**3
 """Bytes of details in the temporary file. A dead letter for which there is no room is listed without them."""
+WEEK: Final = 7 * DAY
+"""Seconds before a reading in which a dead letter is a recent one."""
 _LONGEST_BODY: Final = 256 * 1024
 """Characters of a body that are kept."""
 
@@ -42,7 +45,11 @@ class SelectedCount(msgspec.Struct, frozen=True):
 
 
 class ReasonGroup(msgspec.Struct):
-    """The dead letters of one reason and customer. Times are in Unix seconds, None if they are not known."""
+    """The dead letters of one reason and customer. Times are in Unix seconds, None if they are not known.
+
+    `recent` is how many of them died in the last seven days before the reading, `undated` for how many that is not
+    known.
+    """
 
     reason: str
     cust_id: str
@@ -50,12 +57,17 @@ class ReasonGroup(msgspec.Struct):
     oldest: float | None = None
     newest: float | None = None
     what_to_do: str = ""
+    recent: int = 0
+    undated: int = 0
 
-    def add(self, dead: DeadLetter) -> None:
-        """Count a dead letter."""
+    def add(self, dead: DeadLetter, recent_since: float) -> None:
+        """Count a dead letter. It is a recent one if it did not die before `recent_since`."""
         self.count += 1
         self.what_to_do = remedy(dead)
-        if dead.died_at is not None:
+        if dead.died_at is None:
+            self.undated += 1
+        else:
+            self.recent += dead.died_at >= recent_since
             self.oldest = min(dead.died_at, self.oldest or dead.died_at)
             self.newest = max(dead.died_at, self.newest or dead.died_at)
 
@@ -101,7 +113,7 @@ class Snapshot:
     def add(self, dead: DeadLetter, trusted: frozenset[str]) -> None:
         """Add the next dead letter of the queue."""
         self.count += 1
-        self._group(dead).add(dead)
+        self._group(dead).add(dead, self.at - WEEK)
         found, names = found_dead_letter(dead, trusted)
         blocker = redrive_blocker(dead, trusted)
         # The id is not unique: copies have the same.

@@ -13,13 +13,15 @@ import pytest
 from ingest.console import Console
 from ingest.console.access import Access
 from ingest.console.actions import MAX_EXPORT, Actions
+from ingest.console.customers import Customers
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.history import History
 from ingest.domain.dead_letters import dead_letter
-from ingest.domain.errors import BrokerUnavailable, InvalidSubmission, Reason
+from ingest.domain.errors import BrokerUnavailable, InvalidSubmission, Reason, StoreUnavailable
 from ingest.domain.identity import SubmissionKind
 from ingest.domain.ledger import Phase
 from ingest.domain.overview import BrokerState, DeadReason, Overview, ProcessState, QueueState, StoreState
+from ingest.domain.ports import Store
 from ingest.operations.find import Findings, FoundDeadLetter, FoundEntry
 from tests.support.dead_letter_queue import MemoryDeadLetters
 from tests.support.deliveries import direct_delivery
@@ -94,7 +96,8 @@ class Browser:
         self.letters = letters = DeadLetters(self.queue.open)
         self.actions = Actions(self.queue.open, letters, max_export=max_export)
         actions = self.actions if allow_actions else None
-        console = Console(access or Access("127.0.0.1"), self.history, self._find, letters, actions, find_timeout=0.2)
+        customers = Customers(self._no_store)
+        console = Console(access or Access("127.0.0.1"), self.history, self._find, letters, customers, actions, 0.2)
         transport = httpx.ASGITransport(console, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
@@ -113,6 +116,9 @@ class Browser:
 
     async def _collect(self) -> Overview:
         return OVERVIEW
+
+    async def _no_store(self) -> Store:
+        raise StoreUnavailable("no connection")
 
     async def _find(self, sought: str, customer: str | None) -> Findings:
         self.sought.append((sought, customer))
@@ -288,7 +294,7 @@ async def test_hostile_texts_are_escaped_and_secrets_are_hidden() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/find", "/find?q=x", "/console.css", "/nothing", "/find?q=defect", "/dead", "/dead/list"]
+    "path", ["/", "/find?q=x", "/console.css", "/nothing", "/find?q=defect", "/dead", "/dead/list", "/customers"]
 )
 async def test_every_answer_forbids_scripts_frames_and_caches(path: str) -> None:
     browser = Browser()
