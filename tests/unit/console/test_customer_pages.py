@@ -87,7 +87,7 @@ async def test_list_shows_the_use_and_the_settings_of_each_customer(harness: Har
     page = await harness.get("/customers")
     assert page.status_code == 200
     words = text(page)
-    assert "2, as of 2026-03-31T23:33:20Z" in words
+    assert "2 customers, as of 2026-03-31T23:33:20Z" in words
     assert "quota used in 2026-03" in words
     assert "acme enabled 1,234 of 2,000 (61 %) 2.5 50/s 1 1 2" in words
     assert "globex disabled 7, unlimited 1 none 0 0 0" in words
@@ -103,7 +103,7 @@ async def test_list_is_filtered_by_the_beginning_of_the_id_and_has_pages(harness
         await harness.add(f"a{number:03}")
     await harness.add("b")
     first = await harness.get("/customers", prefix="a")
-    assert "101 whose id begins with a , as of" in text(first)
+    assert "101 customers whose id begins with a , as of" in text(first)
     assert ("a000" in text(first), "a049" in text(first), "a050" in text(first)) == (True, True, False)
     assert '<a rel="next" href="/customers?prefix=a&amp;page=2">Next</a>' in first.text
     assert 'rel="prev"' not in first.text
