@@ -8,7 +8,7 @@ from rich.text import Text
 
 from ingest.domain.display import age, shown
 from ingest.domain.events import rfc3339
-from ingest.domain.overview import Overview, by_class, counted
+from ingest.domain.overview import Overview, ProcessState, by_class, counted
 
 _NONE = "-"
 """Shown for what is unknown or does not apply."""
@@ -19,10 +19,12 @@ def render(overview: Overview) -> RenderableType:
     problem_lines = [Text(f"! {shown(problem)}", style="bold red") for problem in overview.problems()] or [
         Text("no problems seen", style="green")
     ]
+    notes = [Text(f"note: {shown(note)}", style="yellow") for note in overview.notes()]
     broker = " ".join(filter(None, (overview.broker.name, overview.broker.version)))
     return Group(
         Text(f"ingest status  {rfc3339(int(overview.at * 1000))}", style="bold"),
         *problem_lines,
+        *notes,
         Text(f"broker  {shown(broker)}"),
         _store(overview),
         _queues(overview),
@@ -139,10 +141,11 @@ def _dead(overview: Overview) -> RenderableType:
 
 
 def _processes(overview: Overview) -> _Table:
-    table = _Table("process", "ready", "breaker", "stalled", "in flight", "tasks/s", "idle")
+    table = _Table("process", "version", "ready", "breaker", "stalled", "in flight", "tasks/s", "idle")
     for process in overview.processes:
         table.add(
-            f"{process.url} {process.process}",
+            _name(process),
+            process.version or _NONE,
             _yes(process.ready),
             _yes(process.breaker_open),
             _yes(process.stalled),
@@ -157,7 +160,11 @@ def _heavy(overview: Overview) -> Iterator[Text]:
     for process in overview.processes:
         if process.heavy:
             heavy = counted(process.heavy, "heavy customer")
-            yield Text(shown(f"{process.url} {process.process}  {heavy}, named in its log"))
+            yield Text(shown(f"{_name(process)}  {heavy}, named in its log"))
+
+
+def _name(process: ProcessState) -> str:
+    return f"{process.url.removeprefix('http://')} {process.process}"
 
 
 def _number(value: int | None) -> str:

@@ -1,5 +1,6 @@
 """The state of a running system at one moment. None means unknown, and is shown as such."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -51,12 +52,13 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     """What `ingest status` shows about a process that serves metrics.
 
-    `idle` is seconds since it last settled a delivery; `accepted` is tasks per second; `heavy` is the number of heavy
-    customers. `breaker_open` is named `brake` in JSON.
+    `version` is that of ingest; empty if unknown. `idle` is seconds since it last settled a delivery; `accepted` is
+    tasks per second; `heavy` is the number of heavy customers. `breaker_open` is named `brake` in JSON.
     """
 
     url: str
     process: str
+    version: str = ""
     ready: bool | None = None
     breaker_open: bool | None = msgspec.field(name="brake", default=None)
     stalled: bool | None = None
@@ -99,10 +101,22 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
                 problems.append(f"{queue.name}: {counted(queue.ready, 'message')} and no consumer")
         return [*problems, *self.process_problems]
 
+    def notes(self) -> list[str]:
+        """Return what an operator should know but need not act on, as sentences."""
+        versions = Counter(process.version for process in self.processes if process.version)
+        if len(versions) < 2:
+            return []
+        each = ", ".join(f"{version} ({_processes(count)})" for version, count in sorted(versions.items()))
+        return [f"versions differ, as during an upgrade: {each}"]
+
 
 def counted(count: int, noun: str) -> str:
     """Return a number with its noun, such as `1 error` or `2,500 messages`."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def _processes(count: int) -> str:
+    return "1 process" if count == 1 else f"{count:,} processes"
 
 
 def by_class(queues: Iterable[QueueState]) -> Iterator[QueueState]:

@@ -48,6 +48,9 @@ class Scraper:
     def _states(self, url: str, samples: list[tuple[str, dict[str, str], float]]) -> list[ProcessState]:
         accepted = sum(value for name, _, value in samples if name == metrics.ACCEPTED_TASKS.name)
         rate = self._rate(url, accepted)
+        # The processes of one port are forked from one, so they have one version.
+        builds = [labels for name, labels, _ in samples if name == metrics.BUILD_INFO.name]
+        version = builds[0].get("version", "") if builds else ""
         names = sorted({labels["process"] for _, labels, _ in samples if "process" in labels})
         states = []
         for process in names:
@@ -57,6 +60,7 @@ class Scraper:
                 ProcessState(
                     url=url,
                     process=process,
+                    version=version,
                     ready=_flag(own, metrics.READY),
                     breaker_open=_flag(own, metrics.BREAKER_OPEN),
                     stalled=_flag(own, metrics.STALLED),

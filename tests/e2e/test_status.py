@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 
+from ingest import __version__
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from tests.contract.test_dead_letters import rejected_message
 from tests.e2e.processes import Ingest, run_ingest
@@ -42,6 +43,7 @@ async def test_status_shows_queues_processes_dead_letters_and_store(
         queues = {queue["name"]: queue for queue in status["broker"]["queues"]}
         assert (queues["ingest.dead"]["ready"], queues["ingest.tasks"]["consumers"]) == (3, 1)
         (process,) = status["processes"]
+        assert process["version"] == __version__
         assert (process["ready"], process["brake"], process["stalled"]) == (True, False, False)
         ((reason, count, oldest),) = [tuple(group.values()) for group in status["dead"]]
         assert (reason, count) == ("quota_exhausted", 3)

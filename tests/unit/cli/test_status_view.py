@@ -23,7 +23,14 @@ QUEUES = [
     QueueState(name="ingest.dead", ready=42, unacked=0, consumers=0, rate_in=0.0, rate_out=0.0, oldest=7200.0),
 ]
 PROCESSES = [
-    ProcessState(url="http://10.20.30.40:9464", process=str(number), ready=True, in_flight=1000, accepted=12345.6)
+    ProcessState(
+        url="http://10.20.30.40:9464",
+        process=str(number),
+        version="0.1.0",
+        ready=True,
+        in_flight=1000,
+        accepted=12345.6,
+    )
     for number in range(2)
 ]
 OVERVIEW = Overview(
@@ -99,8 +106,29 @@ def test_processes_with_heavy_customers_are_named() -> None:
     processes = [*PROCESSES, ProcessState(url="http://10.20.30.50:9464", process="1", heavy=2)]
     lines = shown(msgspec.structs.replace(OVERVIEW, processes=processes)).splitlines()
     assert [line for line in lines if "heavy customer" in line] == [
-        "http://10.20.30.50:9464 1  2 heavy customers, named in its log"
+        "10.20.30.50:9464 1  2 heavy customers, named in its log"
     ]
+
+
+def test_version_of_each_process_is_shown_and_different_ones_are_a_note() -> None:
+    """They are no problem: an upgrade may be in progress."""
+    old, new = "0.1.0\x1b", "0.2.0"
+    processes = [
+        ProcessState(url=f"http://10.20.30.40:{port}", process="0", version=version)
+        for port, version in ((9464, new), (9465, old), (9466, old), (9467, ""))
+    ]
+    lines = shown(msgspec.structs.replace(OVERVIEW, processes=processes), 120).splitlines()
+    rows = {line.split()[0]: line.split()[2] for line in lines if line.startswith("10.20.30.40")}
+    assert rows == {
+        "10.20.30.40:9464": new,
+        "10.20.30.40:9465": r"0.1.0\x1b",
+        "10.20.30.40:9466": r"0.1.0\x1b",
+        "10.20.30.40:9467": "-",
+    }
+    note = r"note: versions differ, as during an upgrade: 0.1.0\x1b (2 processes), 0.2.0 (1 process)"
+    assert [line for line in lines if line.startswith("note: ")] == [note]
+    same = msgspec.structs.replace(OVERVIEW, processes=[processes[0], processes[3]])
+    assert "note: " not in shown(same, 120)
 
 
 def test_live_view_says_how_many_lines_do_not_fit() -> None:

@@ -145,7 +145,7 @@ async def test_overview_shows_problems_first_and_then_everything_else() -> None:
         "ingest.http.* 1,234",
         "1m 1s",
         "quota_exhausted 42 2h",
-        "http://10.20.30.40:9464 0 no yes -",
+        "http://10.20.30.40:9464 0 - no yes -",
         "RabbitMQ at 10.20.30.41:5672 4.3.0",
         "Aerospike at 10.20.30.51:3000 8.1.0, round trip 1.2 ms",
     ):
@@ -168,6 +168,23 @@ async def test_overview_of_a_service_without_problems_says_so() -> None:
         "Start the console with --scrape",
     ):
         assert part in words, part
+
+
+async def test_different_versions_of_processes_are_a_note_and_no_problem() -> None:
+    async def collect() -> Overview:
+        processes = [
+            ProcessState(url=f"http://host:{number}", process="0", version=version)
+            for number, version in enumerate(("0.2.0", "0.1.0", f"0.2.0{HOSTILE}"))
+        ]
+        return Overview(at=time.time(), broker=BrokerState(name="b"), store=StoreState(name="s"), processes=processes)
+
+    browser = Browser(collect=collect)
+    await browser.history.sample()
+    page = await browser.get("/")
+    words = text(page)
+    assert "No problems seen. Note: versions differ, as during an upgrade: 0.1.0 (1 process), 0.2.0 (1" in words
+    assert "http://host:1 0 0.1.0 - - -" in words
+    assert "<script" not in page.text
 
 
 async def test_overview_says_what_could_not_be_collected() -> None:
