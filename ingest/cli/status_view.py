@@ -16,7 +16,7 @@ _NONE = "-"
 
 def render(overview: Overview) -> RenderableType:
     """Return the whole status as text. Problems come first, so that a small terminal shows them."""
-    problem_lines = [Text(f"! {shown(problem)}", style="bold red") for problem in overview.problems()] or [
+    problem_lines = [Text(f"! {shown(problem.text)}", style="bold red") for problem in overview.problems()] or [
         Text("no problems seen", style="green")
     ]
     notes = [Text(f"note: {shown(note)}", style="yellow") for note in overview.notes()]

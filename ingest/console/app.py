@@ -24,11 +24,12 @@ from ingest.console.customers import Customers
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.dead_pages import DeadPages
 from ingest.console.history import SPAN, History
+from ingest.console.problems import linked
 from ingest.console.rendering import Renderer
 from ingest.console.sparkline import HEIGHT, WIDTH, chart
 from ingest.domain.display import age, shown
 from ingest.domain.events import rfc3339
-from ingest.domain.overview import by_class
+from ingest.domain.overview import Problem, by_class
 from ingest.operations.find import Findings
 from ingest.operations.find.facts import dead_letter_facts, entry_facts, reason_not_found
 
@@ -175,14 +176,14 @@ class Console:
         old = time.time() - latest.at
         if self._history.failure or old > _OLD:
             why = self._history.failure or "the broker or the store answers slowly"
-            problems.insert(0, f"what is shown is {age(old)} old: {why}")
+            problems.insert(0, Problem(f"what is shown is {age(old)} old: {why}"))
         return self._renderer.page(
             "overview.html",
             section="Overview",
             title="Overview",
             overview=latest,
             at=rfc3339(int(latest.at * 1000)),
-            problems=problems,
+            problems=[linked(problem, latest.dead or []) for problem in problems],
             queues=queues,
             size={"width": WIDTH, "height": HEIGHT},
         )

@@ -76,6 +76,13 @@ class DeadReason(msgspec.Struct, frozen=True, kw_only=True):
     oldest: float | None = None
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """What needs an operator, as a sentence; `queue` is the name of the queue that it is about, if it is about one."""
+
+    text: str
+    queue: str = ""
+
+
 class Overview(msgspec.Struct, frozen=True, kw_only=True):
     """The state of broker, store, dead letters and processes at one time.
 
@@ -90,16 +97,19 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     dead: list[DeadReason] | None = None
     dead_note: str = ""
 
-    def problems(self) -> list[str]:
-        """Return everything that needs an operator, as sentences."""
-        problems = [*self.broker.problems, *self.store.problems]
+    def problems(self) -> list[Problem]:
+        """Return everything that needs an operator."""
+        problems = [Problem(text) for text in (*self.broker.problems, *self.store.problems)]
         for queue in self.broker.queues:
             if queue.name == topology.INGEST_DEAD:
                 if queue.ready:
-                    problems.append(f"{counted(queue.ready, 'dead letter')}: run `ingest dlq list`")
+                    text = f"{counted(queue.ready, 'dead letter')}: run `ingest dlq list`"
+                    problems.append(Problem(text, queue.name))
             elif queue.ready and queue.consumers == 0:
-                problems.append(f"{queue.name}: {counted(queue.ready, 'message')} and no consumer")
-        return [*problems, *self.process_problems]
+                consumer = "`ingest work`" if queue.name.startswith("ingest.") else "its consumer"
+                text = f"{queue.name}: {counted(queue.ready, 'message')} and no consumer: start {consumer}"
+                problems.append(Problem(text, queue.name))
+        return problems + [Problem(text) for text in self.process_problems]
 
     def notes(self) -> list[str]:
         """Return what an operator should know but need not act on, as sentences."""

@@ -64,8 +64,8 @@ def test_problems_are_first_and_name_dead_letters_and_queues_that_nothing_consum
     problems = "\n".join(lines[1:5])
     assert "node r1 is down" in problems
     assert "42 dead letters" in problems
-    assert "ingest.tasks: 1,234,567 messages and no consumer" in problems
-    assert "consensus.tasks: 98,765 messages and no consumer" in problems
+    assert "ingest.tasks: 1,234,567 messages and no consumer: start `ingest work`" in problems
+    assert "consensus.tasks: 98,765 messages and no consumer: start its consumer" in problems
 
 
 def test_everything_fits_80_columns_and_24_lines() -> None:

@@ -141,7 +141,7 @@ async def test_overview_shows_problems_first_and_then_everything_else() -> None:
     words = text(page)
     for part in (
         "As of 2026-04-09T11:59:59Z",
-        "42 dead letters: run `ingest dlq list`",
+        "42 dead letters: run `ingest dlq list`, or see quota_exhausted , all",
         "ingest.http.* 1,234",
         "1m 1s",
         "quota_exhausted 42 2h",
