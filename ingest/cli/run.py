@@ -18,13 +18,14 @@ from ingest.cli.dev_key import given_key, stored_key
 from ingest.cli.keys import save_key
 from ingest.cli.options import AllowActions, metrics_urls
 from ingest.cli.webhooks import check_webhook
-from ingest.console import ConsoleServer
+from ingest.console import ConsoleServer, Events
 from ingest.domain.customers import Customer, hash_api_key
 from ingest.domain.errors import ConfigurationError
 from ingest.domain.ports import Broker, Store
 from ingest.serving import listen
 from ingest.telemetry import logs
 from ingest.telemetry.process import MetricsEndpoint, serve_shared
+from ingest.telemetry.recent_events import RecentEvents, RecordedBroker
 from ingest.telemetry.reports import ProcessReports
 from ingest.telemetry.shown_events import ShownBroker
 
@@ -102,7 +103,9 @@ def dev(
     logs.configure(current.log_level, current.log_format, current.dependencies)
     listener = open_listener(current.host, current.port)
     backend = broker_backend(current)
-    console = ConsoleServer(current, _console_listener(current), metrics_urls(current), backend)
+    recent = RecentEvents()
+    events = Events(recent, _example(_address(listener, current), '"Authorization: Bearer $API_KEY"'))
+    console = ConsoleServer(current, _console_listener(current), metrics_urls(current), backend, events)
     webhooks = frozenset({DEV_WEBHOOK, *(webhook or [])})
 
     prepared = asyncio.Event()
@@ -121,8 +124,10 @@ def dev(
 
     endpoint = _metrics_endpoint(current)
 
+    def decorate(broker: Broker, store: Store) -> bootstrap.Adapters:
+        return (bootstrap.undecorated if quiet else _show_events)(RecordedBroker(broker, recent), store)
+
     async def main(stop: asyncio.Event) -> None:
-        decorate = bootstrap.undecorated if quiet else _show_events
         async with asyncio.TaskGroup() as group:
             group.create_task(serve_console(stop))
             await bootstrap.run_shim_and_worker(
@@ -246,13 +251,8 @@ def _console_listener(current: settings.Settings) -> socket.socket:
 def _welcome(
     listener: socket.socket, console_url: str, current: settings.Settings, api_key: str, *, quiet: bool
 ) -> str:
-    host = "127.0.0.1" if current.host in ("0.0.0.0", "::") else current.host  # noqa: S104 - compared, not bound
-    at = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
-    body = (
-        '{"type": "text_classification", "data_url": "https://cdn.example.com/doc.txt", "label_spec": '
-        '{"question": "Document category?", "options": ["invoice", "receipt", "other"]}, '
-        '"consensus_threshold": 3, "idempotency_key": "order-10042-line-3"}'
-    )
+    at = _address(listener, current)
+    example = _example(at, f"'Authorization: Bearer {api_key}'", ', "idempotency_key": "order-10042-line-3"')
     return f"""
 ingest dev is ready at {at} (API: {at}/docs, console: {console_url}, files: {current.data_dir})
 
@@ -260,6 +260,28 @@ API key: {api_key}
 
 Try it:
 
-curl -sS -X POST {at}/v1/tasks -H 'Authorization: Bearer {api_key}' -H 'Content-Type: application/json' -d '{body}'
+{example}
 
 {"" if quiet else "Every event is printed below. "}Ctrl-C stops it."""
+
+
+def _address(listener: socket.socket, current: settings.Settings) -> str:
+    """Return the URL at which a client of this machine reaches the API."""
+    host = "127.0.0.1" if current.host in ("0.0.0.0", "::") else current.host  # noqa: S104 - compared, not bound
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+def _example(at: str, authorization: str, members: str = "") -> str:
+    """Return a curl line that submits a task.
+
+    Args:
+        at: the URL of the API.
+        authorization: the header, quoted for a shell.
+        members: further members of the task, as JSON that begins with a comma.
+    """
+    body = (
+        '{"type": "text_classification", "data_url": "https://cdn.example.com/doc.txt", "label_spec": '
+        '{"question": "Document category?", "options": ["invoice", "receipt", "other"]}, '
+        f'"consensus_threshold": 3{members}}}'
+    )
+    return f"curl -sS -X POST {at}/v1/tasks -H {authorization} -H 'Content-Type: application/json' -d '{body}'"

@@ -23,6 +23,7 @@ from ingest.console.customer_pages import CustomerPages
 from ingest.console.customers import Customers
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.dead_pages import DeadPages
+from ingest.console.events import Events
 from ingest.console.history import SPAN, History
 from ingest.console.problems import linked
 from ingest.console.rendering import Renderer
@@ -77,6 +78,7 @@ class Console:
         customers: the customers in the store.
         actions: changes ingest.dead; None if the console only reads.
         find_timeout: seconds for one search.
+        events: the events of this process; None for no such page.
     """
 
     def __init__(
@@ -88,13 +90,15 @@ class Console:
         customers: Customers,
         actions: Actions | None = None,
         find_timeout: float = FIND_TIMEOUT,
+        events: Events | None = None,
     ) -> None:
         self._access = access
         self._history = history
         self._find = find
         self._dead_letters = dead_letters
         self._find_timeout = find_timeout
-        self._renderer = Renderer(has_actions=actions is not None)
+        self._events = events
+        self._renderer = Renderer(has_actions=actions is not None, has_events=events is not None)
         dead = DeadPages(self._renderer, dead_letters)
         self._style = resources.files("ingest.console").joinpath("static/console.css").read_text()
         customer_pages = CustomerPages(customers, dead_letters, self._renderer.page)
@@ -107,6 +111,7 @@ class Console:
                 Route("/dead/letter", self._safely(dead.letter)),
                 Route("/customers", self._safely(customer_pages.all)),
                 Route("/customers/one", self._safely(customer_pages.one)),
+                Route("/events", self._safely(self._events_page)),
                 Route("/console.css", self._safely(self._css)),
                 *self._action_routes(dead, dead_letters, actions),
             ],
@@ -218,6 +223,15 @@ class Console:
             snapshot = self._dead_letters.snapshot
             fields["dead_at"] = None if snapshot is None else rfc3339(int(snapshot.at * 1000))
         return self._renderer.page("find.html", **fields)
+
+    async def _events_page(self, request: Request) -> Response:
+        if self._events is None:
+            raise HTTPException(404)
+        fields = await self._events.fields(paused=bool(request.query_params.get("paused")))
+        answer = self._renderer.page("events.html", section="Events", title="Events", **fields)
+        if not fields["paused"]:
+            answer.headers["refresh"] = str(fields["refresh"])
+        return answer
 
     async def _css(self, _: Request) -> Response:
         return Response(self._style, media_type="text/css")

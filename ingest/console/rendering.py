@@ -13,14 +13,18 @@ from ingest.domain.identity import is_submission_id
 
 
 class Renderer:
-    """Makes answers from templates. `has_actions`: whether pages offer to change something."""
+    """Makes answers from templates.
 
-    def __init__(self, *, has_actions: bool) -> None:
+    `has_actions`: whether pages offer to change something. `has_events`: whether there is a page of events.
+    """
+
+    def __init__(self, *, has_actions: bool, has_events: bool) -> None:
         self._pages = Environment(
             loader=PackageLoader("ingest.console"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         self._pages.filters |= {"age": age, "shown": shown, "shown_lines": shown_lines, "number": number, "time": time}
-        self._pages.globals |= {"version": __version__, "has_actions": has_actions, "is_linked": is_submission_id}
+        self._pages.globals |= {"version": __version__, "is_linked": is_submission_id}
+        self._pages.globals |= {"has_actions": has_actions, "has_events": has_events}
 
     def page(self, template: str, status: int = 200, **fields: Any) -> HTMLResponse:
         """Return a page."""

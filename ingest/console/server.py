@@ -11,6 +11,7 @@ from ingest.console.actions import Actions
 from ingest.console.app import Console
 from ingest.console.customers import Customers
 from ingest.console.dead_letters import DeadLetters
+from ingest.console.events import Events
 from ingest.console.history import History
 from ingest.operations.find import Findings
 from ingest.operations.find import find as find_submission
@@ -32,6 +33,7 @@ class ConsoleServer:
         metrics_urls: `http://host:port` of processes' metrics.
         broker: opens the broker; by default one of the settings. A process that has the embedded queue open passes its
             own.
+        events: the events of this process; None for no page of events.
 
     Raises:
         ConfigurationError: the settings are invalid, or would open the console to the network.
@@ -43,10 +45,12 @@ class ConsoleServer:
         listener: socket.socket,
         metrics_urls: Sequence[str],
         broker: BrokerBackend | None = None,
+        events: Events | None = None,
     ) -> None:
         token = settings.console_token.get_secret_value()
         self._access = Access(settings.console_host, token, settings.console_user_header)
         self._listener = listener
+        self._events = events
         self._store, self._broker = store_backend(settings), broker or broker_backend(settings)
         self._allow_actions = settings.console_allow_actions
         self._letters = DeadLetters(self._broker.open_dead_letters)
@@ -70,7 +74,8 @@ class ConsoleServer:
             return await find_submission(sought, self._store.open_to_read, letters.search, customer)
 
         history = History(self._collector.collect)
-        server = shim_server(Console(self._access, history, find, letters, customers, actions), _GRACE)
+        app = Console(self._access, history, find, letters, customers, actions, events=self._events)
+        server = shim_server(app, _GRACE)
         others = [asyncio.create_task(history.run()), asyncio.create_task(_end(server, stop))]
         try:
             await server.serve([self._listener])

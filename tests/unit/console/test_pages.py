@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ingest.console import Console
+from ingest.console import Console, Events
 from ingest.console.access import Access
 from ingest.console.actions import MAX_EXPORT, Actions
 from ingest.console.customers import Customers
@@ -87,6 +87,7 @@ class Browser:
         collect: Callable[[], Awaitable[Overview]] | None = None,
         allow_actions: bool = False,
         max_export: int = MAX_EXPORT,
+        events: Events | None = None,
     ) -> None:
         self.findings = Findings()
         self.sought: list[tuple[str, str | None]] = []
@@ -97,7 +98,8 @@ class Browser:
         self.actions = Actions(self.queue.open, letters, max_export=max_export)
         actions = self.actions if allow_actions else None
         customers = Customers(self._no_store)
-        console = Console(access or Access("127.0.0.1"), self.history, self._find, letters, customers, actions, 0.2)
+        access = access or Access("127.0.0.1")
+        console = Console(access, self.history, self._find, letters, customers, actions, 0.2, events)
         transport = httpx.ASGITransport(console, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
