@@ -11,7 +11,11 @@ from ingest.settings import Settings
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Scrape = Annotated[
-    list[str] | None, typer.Option(metavar="URL", help="A process's metrics port, http://host:port; repeatable.")
+    list[str] | None,
+    typer.Option(
+        metavar="URL",
+        help="A process's metrics port, http://host:port; repeatable. A name with several addresses is read at each.",
+    ),
 ]
 AllowActions = Annotated[
     bool | None,

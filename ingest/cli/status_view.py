@@ -164,7 +164,7 @@ def _heavy(overview: Overview) -> Iterator[Text]:
 
 
 def _name(process: ProcessState) -> str:
-    return f"{process.url.removeprefix('http://')} {process.process}"
+    return " ".join(filter(None, (process.url.removeprefix("http://"), process.address, process.process)))
 
 
 def _number(value: int | None) -> str:

@@ -52,12 +52,14 @@ class StoreState(msgspec.Struct, frozen=True, kw_only=True):
 class ProcessState(msgspec.Struct, frozen=True, kw_only=True):
     """What `ingest status` shows about a process that serves metrics.
 
-    `version` is that of ingest; empty if unknown. `idle` is seconds since it last settled a delivery; `accepted` is
-    tasks per second; `heavy` is the number of heavy customers. `breaker_open` is named `brake` in JSON.
+    `address` is the one of several addresses of the host in `url`; empty if it has one. `version` is that of ingest;
+    empty if unknown. `idle` is seconds since it last settled a delivery; `accepted` is tasks per second; `heavy` is the
+    number of heavy customers. `breaker_open` is named `brake` in JSON.
     """
 
     url: str
     process: str
+    address: str = ""
     version: str = ""
     ready: bool | None = None
     breaker_open: bool | None = msgspec.field(name="brake", default=None)

@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from ingest import __version__
 from ingest.domain import metrics
 from ingest.domain.overview import ProcessState
-from ingest.operations.scrape import Scraper
+from ingest.operations.scrape import Scraper, several
 from ingest.serving import listen
 from ingest.telemetry.exposition import Exposition, metrics_server
 from ingest.telemetry.health import Report
@@ -69,3 +70,56 @@ async def test_version_is_the_one_that_a_process_of_this_version_serves() -> Non
     meter.set(metrics.READY, 1)
     Processes(meter.registry, lambda: {"0": 1})
     assert [state.version for state in await scrape(meter.registry)] == [__version__]
+
+
+@pytest.mark.parametrize(
+    ("addresses", "expected"),
+    [
+        (["127.0.0.1", "::1"], []),
+        (["10.0.0.10", "10.0.0.9", "10.0.0.9", "fd00::1", "fd00::2"], ["10.0.0.9", "10.0.0.10"]),
+        (["10.0.0.9", "fd00::2", "fd00::1"], ["fd00::1", "fd00::2"]),
+        ([], []),
+    ],
+)
+def test_only_several_addresses_of_one_family_are_several_hosts(addresses: list[str], expected: list[str]) -> None:
+    assert several(addresses) == expected
+
+
+async def test_each_pod_behind_a_name_is_a_process() -> None:
+    """The name of a headless Service resolves to all of its pods. Here, the third does not answer."""
+
+    async def resolve(host: str) -> list[str]:
+        assert host == "ingest-worker"
+        return ["127.0.0.3", "127.0.0.2", "127.0.0.1"]
+
+    async with (
+        serving(registry_of("0", version="0.1.0")) as port,
+        serving(registry_of("0", "1", version="0.2.0"), "127.0.0.2", port),
+    ):
+        url = f"http://ingest-worker:{port}"
+        states, problems = await Scraper([url], resolve).scrape()
+    assert [(state.url, state.address, state.process, state.version) for state in states] == [
+        (url, "127.0.0.1", "0", "0.1.0"),
+        (url, "127.0.0.2", "0", "0.2.0"),
+        (url, "127.0.0.2", "1", "0.2.0"),
+    ]
+    (problem,) = problems
+    assert problem.startswith(f"{url} at 127.0.0.3 serves no metrics: ")
+
+
+@pytest.mark.parametrize("error", [OSError("no such name"), UnicodeError(), TimeoutError()])
+async def test_name_that_is_unknown_is_a_problem(error: Exception) -> None:
+    async def resolve(host: str) -> list[str]:
+        raise error
+
+    states, (problem,) = await Scraper(["http://no-such-name.invalid:1"], resolve).scrape()
+    assert states == []
+    assert problem.startswith("http://no-such-name.invalid:1 serves no metrics: ")
+
+
+async def test_https_is_read_by_its_name_because_the_certificate_has_it() -> None:
+    async def resolve(host: str) -> list[str]:
+        raise AssertionError
+
+    _, (problem,) = await Scraper(["https://127.0.0.1:1"], resolve).scrape()
+    assert problem.startswith("https://127.0.0.1:1 serves no metrics: ")
