@@ -45,6 +45,8 @@ _MOST_SOUGHT: Final = 300
 """Characters of the longest thing to look for: a key has at most 255."""
 _OLD: Final = 20.0
 """Seconds after which the overview is not current."""
+_HEALTH: Final = "/healthz"
+"""The path for probes: 200 while the console answers requests."""
 _POLICY: Final = (
     b"default-src 'none'; style-src 'self'; img-src data:; form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
@@ -112,6 +114,7 @@ class Console:
                 Route("/customers", self._safely(customer_pages.all)),
                 Route("/customers/one", self._safely(customer_pages.one)),
                 Route("/events", self._safely(self._events_page)),
+                Route(_HEALTH, self._safely(self._healthz)),
                 Route("/console.css", self._safely(self._css)),
                 *self._action_routes(dead, dead_letters, actions),
             ],
@@ -129,7 +132,8 @@ class Console:
             await send(message)
 
         answer: ASGIApp = self._app
-        refused = self._access.refusal(Headers(scope=scope), scope["method"])
+        # Probes have no token. The answer says nothing about the service.
+        refused = None if scope["path"] == _HEALTH else self._access.refusal(Headers(scope=scope), scope["method"])
         if refused is not None:
             answer = self._renderer.error(refused.status, refused.message)
             if refused.status == HTTPStatus.UNAUTHORIZED:
@@ -232,6 +236,9 @@ class Console:
         if not fields["paused"]:
             answer.headers["refresh"] = str(fields["refresh"])
         return answer
+
+    async def _healthz(self, _: Request) -> Response:
+        return Response("ok\n", media_type="text/plain")
 
     async def _css(self, _: Request) -> Response:
         return Response(self._style, media_type="text/css")

@@ -99,8 +99,8 @@ class Browser:
         actions = self.actions if allow_actions else None
         customers = Customers(self._no_store)
         access = access or Access("127.0.0.1")
-        console = Console(access, self.history, self._find, letters, customers, actions, 0.2, events)
-        transport = httpx.ASGITransport(console, raise_app_exceptions=False)
+        self.console = Console(access, self.history, self._find, letters, customers, actions, 0.2, events)
+        transport = httpx.ASGITransport(self.console, raise_app_exceptions=False)
         self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     async def get(self, path: str, **parameters: str) -> httpx.Response:
