@@ -12,7 +12,7 @@ from tests.deploy.files import DEPLOY, load_yaml
 
 TEXT = (DEPLOY / "docker-compose.yml").read_text()
 SERVICES: dict[str, Any] = load_yaml(DEPLOY / "docker-compose.yml")["services"]
-INGEST_SERVICES = ("topology", "shim", "worker", "trim", "operator")
+INGEST_SERVICES = ("topology", "shim", "worker", "trim", "operator", "console")
 
 
 def test_compose_file_is_valid_and_validation_refuses_an_unknown_key() -> None:
@@ -39,7 +39,8 @@ def test_every_variable_is_a_password_without_a_default() -> None:
     """`:?` makes Compose stop with a message if the password is not set."""
     variables = re.findall(r"\$\{(\w+)(\S*)", TEXT)
     assert variables
-    assert all(name.endswith("_PASSWORD") and operator.startswith(":?") for name, operator in variables)
+    assert {name for name, _ in variables if not name.endswith("_PASSWORD")} == {"INGEST_CONSOLE_TOKEN"}
+    assert all(operator.startswith(":?") for _, operator in variables)
 
 
 def test_services_have_no_privileges_and_enough_time_to_stop() -> None:
@@ -49,7 +50,7 @@ def test_services_have_no_privileges_and_enough_time_to_stop() -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
         if name != "topology":
             assert service["read_only"]
-        if name in ("shim", "worker", "trim"):
+        if name in ("shim", "worker", "trim", "console"):
             assert int(service["stop_grace_period"].removesuffix("s")) > settings.load().shutdown_deadline + 5
 
 
@@ -127,7 +128,7 @@ def test_commands_that_end_run_under_an_init() -> None:
 
 def test_every_port_is_published_on_this_host_only() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
-    assert {port.split(":")[-1] for port in ports} == {"8080", "15672", "9090", "3000"}
+    assert {port.split(":")[-1] for port in ports} == {"8080", "15672", "9090", "3000", "8090"}
     assert [port for port in ports if not port.startswith("127.0.0.1:")] == []
 
 
@@ -137,8 +138,8 @@ def test_networks_let_only_those_reach_a_server_that_use_it() -> None:
         for network in service["networks"]:
             members.setdefault(network, set()).add(name)
     assert members == {
-        "store": {"aerospike", "shim", "worker", "operator"},
-        "broker": {"rabbitmq", "topology", "shim", "worker", "trim", "operator", "prometheus"},
+        "store": {"aerospike", "shim", "worker", "operator", "console"},
+        "broker": {"rabbitmq", "topology", "shim", "worker", "trim", "operator", "console", "prometheus"},
         "dashboards": {"prometheus", "grafana"},
     }
     networks = load_yaml(DEPLOY / "docker-compose.yml")["networks"]

@@ -55,7 +55,7 @@ def pods(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], d
 def services(objects: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """Yield what `pods` yields, of the Deployments that run `serve` or `work`."""
     for name, template, container in pods(list(by_name(objects, "Deployment").values())):
-        if name != "ingest-operator":
+        if name not in ("ingest-operator", "ingest-console"):
             yield name, template, container
 
 
@@ -288,8 +288,9 @@ def test_deployment_with_an_autoscaler_does_not_set_replicas() -> None:
 
 def test_built_deployments_leave_replicas_to_the_autoscalers(built: list[dict[str, Any]]) -> None:
     deployments = by_name(built, "Deployment")
-    assert {name for name, deployment in deployments.items() if "replicas" in deployment["spec"]} == {"ingest-operator"}
-    assert len(deployments) == 3
+    fixed = {name for name, deployment in deployments.items() if "replicas" in deployment["spec"]}
+    assert fixed == {"ingest-operator", "ingest-console"}
+    assert len(deployments) == 4
 
 
 def test_prometheus_rule_contains_the_alerts_of_the_rules_file() -> None:

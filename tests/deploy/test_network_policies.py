@@ -9,7 +9,7 @@ from tests.deploy.files import manifests
 NAMESPACE: Final = "asg-ingest"
 OBJECTS: Final = manifests()
 POLICIES: Final = [manifest for manifest in OBJECTS if manifest["kind"] == "NetworkPolicy"]
-PORT_NAMES: Final = {8080: "http", 9464: "metrics"}
+PORT_NAMES: Final = {8080: "http", 8090: "console", 9464: "metrics"}
 
 Pod: TypeAlias = tuple[str, dict[str, str]]
 """Namespace and labels."""
@@ -20,7 +20,8 @@ def pod(component: str) -> Pod:
 
 
 PODS: Final[dict[str, Pod]] = {
-    **{name: pod(name) for name in ("shim", "worker", "operator", "topology", "rabbitmq-users", "trim")},
+    **{name: pod(name) for name in ("shim", "worker", "operator", "topology", "rabbitmq-users", "trim", "console")},
+    "oauth2-proxy": (NAMESPACE, {"app.kubernetes.io/name": "oauth2-proxy"}),
     "aerospike": (NAMESPACE, {"app.kubernetes.io/name": "aerospike"}),
     "rabbitmq": (NAMESPACE, {"app.kubernetes.io/name": "rabbitmq"}),
     "prometheus": ("monitoring", {}),
@@ -31,20 +32,22 @@ PODS: Final[dict[str, Pod]] = {
 
 ALLOWED: Final[dict[tuple[str, int], set[str]]] = {
     ("shim", 8080): set(PODS) - {"shim"},
-    ("shim", 9464): {"prometheus", "operator"},
-    ("worker", 9464): {"prometheus", "operator"},
+    ("shim", 9464): {"prometheus", "operator", "console"},
+    ("worker", 9464): {"prometheus", "operator", "console"},
+    ("console", 8090): {"oauth2-proxy"},
+    ("console", 9464): set(),
     ("operator", 9464): set(),
     ("topology", 9464): set(),
     ("rabbitmq-users", 9464): set(),
     ("trim", 9464): set(),
-    ("aerospike", 3000): {"shim", "worker", "operator"},
+    ("aerospike", 3000): {"shim", "worker", "operator", "console"},
     ("aerospike", 3001): set(),
     ("aerospike", 3002): set(),
     ("aerospike", 3008): set(),
-    ("rabbitmq", 5672): {"shim", "worker", "operator", "topology", "trim"},
-    ("rabbitmq", 5671): {"shim", "worker", "operator", "topology", "trim"},
-    ("rabbitmq", 15672): {"operator", "topology", "rabbitmq-users", "keda", "trim"},
-    ("rabbitmq", 15671): {"operator", "topology", "rabbitmq-users", "keda", "trim"},
+    ("rabbitmq", 5672): {"shim", "worker", "operator", "topology", "trim", "console"},
+    ("rabbitmq", 5671): {"shim", "worker", "operator", "topology", "trim", "console"},
+    ("rabbitmq", 15672): {"operator", "topology", "rabbitmq-users", "keda", "trim", "console"},
+    ("rabbitmq", 15671): {"operator", "topology", "rabbitmq-users", "keda", "trim", "console"},
     ("rabbitmq", 15692): {"prometheus"},
     ("rabbitmq", 4369): set(),
     ("rabbitmq", 25672): set(),
