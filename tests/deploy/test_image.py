@@ -134,7 +134,7 @@ def can_unshare() -> bool:
 
 
 @pytest.mark.skipif(not can_unshare(), reason="needs root, unshare, setpriv, and the permission to create namespaces")
-@pytest.mark.parametrize(("command", "processes"), [("serve", 2), ("work", 1)])
+@pytest.mark.parametrize(("command", "processes"), [("serve", 2), ("work", 1), ("console", 1)])
 def test_process_becomes_healthy_and_stops_on_sigterm_under_the_conditions_of_the_image(
     aerospike: AerospikeServer, rabbitmq_url: str, tmp_path: Path, command: str, processes: int
 ) -> None:
@@ -159,6 +159,9 @@ def test_process_becomes_healthy_and_stops_on_sigterm_under_the_conditions_of_th
         "INGEST_PORT": str(port),
         "INGEST_METRICS_PORT": str(metrics),
         "INGEST_WORKERS": str(processes),
+        "INGEST_CONSOLE_HOST": "0.0.0.0",
+        "INGEST_CONSOLE_PORT": str(port),
+        "INGEST_CONSOLE_TOKEN": "correct horse battery",
     }
     process = subprocess.Popen(
         ["unshare", "--pid", "--fork", "--mount", "--mount-proc", "--kill-child", "sh", "-c", script],
@@ -167,7 +170,8 @@ def test_process_becomes_healthy_and_stops_on_sigterm_under_the_conditions_of_th
         stderr=output,
     )
     try:
-        wait_until(lambda: _healthy(metrics), f"ingest {command}: {(tmp_path / 'output').read_text()}", 30)
+        checked = port if command == "console" else metrics
+        wait_until(lambda: _healthy(checked), f"ingest {command}: {(tmp_path / 'output').read_text()}", 30)
         if command == "serve":
             wait_until(lambda: _answers(port), "serving", 10)
         child = int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
