@@ -60,7 +60,7 @@ class ComposeStack:
             f'  rabbitmq: {{ ports: !override ["127.0.0.1:{rabbitmq}:15672"] }}\n'
         )
         secrets = load_yaml(DEPLOY / "docker-compose.yml")["secrets"].values()
-        names = ["RABBITMQ_ADMIN_PASSWORD", *(secret["environment"] for secret in secrets)]
+        names = ["RABBITMQ_ADMIN_PASSWORD", "INGEST_CONSOLE_TOKEN", *(secret["environment"] for secret in secrets)]
         self._env: Final = {**os.environ, **{name: uuid.uuid4().hex for name in names}}
         self._key = ""
         self._management: Final = f"http://127.0.0.1:{rabbitmq}"
