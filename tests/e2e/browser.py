@@ -17,6 +17,11 @@ from tests.support.summary import note_server
 WIDTHS: Final = (1280, 390)
 """Pixels: a desk and a telephone."""
 
+_TOO_WIDE: Final = """document.documentElement.scrollWidth <= document.documentElement.clientWidth ? [] :
+    [...document.querySelectorAll("body *")].filter(part => part.getBoundingClientRect().right > innerWidth)
+    .map(part => part.outerHTML.slice(0, 100))"""
+"""The elements that make the page wider than the window."""
+
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
@@ -70,6 +75,6 @@ def opened(
 def check_page(page: Page) -> None:
     """Nothing is wider than the window, and axe-core finds no violation of any impact."""
     page.wait_for_load_state()
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    assert page.evaluate(_TOO_WIDE) == [], page.url
     results = Axe().run(page)
     assert results.violations_count == 0, results.generate_report()
