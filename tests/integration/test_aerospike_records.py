@@ -13,7 +13,9 @@ from ingest.admission import Admission, Request, Verdict
 from ingest.domain.customers import ApiKey, Customer, key_id_of
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import UNDECIDED, Change, Charge, Step
+from ingest.domain.ports import Store
 from ingest.domain.submissions import batch_submission, task_submission
+from ingest.operations.customers import find_customer
 from ingest.shim.pipeline import SubmissionPipeline
 from ingest.store.aerospike.store import AerospikeStore
 from tests.contract.test_store import new_entry
@@ -139,3 +141,16 @@ async def test_damaged_record_of_a_customer_is_named_and_looks_like_an_unavailab
     await store.add_producer("damaged")
     assert (await store.producers())["damaged"] == 1.0
     await store.remove_producer("damaged")
+
+
+async def test_customer_is_not_mistaken_for_another_one(server: AerospikeServer) -> None:
+    """Aerospike's client ends a key at a NUL, which a person can write in the address of a page."""
+    store = await AerospikeStore.open(server.url)
+    await store.save_customer(Customer(cust_id="acme"))
+    await store.close()
+
+    async def open_store() -> Store:
+        return await AerospikeStore.open(server.url)
+
+    assert await find_customer(open_store, 0, "acme") is not None
+    assert await find_customer(open_store, 0, "acme\0x") is None
