@@ -27,7 +27,7 @@ def console(
     allow_actions: AllowActions = None,
     scrape: Scrape = None,
 ) -> None:
-    """Serve pages for operators: the state of the service, its dead letters, and where a task is.
+    """Serve pages for operators: the state of the service, its dead letters, its customers, and where a task is.
 
     They only read, unless --allow-actions is given: then dead letters can be redriven, exported and deleted. Each
     action is logged with the user.
