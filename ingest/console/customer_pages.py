@@ -153,7 +153,7 @@ def customer_facts(details: CustomerDetails) -> dict[str, str]:
         "state": "disabled: what it submits is refused" if customer.disabled else "enabled",
         "rate limit": "none" if customer.rate is None else f"{customer.rate.words}, over HTTP",
         "weight": f"{customer.weight:g}",
-        "retention": f"{age(customer.retention)}: an idempotency key is remembered so long",
+        "retention": f"{age(customer.retention)}: idempotency keys are remembered for this time",
         "strict": f"{'yes' if customer.strict else 'no'}: another body under a used key is "
         + ("refused" if customer.strict else "answered as a replay"),
         "direct producer": own_queues

@@ -8,10 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
+from starlette.responses import Response
 
 from ingest.console import Console
 from ingest.console.access import Access
-from ingest.console.customer_pages import QuotaUse
+from ingest.console.customer_pages import CustomerPages, QuotaUse
 from ingest.console.customers import Customers
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.history import History
@@ -39,8 +41,8 @@ class Harness(CustomerHarness):
         self.queue = MemoryDeadLetters()
         self.broker_failure: Exception | None = None
         self.letters = DeadLetters(self._open_dead_letters)
-        customers = Customers(self.open_to_read, clock)
-        console = Console(Access("127.0.0.1"), History(self._collect), self._find, self.letters, customers)
+        self.customers = Customers(self.open_to_read, clock)
+        console = Console(Access("127.0.0.1"), History(self._collect), self._find, self.letters, self.customers)
         transport = httpx.ASGITransport(console, raise_app_exceptions=False)
         self._client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
@@ -72,6 +74,8 @@ class Harness(CustomerHarness):
 async def harness(tmp_path: Path) -> AsyncIterator[Harness]:
     harness = await Harness.open(tmp_path)
     yield harness
+    harness.gate.set()
+    await harness.customers.close()
     await harness.letters.close()
     await harness.store.close()
 
@@ -206,6 +210,20 @@ async def test_pages_say_what_could_not_be_read(harness: Harness) -> None:
     await harness.add("acme")
     assert (await harness.get("/customers")).status_code == 200
     assert (await harness.show("acme")).status_code == 200
+
+
+async def test_pages_do_not_wait_for_a_store_that_does_not_answer(harness: Harness) -> None:
+    harness.gate.clear()
+    harness.customers._patience = 0.01
+    page = await harness.get("/customers")
+    assert (page.status_code, "They are being read. Load again" in text(page)) == (200, True)
+
+    def render(template: str, status: int, **fields: Any) -> Response:
+        return Response(fields["failure"], status)
+
+    pages = CustomerPages(harness.customers, harness.letters, render, timeout=0.01)
+    answer = await pages.one(Request({"type": "http", "query_string": b"id=acme", "headers": []}))
+    assert (answer.status_code, answer.body) == (503, b"the store did not answer within 0.01 s")
 
 
 async def test_dead_letters_that_are_not_read_are_unknown_and_not_zero(harness: Harness) -> None:
