@@ -20,6 +20,15 @@ from tests.servers.process import free_ports, wait_until
 __all__ = ["chromium"]  # a fixture
 
 SECRET = "abc123"
+LONG_ID = "acme-" + "long-id-" * 7 + "end"
+"""The longest id."""
+BROKEN = """cells => cells.filter(cell => {
+    const range = document.createRange();
+    range.selectNodeContents(cell);
+    const text = range.getBoundingClientRect();
+    return text.height > 30 || text.right > window.innerWidth - 16;
+}).map(cell => cell.innerText)"""
+"""Returns the texts that have several lines, or reach beyond the margin of the page."""
 
 
 def add_customers(directory: Path, env: dict[str, str], *cust_ids: str) -> None:
@@ -54,7 +63,7 @@ def dev(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_ready(f"http://127.0.0.1:{port}")
         submit(f"http://127.0.0.1:{port}", "key")
         process.wait_for("task.accepted")
-        add_customers(directory, {}, "acme", "acme-2")
+        add_customers(directory, {}, "acme", LONG_ID)
         yield stack.enter_context(console(directory, {}))
 
 
@@ -67,8 +76,11 @@ def test_pages_are_readable_at_every_width_and_by_everybody(
         for path in ("", "?prefix=acme", "?prefix=nothing", "/one?id=dev"):
             page.goto(f"{dev}/customers{path}")
             check_page(page)
+        page.goto(f"{dev}/customers")
+        assert page.eval_on_selector_all("td[data-name=state]", BROKEN) == []
         page.goto(f"{dev}/customers/one?id=acme")
         check_customer(page, "acme")
+        assert page.eval_on_selector_all("td[data-name=created], td[data-name=state]", BROKEN) == []
 
 
 def test_operator_finds_a_customer_by_the_beginning_of_its_id_with_the_keyboard(chromium: Browser, dev: str) -> None:
