@@ -15,6 +15,7 @@ from ingest.console.filters import Filter, filter_of
 from ingest.console.forms import FIELD, Forms, keep_session, new_session, session_of
 from ingest.domain.errors import ConfigurationError
 from ingest.operations import parameters
+from ingest.operations.remedies import REMEDIES
 
 _REFRESH: Final = "2"
 """Seconds after which the browser loads the page of a running action again."""
@@ -129,6 +130,7 @@ class ActionPages:
             kind=kind,
             chosen=chosen,
             counts=counts,
+            remedies=REMEDIES,
             matched=sum(count.count for count in counts),
             redrivable=sum(count.count for count in counts if count.blocker is None),
             problem=problem,
