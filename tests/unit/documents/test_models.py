@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ingest import __version__
-from ingest.domain import event_data, topology
+from ingest.domain import event_data, redrives, topology
 from ingest.domain.content import content_problem
 from ingest.domain.dead_letters import ENVELOPE_HEADER, MAX_ENVELOPED, REASON_HEADER, TIME_HEADER
 from ingest.domain.errors import Reason
@@ -127,11 +127,12 @@ def test_channel_parameters_list_every_task_type_and_reason() -> None:
 def test_dead_letter_headers_have_the_names_of_the_code() -> None:
     messages = ASYNCAPI["components"]["messages"]
     small, large = messages["deadLetter"]["headers"], messages["largeDeadLetter"]["headers"]
-    assert set(small["properties"]) == {REASON_HEADER, TIME_HEADER}
-    assert set(large["properties"]) == {REASON_HEADER, TIME_HEADER, ENVELOPE_HEADER}
+    common = {REASON_HEADER, TIME_HEADER, *redrives.HEADERS}
+    assert set(small["properties"]) == common
+    assert set(large["properties"]) == common | {ENVELOPE_HEADER}
     for headers in (small, large):
         assert headers["properties"][REASON_HEADER]["enum"] == [str(reason) for reason in Reason]
-    assert set(messages["trimmedDeadLetter"]["headers"]["properties"]) == {REASON_HEADER, TIME_HEADER}
+    assert set(messages["trimmedDeadLetter"]["headers"]["properties"]) == common
 
 
 @pytest.mark.parametrize("queue", [queue for queue in topology.QUEUES if queue.name not in topology.INGEST_QUEUES])
