@@ -32,9 +32,10 @@ def console(
     They only read, unless --allow-actions is given: then dead letters can be redriven, exported and deleted. Each
     action is logged with the user.
 
-    On 127.0.0.1 every user of the machine can read them; INGEST_CONSOLE_TOKEN, which browsers ask for as a password,
-    prevents that. On another address, set it or, behind a proxy that authenticates users, INGEST_CONSOLE_USER_HEADER,
-    and use TLS in front of it. Settings are those of `ingest status` and `ingest find`.
+    On 127.0.0.1 every user of the machine can open them, and with --allow-actions also delete dead letters and export
+    their secrets; INGEST_CONSOLE_TOKEN, which browsers ask for as a password, prevents that.
+    On another address, set it or, behind a proxy that authenticates users, INGEST_CONSOLE_USER_HEADER, and use TLS in
+    front of it. Settings are those of `ingest status` and `ingest find`.
     """
     current = settings.load(console_host=host, console_port=port, console_allow_actions=allow_actions)
     logs.configure(current.log_level, current.log_format, current.dependencies)

@@ -1,6 +1,6 @@
 """Who may use the console.
 
-On a loopback address every user of the machine can, also one who cannot read the settings. Elsewhere a token is needed,
+On a loopback address every user of the machine can, even without access to the settings. Elsewhere a token is needed,
 or a proxy that has authenticated the user and says so in a header.
 """
 
@@ -34,12 +34,16 @@ class Refused(msgspec.Struct, frozen=True):
 class Visitor(msgspec.Struct, frozen=True):
     """Who sends a request, for the log.
 
-    `identified_by` says how much the name is worth: `proxy` has authenticated the user, `token` is a name that somebody
-    with the token has typed, and `loopback` is any user of the machine.
+    `identified_by` says how much the name is worth: `proxy` has authenticated the user, `token` is an unverified name,
+    typed with the token, and `loopback` is any user of the machine.
     """
 
     name: str
     identified_by: str
+
+    def facts(self) -> dict[str, str]:
+        """Return it as fields of a log line."""
+        return {"user": self.name, "identified_by": self.identified_by}
 
 
 class Access:
@@ -69,7 +73,7 @@ class Access:
             )
         if not (token or user_header or is_loopback(host)):
             raise ConfigurationError(
-                f"the console would be open to everybody who reaches {host}: set INGEST_CONSOLE_TOKEN, or "
+                f"the console would be open to everyone who reaches {host}: set INGEST_CONSOLE_TOKEN, or "
                 "INGEST_CONSOLE_USER_HEADER behind a proxy that authenticates users, or listen on 127.0.0.1"
             )
         self._token = token.encode()
@@ -94,13 +98,13 @@ class Access:
             (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
         )
         if headers.get("sec-fetch-site", "") not in _OWN_PAGES and not is_navigation:
-            return Refused(403, "a page of another site must not load this")
+            return Refused(403, "A page of another site must not load this.")
         if self._token and not self._has_token(headers.get("authorization", "")):
-            return Refused(401, "the password is INGEST_CONSOLE_TOKEN, with any user name")
+            return Refused(401, "The password is INGEST_CONSOLE_TOKEN, with any user name.")
         if self._user_header and not headers.get(self._user_header):
-            return Refused(403, f"the proxy has not named the user in the header {self._user_header}")
+            return Refused(403, f"The proxy has not named the user in the header {self._user_header}.")
         if not (self._token or self._user_header) and not is_loopback(_host_name(headers.get("host", ""))):
-            return Refused(403, "open the console at http://localhost or http://127.0.0.1, or set INGEST_CONSOLE_TOKEN")
+            return Refused(403, "Open the console at http://localhost or 127.0.0.1, or set INGEST_CONSOLE_TOKEN.")
         return None
 
     def _has_token(self, authorization: str) -> bool:

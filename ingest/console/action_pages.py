@@ -1,4 +1,4 @@
-"""The pages that change dead letters: what would be done, the order to do it, and how far it is."""
+"""The pages that change dead letters: confirmation, start and progress of an action."""
 
 from typing import Any, Final
 
@@ -21,13 +21,14 @@ _REFRESH: Final = "2"
 """Seconds after which the browser loads the page of a running action again."""
 _PATIENCE: Final = 0.3
 """Seconds that an answer waits for the end of an action, so that a short one is shown with its result."""
-_BUSY: Final = "Another action is running. Wait for its end, or stop it: see the list of actions."
+_BUSY: Final = "Another action is running. Wait for its end, or stop it."
+_CONFLICT: Final = 409
 
 _log = structlog.get_logger(__name__)
 
 
 class ActionPages:
-    """Only for a console that may change something.
+    """Answers the pages under `/dead` that change dead letters. A console that only reads does not have them.
 
     Args:
         pages: the pages of dead letters.
@@ -44,7 +45,7 @@ class ActionPages:
         self._forms = Forms()
 
     async def new(self, request: Request) -> Response:
-        """Ask what exactly to do with the selected dead letters; on POST, begin to do it."""
+        """Show the form of an action; on POST, start the action."""
         kind = _kind(request)
         visitor = self._access.visitor(request.headers)
         chosen = filter_of(request.query_params)
@@ -52,11 +53,16 @@ class ActionPages:
             return await self._ask(request, kind, visitor, chosen, {})
         fields = await self._fields(request, visitor)
         try:
-            action = self._actions.start(_order(kind, chosen, fields, visitor))
+            order = _order(kind, chosen, fields, visitor)
+            if order.confirmed is not None:
+                self._check_count(order)
+            action = self._actions.start(order)
         except ConfigurationError as problem:
+            _refused(request, visitor, str(problem))
             return await self._ask(request, kind, visitor, chosen, fields, str(problem), 400)
         except Busy:
-            return await self._ask(request, kind, visitor, chosen, fields, _BUSY, 409)
+            _refused(request, visitor, _BUSY)
+            return await self._ask(request, kind, visitor, chosen, fields, _BUSY, _CONFLICT)
         await self._actions.wait(_PATIENCE)
         return RedirectResponse(f"/dead/actions/{action.number}", 303)
 
@@ -84,7 +90,7 @@ class ActionPages:
         return answer
 
     async def stop(self, request: Request) -> Response:
-        """End an action."""
+        """Stop an action."""
         action = self._action(request)
         visitor = self._access.visitor(request.headers)
         await self._fields(request, visitor)
@@ -98,7 +104,7 @@ class ActionPages:
         if action.file is None:
             raise HTTPException(404, "This file is not kept any more: export again.")
         visitor = self._access.visitor(request.headers)
-        _log.info("console_export_downloaded", number=action.number, **action.order.facts() | {"user": visitor.name})
+        _log.info("console_export_downloaded", number=action.number, **action.order.facts() | visitor.facts())
         headers = {
             "content-disposition": f'attachment; filename="dead-letters-{action.number}.jsonl"',
             "content-length": str(action.file_size),
@@ -134,6 +140,7 @@ class ActionPages:
             matched=sum(count.count for count in counts),
             redrivable=sum(count.count for count in counts if count.blocker is None),
             problem=problem,
+            running=self._actions.running.number if status == _CONFLICT and self._actions.running else None,
             rate=fields.get("rate", ""),
             token=self._forms.token(session, visitor.name),
             token_field=FIELD,
@@ -145,14 +152,28 @@ class ActionPages:
         try:
             return await self._forms.fields(request, visitor.name)
         except HTTPException as error:
-            _log.warning("console_action_refused", path=request.url.path, error=error.detail, user=visitor.name)
+            _refused(request, visitor, error.detail)
             raise
+
+    def _check_count(self, order: Order) -> None:
+        """Raise ConfigurationError if the number that was typed is not the one that the page has shown."""
+        snapshot = self._letters.snapshot
+        selected = 0 if snapshot is None else sum(group.count for group in snapshot.counts(order.chosen.selection()))
+        if order.confirmed != selected:
+            raise ConfigurationError(
+                f"you typed {order.confirmed:,}, and {selected:,} are selected: nothing was deleted"
+            )
 
     def _action(self, request: Request) -> Action:
         action = self._actions.find(request.path_params["number"])
         if action is None:
-            raise HTTPException(404, "This action is not remembered: the log of the console has it.")
+            number = request.path_params["number"]
+            raise HTTPException(404, f"Action {number} is not among the latest since the start: see the log.")
         return action
+
+
+def _refused(request: Request, visitor: Visitor, error: str) -> None:
+    _log.warning("console_action_refused", path=request.url.path, error=error, **visitor.facts())
 
 
 def _kind(request: Request) -> Kind:

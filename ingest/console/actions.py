@@ -76,8 +76,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
             "action": str(self.kind),
             "selected": self.chosen.words,
             "dry_run": self.dry_run,
-            "user": self.visitor.name,
-            "identified_by": self.visitor.identified_by,
+            **self.visitor.facts(),
         }
 
 
@@ -91,16 +90,16 @@ class Action:
         self.ended_at: float | None = None
         self.state = State.RUNNING
         self.failure = ""
-        """Why it failed, and what to do."""
+        """The error message, if it failed."""
         self.total = 0
-        """The dead letters that it will have looked at."""
+        """Number of dead letters to check."""
         self.progress = Progress()
         self.report = Report()
         """Of a redrive."""
         self.matched = 0
-        """The selected dead letters of a purge or an export."""
+        """Number selected by a purge or an export."""
         self.file: IO[bytes] | None = None
-        """What was exported, while it is kept."""
+        """The exported file; None once it was replaced."""
         self.file_size = 0
 
     @property
@@ -111,7 +110,7 @@ class Action:
         return self.matched if self.order.dry_run else self.progress.done
 
     def chunks(self) -> Iterator[bytes]:
-        """Return the exported file in parts. It stays readable while it is read, also if it is not kept any more."""
+        """Return the exported file in parts. A download that has begun can finish after the file was replaced."""
         if self.file is None:
             raise ValueError(f"action {self.number} has no file")
         return _read_all(os.dup(self.file.fileno()))
@@ -166,10 +165,15 @@ class Actions:
         return next((action for action in self.all if action.number == number), None)
 
     def stop(self, action: Action, visitor: Visitor) -> None:
-        """End an action after the dead letters that it is dealing with. It has no effect on one that has ended."""
+        """Stop an action after its current batch. No effect if it has ended."""
         if self._running is not None and self._running[0] is action:
-            _log.info("console_action_stopping", number=action.number, **msgspec.structs.asdict(visitor))
+            _log.info("console_action_stopping", number=action.number, **visitor.facts())
             self._running[1].cancel()
+
+    @property
+    def running(self) -> Action | None:
+        """The action that is running."""
+        return None if self._running is None else self._running[0]
 
     async def wait(self, seconds: float) -> None:
         """Wait until no action is running, for at most so many seconds."""

@@ -59,7 +59,7 @@ _HEADERS: Final = [
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 ]
-"""Of every answer: a page loads nothing from elsewhere, runs no script, and is neither framed nor kept."""
+"""Headers of every answer: a page loads nothing from other hosts, runs no script, and is not framed or cached."""
 
 _MESSAGES: Final = {
     404: "There is no such page.",

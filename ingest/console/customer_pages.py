@@ -32,7 +32,7 @@ _MOST: Final = 200
 _TIMEOUT: Final = 10.0
 """Seconds for reading one customer."""
 _NEARLY: Final = 0.9
-"""Share of a quota from which on it counts as nearly used up."""
+"""Share at which a quota counts as nearly used up."""
 
 
 class QuotaUse(msgspec.Struct, frozen=True):
@@ -48,7 +48,7 @@ class QuotaUse(msgspec.Struct, frozen=True):
 
     @property
     def percent(self) -> int | None:
-        """The share that is used, rounded down, so that 100 is only a quota that is used up; None if there is none."""
+        """The share that is used, rounded down, so 100 means used up; None if there is none."""
         return 100 * self.used // self.limit if self.limit else None
 
     @property
@@ -158,5 +158,5 @@ def customer_facts(details: CustomerDetails) -> dict[str, str]:
         + ("refused" if customer.strict else "answered as a replay"),
         "direct producer": own_queues
         if details.has_own_queues
-        else "not with queues of its own; it may use those that all direct producers share",
+        else "no queues of its own; a direct producer uses the shared ones",
     }

@@ -1,6 +1,6 @@
 """The customers as the console knows them: read when a page shows them, and kept for some seconds.
 
-To list the customers of Aerospike is a scan, so a person who turns pages must not scan for each one. A page does not
+To list the customers of Aerospike is a scan, so turning pages must not cause a scan for each page. A page does not
 wait for a slow store: it shows what was read before, with its time.
 """
 
@@ -58,8 +58,8 @@ class Customers:
     async def look(self, prefix: str = "") -> CustomerList | None:
         """Return the customers whose cust_id begins with `prefix`; None if they were not read yet.
 
-        If there is no list, or an old one, read it, and wait for that a little. The list may be one of further
-        customers, too.
+        If there is no list, or an old one, read it and wait briefly. The list may contain customers without the
+        prefix.
         """
         known = self._known(prefix)
         if known is None or self._is_old(known):
@@ -83,17 +83,19 @@ class Customers:
 
     def _known(self, prefix: str) -> tuple[float, CustomerList] | None:
         """Return the latest list that has all customers with the prefix."""
-        everybody = self._lists.get("")
-        if everybody is not None and everybody[1].has_more and prefix:
-            everybody = None
+        unfiltered = self._lists.get("")
+        if unfiltered is not None and unfiltered[1].has_more and prefix:
+            unfiltered = None
         own = self._lists.get(prefix)
-        return max((known for known in (everybody, own) if known is not None), key=lambda known: known[0], default=None)
+        return max(
+            (known for known in (unfiltered, own) if known is not None), key=lambda known: known[0], default=None
+        )
 
     def _is_old(self, known: tuple[float, CustomerList]) -> bool:
         return self._monotonic() - known[0] >= MAX_AGE
 
     async def _refresh(self, prefix: str) -> None:
-        """Wait until the list was read, or could not be. Another one that is being read is finished first."""
+        """Wait until the list was read, or could not be. If another list is being read, wait for that first."""
         while True:
             known = self._known(prefix)
             if known is not None and not self._is_old(known):

@@ -23,9 +23,11 @@ from ingest.waiting import TimeSlices
 MIN_AGE: Final = 30.0
 """Seconds after which the queue is read again when a page shows it."""
 _SEARCH_PATIENCE: Final = 20.0
-"""Seconds that a search waits for the first reading; for later ones as long as a page, because there are older ones."""
+"""Seconds that a search waits for the first reading. Later searches wait PATIENCE, because older results exist."""
 PATIENCE: Final = 0.1
 """Seconds that a page waits for a reading."""
+_AFTER_CHANGE: Final = 2.0
+"""Seconds that a page waits for the first reading after an action."""
 
 
 class DeadLetters:
@@ -53,14 +55,16 @@ class DeadLetters:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self.queue_lock = asyncio.Lock()
-        """Held by whoever in this process uses the queue."""
+        """Held while this process uses the queue."""
         self._task: asyncio.Task[None] | None = None
         self._has_queue = False
         self._tried_at = float("-inf")
         self.snapshot: Snapshot | None = None
+        self.is_outdated = False
+        """Whether an action has changed the queue since it was read."""
         self.progress = Progress()
         self.total = 0
-        """The number of messages that the reading in progress will have read."""
+        """Number of messages in the queue when the reading began."""
         self.failure = ""
         """Why the last reading failed; empty if it succeeded."""
 
@@ -81,6 +85,8 @@ class DeadLetters:
         """
         if self._task is None and self._monotonic() - self._tried_at >= MIN_AGE:
             self._task = asyncio.create_task(self._read())
+        if self.is_outdated and not self.queue_lock.locked():
+            patience = max(patience, _AFTER_CHANGE)
         if self._task is not None:
             await asyncio.wait([self._task], timeout=patience)
         return self.snapshot
@@ -123,13 +129,13 @@ class DeadLetters:
         return snapshot.matches(names, customer)
 
     def stop_reading(self) -> None:
-        """Let another have the queue at once. What was read last stays."""
+        """Abort the reading, so that an action can use the queue. Keep the last snapshot."""
         if self._task is not None:
             self._task.cancel()
 
     def changed(self) -> None:
-        """Read the queue again when the next page shows it: it was changed."""
-        self._tried_at = float("-inf")
+        """Mark the snapshot as outdated, so that the next page reads the queue."""
+        self._tried_at, self.is_outdated = float("-inf"), True
 
     async def close(self) -> None:
         """Stop reading, and delete what was read."""
@@ -164,7 +170,7 @@ class DeadLetters:
             snapshot.close()
             raise
         else:
-            self.failure = ""
+            self.failure, self.is_outdated = "", False
             previous, self.snapshot = self.snapshot, snapshot
             if previous is not None:
                 previous.close()

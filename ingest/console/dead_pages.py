@@ -23,7 +23,7 @@ _MOST_GROUPS: Final = 200
 
 
 class DeadPages:
-    """Shows what was read last, and lets it be read again.
+    """Answers `/dead`, `/dead/list` and `/dead/letter` from the latest snapshot.
 
     Args:
         renderer: makes the pages.
@@ -35,13 +35,13 @@ class DeadPages:
         self._letters = letters
 
     async def groups(self, _: Request) -> Response:
-        """Reasons and customers, and what to do."""
+        """Return the groups by reason and customer, with what to do."""
         snapshot = await self._letters.look()
         groups = [] if snapshot is None else ordered(snapshot.groups.values())
         return self.page("dead.html", snapshot, groups=groups[:_MOST_GROUPS], hidden=len(groups[_MOST_GROUPS:]))
 
     async def list(self, request: Request) -> Response:
-        """Those of a filter, latest first."""
+        """Return those that a filter selects, latest first."""
         snapshot = await self._letters.look()
         page = page_of(request)
         chosen = filter_of(request.query_params)
@@ -58,7 +58,7 @@ class DeadPages:
         return self.page("dead_list.html", snapshot, 400 if error else 200, **fields)
 
     async def letter(self, request: Request) -> Response:
-        """Show one of them."""
+        """Return one dead letter."""
         snapshot = await self._letters.look()
         row = None if snapshot is None else snapshot.row(request.query_params.get("id", ""))
         if snapshot is None or row is None:
@@ -67,7 +67,7 @@ class DeadPages:
         return self.page("dead_letter.html", snapshot, row=row, facts=facts, body=body)
 
     def page(self, template: str, snapshot: Snapshot | None, status: int = 200, **fields: Any) -> HTMLResponse:
-        """Return a page that says of when its dead letters are."""
+        """Return a page with the time of its snapshot."""
         letters = self._letters
         reading = {"done": letters.progress.handled, "of": letters.total} if letters.is_reading else None
         at = None if snapshot is None else rfc3339(int(snapshot.at * 1000))
@@ -77,6 +77,7 @@ class DeadPages:
             "total": count,
             "reading": reading,
             "waiting": letters.is_waiting,
+            "outdated": letters.is_outdated,
             "failure": letters.failure,
             "now": time.time(),
         }

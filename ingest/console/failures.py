@@ -1,4 +1,4 @@
-"""Failures of what the console does in the background. They are shown on its pages and never end it."""
+"""Failures of background work: they are logged and shown on the pages, and never end the console."""
 
 import sqlite3
 

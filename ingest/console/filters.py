@@ -16,7 +16,7 @@ class Filter(msgspec.Struct, frozen=True):
     reason: str = ""
     customer: str = ""
     without_customer: str = ""
-    """If it is not empty: only those that name no customer."""
+    """If set, select only dead letters without a customer."""
     older: str = ""
     newer: str = ""
 
@@ -27,18 +27,13 @@ class Filter(msgspec.Struct, frozen=True):
 
     @property
     def words(self) -> str:
-        """What is selected, for people."""
-        customer = f"of {self.customer}" if self.customer else "without a customer" if self.without_customer else ""
-        parts = [
-            self.id or (f"reason {self.reason}" if self.reason else "all"),
-            customer,
-            f"older than {self.older}" if self.older else "",
-            f"newer than {self.newer}" if self.newer else "",
-        ]
-        return ", ".join(filter(None, parts))
+        """What is selected, for people: `invalid of acme, older than 7d`."""
+        of = f" of {self.customer}" if self.customer else " without a customer" if self.without_customer else ""
+        ages = [f"{name} than {age}" for name, age in (("older", self.older), ("newer", self.newer)) if age]
+        return ", ".join([f"{self.id or self.reason or 'all'}{of}", *ages])
 
     def selection(self) -> Selection:
-        """Return it as a selection. Raises ConfigurationError if an age is not one."""
+        """Return it as a selection. Raises ConfigurationError if an age is invalid."""
         return Selection(
             ids=frozenset({self.id}) if self.id else frozenset(),
             reasons=frozenset({self.reason}) if self.reason else frozenset(),

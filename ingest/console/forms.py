@@ -1,6 +1,7 @@
 """Forms that change something, protected against requests that pages of other sites cause (CSRF).
 
-A form has a token, which belongs to a cookie of the browser and to the user. A page of another site can read neither.
+A form has a token, which belongs to a session and a user. The session is a random cookie of the browser. A page of
+another site can read neither.
 """
 
 import hmac

@@ -46,7 +46,7 @@ class History:
             await asyncio.sleep(self._interval)
 
     async def sample(self) -> None:
-        """Collect once."""
+        """Take one sample."""
         try:
             self.latest = await self._collect()
             self.failure = ""

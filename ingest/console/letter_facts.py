@@ -22,9 +22,9 @@ def details_facts(found: dict[str, Any]) -> tuple[dict[str, str], str]:
         "redriven": _redriven(found),
         **{f"error {number}": error.get("error", error) for number, error in enumerate(found["errors"], 1)},
         "what to do": found["remedy"],
-        "redrive": f"not possible: {found['blocker']}" if found["blocker"] else "possible: `ingest dlq redrive`",
+        "redrive": f"not possible: {found['blocker']}" if found["blocker"] else "possible",
         "trimmed": trimmed and f"at {trimmed['at']}, the body had {trimmed['body_bytes']:,} bytes",
-        "deliveries": found["deliveries"],
+        "deliveries": f"{found['deliveries']}, also those for reading it",
         **submission,
     }
     return {name: str(value) for name, value in facts.items() if value not in (None, "")}, body

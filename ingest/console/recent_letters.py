@@ -1,4 +1,4 @@
-"""How many dead letters customers have of the last seven days, as one reading of `ingest.dead` has counted them."""
+"""Counts the dead letters of each customer in the last seven days, from one snapshot."""
 
 from collections import Counter
 

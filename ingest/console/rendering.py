@@ -15,7 +15,7 @@ from ingest.domain.identity import is_submission_id
 class Renderer:
     """Makes answers from templates.
 
-    `has_actions`: whether pages offer to change something. `has_events`: whether there is a page of events.
+    `has_actions`: whether pages offer actions. `has_events`: whether there is a page of events.
     """
 
     def __init__(self, *, has_actions: bool, has_events: bool) -> None:

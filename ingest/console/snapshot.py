@@ -18,7 +18,7 @@ MAX_ROWS: Final = 1_000_000
 MAX_GROUPS: Final = 10_000
 """Pairs of reason and customer that are counted one by one; further ones are counted together, without names."""
 MAX_BYTES: Final = 1024**3
-"""Bytes of details in the temporary file. A dead letter for which there is no room is listed without them."""
+"""Bytes of details in the temporary file. Further dead letters are listed without details."""
 WEEK: Final = 7 * DAY
 """Seconds before a reading in which a dead letter is a recent one."""
 _LONGEST_BODY: Final = 256 * 1024
@@ -37,7 +37,7 @@ class Row(msgspec.Struct, frozen=True):
 
 
 class SelectedCount(msgspec.Struct, frozen=True):
-    """How many selected dead letters have a reason, and the same `blocker`: why they must not be redriven, or None."""
+    """How many of the selected have one reason and one `blocker` (why they must not be redriven, or None)."""
 
     reason: str
     blocker: str | None
@@ -135,7 +135,7 @@ class Snapshot:
     def letters(
         self, selection: Selection = _EVERYTHING, *, limit: int, offset: int = 0
     ) -> tuple[list[FoundDeadLetter], int]:
-        """Return some of the selected ones, latest first, and how many are selected. Ages are those at the reading."""
+        """Return some of the selected ones, latest first, and how many are selected. Ages are relative to `at`."""
         condition, values = _selected(selection, self.at)
         count = self._db.execute(f"SELECT count(*) FROM letter {condition}", values).fetchone()[0]  # noqa: S608
         sql = f"SELECT found FROM letter {condition} ORDER BY number DESC LIMIT ? OFFSET ?"  # noqa: S608

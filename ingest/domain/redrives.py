@@ -1,7 +1,7 @@
 """How often a submission was redriven from the dead letters.
 
-It goes with a redriven submission in headers, and with its dead letter if it dies again. It counts only in what one of
-the service's own users has published.
+Headers of the redriven submission and of its next dead letter have it. They are trusted only if a user of the service
+has published the message.
 """
 
 import re
@@ -29,7 +29,7 @@ class Redrives(msgspec.Struct, frozen=True):
     first_died_at: float | None = None
 
     def next(self, died_at: float | None) -> "Redrives":
-        """Return the state after one more redrive, of a dead letter of the time `died_at` (Unix seconds)."""
+        """Return the state after one more redrive. `died_at`: when it became the dead letter, Unix seconds."""
         return Redrives(self.count + 1, died_at if self.first_died_at is None else self.first_died_at)
 
     def headers(self) -> dict[str, str]:
@@ -46,7 +46,7 @@ NONE: Final = Redrives()
 
 
 def redrives_of(headers: Mapping[str, Any]) -> Redrives:
-    """Return what the headers of an AMQP message say. What is invalid does not count."""
+    """Return what the headers of an AMQP message say. Invalid values are ignored."""
     count = headers.get(REDRIVES_HEADER)
     if not isinstance(count, str) or not _COUNT.fullmatch(count):
         return NONE

@@ -1,4 +1,4 @@
-"""What operators see of customers: all of them with what they used this month, or one with its API keys."""
+"""What operators see of customers: a list with this month's usage, or one with its API keys."""
 
 from collections.abc import Awaitable, Callable
 

@@ -10,7 +10,7 @@ from ingest.domain.overview import DeadReason, QueueState
 from ingest.operations.dead_letters import Group, Selection, add_to, select
 
 FEW: Final = 2000
-"""Dead letters that are read without being asked for. On RabbitMQ reading holds them for a moment."""
+"""The most dead letters that are read unasked. On RabbitMQ reading holds them for a moment."""
 INTERVAL: Final = 30.0
 """Seconds between two readings."""
 
@@ -19,7 +19,7 @@ class DeadReasons(Protocol):
     """Knows the dead letters of each reason."""
 
     async def read(self, queue: QueueState | None) -> tuple[list[DeadReason] | None, str]:
-        """Return them, None if they are unknown, and a note to show with them.
+        """Return the dead letters by reason, None if they are unknown, and a note to show with them.
 
         `queue` is the state of ingest.dead, None if it is unknown.
         """

@@ -17,14 +17,14 @@ MAX_EVENTS: Final = 200
 MAX_BODY: Final = 64 * 1024
 """Bytes of the largest body that is kept."""
 MAX_BYTES: Final = 1024 * 1024
-"""Bytes of all bodies that are kept. If there are more, the oldest events are kept without theirs."""
+"""Bytes of all bodies that are kept. If there are more, the oldest lose their bodies."""
 
 
 class RecentEvent(msgspec.Struct):
     """An event.
 
     `at` is the time at which it was confirmed, in Unix seconds; `name` is its type without the reversed domain. `ids`
-    are those of its task, batch and message, as far as it has them; `task_type` is empty if it is about no single task.
+    are those of its task, batch and message, as far as it has them; `task_type` is empty unless it is about one task.
     `body` is the CloudEvent as JSON, and None if it is not kept; `size` is its length in bytes.
     """
 

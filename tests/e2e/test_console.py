@@ -93,7 +93,7 @@ def test_support_person_finds_a_task_by_its_key_with_the_keyboard(
         page.keyboard.press("Tab")
         expect(page.get_by_role("link", name="Skip to the content")).to_be_focused()
         page.get_by_role("link", name="Find").press("Enter")
-        page.get_by_label("Id, idempotency key, message_id or dead letter").fill("order-7")
+        page.get_by_label("Id, idempotency key, message_id, or id of a dead letter").fill("order-7")
         page.keyboard.press("Enter")
         expect(page.get_by_role("heading", name=f"Task {task_id} of dev")).to_be_visible()
         expect(page.get_by_text("accepted: all its events are confirmed")).to_be_visible()

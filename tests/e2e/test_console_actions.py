@@ -55,7 +55,7 @@ async def publish(broker: Broker, cust_id: str, *bodies: object) -> None:
 
 def wait_for_letters(url: str, count: int) -> None:
     """Wait until the console has read so many dead letters."""
-    wait_for_page(f"{url}/dead", f"<p>{count} as of " if count else "There are none")
+    wait_for_page(f"{url}/dead", f"<p>{count} dead letter" if count else "There are no dead letters.")
 
 
 def wait_for_page(url: str, text: str) -> None:
@@ -159,8 +159,7 @@ def test_dead_letters_are_exported_and_deleted(
         check_page(page)
         page.get_by_label("Type 2 to delete them for good").fill("3")
         page.get_by_role("button", name="Delete").click()
-        expect(page.get_by_role("alert")).to_contain_text("there are 2 now, and you confirmed 3: nothing was deleted")
-        expect_end(page, "failed", "deleted0")
+        expect(page.get_by_role("alert")).to_have_text("you typed 3, and 2 are selected: nothing was deleted")
         page.goto(f"{url}/dead/list?customer={cust_id}")
         act(page, "Delete", "Delete", {"Type 2 to delete them for good": "2"})
         expect_end(page, "done", "deleted2")
@@ -170,7 +169,6 @@ def test_dead_letters_are_exported_and_deleted(
     ended = [json.loads(line) for line in log.splitlines() if "console_action_ended" in line]
     assert [(line["action"], line["state"], line["done"], line["user"]) for line in ended] == [
         ("export", "done", 2, "ann"),
-        ("purge", "failed", 0, "ann"),
         ("purge", "done", 2, "ann"),
     ]
 

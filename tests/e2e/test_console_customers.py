@@ -153,5 +153,5 @@ def test_pages_show_customers_of_rabbitmq_and_aerospike(
             check_customer(page, cust_id)
             expect(page.get_by_text("with queues of its own")).to_be_visible()
             page.get_by_role("row", name="invalid 1 1").get_by_role("link", name="invalid").click()
-            expect(page.get_by_role("heading", name=f"Reason invalid, of {cust_id}: 1")).to_be_visible()
+            expect(page.get_by_role("heading", name=f"invalid of {cust_id}: 1")).to_be_visible()
         assert work.stop() == 0

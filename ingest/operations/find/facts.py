@@ -50,8 +50,8 @@ def reason_not_found(findings: Findings) -> str:
     if findings.customer_exists is False:
         return ": this customer does not exist"
     return (
-        ": it was never submitted or was refused, its retention has ended, or it is a direct submission that still "
-        "waits in its queue"
+        ": it was never submitted or was refused, its retention has ended, it is a direct submission that still waits "
+        "in its queue, or the message_id of one with an idempotency key, which is found by that key"
     )
 
 

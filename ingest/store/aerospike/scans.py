@@ -10,15 +10,15 @@ from aerospike_helpers import expressions
 Bins = dict[str, Any]
 
 _LAST_CHARACTER: Final = "\U0010ffff"
-"""No character is after it in the order of the server."""
+"""The last character in the order of the server."""
 _CUST_ID: Final = "cust_id"
 
 
 class Scan(msgspec.Struct, frozen=True, kw_only=True):
     """Gives the bins of each record of a set to `handle`, in no order, one record at a time.
 
-    `bins` are those that are read, by default all. Only records are read whose cust_id begins with `prefix`, and equals
-    `cust_id` unless that is None.
+    `bins` are those that are read, by default all. It reads only records whose cust_id begins with `prefix` and, if
+    `cust_id` is given, equals it.
     """
 
     namespace: str
@@ -54,7 +54,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class First:
-    """Keeps the first records by cust_id; twice as many while they are added.
+    """Keeps the first records by cust_id; It holds up to twice as many.
 
     Args:
         limit: how many; None keeps all.

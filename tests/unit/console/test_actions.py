@@ -56,25 +56,23 @@ async def test_group_is_redriven(operator: Operator) -> None:
     for number in range(5):
         operator.reject(f"row-{number}", "acme" if number < 3 else "globex")
     dry = await operator.act("redrive", {"dry_run": "1"}, customer="acme")
-    assert "Dry run: Redrive, all, of acme: done would be redriven 3" in text(dry)
+    assert "Dry run: Redrive all of acme: done would be redriven 3" in text(dry)
     assert len(operator.queue.deliveries) == 5
     done = await operator.act("redrive", {"rate": "1000/s"}, customer="acme", reason="invalid")
-    assert "Redrive, reason invalid, of acme: done redriven 3 rate at most 1,000.0 a second" in text(done)
+    assert "Redrive invalid of acme: done redriven 3 rate at most 1,000.0 a second" in text(done)
     assert "refresh" not in done.headers
     assert [message.message_id for message in operator.queue.submitted] == ["row-0", "row-1", "row-2"]
-    assert "2 as of" in text(await operator.get("/dead"))
+    assert "2 dead letters, read at" in text(await operator.get("/dead"))
     listed = text(await operator.get("/dead/actions"))
-    assert "2: redrive reason invalid, of acme done 3 local" in listed
-    assert "1: dry run of redrive all, of acme done 3 local" in listed
+    assert "2: Redrive invalid of acme done 3 local" in listed
+    assert "1: Redrive, dry run all of acme done 3 local" in listed
 
 
 async def test_redrive_that_the_broker_does_not_confirm_has_failed(operator: Operator) -> None:
     operator.reject("row")
     operator.queue.outcome = PublishOutcome.UNROUTABLE
     page = text(await operator.act("redrive"))
-    assert (
-        "Redrive, all: failed redriven 0 not confirmed 1 unroutable: they and the rest are still in the queue" in page
-    )
+    assert "Redrive all: failed redriven 0 not confirmed 1 unroutable: they and the rest are still in the queue" in page
     assert len(operator.queue.deliveries) == 1
 
 
@@ -87,18 +85,18 @@ async def test_running_action_shows_its_progress_and_can_be_stopped(operator: Op
     running = (await operator.post("/dead/redrive", fields | {"rate": "0.01"})).headers["location"]
     page = await operator.get(running)
     assert page.headers["refresh"] == "2"
-    assert "Redrive, all: running 1 of 3 looked at redriven 1" in text(page)
+    assert "Redrive all: running 1 of all 3 dead letters checked redriven 1" in text(page)
     assert "refresh" not in (await operator.get(running, paused="1")).headers
     busy = await operator.post("/dead/redrive", fields)
     assert (busy.status_code, "Another action is running." in text(busy)) == (409, True)
     operator.letters.changed()
-    assert "to be read again when the running action has ended" in text(await operator.get("/dead"))
+    assert "They are read when the running action has ended." in text(await operator.get("/dead"))
     stopped = await operator.post(f"{running}/stop", await operator.form(running))
     assert (stopped.status_code, stopped.headers["location"]) == (303, running)
-    assert "Redrive, all: stopped redriven 1" in text(await operator.get(running))
+    assert "Redrive all: stopped redriven 1" in text(await operator.get(running))
     assert len(operator.queue.deliveries) == 2
     async with asyncio.timeout(10):
-        while "2 as of" not in text(await operator.get("/dead")):
+        while "2 dead letters, read at" not in text(await operator.get("/dead")):
             await asyncio.sleep(0)
 
 
@@ -109,7 +107,7 @@ async def test_action_does_not_wait_until_the_queue_was_read() -> None:
     fields = await operator.form("/dead/redrive")
     operator.letters.changed()
     operator.queue.readers_hang = True
-    assert "being read again" in text(await operator.get("/dead"))
+    assert "They are being read" in text(await operator.get("/dead"))
     await operator.post("/dead/redrive", fields)
     assert [message.message_id for message in operator.queue.submitted] == ["row"]
     await operator.letters.close()
@@ -131,10 +129,14 @@ async def test_deleting_needs_the_number_that_there_is(operator: Operator) -> No
     for wrong in ({}, {"count": ""}, {"count": "x"}, {"count": "-3"}, {"count": "9" * 5000}):
         refused = await operator.act("purge", wrong, customer="acme")
         assert (refused.status_code, "type the number of dead letters" in text(refused)) == (400, True)
-    failed = await operator.act("purge", {"count": "4"}, customer="acme")
-    assert "there are 3 now, and you confirmed 4: nothing was deleted" in text(failed)
-    assert len(operator.queue.deliveries) == 4
-    assert "Delete, all, of acme: done deleted 3" in text(await operator.act("purge", {"count": "3"}, customer="acme"))
+    mistyped = await operator.act("purge", {"count": "4"}, customer="acme")
+    assert (mistyped.status_code, "you typed 4, and 3 are selected" in text(mistyped)) == (400, True)
+    operator.reject("row-9")
+    failed = await operator.act("purge", {"count": "3"}, customer="acme")
+    assert "there are 4 now, and you confirmed 3: nothing was deleted" in text(failed)
+    assert len(operator.queue.deliveries) == 5
+    operator.letters.changed()
+    assert "Delete all of acme: done deleted 4" in text(await operator.act("purge", {"count": "4"}, customer="acme"))
     assert len(operator.queue.deliveries) == 1
 
 
@@ -249,7 +251,7 @@ async def test_log_says_who_did_what() -> None:
     operator.reject("row")
     with capture_logs() as logs:
         await operator.act("redrive", reason="invalid")
-    facts = {"action": "redrive", "selected": "reason invalid", "dry_run": False}
+    facts = {"action": "redrive", "selected": "invalid", "dry_run": False}
     facts |= {"user": "ann", "identified_by": "token"}
     started, ended = logs
     assert (started["event"], ended["event"]) == ("console_action_started", "console_action_ended")

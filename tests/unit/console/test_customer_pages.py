@@ -172,10 +172,10 @@ async def test_customer_without_anything_says_what_to_do(harness: Harness) -> No
         "0, unlimited",
         "state disabled",
         "rate limit none",
-        "direct producer not with queues of its own",
+        "direct producer no queues of its own",
         "so it cannot submit over HTTP: ingest key create adds one",
         "so no task may have a callback_url: ingest webhook add adds one",
-        "There are none of this customer.",
+        "This customer has no dead letters.",
     ):
         assert part in words, part
 
