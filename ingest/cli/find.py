@@ -29,8 +29,8 @@ def find(
         str,
         typer.Argument(
             metavar="ID|KEY|MESSAGE_ID",
-            help="The id of a task or batch, an idempotency key, the message_id of a direct producer, or the id of a "
-            "dead letter.",
+            help="The id of a task or batch, an idempotency key, the message_id of a direct submission that has no key, "
+            "or the id or message_id of a dead letter.",
         ),
     ],
     customer: Annotated[
