@@ -5,6 +5,7 @@ check for a cancellation that was lost.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, TypeVar
@@ -83,7 +84,9 @@ async def to_the_end(step: Coroutine[Any, Any, T]) -> T:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):  # cancelled once more
+                await asyncio.wait([task])
         if not task.cancelled():
             task.exception()  # the cancellation has precedence, and asyncio must not log the error
         raise

@@ -29,7 +29,7 @@ def find(
         str,
         typer.Argument(
             metavar="ID|KEY|MESSAGE_ID",
-            help="The id of a task or batch, an idempotency key, the message_id of a direct submission that has no key, "
+            help="The id of a task or batch, an idempotency key, the message_id of a direct submission without key, "
             "or the id or message_id of a dead letter.",
         ),
     ],

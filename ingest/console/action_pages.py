@@ -23,6 +23,8 @@ _PATIENCE: Final = 0.3
 """Seconds that an answer waits for the end of an action, so that a short one is shown with its result."""
 _BUSY: Final = "Another action is running. Wait for its end, or stop it."
 _CONFLICT: Final = 409
+_DIGITS: Final = 9
+"""Digits of the largest number that is taken."""
 
 _log = structlog.get_logger(__name__)
 
@@ -165,10 +167,10 @@ class ActionPages:
             )
 
     def _action(self, request: Request) -> Action:
-        action = self._actions.find(request.path_params["number"])
+        number = request.path_params["number"]
+        action = self._actions.find(int(number)) if number.isdecimal() and len(number) < _DIGITS else None
         if action is None:
-            number = request.path_params["number"]
-            raise HTTPException(404, f"Action {number} is not among the latest since the start: see the log.")
+            raise HTTPException(404, f"Action {number[:_DIGITS]} is not among the latest since the start: see the log.")
         return action
 
 
@@ -184,15 +186,14 @@ def _order(kind: Kind, chosen: Filter, fields: dict[str, str], visitor: Visitor)
     """Return the order of a form. Raises ConfigurationError if a field is wrong."""
     chosen.selection()  # raises if an age is wrong
     rate = fields.get("rate", "").strip()
-    dry_run = "dry_run" in fields
     confirmed = fields.get("count", "").replace(",", "").strip()
-    if kind is Kind.PURGE and not dry_run and not (confirmed.isdecimal() and len(confirmed) <= 9):
+    if kind is Kind.PURGE and not (confirmed.isdecimal() and len(confirmed) <= _DIGITS):
         raise ConfigurationError("type the number of dead letters that you want to delete")
     return Order(
         kind=kind,
         chosen=chosen,
         visitor=visitor,
-        dry_run=dry_run,
+        dry_run=kind is Kind.REDRIVE and "dry_run" in fields,
         rate=parameters.rate(rate, "the rate") if rate and kind is Kind.REDRIVE else None,
-        confirmed=int(confirmed) if kind is Kind.PURGE and confirmed.isdecimal() else None,
+        confirmed=int(confirmed) if kind is Kind.PURGE else None,
     )

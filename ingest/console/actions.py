@@ -4,7 +4,6 @@ An action is what a command of `ingest dlq` does. It is logged with who ordered 
 """
 
 import asyncio
-import contextlib
 import os
 import tempfile
 import time
@@ -21,17 +20,21 @@ from ingest.console.access import Visitor
 from ingest.console.dead_letters import DeadLetters
 from ingest.console.failures import noted
 from ingest.console.filters import Filter
+from ingest.domain.dead_letters import DeadLetter
 from ingest.domain.display import json_text
 from ingest.domain.errors import ConfigurationError
 from ingest.operations import dead_letters
 from ingest.operations.dead_letters import Progress, Report, Selection
 from ingest.operations.trim import OpenDeadLetters
+from ingest.waiting import TimeSlices
 
 MAX_EXPORT: Final = 1024**3
 """The most bytes of an exported file. Only the latest is kept."""
 _REMEMBERED: Final = 100
 """Actions that are listed."""
 _CHUNK: Final = 64 * 1024
+_LARGE: Final = 64 * 1024
+"""Bytes of a body from which on it is encoded in a thread."""
 
 _log = structlog.get_logger(__name__)
 
@@ -96,24 +99,24 @@ class Action:
         self.progress = Progress()
         self.report = Report()
         """Of a redrive."""
-        self.matched = 0
-        """Number selected by a purge or an export."""
         self.file: IO[bytes] | None = None
         """The exported file; None once it was replaced."""
         self.file_size = 0
+        self.held_by_others = False
+        """Whether another consumer held dead letters, which the action has not seen."""
 
     @property
     def done(self) -> int:
-        """How many were redriven, deleted or exported; in a dry run, how many would be."""
+        """How many were redriven, deleted or exported; in a dry run, how many would be redriven."""
         if self.order.kind is Kind.REDRIVE:
             return self.report.done.total()
-        return self.matched if self.order.dry_run else self.progress.done
+        return self.progress.done
 
     def chunks(self) -> Iterator[bytes]:
         """Return the exported file in parts. A download that has begun can finish after the file was replaced."""
         if self.file is None:
             raise ValueError(f"action {self.number} has no file")
-        return _read_all(os.dup(self.file.fileno()))
+        return _read_all(os.fdopen(os.dup(self.file.fileno()), "rb"))
 
 
 class Busy(Exception):
@@ -157,7 +160,9 @@ class Actions:
         self.all.append(action)
         _log.info("console_action_started", number=action.number, rate=order.rate, **order.facts())
         self._letters.stop_reading()
-        self._running = action, asyncio.create_task(self._run(action))
+        task = asyncio.create_task(self._run(action))
+        task.add_done_callback(lambda _: self._ended(action))  # also if it is cancelled before it begins
+        self._running = action, task
         return action
 
     def find(self, number: int) -> Action | None:
@@ -166,7 +171,7 @@ class Actions:
 
     def stop(self, action: Action, visitor: Visitor) -> None:
         """Stop an action after its current batch. No effect if it has ended."""
-        if self._running is not None and self._running[0] is action:
+        if self._running is not None and self._running[0] is action and not self._running[1].cancelling():
             _log.info("console_action_stopping", number=action.number, **visitor.facts())
             self._running[1].cancel()
 
@@ -184,7 +189,8 @@ class Actions:
         """Stop what is running, and delete the exported file."""
         if self._running is not None:
             task = self._running[1]
-            task.cancel()
+            if not task.cancelling():  # a second one would interrupt its closing
+                task.cancel()
             await asyncio.wait([task])
         self._forget_files()
 
@@ -193,16 +199,18 @@ class Actions:
             async with self._letters.queue_lock, self._open(change=action.order.kind is not Kind.EXPORT) as access:
                 action.total = await access.queue.count()
                 await self._carry_out(access, action)
+                action.held_by_others = access.held_by_others()
             action.state = State.FAILED if action.report.failed else State.DONE
-        except asyncio.CancelledError:
-            action.state = State.STOPPED
         except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
             action.state, action.failure = State.FAILED, noted("console_action_failed", error)
-        finally:
-            self._running = None
-            action.ended_at = self._clock()
-            if action.done and not (action.order.dry_run or action.order.kind is Kind.EXPORT):
-                self._letters.changed()
+
+    def _ended(self, action: Action) -> None:
+        self._running = None
+        action.ended_at = self._clock()
+        if action.state is State.RUNNING:  # it was cancelled
+            action.state = State.STOPPED
+        if not (action.order.dry_run or action.order.kind is Kind.EXPORT):
+            self._letters.changed()
         _log.info(
             "console_action_ended",
             number=action.number,
@@ -235,11 +243,7 @@ class Actions:
 
     async def _purge(self, access: DeadLetterAccess, action: Action, selection: Selection) -> None:
         order = action.order
-        reading = Progress()
-        _, deliveries = await dead_letters.gather(access.queue, selection, access.trusted_users, reading)
-        action.matched = len(deliveries)
-        if order.dry_run:
-            return
+        _, deliveries = await dead_letters.gather(access.queue, selection, access.trusted_users, Progress())
         if order.confirmed != len(deliveries):
             raise ConfigurationError(
                 f"there are {len(deliveries):,} now, and you confirmed {order.confirmed or 0:,}: nothing was deleted. "
@@ -249,26 +253,30 @@ class Actions:
         await dead_letters.remove(access.queue, deliveries, action.progress)
 
     async def _export(self, access: DeadLetterAccess, action: Action, selection: Selection) -> None:
-        file = tempfile.TemporaryFile()  # noqa: SIM115 - kept until the next export
+        slices = TimeSlices()
+        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - kept until the next export
+        size = 0
         try:
             async for batch in dead_letters.select(access.queue, selection, access.trusted_users, action.progress):
-                lines = "".join(f"{json_text(dead_letters.details(dead))}\n" for dead in batch).encode()
-                if action.file_size + len(lines) > self._max_export:
-                    raise ConfigurationError(
-                        f"they are more than {self._max_export:,} bytes: use `ingest dlq export`, or select fewer"
-                    )
-                file.write(lines)
-                action.file_size += len(lines)
-                action.matched += len(batch)
-                action.progress.add(len(batch), len(batch))
-            file.flush()
+                for dead in batch:
+                    line = await _line(dead)
+                    size += len(line)
+                    if size > self._max_export:
+                        raise ConfigurationError(
+                            f"they are more than {self._max_export:,} bytes: use `ingest dlq export`, or select fewer"
+                        )
+                    _write(file, line)
+                    action.progress.add(1, 1)
+                    await slices.between()
         except OSError as error:
             file.close()
-            raise ConfigurationError(f"the temporary file cannot be written: {error}") from error
+            raise ConfigurationError(
+                f"the temporary file cannot be written: {error}: set TMPDIR to a directory with more space"
+            ) from error
         except BaseException:
             file.close()
             raise
-        action.file = file
+        action.file, action.file_size = file, size
 
     def _forget_files(self) -> None:
         for action in self.all:
@@ -277,9 +285,27 @@ class Actions:
                 action.file = None
 
 
-def _read_all(descriptor: int) -> Iterator[bytes]:
-    with contextlib.closing(os.fdopen(descriptor, "rb")) as file:
-        position = 0
-        while chunk := os.pread(file.fileno(), _CHUNK, position):
-            position += len(chunk)
-            yield chunk
+async def _line(dead: DeadLetter) -> bytes:
+    """Return a dead letter as a line of JSON. A large one is encoded in a thread, because that can take seconds."""
+    if len(dead.delivery.body) > _LARGE:
+        return await asyncio.to_thread(_encoded, dead)
+    return _encoded(dead)
+
+
+def _encoded(dead: DeadLetter) -> bytes:
+    return f"{json_text(dead_letters.details(dead))}\n".encode()
+
+
+def _write(file: IO[bytes], data: bytes) -> None:
+    """Write everything to an unbuffered file, which may take less at a time. Raises OSError."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
+
+
+def _read_all(file: IO[bytes]) -> Iterator[bytes]:
+    """Return a file in parts. It is closed with its last reference, also if nothing is read."""
+    position = 0
+    while chunk := os.pread(file.fileno(), _CHUNK, position):
+        position += len(chunk)
+        yield chunk

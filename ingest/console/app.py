@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -63,7 +63,7 @@ _HEADERS: Final = [
 
 _MESSAGES: Final = {
     404: "There is no such page.",
-    405: "This page only shows something: use GET.",
+    405: "Use the links and forms of the pages.",
 }
 
 _log = structlog.get_logger(__name__)
@@ -114,7 +114,6 @@ class Console:
                 Route("/customers", self._safely(customer_pages.all)),
                 Route("/customers/one", self._safely(customer_pages.one)),
                 Route("/events", self._safely(self._events_page)),
-                Route(_HEALTH, self._safely(self._healthz)),
                 Route("/console.css", self._safely(self._css)),
                 *self._action_routes(dead, dead_letters, actions),
             ],
@@ -132,8 +131,10 @@ class Console:
             await send(message)
 
         answer: ASGIApp = self._app
-        # Probes have no token. The answer says nothing about the service.
-        refused = None if scope["path"] == _HEALTH else self._access.refusal(Headers(scope=scope), scope["method"])
+        if scope["path"] == _HEALTH and scope["method"] in ("GET", "HEAD"):  # probes have no token
+            await PlainTextResponse("ok\n")(scope, receive, send_with_headers)
+            return
+        refused = self._access.refusal(Headers(scope=scope), scope["method"])
         if refused is not None:
             answer = self._renderer.error(refused.status, refused.message)
             if refused.status == HTTPStatus.UNAUTHORIZED:
@@ -162,9 +163,9 @@ class Console:
         return [
             *[Route(f"/dead/{kind}", new, methods=["GET", "POST"]) for kind in Kind],
             Route("/dead/actions", self._safely(pages.list)),
-            Route("/dead/actions/{number:int}", self._safely(pages.one)),
-            Route("/dead/actions/{number:int}/stop", self._safely(pages.stop), methods=["POST"]),
-            Route("/dead/actions/{number:int}/file", self._safely(pages.file)),
+            Route("/dead/actions/{number}", self._safely(pages.one)),
+            Route("/dead/actions/{number}/stop", self._safely(pages.stop), methods=["POST"]),
+            Route("/dead/actions/{number}/file", self._safely(pages.file)),
         ]
 
     async def _overview(self, _: Request) -> Response:
@@ -236,9 +237,6 @@ class Console:
         if not fields["paused"]:
             answer.headers["refresh"] = str(fields["refresh"])
         return answer
-
-    async def _healthz(self, _: Request) -> Response:
-        return Response("ok\n", media_type="text/plain")
 
     async def _css(self, _: Request) -> Response:
         return Response(self._style, media_type="text/css")

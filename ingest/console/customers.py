@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ingest.console.failures import noted
+from ingest.domain.errors import StoreUnavailable
 from ingest.operations.customers import CustomerDetails, CustomerList, OpenStore, find_customer, list_customers
 
 MAX_AGE: Final = 10.0
@@ -18,6 +19,8 @@ MAX_LISTED: Final = 10_000
 """Customers of one list. A longer beginning of the id finds the others."""
 _MAX_LISTS: Final = 4
 """Lists that are kept, each for another beginning of the id."""
+_MAX_SINGLE: Final = 4
+"""Customers that are read at the same time."""
 PATIENCE: Final = 2.0
 """Seconds that a page waits for its first list."""
 _SHORT_PATIENCE: Final = 0.1
@@ -52,6 +55,7 @@ class Customers:
         """By the beginning of the id, with the monotonic time of the reading; the least recently read is first."""
         self._task: asyncio.Task[None] | None = None
         self._being_read = ""
+        self._single: set[asyncio.Task[CustomerDetails | None]] = set()
         self.failure = ""
         """Why the last reading failed; empty if it succeeded."""
 
@@ -72,14 +76,24 @@ class Customers:
         return None if known is None else known[1]
 
     async def one(self, cust_id: str) -> CustomerDetails | None:
-        """Return a customer as it is now; None if it does not exist. Raises ConfigurationError, StoreUnavailable."""
-        return await find_customer(self._open, self._clock(), cust_id)
+        """Return a customer as it is now; None if it does not exist. Raises ConfigurationError, StoreUnavailable.
+
+        If the caller is cancelled, the reading goes on: it must close the store, which waits for calls in progress.
+        """
+        if len(self._single) >= _MAX_SINGLE:
+            raise StoreUnavailable("the store is slow, and other pages wait for it: try again later")
+        task = asyncio.create_task(find_customer(self._open, self._clock(), cust_id))
+        self._single.add(task)
+        task.add_done_callback(self._single.discard)
+        return await asyncio.shield(task)
 
     async def close(self) -> None:
         """Stop reading."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        tasks = [*self._single, *([] if self._task is None else [self._task])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _known(self, prefix: str) -> tuple[float, CustomerList] | None:
         """Return the latest list that has all customers with the prefix."""

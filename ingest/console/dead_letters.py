@@ -85,6 +85,7 @@ class DeadLetters:
         """
         if self._task is None and self._monotonic() - self._tried_at >= MIN_AGE:
             self._task = asyncio.create_task(self._read())
+            self._task.add_done_callback(self._ended)  # also if it is cancelled before it begins
         if self.is_outdated and not self.queue_lock.locked():
             patience = max(patience, _AFTER_CHANGE)
         if self._task is not None:
@@ -106,13 +107,13 @@ class DeadLetters:
         now = self._clock()
         reasons = [
             DeadReason(
-                reason=reason or "others",
+                reason=reason,
                 count=sum(group.count for group in groups),
                 oldest=max((now - group.oldest for group in groups if group.oldest is not None), default=None),
             )
             for reason, groups in _by_reason(snapshot.groups.values()).items()
         ]
-        note = (
+        note = self.failure or (
             ""
             if snapshot.count == queue.ready
             else "they are being read"
@@ -130,7 +131,7 @@ class DeadLetters:
 
     def stop_reading(self) -> None:
         """Abort the reading, so that an action can use the queue. Keep the last snapshot."""
-        if self._task is not None:
+        if self._task is not None and not self._task.cancelling():  # a second one would interrupt its closing
             self._task.cancel()
 
     def changed(self) -> None:
@@ -139,9 +140,10 @@ class DeadLetters:
 
     async def close(self) -> None:
         """Stop reading, and delete what was read."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        task = self._task
+        self.stop_reading()
+        if task is not None:
+            await asyncio.wait([task])
         if self.snapshot is not None:
             self.snapshot.close()
 
@@ -157,26 +159,30 @@ class DeadLetters:
                 self.progress.add(len(letters))
 
     async def _read(self) -> None:
-        snapshot = Snapshot(self._clock(), self._max_rows, self._max_bytes)
+        snapshot: Snapshot | None = None
         self.progress, self.total = Progress(), 0
         try:
+            snapshot = Snapshot(self._clock(), self._max_rows, self._max_bytes)
             async with self.queue_lock:
                 self._has_queue = True
                 await self._fill(snapshot)
         except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
             self.failure = noted("dead_letters_not_read", error)
-            snapshot.close()
+            if snapshot is not None:
+                snapshot.close()
         except BaseException:
-            snapshot.close()
+            if snapshot is not None:
+                snapshot.close()
             raise
         else:
             self.failure, self.is_outdated = "", False
             previous, self.snapshot = self.snapshot, snapshot
             if previous is not None:
                 previous.close()
-        finally:
-            self._has_queue = False
-            self._task, self._tried_at = None, self._monotonic()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._task, self._has_queue = None, False
+        self._tried_at = float("-inf") if task.cancelled() else self._monotonic()
 
 
 def _by_reason(groups: Iterable[ReasonGroup]) -> dict[str, list[ReasonGroup]]:

@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import parse_qsl
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 COOKIE: Final = "ingest_console"
@@ -37,10 +37,13 @@ class Forms:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/x-www-form-urlencoded":
             raise HTTPException(415, "Send the form of the page.")
         body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > _MAX_FORM:
-                raise HTTPException(413, f"A form has at most {_MAX_FORM:,} bytes.")
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MAX_FORM:
+                    raise HTTPException(413, f"A form has at most {_MAX_FORM:,} bytes.")
+        except ClientDisconnect:
+            raise HTTPException(400, "The form was not sent completely.") from None
         try:
             fields = dict(parse_qsl(body.decode(), keep_blank_values=True, max_num_fields=_MAX_FIELDS, errors="strict"))
         except ValueError:

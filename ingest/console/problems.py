@@ -37,7 +37,7 @@ def linked(problem: Problem, dead: Sequence[DeadReason]) -> list[Part]:
         if text
     ]
     if problem.queue == topology.INGEST_DEAD:
-        most = sorted(dead, key=lambda group: -group.count)[:_MOST_REASONS]
+        most = sorted((group for group in dead if group.reason), key=lambda group: -group.count)[:_MOST_REASONS]
         reasons = [Part(shown(group.reason), f"/dead/list?{urlencode({'reason': group.reason})}") for group in most]
         parts.append(Part(", or see "))
         for reason in reasons:

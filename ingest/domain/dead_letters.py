@@ -250,13 +250,15 @@ def resubmission(dead: DeadLetter) -> Message:
     origin = dead.origin
     if origin is None or dead.trimmed is not None:
         raise ValueError(f"{dead.id} contains no submission")
-    return submit_again(origin, {**dead.delivery.headers, **dead.redrives.next(dead.died_at).headers()})
+    return submit_again(origin, dead.delivery.headers, dead.redrives.next(dead.died_at))
 
 
-def submit_again(submission: Origin | Delivery, headers: Mapping[str, Any]) -> Message:
-    """Return a message that submits a submission again, with its timestamp.
+def submit_again(
+    submission: Origin | Delivery, headers: Mapping[str, Any], redriven: Redrives = redrives.NONE
+) -> Message:
+    """Return a message that submits a submission again, with its timestamp and the trace context in `headers`.
 
-    The trace context and what is known of redrives are taken from `headers`.
+    `redriven`: its redrives, including this one. Those in `headers` do not count, because a producer may forge them.
     """
     trace = trace_of(headers)
     return Message(
@@ -266,7 +268,7 @@ def submit_again(submission: Origin | Delivery, headers: Mapping[str, Any]) -> M
         message_id=submission.message_id or "",
         content_type=submission.content_type or JSON,
         type=submission.type or "",
-        headers=redrives_of(headers).headers() | (trace.headers() if trace else {}),
+        headers=redriven.headers() | (trace.headers() if trace else {}),
         timestamp=submission.timestamp,
     )
 

@@ -20,6 +20,8 @@ HEADERS: Final = (FIRST_DEATH_HEADER, REDRIVES_HEADER)
 _COUNT: Final = re.compile("[1-9][0-9]{0,8}")
 _LONGEST_TIME: Final = 40
 """Characters of a time in RFC 3339."""
+_YEAR_10000: Final = 253_402_300_800
+"""In Unix seconds. RFC 3339 has no later time, and `rfc3339` would raise."""
 
 
 class Redrives(msgspec.Struct, frozen=True):
@@ -51,8 +53,8 @@ def redrives_of(headers: Mapping[str, Any]) -> Redrives:
     if not isinstance(count, str) or not _COUNT.fullmatch(count):
         return NONE
     first = headers.get(FIRST_DEATH_HEADER)
-    known = isinstance(first, str) and len(first) <= _LONGEST_TIME
-    return Redrives(int(count), unix_seconds(first) if known else None)
+    seconds = unix_seconds(first) if isinstance(first, str) and len(first) <= _LONGEST_TIME else None
+    return Redrives(int(count), seconds if seconds is not None and 0 <= seconds < _YEAR_10000 else None)
 
 
 def unix_seconds(time: Any) -> float | None:

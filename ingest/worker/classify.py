@@ -20,6 +20,7 @@ from ingest.domain.ledger import UNDECIDED
 from ingest.domain.messages import JSON, Delivery
 from ingest.domain.parsing import Unparsed
 from ingest.domain.ports import Registry
+from ingest.domain.redrives import NONE, Redrives, redrives_of
 from ingest.domain.submissions import MAX_BODY
 from ingest.domain.topology import DELIVERY_LIMIT
 from ingest.domain.trace import trace_of
@@ -87,6 +88,10 @@ class DeliveryClassifier:
         latest = self._clock() - UNTRUSTED_FOR
         self._untrusted = {user: time for user, time in self._untrusted.items() if time > latest}
         return sorted(self._untrusted)
+
+    def redrives(self, delivery: Delivery) -> Redrives:
+        """Return the redrives of a submission. Headers of a direct producer do not count."""
+        return redrives_of(delivery.headers) if delivery.user_id in self._trusted else NONE
 
     async def classify(self, deliveries: Sequence[Delivery]) -> Classified:
         """Classify deliveries. Raises ParserFailed if one of them has a large body.

@@ -106,6 +106,7 @@ class DeliveryProcessor:
         classifier: DeliveryClassifier,
         meter: Meter = NO_METER,
     ) -> None:
+        self._classifier = classifier
         self._planner = DeliveryPlanner(ledger, admission, classifier)
         self._publisher = publisher
         self._admission = admission
@@ -150,7 +151,9 @@ class DeliveryProcessor:
 
         Only for deliveries that were classified: they are published in the service's own name.
         """
-        outcomes = await self._publisher.publish([submit_again(delivery, delivery.headers) for delivery in deliveries])
+        outcomes = await self._publisher.publish(
+            [submit_again(delivery, delivery.headers, self._classifier.redrives(delivery)) for delivery in deliveries]
+        )
         confirmed = [outcome is PublishOutcome.CONFIRMED for outcome in outcomes]
         await consumer.ack([delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if moved])
         return [delivery for delivery, moved in zip(deliveries, confirmed, strict=True) if not moved]

@@ -157,7 +157,7 @@ def test_misspelt_setting_is_logged(tmp_path: Path) -> None:
 def test_console_does_not_start_open_to_the_network(tmp_path: Path) -> None:
     refused = run_ingest("console", "--host", "0.0.0.0", env={}, directory=tmp_path)
     assert refused.returncode == 2
-    assert "open to everybody who reaches 0.0.0.0: set INGEST_CONSOLE_TOKEN" in refused.stderr
+    assert "open to everyone who reaches 0.0.0.0: set INGEST_CONSOLE_TOKEN" in refused.stderr
 
 
 def test_pages_show_rabbitmq_and_aerospike(

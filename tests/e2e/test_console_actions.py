@@ -192,7 +192,7 @@ def test_console_of_dev_redrives(chromium: Browser, tmp_path: Path) -> None:
         expect_end(page, "done", "redriven2", "ordered bylocal (loopback)")
         wait_for_letters(url, 2)
         page.goto(f"{url}/dead/list?reason=invalid")
-        act(page, "Delete", "Delete", {"Type 1 to delete them for good": "1"})
+        act(page, "Delete", "Delete", {"Type 1 to delete it for good": "1"})
         expect_end(page, "done", "deleted1")
         wait_for_letters(url, 1)
         assert dev.stop() == 0, dev.text()

@@ -88,7 +88,7 @@ def test_operator_finds_a_customer_by_the_beginning_of_its_id_with_the_keyboard(
         page.goto(dev)
         page.get_by_role("link", name="Customers").press("Enter")
         expect(page.get_by_role("row", name="dev enabled 1, unlimited")).to_be_visible()
-        page.get_by_label("Beginning of the id").fill("acm")
+        page.get_by_label("Customer id begins with").fill("acm")
         page.keyboard.press("Enter")
         expect(page.get_by_text("2 customers whose id begins with acm")).to_be_visible()
         expect(page.get_by_role("row", name="acme enabled 0 of 4 (0 %) 1 none 1 1 0")).to_be_visible()

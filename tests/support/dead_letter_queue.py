@@ -20,7 +20,8 @@ class MemoryDeadLetters:
 
     `submitted` are published submissions. `known_size` is what `size` returns; `readings` counts how often
     it was read; `outcome` is that of each publish; `loses_removals`: it removes nothing, as if the process had crashed
-    before; `readers_hang`: who opens it only to read waits for ever.
+    before; `readers_hang`: who opens it only to read waits for ever;
+    `held_by_others`: as in `DeadLetterAccess`; `may_close`: closing waits for it; `open_now` counts who has it open.
     """
 
     def __init__(self) -> None:
@@ -31,6 +32,10 @@ class MemoryDeadLetters:
         self.outcome = PublishOutcome.CONFIRMED
         self.loses_removals = False
         self.readers_hang = False
+        self.held_by_others = False
+        self.may_close = asyncio.Event()
+        self.may_close.set()
+        self.open_now = 0
         self._tokens = itertools.count()
 
     def add(self, message: Message, user_id: str | None = "ingest") -> None:
@@ -77,9 +82,14 @@ class MemoryDeadLetters:
             assert change, "it was opened only to read"
             return _AddingPublisher(self)
 
-        if self.readers_hang and not change:
-            await asyncio.Event().wait()
-        yield DeadLetterAccess(self, publisher, SERVICE)
+        self.open_now += 1
+        try:
+            if self.readers_hang and not change:
+                await asyncio.Event().wait()
+            yield DeadLetterAccess(self, publisher, SERVICE, lambda: self.held_by_others)
+        finally:
+            await self.may_close.wait()
+            self.open_now -= 1
 
 
 class _AddingPublisher(ScriptedPublisher):

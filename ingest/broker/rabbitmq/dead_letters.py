@@ -120,11 +120,14 @@ class RabbitDeadLetters:
         if consumer is None:
             await self._broker.close()
             return
-        consumer.discard()
-        await consumer.stop()
-        held = consumer.held
-        ready = await self._ready() if held else 0
-        await self._broker.close()
+        held = ready = 0
+        try:
+            consumer.discard()
+            await consumer.stop()
+            held = consumer.held
+            ready = await self._ready() if held else 0
+        finally:
+            await self._broker.close()
         # The queue takes the messages back shortly after the channel is closed. A consumer that came before that
         # would get the later messages first.
         for _ in range(_BACK_TRIES if held else 0):

@@ -35,4 +35,4 @@ async def test_probe_gets_the_headers_of_every_page_and_may_only_read() -> None:
     answer, page = await browser.get("/healthz"), await browser.get("/")
     names = set(page.headers) - {"www-authenticate", "content-length", "content-type"}
     assert {name: answer.headers[name] for name in names} == {name: page.headers[name] for name in names}
-    assert (await browser.request("POST", "/healthz")).status_code == 405
+    assert (await browser.request("POST", "/healthz")).status_code == 401

@@ -336,7 +336,7 @@ async def test_unknown_page_and_other_methods_are_answered_with_what_to_do() -> 
     assert (page.status_code, "There is no such page." in text(page)) == (404, True)
     for method in ("POST", "DELETE", "PUT"):
         page = await browser.request(method, "/find")
-        assert (page.status_code, "This page only shows something" in text(page)) == (405, True)
+        assert (page.status_code, "Use the links and forms of the pages." in text(page)) == (405, True)
     assert (await browser.request("HEAD", "/find")).status_code == 200
 
 
