@@ -23,6 +23,7 @@ def details_facts(found: dict[str, Any]) -> tuple[dict[str, str], str]:
         **{f"error {number}": error.get("error", error) for number, error in enumerate(found["errors"], 1)},
         "what to do": found["remedy"],
         "redrive": f"not possible: {found['blocker']}" if found["blocker"] else "possible",
+        "trace id": found.get("trace_id"),
         "trimmed": trimmed and f"at {trimmed['at']}, the body had {trimmed['body_bytes']:,} bytes",
         "deliveries": f"{found['deliveries']}, also those for reading it",
         **submission,

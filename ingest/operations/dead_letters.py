@@ -13,6 +13,7 @@ from ingest.domain.dead_letters import DeadLetter, body_fields
 from ingest.domain.events import rfc3339
 from ingest.domain.messages import Delivery, PublishOutcome
 from ingest.domain.ports import DeadLetterQueue, Publisher
+from ingest.domain.trace import trace_of
 from ingest.operations.remedies import remedy
 from ingest.waiting import TimeSlices, to_the_end
 
@@ -241,7 +242,10 @@ async def _submit(
 
 
 def details(dead: DeadLetter) -> dict[str, Any]:
-    """Return one dead letter completely, with secrets; a trimmed one has `trimmed` instead of the body."""
+    """Return one dead letter completely, with secrets.
+
+    A trimmed one has `trimmed` instead of the body. `trace_id` is there if the submission had a trace context.
+    """
     origin = dead.origin
     fields: dict[str, Any] = {
         "id": dead.id,
@@ -254,6 +258,8 @@ def details(dead: DeadLetter) -> dict[str, Any]:
         "first_died_at": _time(dead.died_at if not dead.redrives.count else dead.redrives.first_died_at),
         "deliveries": dead.delivery.deliveries,
     }
+    if (trace := trace_of(dead.delivery.headers)) is not None:
+        fields["trace_id"] = trace.trace_id
     if origin is None:
         return fields | {"routing_key": dead.delivery.routing_key} | body_fields(dead.delivery.body)
     submission = msgspec.structs.asdict(origin)

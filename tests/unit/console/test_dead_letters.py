@@ -123,7 +123,13 @@ async def test_rows_are_latest_first_and_can_be_selected(harness: Harness) -> No
 
 
 async def test_details_are_complete_and_shown_without_secrets(harness: Harness) -> None:
-    add(harness.queue, "a", body=TASK | {"data_url": "https://user:secret@host/?token=abc"})
+    headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"}
+    body_with_secrets = TASK | {"data_url": "https://user:secret@host/?token=abc"}
+    delivery = direct_delivery("a", body_with_secrets, cust_id="acme", headers=headers)
+    message = dead_letter(
+        delivery, InvalidSubmission(Reason.INVALID, "a is wrong", (FieldError("f", "f is wrong"),)), DIED
+    )
+    harness.queue.add(msgspec.structs.replace(message, headers=message.headers | headers))
     snapshot = await harness.look()
     (letter,), _ = snapshot.letters(limit=10)
     row = snapshot.row(letter.id)
@@ -134,7 +140,7 @@ async def test_details_are_complete_and_shown_without_secrets(harness: Harness) 
     facts, body = details_facts(row.details)
     assert facts["reason"] == "invalid: a is wrong"
     assert facts["error 1"] == "f is wrong"
-    assert facts["redrive"] == "possible"
+    assert (facts["redrive"], facts["trace id"]) == ("possible", "a" * 32)
     assert (facts["customer"], facts["message_id"], facts["died"]) == ("acme", "a", DIED)
     assert "body" not in facts
     assert json.loads(body)["type"] == TASK["type"]
