@@ -115,9 +115,14 @@ def tune_garbage_collector() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def run(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float) -> int:
-    """Run until SIGTERM or SIGINT, then set the event and wait at most `deadline` seconds. Return the exit code."""
-    tune_garbage_collector()
+def run(main: Callable[[asyncio.Event], Awaitable[None]], deadline: float, *, seldom_collects: bool = True) -> int:
+    """Run until SIGTERM or SIGINT, then set the event and wait at most `deadline` seconds. Return the exit code.
+
+    `seldom_collects`: whether to `tune_garbage_collector`. It is for the shim and the worker; the console makes
+    reference cycles, which would take memory until they are collected.
+    """
+    if seldom_collects:
+        tune_garbage_collector()
     raise_file_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_run_until_signal(main, deadline))

@@ -46,4 +46,4 @@ def console(
         scrape or metrics_urls(current),
     )
     typer.echo(f"ingest console is ready at {server.url}")
-    raise typer.Exit(bootstrap.run(server.run, current.shutdown_deadline))
+    raise typer.Exit(bootstrap.run(server.run, current.shutdown_deadline, seldom_collects=False))
