@@ -12,7 +12,7 @@ from ingest import settings
 from ingest.console.access import MIN_TOKEN, Access
 from ingest.domain.errors import ConfigurationError
 from tests.deploy.files import DEPLOY, KUBERNETES, load_yaml
-from tests.unit.console.test_pages import Browser
+from tests.unit.console.browser import Browser
 
 COMPOSE: dict[str, Any] = load_yaml(DEPLOY / "docker-compose.yml")
 SERVICE: dict[str, Any] = COMPOSE["services"]["console"]

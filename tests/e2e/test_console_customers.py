@@ -99,10 +99,10 @@ def test_operator_finds_a_customer_by_the_beginning_of_its_id_with_the_keyboard(
 
 
 def test_unknown_customer_is_said_to_be_unknown(chromium: Browser, dev: str) -> None:
-    assert httpx.get(f"{dev}/customers/one?id=nobody").status_code == 404
+    assert httpx.get(f"{dev}/customers/one?id=missing").status_code == 404
     context = chromium.new_context()
     page = context.new_page()
-    page.goto(f"{dev}/customers/one?id=nobody")
+    page.goto(f"{dev}/customers/one?id=missing")
     expect(page.get_by_role("alert")).to_contain_text("There is no such customer")
     check_page(page)
     context.close()

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ingest.console.actions import State
+from tests.unit.console.browser import text
 from tests.unit.console.test_actions import Operator
-from tests.unit.console.test_pages import text
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from ingest.console.access import Access
 from ingest.console.actions import State
 from ingest.domain.messages import Message, PublishOutcome
 from tests.support.tasks import TASK
-from tests.unit.console.test_pages import HOSTILE, Browser, text
+from tests.unit.console.browser import HOSTILE, Browser, text
 
 TOKEN = "correct horse battery"
 

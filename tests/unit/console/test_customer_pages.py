@@ -28,7 +28,7 @@ from tests.support.customer_harness import CustomerHarness
 from tests.support.dead_letter_queue import MemoryDeadLetters
 from tests.support.deliveries import direct_delivery
 from tests.support.fakes import Clock
-from tests.unit.console.test_pages import ENTRY, HOSTILE, text
+from tests.unit.console.browser import ENTRY, HOSTILE, text
 
 WEBHOOK = "https://a.example/hook?token=abc123"
 

@@ -9,7 +9,7 @@ from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.submissions import task_submission
 from ingest.telemetry.recent_events import MAX_BODY, RecentEvents
 from tests.support.tasks import TASK
-from tests.unit.console.test_pages import HOSTILE, Browser, text
+from tests.unit.console.browser import HOSTILE, Browser, text
 
 SECONDS = 1_775_736_000
 EXAMPLE = 'curl -X POST http://127.0.0.1:8080/v1/tasks -H "Authorization: Bearer $API_KEY"'

@@ -4,7 +4,7 @@ import httpx
 import pytest
 
 from ingest.console.access import Access
-from tests.unit.console.test_pages import Browser
+from tests.unit.console.browser import Browser
 
 
 @pytest.mark.parametrize("access", [Access("0.0.0.0", "correct horse battery"), Access("0.0.0.0", "", "X-User")])
