@@ -1,7 +1,7 @@
 """Waiting without copies of the same loop.
 
-A backoff, time slices, a wait that ends with an event or a deadline, one that cancellation does not cut short, and a
-check for a cancellation that was lost.
+A backoff, time slices, a wait that ends with an event or a deadline, one that cancellation does not cut short, a
+cancellation that does not cut another short, and a check for one that was lost.
 """
 
 import asyncio
@@ -90,6 +90,14 @@ async def to_the_end(step: Coroutine[Any, Any, T]) -> T:
         if not task.cancelled():
             task.exception()  # the cancellation has precedence, and asyncio must not log the error
         raise
+
+
+def cancel_once(task: asyncio.Task[Any]) -> bool:
+    """Cancel a task unless it was cancelled before, because a second one would interrupt its closing.
+
+    Return whether it was cancelled now.
+    """
+    return not task.cancelling() and task.cancel()
 
 
 def raise_if_cancelled() -> None:

@@ -13,6 +13,7 @@ from ingest.console.dead_letters import DeadLetters
 from ingest.console.dead_pages import DeadPages
 from ingest.console.filters import Filter, filter_of
 from ingest.console.forms import FIELD, Forms, keep_session, new_session, session_of
+from ingest.console.paging import number_of
 from ingest.domain.errors import ConfigurationError
 from ingest.operations import parameters
 from ingest.operations.remedies import REMEDIES
@@ -167,10 +168,11 @@ class ActionPages:
             )
 
     def _action(self, request: Request) -> Action:
-        number = request.path_params["number"]
-        action = self._actions.find(int(number)) if number.isdecimal() and len(number) < _DIGITS else None
+        text = request.path_params["number"]
+        number = number_of(text)
+        action = None if number is None else self._actions.find(number)
         if action is None:
-            raise HTTPException(404, f"Action {number[:_DIGITS]} is not among the latest since the start: see the log.")
+            raise HTTPException(404, f"Action {text[:_DIGITS]} is not among the latest since the start: see the log.")
         return action
 
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from typing import IO, Any, Final
 
@@ -26,7 +27,7 @@ from ingest.domain.errors import ConfigurationError
 from ingest.operations import dead_letters
 from ingest.operations.dead_letters import Progress, Report, Selection
 from ingest.operations.trim import OpenDeadLetters
-from ingest.waiting import TimeSlices
+from ingest.waiting import TimeSlices, cancel_once
 
 MAX_EXPORT: Final = 1024**3
 """The most bytes of an exported file. Only the latest is kept."""
@@ -51,7 +52,7 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
-    """How far an action is."""
+    """The state of an action."""
 
     RUNNING = "running"
     DONE = "done"
@@ -171,9 +172,8 @@ class Actions:
 
     def stop(self, action: Action, visitor: Visitor) -> None:
         """Stop an action after its current batch. No effect if it has ended."""
-        if self._running is not None and self._running[0] is action and not self._running[1].cancelling():
+        if self._running is not None and self._running[0] is action and cancel_once(self._running[1]):
             _log.info("console_action_stopping", number=action.number, **visitor.facts())
-            self._running[1].cancel()
 
     @property
     def running(self) -> Action | None:
@@ -189,8 +189,7 @@ class Actions:
         """Stop what is running, and delete the exported file."""
         if self._running is not None:
             task = self._running[1]
-            if not task.cancelling():  # a second one would interrupt its closing
-                task.cancel()
+            cancel_once(task)
             await asyncio.wait([task])
         self._forget_files()
 
@@ -254,9 +253,9 @@ class Actions:
 
     async def _export(self, access: DeadLetterAccess, action: Action, selection: Selection) -> None:
         slices = TimeSlices()
-        file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - kept until the next export
         size = 0
-        try:
+        with _writing(), ExitStack() as stack:
+            file = stack.enter_context(tempfile.TemporaryFile(buffering=0))
             async for batch in dead_letters.select(access.queue, selection, access.trusted_users, action.progress):
                 for dead in batch:
                     line = await _line(dead)
@@ -268,14 +267,7 @@ class Actions:
                     _write(file, line)
                     action.progress.add(1, 1)
                     await slices.between()
-        except OSError as error:
-            file.close()
-            raise ConfigurationError(
-                f"the temporary file cannot be written: {error}: set TMPDIR to a directory with more space"
-            ) from error
-        except BaseException:
-            file.close()
-            raise
+            stack.pop_all()  # the file is kept until the next export
         action.file, action.file_size = file, size
 
     def _forget_files(self) -> None:
@@ -283,6 +275,17 @@ class Actions:
             if action.file is not None:
                 action.file.close()
                 action.file = None
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    """Raise ConfigurationError for an error of the temporary file."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"the temporary file cannot be written: {error}: set TMPDIR to a directory with more space"
+        ) from error
 
 
 async def _line(dead: DeadLetter) -> bytes:

@@ -18,7 +18,7 @@ from ingest.operations.dead_letters import Progress, Selection, select
 from ingest.operations.dead_reasons import FEW
 from ingest.operations.find import Matches
 from ingest.operations.trim import OpenDeadLetters
-from ingest.waiting import TimeSlices
+from ingest.waiting import TimeSlices, cancel_once
 
 MIN_AGE: Final = 30.0
 """Seconds after which the queue is read again when a page shows it."""
@@ -131,8 +131,8 @@ class DeadLetters:
 
     def stop_reading(self) -> None:
         """Abort the reading, so that an action can use the queue. Keep the last snapshot."""
-        if self._task is not None and not self._task.cancelling():  # a second one would interrupt its closing
-            self._task.cancel()
+        if self._task is not None:
+            cancel_once(self._task)
 
     def changed(self) -> None:
         """Mark the snapshot as outdated, so that the next page reads the queue."""
@@ -168,17 +168,12 @@ class DeadLetters:
                 await self._fill(snapshot)
         except Exception as error:  # noqa: BLE001 - an odd answer of a server must not end the console
             self.failure = noted("dead_letters_not_read", error)
-            if snapshot is not None:
-                snapshot.close()
-        except BaseException:
-            if snapshot is not None:
-                snapshot.close()
-            raise
         else:
             self.failure, self.is_outdated = "", False
-            previous, self.snapshot = self.snapshot, snapshot
-            if previous is not None:
-                previous.close()
+            snapshot, self.snapshot = self.snapshot, snapshot
+        finally:
+            if snapshot is not None:  # the previous one, or what was read in vain
+                snapshot.close()
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task, self._has_queue = None, False

@@ -9,7 +9,7 @@ import msgspec
 
 from ingest.domain.customers import DAY
 from ingest.domain.dead_letters import DeadLetter, redrive_blocker
-from ingest.operations.dead_letters import Selection, details
+from ingest.operations.dead_letters import Ages, Selection, details
 from ingest.operations.find import MAX_DEAD_LETTERS, FoundDeadLetter, Matches, found_dead_letter
 from ingest.operations.remedies import remedy
 
@@ -44,32 +44,22 @@ class SelectedCount(msgspec.Struct, frozen=True):
     count: int
 
 
-class ReasonGroup(msgspec.Struct):
-    """The dead letters of one reason and customer. Times are in Unix seconds, None if they are not known.
+class ReasonGroup(Ages):
+    """The dead letters of one reason and customer.
 
-    `recent` is how many of them died in the last seven days before the reading, `undated` for how many that is not
-    known.
+    `recent` is how many of them died in the last seven days before the reading; for the `undated` ones that is unknown.
     """
 
     reason: str
     cust_id: str
-    count: int = 0
-    oldest: float | None = None
-    newest: float | None = None
     what_to_do: str = ""
     recent: int = 0
-    undated: int = 0
 
     def add(self, dead: DeadLetter, recent_since: float) -> None:
         """Count a dead letter. It is a recent one if it did not die before `recent_since`."""
-        self.count += 1
+        self.include(dead.died_at)
         self.what_to_do = remedy(dead)
-        if dead.died_at is None:
-            self.undated += 1
-        else:
-            self.recent += dead.died_at >= recent_since
-            self.oldest = min(dead.died_at, self.oldest or dead.died_at)
-            self.newest = max(dead.died_at, self.newest or dead.died_at)
+        self.recent += dead.died_at is not None and dead.died_at >= recent_since
 
 
 _SCHEMA: Final = """

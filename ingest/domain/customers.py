@@ -11,6 +11,8 @@ import msgspec
 from ingest.domain.rates import RateLimit
 
 DAY = 86_400
+LAST_CHARACTER = "\U0010ffff"
+"""No character is after it in the order of the stores: the end of all ids with the same beginning."""
 DEFAULT_RETENTION = 7 * DAY
 KEYLESS_RETENTION = 1 * DAY
 

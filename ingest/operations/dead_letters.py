@@ -71,32 +71,41 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-class Group(msgspec.Struct):
-    """The dead letters of one reason.
+class Ages(msgspec.Struct, kw_only=True):
+    """How many dead letters there are, and when the first and the last of them died.
 
-    Times are in Unix seconds; `undated` counts those without; `example` is the last; `remedies` counts the advice.
+    Times are in Unix seconds, None if none is known; `undated` counts the dead letters without.
     """
 
-    reason: str
-    example: str
-    error: str
     count: int = 0
     oldest: float | None = None
     newest: float | None = None
     undated: int = 0
+
+    def include(self, died_at: float | None) -> None:
+        """Count a dead letter."""
+        self.count += 1
+        if died_at is None:
+            self.undated += 1
+            return
+        self.oldest = min(died_at, self.oldest or died_at)
+        self.newest = max(died_at, self.newest or died_at)
+
+
+class Group(Ages):
+    """The dead letters of one reason; `example` is the last; `remedies` counts the advice."""
+
+    reason: str
+    example: str
+    error: str
     customers: Counter[str] = msgspec.field(default_factory=Counter)
     remedies: Counter[str] = msgspec.field(default_factory=Counter)
 
     def add(self, dead: DeadLetter) -> None:
-        self.count += 1
+        self.include(dead.died_at)
         self.example, self.error = dead.id, dead.error
         self.customers[dead.cust_id] += 1
         self.remedies[remedy(dead)] += 1
-        if dead.died_at is None:
-            self.undated += 1
-            return
-        self.oldest = min(dead.died_at, self.oldest or dead.died_at)
-        self.newest = max(dead.died_at, self.newest or dead.died_at)
 
 
 class Report(msgspec.Struct):

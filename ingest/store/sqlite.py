@@ -17,7 +17,7 @@ from typing import Any, Final, Self
 
 import msgspec
 
-from ingest.domain.customers import ApiKey, Customer
+from ingest.domain.customers import LAST_CHARACTER, ApiKey, Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Charge, Entry, Step, StoredEntry, accepted, after, takes_effect
 from ingest.domain.rates import PermitClaim
@@ -51,9 +51,6 @@ _MIGRATIONS: Final = (
 
 _KEY_COLUMNS: Final = ", ".join(ApiKey.__struct_fields__)
 """Columns have the names of the fields."""
-
-_LAST_CHARACTER: Final = "\U0010ffff"
-"""No character is after it in the order of SQLite."""
 
 _encode = msgspec.json.encode
 _entry = msgspec.json.Decoder(Entry).decode
@@ -165,7 +162,7 @@ class SqliteStore:
 
     async def customers(self, prefix: str = "", limit: int | None = None) -> list[Customer]:
         sql = "SELECT cust_id, customer FROM customer WHERE cust_id BETWEEN ? AND ? ORDER BY cust_id LIMIT ?"
-        bounds = (prefix, prefix + _LAST_CHARACTER, -1 if limit is None else limit)
+        bounds = (prefix, prefix + LAST_CHARACTER, -1 if limit is None else limit)
         return [_customer(*row) for row in await self._file.read(lambda db: db.execute(sql, bounds).fetchall())]
 
     async def save_customer(self, customer: Customer) -> None:

@@ -7,10 +7,10 @@ from typing import Any, Final
 import msgspec
 from aerospike_helpers import expressions
 
+from ingest.domain.customers import LAST_CHARACTER
+
 Bins = dict[str, Any]
 
-_LAST_CHARACTER: Final = "\U0010ffff"
-"""The last character in the order of the server."""
 _CUST_ID: Final = "cust_id"
 
 
@@ -48,7 +48,7 @@ class Scan(msgspec.Struct, frozen=True, kw_only=True):
             return expressions.Eq(cust_id, self.cust_id)
         if self.prefix:
             return expressions.And(
-                expressions.GE(cust_id, self.prefix), expressions.LE(cust_id, self.prefix + _LAST_CHARACTER)
+                expressions.GE(cust_id, self.prefix), expressions.LE(cust_id, self.prefix + LAST_CHARACTER)
             )
         return None
 
