@@ -11,8 +11,6 @@ import pytest
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Change, Doubt, Entry, Phase, Step, StoredEntry
 from ingest.domain.ports import Ledger, Store
-from ingest.store.aerospike.store import AerospikeStore
-from tests.servers import AerospikeServer, until_ready
 from tests.support.decided import decided
 
 
@@ -337,17 +335,3 @@ async def test_closed_store_raises_store_unavailable_and_can_be_closed_again(sto
     await store.close()
     with pytest.raises(StoreUnavailable):
         await claim(store, [new_entry()])
-
-
-async def test_store_opens_while_aerospike_is_down_and_works_once_it_is_up(aerospike: AerospikeServer) -> None:
-    if not aerospike.controllable:
-        pytest.skip("these tests may not stop the given Aerospike server")
-    aerospike.kill()
-    try:
-        store = await AerospikeStore.open(aerospike.url, call_timeout=1.0)
-        with pytest.raises(StoreUnavailable):
-            await store.ready()
-    finally:
-        aerospike.start()
-    await until_ready(store)
-    await store.close()

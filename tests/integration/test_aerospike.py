@@ -221,3 +221,17 @@ async def test_counter_of_permits_expires_soon_after_its_window(aerospike_url: s
         _, metadata = await store._client.call(methodcaller("exists", key))
         assert 2 * seconds < metadata["ttl"] <= 2 * seconds + 60
     await store.close()
+
+
+async def test_store_opens_while_aerospike_is_down_and_works_once_it_is_up(aerospike: AerospikeServer) -> None:
+    if not aerospike.controllable:
+        pytest.skip("these tests may not stop the given Aerospike server")
+    aerospike.kill()
+    try:
+        store = await AerospikeStore.open(aerospike.url, call_timeout=1.0)
+        with pytest.raises(StoreUnavailable):
+            await store.ready()
+    finally:
+        aerospike.start()
+    await until_ready(store)
+    await store.close()

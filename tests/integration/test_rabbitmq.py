@@ -3,8 +3,6 @@
 import asyncio
 from collections.abc import AsyncIterator
 
-import aio_pika
-import aiormq
 import msgspec
 import pytest
 from structlog.testing import capture_logs
@@ -13,7 +11,7 @@ from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.publisher import RabbitPublisher
 from ingest.domain import topology
 from ingest.domain.errors import BrokerUnavailable, ConfigurationError
-from ingest.domain.messages import MAX_MESSAGE, Message, PublishOutcome
+from ingest.domain.messages import Message, PublishOutcome
 from tests.servers import RabbitServer
 
 
@@ -321,44 +319,3 @@ async def test_publishes_are_confirmed_again_after_a_full_queue_has_lost_its_lim
     async with asyncio.timeout(40):
         while await publisher.publish([message(2)]) != [PublishOutcome.CONFIRMED]:
             await asyncio.sleep(0.5)
-
-
-async def test_message_above_16_mib_closes_the_channel(rabbitmq_url: str) -> None:
-    """The configuration in deploy/ sets this limit."""
-    connection = await aio_pika.connect(rabbitmq_url)
-    async with connection:
-        channel = await connection.channel()
-        exchange = await channel.declare_exchange("large", aio_pika.ExchangeType.TOPIC)
-        await asyncio.wait_for(exchange.publish(aio_pika.Message(bytes(MAX_MESSAGE)), "x", mandatory=False), 20)
-        too_large = aio_pika.Message(bytes(MAX_MESSAGE + 1))
-        with pytest.raises(aiormq.exceptions.ChannelPreconditionFailed, match="larger than configured max size"):
-            await asyncio.wait_for(exchange.publish(too_large, "x", mandatory=False), 20)
-
-
-async def test_publisher_refuses_a_message_above_16_mib_and_confirms_its_neighbours(broker: RabbitBroker) -> None:
-    """The channel stays open, however often the message is tried again."""
-    publisher = await broker.publisher()
-    too_large = msgspec.structs.replace(message(2), body=bytes(MAX_MESSAGE + 1))
-    for _ in range(3):
-        outcomes = await publisher.publish([message(1), too_large, message(3)])
-        assert outcomes == [PublishOutcome.CONFIRMED, PublishOutcome.TOO_LARGE, PublishOutcome.CONFIRMED]
-    assert [state.reconnects for state in broker.connections()] == [0]
-
-
-async def test_delivery_has_the_properties_that_a_producer_set(broker: RabbitBroker, rabbitmq_url: str) -> None:
-    connection = await aio_pika.connect(rabbitmq_url)
-    async with connection, connection.channel() as channel:
-        message = aio_pika.Message(
-            b"{}", message_id="m", content_type="text/plain", content_encoding="gzip", timestamp=1_775_000_000
-        )
-        exchange = await channel.get_exchange(topology.SUBMISSIONS)
-        await exchange.publish(message, "task.submitted.c")
-    consumer = await broker.consumer(topology.INGEST_TASKS, 1)
-    (delivery,) = await asyncio.wait_for(consumer.receive(), 10)
-    assert (delivery.message_id, delivery.content_type, delivery.content_encoding, delivery.timestamp) == (
-        "m",
-        "text/plain",
-        "gzip",
-        1_775_000_000,
-    )
-    await consumer.close()

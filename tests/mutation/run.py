@@ -13,7 +13,7 @@ from typing import Final
 
 _ROOT: Final = Path(__file__).parents[2]
 _ADMISSION: Final = ("tests/unit/admission",)
-_SHIM: Final = ("tests/unit/shim/test_batcher*.py", "tests/unit/shim/test_pipeline.py", "tests/unit/shim/test_shim.py")
+_SHIM: Final = ("tests/unit/shim/test_batcher*.py", "tests/unit/shim/test_pipeline.py", "tests/unit/shim/test_shim*.py")
 _WORKER: Final = ("tests/unit/worker",)
 _STORE: Final = ("tests/unit/store", *[f"tests/contract/test_{name}.py" for name in ("store", "quotas", "registry")])
 _TESTS: Final = {
