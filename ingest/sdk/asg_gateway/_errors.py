@@ -4,7 +4,10 @@
 
     ASGGatewayError
     |-- TransportError          no answer: the connection was refused or lost
-    |   `-- TimedOutError         no answer in time
+    |   |-- TimedOutError         no answer in time
+    |   `-- BrokerUnavailableError  RabbitMQ did not answer, or did not confirm
+    |-- BrokerRefusedError      RabbitMQ refuses the login, or a permission, or something does not exist
+    |-- InvalidTaskError        the SDK has found errors in a task that would certainly be rejected (AMQP only)
     |-- APIError                an answer that is not 2xx, or not from the gateway
     |   |-- InvalidRequestError   400, 405, 413, 415, 422: change the request
     |   |-- AuthenticationError   401: the API key
@@ -46,6 +49,36 @@ class TransportError(ASGGatewayError):
 
 class TimedOutError(TransportError):
     """There was no answer in time."""
+
+
+class BrokerUnavailableError(TransportError):
+    """RabbitMQ did not answer, or did not confirm, before the deadline. It is unknown whether it got the submission.
+
+    `__cause__` is the error of aio-pika.
+    """
+
+
+class BrokerRefusedError(ASGGatewayError):
+    """RabbitMQ refuses the login, the virtual host or a permission, or an exchange or queue does not exist.
+
+    A retry does not help before the configuration is corrected. `__cause__` is the error of aio-pika.
+    """
+
+
+class InvalidTaskError(ASGGatewayError):
+    """A task would certainly be rejected; nothing was published.
+
+    Attributes:
+        errors: (field, sentence) of each error; `tasks[3].data_url` is a field of the fourth task of a batch.
+    """
+
+    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
+        super().__init__(tuple(errors))
+        self.errors = tuple(errors)
+
+    def __str__(self) -> str:
+        more = f" (and {len(self.errors) - 1} more errors)" if len(self.errors) > 1 else ""
+        return f"{self.errors[0][1]}{more}"
 
 
 class APIError(ASGGatewayError):

@@ -1,0 +1,1 @@
+"""Producers and consumers on RabbitMQ. Needs `pip install asg-gateway[amqp]`."""
