@@ -76,7 +76,7 @@ class BrokerBackend(Protocol):
         """Return the broker's state for `ingest status`. An outage is part of the state and raises no error."""
         ...
 
-    async def own_queues(self) -> list[str] | None:
+    async def producer_queues(self) -> list[str] | None:
         """Return the names of the queues that belong to single producers; None if that is not known.
 
         Raises BrokerUnavailable, ConfigurationError.
@@ -186,8 +186,8 @@ class RabbitMQBackend:
         problem = f"policies are missing for {', '.join(names)}: run `ingest topology apply`"
         return msgspec.structs.replace(state, problems=[*state.problems, problem])
 
-    async def own_queues(self) -> list[str] | None:
-        return None if self.management is None else await asyncio.to_thread(self.management.own_queues)
+    async def producer_queues(self) -> list[str] | None:
+        return None if self.management is None else await asyncio.to_thread(self.management.producer_queues)
 
     async def findings(self, outage_hold: float) -> list[Finding]:
         broker = self.new_broker("ingest doctor")
@@ -278,7 +278,7 @@ class EmbeddedBackend:
         ]
         return BrokerState(name=name, queues=queues)
 
-    async def own_queues(self) -> None:
+    async def producer_queues(self) -> None:
         return None
 
     async def findings(self, outage_hold: float) -> list[Finding]:

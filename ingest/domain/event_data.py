@@ -21,6 +21,7 @@ Time = Annotated[
     Field(description="RFC 3339, UTC, whole seconds.", json_schema_extra={"format": "date-time"}),
     StringConstraints(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$"),
 ]
+IdempotencyKey = Annotated[str, Field(description="The key under which it was submitted.")]
 MessageId = Annotated[str, Field(description="The submission's AMQP message_id.")]
 
 
@@ -45,6 +46,7 @@ class TaskAcceptedData(TypedDict):
     task_id: TaskId
     cust_id: CustId
     created_at: Time
+    idempotency_key: NotRequired[IdempotencyKey]
     batch_id: NotRequired[BatchId]
     batch_index: NotRequired[Annotated[int, Field(ge=0, lt=MAX_BATCH, description="From 0.")]]
     type: TaskType
@@ -72,6 +74,7 @@ class BatchAcceptedData(TypedDict):
     batch_id: BatchId
     cust_id: CustId
     created_at: Time
+    idempotency_key: NotRequired[IdempotencyKey]
     task_count: Annotated[int, Field(ge=1, le=MAX_BATCH)]
     task_ids: Annotated[
         list[TaskId],
@@ -99,6 +102,7 @@ class DuplicateData(TypedDict):
     cust_id: CustId
     created_at: Time
     message_id: MessageId
+    idempotency_key: IdempotencyKey
     payload_mismatch: Annotated[bool, Field(description="The body differs; the original body counts.")]
 
 

@@ -45,22 +45,27 @@ def acceptance_id(submission_id: str, created_at: int) -> str:
     return f"{submission_id}:accepted:{created_at}"
 
 
-def task_accepted(task: Task, cust_id: str, created_at: int, batch: tuple[str, int] | None = None) -> Message:
-    """Return the acceptance event of a task; `batch` is (batch_id, index) if the task is an item of a batch.
+def task_accepted(
+    task: Task, cust_id: str, created_at: int, batch: tuple[str, int] | None = None, *, key: str | None
+) -> Message:
+    """Return the acceptance event of a task.
 
-    The body is assembled from JSON that is canonical already, because parsing it again would be most of the cost.
-    Ids, customer ids and times need no escaping.
+    `key` is its idempotency key, and `batch` is (batch_id, index) if it is an item of a batch.
+
+    The body is assembled from JSON that is canonical already, because parsing it again would be most of the cost. Ids,
+    customer ids and times need no escaping.
     """
     webhook = "webhook" if task.has_callback else "none"
     place = b"" if batch is None else b'"batch_id":"%b","batch_index":%d,' % (batch[0].encode(), batch[1])
+    named = b"" if key is None else b'"idempotency_key":%b,' % _encode(key)
     task_id = task.task_id.encode()
     time = rfc3339(created_at).encode()
     event_id = acceptance_id(task.task_id, created_at)
     body = (
         b'{"specversion":"1.0","id":"%b","source":"/asg/ingest","type":"io.asgrefinery.task.accepted",'
         b'"subject":"%b","time":"%b","datacontenttype":"application/json",'
-        b'"data":{"task_id":"%b","cust_id":"%b","created_at":"%b",%b%b}'
-        % (event_id.encode(), task_id, time, task_id, cust_id.encode(), time, place, bytes(task.body)[1:])
+        b'"data":{"task_id":"%b","cust_id":"%b","created_at":"%b",%b%b%b}'
+        % (event_id.encode(), task_id, time, task_id, cust_id.encode(), time, named, place, bytes(task.body)[1:])
     )
     return Message(
         exchange=EVENTS,
@@ -82,6 +87,7 @@ def batch_accepted(submission: Submission, created_at: int, replayed: Sequence[s
         "batch_id": submission.id,
         "cust_id": submission.cust_id,
         "created_at": rfc3339(created_at),
+        **({} if submission.key is None else {"idempotency_key": submission.key}),
         "task_count": len(submission.tasks),
         "task_ids": [task.task_id for task in submission.tasks],
         "replayed_task_ids": list(replayed),
@@ -102,15 +108,22 @@ def duplicate(original: Entry, repeat: Submission, message_id: str) -> Message:
         "cust_id": original.cust_id,
         "created_at": rfc3339(original.created_at),
         "message_id": message_id,
+        "idempotency_key": repeat.key or message_id,
         "payload_mismatch": repeat.fingerprint != original.fingerprint,
     }
     digest = hashlib.sha256(f"{original.cust_id}:{message_id}:".encode() + repeat.fingerprint).hexdigest()[:32]
     event_id = f"{original.id}:duplicate:{original.created_at}:{digest}"
-    return _event(DUPLICATE, event_id, original.id, original.created_at, data, "submission.duplicate", False)
+    return _event(
+        DUPLICATE, event_id, original.id, original.created_at, data, _told("duplicate", original.cust_id), False
+    )
 
 
-def rejected(cust_id: str, message_id: str, now: int, error: InvalidSubmission, digest: str) -> Message:
+def rejected(
+    cust_id: str, message_id: str, now: int, error: InvalidSubmission, digest: str, producer: str | None = None
+) -> Message:
     """Return the event of a direct submission that was rejected; the submission itself is in `ingest.dead`.
+
+    `cust_id` is the customer in its routing key, or empty. `producer` is the one that is told, if it is another.
 
     Its id names the reason, because a submission that is redriven may be rejected for another one, and the whole
     submission (`digest`): one message_id, or none, may come with several wrong bodies.
@@ -122,7 +135,15 @@ def rejected(cust_id: str, message_id: str, now: int, error: InvalidSubmission, 
         "error": error.message,
         "errors": error.errors,
     }
-    return _event(REJECTED, f"rejected:{error.reason}:{digest}", cust_id, now, data, "submission.rejected", False)
+    return _event(
+        REJECTED,
+        f"rejected:{error.reason}:{digest}",
+        cust_id,
+        now,
+        data,
+        _told("rejected", cust_id if producer is None else producer),
+        False,
+    )
 
 
 def traced(event: Message, trace: Trace) -> Message:
@@ -132,6 +153,11 @@ def traced(event: Message, trace: Trace) -> Message:
     """
     body = b"{" + trace.json_members() + event.body[1:]
     return msgspec.structs.replace(event, body=body, headers=event.headers | trace.headers())
+
+
+def _told(what: str, cust_id: str) -> str:
+    """Return the routing key of a report to a direct producer. A customer's name is always the third word."""
+    return f"submission.{what}.{cust_id}" if cust_id else f"submission.{what}"
 
 
 def _event(

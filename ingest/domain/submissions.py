@@ -42,14 +42,18 @@ def _float(text: str) -> float:
 _decode = msgspec.json.Decoder(float_hook=_float).decode
 
 
-class Task(msgspec.Struct, frozen=True, gc=False):
-    """One task. `body` is its canonical JSON object: sorted names, with defaults, without the idempotency key."""
+class Task(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """One task. `body` is its canonical JSON object: sorted names, with defaults, without the idempotency key.
+
+    `key` is the own key of an item of a batch. The key of a single task is that of its submission.
+    """
 
     task_id: str
     type: str
     has_callback: bool
     keyed: bool
     body: msgspec.Raw
+    key: str | None = None
 
 
 class Submission(msgspec.Struct, frozen=True, gc=False):
@@ -157,7 +161,7 @@ def batch_submission(
         canonical, has_callback = _canonical(item, shared)
         _check_size(canonical, f"tasks[{index}]")
         total += len(canonical)
-        tasks.append(Task(task_id, item["type"], has_callback, own is not None, msgspec.Raw(canonical)))
+        tasks.append(Task(task_id, item["type"], has_callback, own is not None, msgspec.Raw(canonical), own))
         digest.append(canonical)
         if own is not None:
             digest.append(own.encode())

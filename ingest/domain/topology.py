@@ -9,6 +9,8 @@ EVENTS = "asg.events"
 DEAD = "asg.dead"
 UNMATCHED = "asg.unmatched"
 """The alternate exchange of asg.submissions: it gets what no binding there matches."""
+PARKED = "asg.parked"
+"""Consumers publish the events to it that they cannot handle. The routing key is the name of the queue."""
 
 HTTP_PREFIX = "ingest.http."
 HEAVY_PREFIX = "ingest.heavy."
@@ -24,6 +26,13 @@ INGEST_BATCHES = "ingest.batches"
 """The same, for batches."""
 OWN_PREFIX = "ingest.direct."
 """The names of queues that belong to single direct producers begin with this."""
+FEEDBACK_PREFIX = "feedback."
+"""The same, of queues that report to a direct producer what was rejected or a duplicate."""
+MAX_FEEDBACK = 100_000
+"""The most reports in such a queue; the oldest are dropped."""
+MAX_FEEDBACK_BYTES = 32 * 1024 * 1024
+PARKED_SUFFIX = ".parked"
+"""The names of queues of parked events end with this."""
 CONSENSUS_TASKS = "consensus.tasks"
 WEBHOOK_DISPATCH = "webhook.dispatch"
 INGEST_DEAD = "ingest.dead"
@@ -70,9 +79,8 @@ def route_to(queue: str) -> str:
 
 def class_of(queue: str) -> str:
     """Return the name of all queues of a traffic class together: `ingest.http.*` for `ingest.http.0`."""
-    service, _, rest = queue.partition(".")
-    traffic_class, separator, _ = rest.partition(".")
-    return f"{service}.{traffic_class}.*" if separator else queue
+    prefix = next((prefix for prefix in (HTTP_PREFIX, HEAVY_PREFIX, OWN_PREFIX) if queue.startswith(prefix)), None)
+    return queue if prefix is None else f"{prefix}*"
 
 
 def is_admitted_queue(name: str) -> bool:
@@ -93,12 +101,22 @@ def own_queues(cust_id: str) -> tuple[Queue, Queue]:
     )
 
 
+def feedback_queue(cust_id: str) -> Queue:
+    """Return the queue that reports to a direct producer: `submission.rejected` and `submission.duplicate`."""
+    return Queue(f"{FEEDBACK_PREFIX}{cust_id}", EVENTS, f"submission.*.{cust_id}", NO_LIMIT, balanced=True)
+
+
+def producer_queues(cust_id: str) -> tuple[Queue, ...]:
+    """Return all queues that belong to a direct producer."""
+    return (*own_queues(cust_id), feedback_queue(cust_id))
+
+
 def label_of(queue: str) -> str:
     """Return the name of a queue in metrics. The queues of all producers have the same, because no label has an id."""
     return class_of(queue) if queue.startswith(OWN_PREFIX) else queue
 
 
-EXCHANGES = (SUBMISSIONS, EVENTS, DEAD, UNMATCHED)
+EXCHANGES = (SUBMISSIONS, EVENTS, DEAD, UNMATCHED, PARKED)
 
 
 class Layout(msgspec.Struct, frozen=True):
@@ -155,9 +173,12 @@ _OTHER_QUEUES = (
     Queue(INGEST_TASKS, UNMATCHED, "task.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(INGEST_BATCHES, UNMATCHED, "batch.submitted.*", DELIVERY_LIMIT, DEAD),
     Queue(CONSENSUS_TASKS, EVENTS, "task.accepted.#", NO_LIMIT),
-    Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook", NO_LIMIT),
+    Queue(WEBHOOK_DISPATCH, EVENTS, "*.accepted.#.webhook", NO_LIMIT),
     Queue(INGEST_DEAD, DEAD, "#", NO_LIMIT),
+    *(Queue(f"{name}{PARKED_SUFFIX}", PARKED, name, NO_LIMIT) for name in (CONSENSUS_TASKS, WEBHOOK_DISPATCH)),
 )
+OBSOLETE_BINDINGS = (Queue(WEBHOOK_DISPATCH, EVENTS, "#.webhook", NO_LIMIT),)
+"""Bindings of earlier versions, which are removed. This one also took the reports to a customer named `webhook`."""
 DEFAULT = Layout()
 QUEUES = DEFAULT.queues
 INGEST_QUEUES = DEFAULT.ingest_queues
@@ -166,6 +187,8 @@ BULK_QUEUES = (HTTP_BULK, HEAVY_BULK, INGEST_BATCHES)
 """Those whose messages may be large, so that few may be in flight."""
 FOR_CONSUMERS = (CONSENSUS_TASKS, WEBHOOK_DISPATCH)
 """Queues of events, for the consumers downstream."""
+EVENT_QUEUES = (*FOR_CONSUMERS, *[f"{name}{PARKED_SUFFIX}" for name in FOR_CONSUMERS])
+"""The same, with those of the events that the consumers have parked."""
 
 
 def routes(exchange: str, routing_key: str) -> list[str]:

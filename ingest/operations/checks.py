@@ -13,7 +13,7 @@ from ingest.backends import broker_backend, store_backend
 from ingest.domain.errors import ConfigurationError, IngestError
 from ingest.domain.findings import Finding, error, not_checked, ok, warning
 from ingest.domain.overview import counted
-from ingest.domain.topology import own_queues
+from ingest.domain.topology import FEEDBACK_PREFIX, feedback_queue, own_queues
 from ingest.settings import Settings
 
 _DISTRIBUTION: Final = "asg-ingest"
@@ -74,7 +74,7 @@ async def _producers(current: Settings) -> list[Finding]:
     Return no finding if the management API, the broker or the store is unavailable: `_broker` and `_store` report that.
     """
     try:
-        queues = await broker_backend(current).own_queues()
+        queues = await broker_backend(current).producer_queues()
         if queues is None:
             return []
         store = await store_backend(current).open()
@@ -89,7 +89,9 @@ async def _producers(current: Settings) -> list[Finding]:
 
 def producer_findings(producers: AbstractSet[str], queues: Collection[str]) -> list[Finding]:
     """Return the findings about producers in the store and the names of queues of single producers on the broker."""
+    existing = set(queues)
     expected = {cust_id: {queue.name for queue in own_queues(cust_id)} for cust_id in producers}
+    feedback = {cust_id: feedback_queue(cust_id).name for cust_id in producers}
     findings = [
         error(
             "producers",
@@ -98,9 +100,19 @@ def producer_findings(producers: AbstractSet[str], queues: Collection[str]) -> l
             f"run `ingest producer add {cust_id}`",
         )
         for cust_id, names in sorted(expected.items())
-        if not names <= set(queues)
+        if not names <= existing
     ]
-    if unknown := sorted(set(queues) - {name for names in expected.values() for name in names}):
+    findings += [
+        warning(
+            "producers",
+            f"queue {name} is missing: {cust_id} is not told what was rejected or a duplicate",
+            f"run `ingest producer add {cust_id}`",
+        )
+        for cust_id, name in sorted(feedback.items())
+        if name not in existing
+    ]
+    known = {*feedback.values(), *[name for names in expected.values() for name in names]}
+    if unknown := sorted(name for name in existing - known if not name.startswith(FEEDBACK_PREFIX)):
         findings.append(
             error(
                 "producers",

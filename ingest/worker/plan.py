@@ -17,7 +17,7 @@ from ingest.domain.messages import CLOUDEVENTS, Delivery, Message
 from ingest.domain.metrics import Outcome
 from ingest.domain.submissions import Submission
 from ingest.domain.trace import Trace, trace_of
-from ingest.worker.rejections import Rejection
+from ingest.worker.rejections import Rejection, producer_of
 
 _log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ def plan_rejection(rejection: Rejection) -> OutboundPlan:
     delivery, error = rejection.delivery, rejection.error
     letter = dead_letter(delivery, error, events.rfc3339(now))
     digest = letter.message_id.removeprefix("dead:")  # computing it takes long for a large body
-    event = events.rejected(rejection.cust_id, delivery.message_id or "", now, error, digest)
+    event = events.rejected(rejection.cust_id, delivery.message_id or "", now, error, digest, producer_of(rejection))
     return OutboundPlan(
         delivery,
         [letter],
@@ -143,7 +143,7 @@ def plan_admitted(delivery: Delivery, admitted: Admitted, entries: Iterable[Entr
     created_at = (own_entry or claimed).created_at
     to_settle = [own_entry] if own_entry else []
     if submission.kind is SubmissionKind.TASK:
-        event = events.task_accepted(submission.tasks[0], submission.cust_id, created_at)
+        event = events.task_accepted(submission.tasks[0], submission.cust_id, created_at, key=submission.key)
         return OutboundPlan(delivery, [event], None, to_settle)
     replayed = dict.fromkeys(admitted.replayed)
     done = set(replayed)
@@ -217,12 +217,12 @@ def _events(
     """
     cust_id = submission.cust_id
     if submission.kind is SubmissionKind.TASK:
-        return [events.task_accepted(submission.tasks[0], cust_id, created_at)], None
+        return [events.task_accepted(submission.tasks[0], cust_id, created_at, key=submission.key)], None
     task_events = []
     seen = set(done)
     for index, task in enumerate(submission.tasks):
         if task.task_id not in seen:
             seen.add(task.task_id)
             own = item_created_at.get(task.task_id, created_at)
-            task_events.append(events.task_accepted(task, cust_id, own, (submission.id, index)))
+            task_events.append(events.task_accepted(task, cust_id, own, (submission.id, index), key=task.key))
     return task_events, events.batch_accepted(submission, created_at, replayed)

@@ -2,7 +2,8 @@
 
 import msgspec
 
-from ingest.domain.errors import InvalidSubmission
+from ingest.domain.customers import is_cust_id
+from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.messages import Delivery
 
 
@@ -12,6 +13,18 @@ class Rejection(msgspec.Struct, frozen=True, eq=False):
     delivery: Delivery
     error: InvalidSubmission
     cust_id: str
+
+
+def producer_of(rejection: Rejection) -> str:
+    """Return the customer whose producer is told of a rejection; empty if it is not known.
+
+    It is the customer in the routing key, unless another user sent the submission: that one is told, so that it cannot
+    fill the feedback queue of the customer.
+    """
+    user = rejection.delivery.user_id
+    if rejection.error.reason in (Reason.USER_MISMATCH, Reason.BAD_ROUTING_KEY) and user and is_cust_id(user):
+        return user
+    return rejection.cust_id
 
 
 def rejection(delivery: Delivery, error: InvalidSubmission, cust_id: str) -> Rejection:

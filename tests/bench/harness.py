@@ -17,7 +17,7 @@ import aio_pika
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.management import Management
-from ingest.broker.rabbitmq.provisioning import apply_topology, bind_own_queues, declare_own_queues
+from ingest.broker.rabbitmq.provisioning import apply_topology, bind_producer_queues, declare_producer_queues
 from ingest.domain.customers import ApiKey, Customer, hash_api_key, key_id_of
 from ingest.domain.ledger import Entry, accepted
 from ingest.domain.messages import Message
@@ -77,8 +77,8 @@ class BenchHarness:
         management = Management(management_url, self._url.rpartition("/")[2])
         broker = RabbitBroker(self._url)
         await apply_topology(broker, management)
-        await declare_own_queues(broker, management, cust_id)
-        await bind_own_queues(broker, cust_id)
+        await declare_producer_queues(broker, management, cust_id)
+        await bind_producer_queues(broker, cust_id)
         store = await AerospikeStore.open(self.aerospike.url)
         await store.save_customer(Customer(cust_id=cust_id))
         await store.add_producer(cust_id)

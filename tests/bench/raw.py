@@ -45,7 +45,7 @@ class Raw:
         self._call(1, commands.Confirm.Select(), "Confirm.SelectOk")
         encoder = codec.PublishEncoder(1, 131_072, address.user)
         batch = batch_submission({"tasks": [TASK] * BLOCK}, "c", frozenset())
-        events = [task_accepted(task, "c", _TIME, (batch.id, i)) for i, task in enumerate(batch.tasks)]
+        events = [task_accepted(task, "c", _TIME, (batch.id, i), key=None) for i, task in enumerate(batch.tasks)]
         self.events = [encoder.encode(event, i) for i, event in enumerate(events, 1)]
 
     def consume(self, prefetch: int) -> None:

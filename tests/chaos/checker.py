@@ -176,7 +176,7 @@ class _Checker:
         duplicates = {
             (_customer(seen.data), str(seen.data["message_id"]))
             for seen in self._history.seen
-            if seen.routing_key == "submission.duplicate"
+            if seen.routing_key.startswith("submission.duplicate")
         }
         rejected = self._rejected_keys()
         for submission in self._history.submissions:

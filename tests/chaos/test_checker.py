@@ -49,7 +49,7 @@ def correct_history() -> History:
     batch_data = {"batch_id": BATCH, "task_ids": [item_id(BATCH, index) for index in (0, 1)], "replayed_task_ids": []}
     history.seen.append(Seen("webhook.dispatch", "batch.accepted.webhook", acceptance_id(BATCH, 1), batch_data))
     duplicate_data = {"cust_id": "acme", "message_id": "m2"}
-    history.seen.append(Seen("chaos.spy", "submission.duplicate", "d", duplicate_data))
+    history.seen.append(Seen("chaos.spy", "submission.duplicate.acme", "d", duplicate_data))
     history.faults = [Injected("a", 0, 1, "proof", 0.5, shown=True)]
     return history
 

@@ -12,6 +12,7 @@ import pytest
 from aio_pika.abc import AbstractChannel
 from aiormq.exceptions import ChannelAccessRefused
 
+from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
 from tests.deploy.files import DEPLOY
 from tests.deploy.provisioning import USERS, password_of
@@ -58,6 +59,9 @@ class Attempts:
 
     async def publishes_events(self) -> bool:
         return await self._publishes("asg.events", "task.accepted.sentiment.none")
+
+    def parks(self, queue: str) -> Callable[[], Awaitable[bool]]:
+        return lambda: self._publishes("asg.parked", queue)
 
     async def publishes_to_a_queue(self) -> bool:
         return await self._publishes("", "consensus.tasks")
@@ -142,8 +146,16 @@ class Attempts:
             "read or purge an ingest queue (of submissions) or `ingest.dead`": self.reads(
                 *topology.INGEST_QUEUES, "ingest.dead"
             ),
-            "read or purge `consensus.tasks`": self.reads("consensus.tasks"),
-            "read or purge `webhook.dispatch`": self.reads("webhook.dispatch"),
+            "read or purge `consensus.tasks` and what is parked of it": self.reads(
+                "consensus.tasks", "consensus.tasks.parked"
+            ),
+            "read or purge `webhook.dispatch` and what is parked of it": self.reads(
+                "webhook.dispatch", "webhook.dispatch.parked"
+            ),
+            "park an event of `consensus.tasks`": self.parks("consensus.tasks"),
+            "park an event of `webhook.dispatch`": self.parks("webhook.dispatch"),
+            "read or purge the own feedback, `feedback.acme`": self.reads("feedback.acme"),
+            "read or purge the feedback of another producer": self.reads("feedback.other"),
             "declare or delete a queue": self.declares_and_deletes_a_queue,
             "see the number of messages of each queue": self.sees_depths,
             "set a policy": self.sets_a_policy,
@@ -155,6 +167,8 @@ class Attempts:
 async def test_user_can_do_what_the_trust_model_says_and_nothing_else(
     rabbitmq: RabbitServer, broker_address: str, user: str
 ) -> None:
+    ingest = f"amqp://ingest:{quote(password_of('ingest'))}@{broker_address}"
+    await RabbitBroker(ingest).declare_queues([topology.feedback_queue(name) for name in ("acme", "other")])
     attempts = Attempts(user, broker_address, rabbitmq.management_url).all()
     allowed = {operation: await attempt() for operation, attempt in attempts.items()}
     assert allowed == {operation: users[user] for operation, users in documented().items()}

@@ -15,6 +15,7 @@ import pytest
 from aiormq.exceptions import AMQPError, ChannelAccessRefused, ProbableAuthenticationError
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
+from ingest.domain import topology
 from ingest.domain.dead_letters import dead_letter
 from ingest.domain.errors import InvalidSubmission, Reason
 from ingest.domain.messages import PublishOutcome
@@ -103,15 +104,15 @@ async def test_broker_refuses_every_other_publish_of_a_producer(user: User, exch
     ("user", "own_queues"),
     [
         ("acme", ()),
-        ("consensus", ("consensus.tasks",)),
-        ("webhooks", ("webhook.dispatch",)),
+        ("consensus", ("consensus.tasks", "consensus.tasks.parked")),
+        ("webhooks", ("webhook.dispatch", "webhook.dispatch.parked")),
         ("operator", ()),
         ("monitoring", ()),
     ],
     indirect=["user"],
 )
 async def test_user_reads_only_its_own_queues_and_declares_none(user: User, own_queues: tuple[str, ...]) -> None:
-    for queue in ("ingest.tasks", "ingest.batches", "consensus.tasks", "webhook.dispatch", "ingest.dead"):
+    for queue in ("ingest.tasks", "ingest.batches", "ingest.dead", *topology.EVENT_QUEUES):
         if queue in own_queues:
             await user.get(queue)
         else:

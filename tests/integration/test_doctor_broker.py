@@ -8,6 +8,7 @@ import pytest
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.checks import findings as rabbitmq_findings
 from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.patterns import only
 from ingest.broker.rabbitmq.provisioning import apply_topology
 from ingest.broker.rabbitmq.topology_checks import policy_findings
 from ingest.domain import topology
@@ -82,7 +83,7 @@ async def test_missing_topology_is_one_error_and_missing_policies_are_one_error(
     assert missing.what == (
         "missing: queue ingest.http.0, queue ingest.http.1, queue ingest.http.bulk, queue ingest.heavy.0, queue "
         "ingest.heavy.bulk, queue ingest.tasks, queue ingest.batches, queue consensus.tasks, queue webhook.dispatch, "
-        "queue ingest.dead"
+        "queue ingest.dead, queue consensus.tasks.parked, queue webhook.dispatch.parked"
     )
     await RabbitBroker(rabbitmq_url).declare()
     unmatched, policies = errors(await check_rabbitmq(rabbitmq_url, management))
@@ -150,6 +151,7 @@ async def test_users_with_too_many_permissions_are_reported(
     permissions_by_user: dict[str, dict[str, str]] = {
         "no-topics": PRODUCER,
         "reader": PRODUCER | {"read": ".*"},
+        "feedback": PRODUCER | {"read": "^feedback[.]"},
         "consumer": {"configure": "", "write": "", "read": ".*"},
         "loose-topics": PRODUCER,
         "loose-start": PRODUCER,
@@ -179,10 +181,11 @@ async def test_users_with_too_many_permissions_are_reported(
         assert reports(findings, ERROR, "-loose-start may publish to the queues of the shim")
         assert reports(findings, ERROR, "-reader may read asg.submissions, asg.events, asg.dead, asg.unmatched")
         (reader,) = [finding.do for finding in findings if "-reader may read" in finding.what]
-        command = f"rabbitmqctl set_permissions -p {vhost} {vhost}-reader '^$' '^asg[.]submissions$' '^$'"
-        assert reader == f"{command} (if it has other queues, add them to the patterns)"
+        command = f"rabbitmqctl set_permissions -p {vhost} {vhost}-reader '^$' '^asg[.]submissions$'"
+        assert reader == f"{command} '^feedback[.]{vhost}-reader$' (if it has other queues, add them to the patterns)"
+        assert reports(findings, ERROR, "-feedback may read feedback.ingest-doctor-other-customer")
         (consumer,) = [finding.do for finding in findings if "-consumer may read" in finding.what]
-        assert "-consumer '' '' '^(consensus[.]tasks|webhook[.]dispatch)$'" in consumer
+        assert f"-consumer '' '' '{only(*topology.EVENT_QUEUES)}'" in consumer
         assert reports(findings, ERROR, "-other-name may submit, but not for a customer of its own name")
         assert reports(findings, WARNING, "-line-break may submit with a routing key that ends with a line break")
         assert not any("-correct" in finding.what for finding in findings)

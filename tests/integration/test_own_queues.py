@@ -12,15 +12,15 @@ from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.broker.rabbitmq.management import Management
 from ingest.broker.rabbitmq.provisioning import (
     apply_topology,
-    bind_own_queues,
-    declare_own_queues,
+    bind_producer_queues,
+    declare_producer_queues,
     delete_own_queues,
     drain_own_queues,
-    existing_own_queues,
+    existing_queues,
 )
-from ingest.domain import topology
+from ingest.domain import events, topology
 from ingest.domain.customers import Customer
-from ingest.domain.errors import BrokerUnavailable, ConfigurationError
+from ingest.domain.errors import BrokerUnavailable, ConfigurationError, InvalidSubmission, Reason
 from ingest.domain.identity import SubmissionKind, keyed_id
 from ingest.domain.messages import Message, PublishOutcome
 from ingest.store.sqlite import SqliteStore
@@ -56,9 +56,9 @@ class Producers:
         await publisher.close()
         return ids
 
-    async def add_own_queues(self, cust_id: str) -> None:
-        await declare_own_queues(self.broker, self.management, cust_id)
-        await bind_own_queues(self.broker, cust_id)
+    async def add_queues(self, cust_id: str) -> None:
+        await declare_producer_queues(self.broker, self.management, cust_id)
+        await bind_producer_queues(self.broker, cust_id)
 
     async def depths(self, *queues: str) -> list[int | None]:
         """Return the number of messages in queues; None for one that does not exist."""
@@ -108,18 +108,69 @@ async def test_process_that_starts_keeps_the_arrangement(producers: Producers) -
 
 async def test_own_queues_take_everything_of_their_producer_and_nothing_else(producers: Producers) -> None:
     await apply_topology(producers.broker, producers.management)
-    await producers.add_own_queues("acme")
+    await producers.add_queues("acme")
     await producers.publish("acme", "acme2", "acm", "acme")
     await producers.publish("acme", "other", kind=SubmissionKind.BATCH)
     assert await producers.depths(*ACME, *SHARED) == [2, 1, 2, 1]
     assert producers.management.differences() == []
 
 
+async def test_report_reaches_the_feedback_queue_of_its_producer_only(producers: Producers) -> None:
+    """A customer may be named as a word of another binding."""
+    await apply_topology(producers.broker, producers.management)
+    for cust_id in ("acme", "webhook"):
+        await producers.add_queues(cust_id)
+    error = InvalidSubmission(Reason.INVALID, "no")
+    reports = [events.rejected(cust_id, "m", 0, error, "0") for cust_id in ("acme", "webhook", "webhook", "none", "")]
+    publisher = await producers.broker.publisher()
+    assert set(await publisher.publish(reports)) == {PublishOutcome.CONFIRMED}
+    assert await producers.depths("feedback.acme", "feedback.webhook", topology.WEBHOOK_DISPATCH) == [1, 2, 0]
+
+
+async def test_feedback_that_is_not_read_is_bounded(producers: Producers) -> None:
+    """The oldest reports are dropped; nothing is refused."""
+    await apply_topology(producers.broker, producers.management)
+    await producers.add_queues("acme")
+    policy = producers.management.policies().of("feedback.acme")
+    assert (policy["max-length"], policy["max-length-bytes"]) == (100_000, 32 * 1024 * 1024)
+    smaller = {"pattern": "^feedback[.]", "definition": policy | {"max-length": 2}, "apply-to": "queues", "priority": 1}
+    producers.management.put(f"policies/{producers.management.vhost}/smaller", smaller)
+    error = InvalidSubmission(Reason.INVALID, "no")
+    publisher = await producers.broker.publisher()
+    for number in range(5):
+        report = events.rejected("acme", f"m{number}", 0, error, "0")
+        assert await publisher.publish([report]) == [PublishOutcome.CONFIRMED]
+    consumer = await producers.broker.consumer("feedback.acme", 10)
+    received: list[str] = []
+    async with asyncio.timeout(10):
+        while len(received) < 2:
+            received += [json.loads(report.body)["data"]["message_id"] for report in await consumer.receive()]
+    assert received == ["m3", "m4"]
+
+
+async def test_webhook_queue_loses_the_binding_of_an_earlier_version(producers: Producers) -> None:
+    """It would also take the reports to a customer named `webhook`."""
+    await apply_topology(producers.broker, producers.management)
+    await producers.broker.bind(topology.OBSOLETE_BINDINGS)
+    assert producers.management.differences() == [
+        "queue webhook.dispatch is still bound to asg.events with #.webhook",
+    ]
+    await apply_topology(producers.broker, producers.management)
+    assert producers.management.differences() == []
+    routed = [("task.accepted.sentiment.webhook", 1), ("batch.accepted.webhook", 2), ("submission.rejected.webhook", 2)]
+    publisher = await producers.broker.publisher()
+    for routing_key, depth in routed:
+        await publisher.publish(
+            [Message(exchange=topology.EVENTS, routing_key=routing_key, body=b"{}", message_id="m")]
+        )
+        assert await producers.depths(topology.WEBHOOK_DISPATCH) == [depth]
+
+
 async def test_own_queues_need_the_topology_of_this_version(producers: Producers) -> None:
     """Otherwise the shared queues would get copies."""
     await producers.broker.declare()
     with pytest.raises(ConfigurationError, match="run `ingest topology apply` first"):
-        await producers.add_own_queues("acme")
+        await producers.add_queues("acme")
     assert await producers.depths(*ACME) == [None, None]
 
 
@@ -147,7 +198,7 @@ async def test_worker_consumes_own_queues_until_they_are_removed_and_nothing_is_
         prefetch={topology.INGEST_TASKS: 100, topology.INGEST_BATCHES: 4},
     )
     running = asyncio.create_task(worker.run())
-    await producers.add_own_queues("acme")
+    await producers.add_queues("acme")
     await store.add_producer("acme")
     ids = await producers.publish(*["acme"] * 20)
     assert sorted(await producers.accepted(20)) == sorted(ids)
@@ -168,7 +219,7 @@ async def test_worker_consumes_own_queues_until_they_are_removed_and_nothing_is_
 async def test_own_queues_get_nothing_until_they_are_bound(producers: Producers) -> None:
     """The command may be interrupted before the workers know of them."""
     await apply_topology(producers.broker, producers.management)
-    await declare_own_queues(producers.broker, producers.management, "acme")
+    await declare_producer_queues(producers.broker, producers.management, "acme")
     await producers.publish("acme")
     assert await producers.depths(*ACME, topology.INGEST_TASKS) == [0, 0, 1]
 
@@ -176,12 +227,12 @@ async def test_own_queues_get_nothing_until_they_are_bound(producers: Producers)
 async def test_removal_that_was_interrupted_can_be_repeated(producers: Producers) -> None:
     """After one of the two queues was deleted."""
     await apply_topology(producers.broker, producers.management)
-    await producers.add_own_queues("acme")
+    await producers.add_queues("acme")
     await producers.broker.delete(topology.own_queues("acme")[:1])
-    assert [queue.name for queue in await existing_own_queues(producers.broker, "acme")] == ACME[1:]
+    assert [queue.name for queue in await existing_queues(producers.broker, topology.own_queues("acme"))] == ACME[1:]
     await drain_own_queues(producers.broker, producers.management, "acme", 30)
     await delete_own_queues(producers.broker, "acme")
-    assert await existing_own_queues(producers.broker, "acme") == []
+    assert await existing_queues(producers.broker, topology.own_queues("acme")) == []
 
 
 async def test_nothing_is_unbound_while_another_policy_hides_the_alternate_exchange(
@@ -201,7 +252,7 @@ async def test_nothing_is_unbound_while_another_policy_hides_the_alternate_excha
 async def test_own_queues_with_messages_or_consumers_are_not_deleted(producers: Producers) -> None:
     """Whatever the statistics say, or another operator does at the same time."""
     await apply_topology(producers.broker, producers.management)
-    await producers.add_own_queues("acme")
+    await producers.add_queues("acme")
     await producers.publish("acme")
     with pytest.raises(BrokerUnavailable, match="1 message left in the queues of acme: run `ingest producer add acme`"):
         await delete_own_queues(producers.broker, "acme")
@@ -210,7 +261,7 @@ async def test_own_queues_with_messages_or_consumers_are_not_deleted(producers: 
 
 async def test_own_queues_that_no_worker_empties_are_kept(producers: Producers) -> None:
     await apply_topology(producers.broker, producers.management)
-    await producers.add_own_queues("acme")
+    await producers.add_queues("acme")
     await producers.publish("acme")
     with pytest.raises(BrokerUnavailable, match="1 message left in the queues of acme"):
         await drain_own_queues(producers.broker, producers.management, "acme", 0)

@@ -188,7 +188,7 @@ async def test_further_routing_keys_submit_for_no_other_customer(
         assert [json.loads(event.body)["data"]["cust_id"] for event in events] == [CUSTOMER]
         async with asyncio.timeout(10), feedback.iterator(no_ack=True) as messages:
             message = await anext(messages)
-    assert message.routing_key == "submission.duplicate"
+    assert message.routing_key == f"submission.duplicate.{CUSTOMER}"
 
 
 async def test_largest_message_is_rejected_and_its_neighbours_are_accepted(

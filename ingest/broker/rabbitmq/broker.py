@@ -148,13 +148,7 @@ class RabbitBroker:
 
     async def unbind(self, queues: Sequence[topology.Queue]) -> None:
         """Remove the bindings of queues that exist. Raises as `declare`."""
-
-        async def unbind(channel: aio_pika.abc.AbstractChannel) -> None:
-            for queue in queues:
-                handle = await channel.get_queue(queue.name, ensure=False)
-                await handle.unbind(queue.exchange, queue.binding)
-
-        await self._change(unbind)
+        await self._change(lambda channel: _unbind(channel, queues))
 
     async def delete(self, queues: Sequence[topology.Queue]) -> int:
         """Delete queues with what they contain; return how many messages that were. Raises as `declare`."""
@@ -287,6 +281,7 @@ async def _declare(
         await channel.declare_exchange(name, aio_pika.ExchangeType.TOPIC, durable=True)
     await _declare_queues(channel, queues)
     await _bind(channel, queues)
+    await _unbind(channel, topology.OBSOLETE_BINDINGS)  # after the bindings that replace them
 
 
 async def _declare_queues(channel: aio_pika.abc.AbstractChannel, queues: Sequence[topology.Queue]) -> None:
@@ -297,6 +292,11 @@ async def _declare_queues(channel: aio_pika.abc.AbstractChannel, queues: Sequenc
 async def _bind(channel: aio_pika.abc.AbstractChannel, queues: Sequence[topology.Queue]) -> None:
     for queue in queues:
         await (await channel.get_queue(queue.name, ensure=False)).bind(queue.exchange, queue.binding)
+
+
+async def _unbind(channel: aio_pika.abc.AbstractChannel, queues: Sequence[topology.Queue]) -> None:
+    for queue in queues:
+        await (await channel.get_queue(queue.name, ensure=False)).unbind(queue.exchange, queue.binding)
 
 
 async def _declare_as_before(channel: aio_pika.abc.AbstractChannel, layout: topology.Layout) -> None:

@@ -28,6 +28,7 @@ _PREFIXES: Final = {
     "ingest.http": topology.HTTP_PREFIX,
     "ingest.heavy": topology.HEAVY_PREFIX,
     "ingest.direct": topology.OWN_PREFIX,
+    "feedback": topology.FEEDBACK_PREFIX,
 }
 """Policies of several queues, and how the names of these begin."""
 _ALTERNATE: Final = {"alternate-exchange": topology.UNMATCHED}
@@ -35,12 +36,10 @@ _ALTERNATE: Final = {"alternate-exchange": topology.UNMATCHED}
 
 def policies() -> dict[str, dict[str, Any]]:
     """Policies by name, as the management API takes them."""
-    own_queue, _ = topology.own_queues("")
+    own_queue, _, feedback = topology.producer_queues("")
     admitted = topology.admitted_queue(topology.HTTP_BULK)
-    named = {
-        name: (f"^{_literal(prefix)}", own_queue if prefix == topology.OWN_PREFIX else admitted)
-        for name, prefix in _PREFIXES.items()
-    }
+    examples = {topology.OWN_PREFIX: own_queue, topology.FEEDBACK_PREFIX: feedback}
+    named = {name: (f"^{_literal(prefix)}", examples.get(prefix, admitted)) for name, prefix in _PREFIXES.items()}
     named |= {
         queue.name: (f"^{_literal(queue.name)}$", queue)
         for queue in topology.QUEUES
@@ -51,7 +50,7 @@ def policies() -> dict[str, dict[str, Any]]:
             "pattern": pattern,
             "apply-to": "queues",
             "priority": 0,
-            "definition": {"delivery-limit": queue.delivery_limit, **_dead_lettering(queue)},
+            "definition": {"delivery-limit": queue.delivery_limit, **_dead_lettering(queue), **_bounds(queue)},
         }
         for name, (pattern, queue) in named.items()
     }
@@ -68,6 +67,13 @@ def _literal(name: str) -> str:
     return name.replace(".", "[.]")
 
 
+def _needed_tag(method: str, path: str) -> str:
+    """Return the tag that a user of the management API needs for a call."""
+    if path.startswith(("users", "permissions", "topic-permissions", "user-limits")):
+        return "administrator"
+    return "policymaker" if path.startswith("policies") and method == "PUT" else "monitoring"
+
+
 def is_surplus(queue: str) -> str:
     """Return the sentence about a queue of the shim that the layout does not have."""
     return f"queue {queue} is surplus: its number is not below INGEST_HTTP_QUEUES or INGEST_HEAVY_QUEUES"
@@ -79,7 +85,7 @@ def unmet(queue: str, effective: Mapping[str, Any]) -> dict[str, Any]:
     A queue of events may have another limit if a dead-letter exchange takes the messages that exceed it: its consumer
     decides that.
     """
-    if queue in topology.FOR_CONSUMERS and effective.get("dead-letter-exchange") is not None:
+    if queue in topology.EVENT_QUEUES and effective.get("dead-letter-exchange") is not None:
         return {}
     name = next((name for name, prefix in _PREFIXES.items() if queue.startswith(prefix)), queue)
     wanted: dict[str, Any] = policies()[name]["definition"]
@@ -94,6 +100,17 @@ def _dead_lettering(queue: topology.Queue) -> dict[str, Any]:
         "dead-letter-exchange": queue.dead_letter_exchange,
         "dead-letter-strategy": "at-least-once",
         "overflow": "reject-publish",
+    }
+
+
+def _bounds(queue: topology.Queue) -> dict[str, Any]:
+    """Return the bounds of a queue that its consumer may leave unread. The submissions stay in `ingest.dead`."""
+    if not queue.name.startswith(topology.FEEDBACK_PREFIX):
+        return {}
+    return {
+        "max-length": topology.MAX_FEEDBACK,
+        "max-length-bytes": topology.MAX_FEEDBACK_BYTES,
+        "overflow": "drop-head",
     }
 
 
@@ -212,12 +229,12 @@ class Management:
     def apply_policies(self) -> None:
         """Set all policies. Raises BrokerUnavailable, ConfigurationError."""
         for name, policy in policies().items():
-            self._call("PUT", f"policies/{self.vhost}/{name}", policy)
+            self.put(f"policies/{self.vhost}/{name}", policy)
 
     def differences(self) -> list[str]:
         """Return the differences between broker and topology, as sentences. Raises as `apply_policies`."""
         in_force = self.policies()
-        queues = [*[queue.name for queue in self.layout.queues], *self.own_queues()]
+        queues = [*[queue.name for queue in self.layout.queues], *self.producer_queues()]
         return [*self.drift(), *map(is_surplus, self.surplus_queues())] + [
             f"queue {queue}: policy {name} is {in_force.of(queue).get(name)}, it should be {value}"
             for queue in queues
@@ -228,9 +245,10 @@ class Management:
         """Return what the management API says about each queue, by its name. Raises as `apply_policies`."""
         return {queue["name"]: queue for queue in self.get(f"queues/{self.vhost}")}
 
-    def own_queues(self) -> list[str]:
+    def producer_queues(self) -> list[str]:
         """Return the names of the queues that belong to single producers. Raises as `apply_policies`."""
-        return sorted(name for name in self.queues() if name.startswith(topology.OWN_PREFIX))
+        prefixes = (topology.OWN_PREFIX, topology.FEEDBACK_PREFIX)
+        return sorted(name for name in self.queues() if name.startswith(prefixes))
 
     def surplus_queues(self) -> list[str]:
         """Return the names of existing queues of the shim that the layout does not have. Raises as `apply_policies`."""
@@ -261,6 +279,9 @@ class Management:
         bound = {(binding["source"], binding["routing_key"]) for binding in bindings}
         if (queue.exchange, queue.binding) not in bound:
             differences.append(f"queue {queue.name} is not bound to {queue.exchange} with {queue.binding}")
+        for obsolete in topology.OBSOLETE_BINDINGS:
+            if obsolete.name == queue.name and (obsolete.exchange, obsolete.binding) in bound:
+                differences.append(f"queue {queue.name} is still bound to {queue.exchange} with {obsolete.binding}")
         if queue.exchange == topology.UNMATCHED and (topology.SUBMISSIONS, queue.binding) in bound:
             differences.append(f"queue {queue.name} is still bound to {topology.SUBMISSIONS} with {queue.binding}")
         return differences
@@ -279,6 +300,19 @@ class Management:
         """
         return self._call("GET", path)
 
+    def put(self, path: str, body: object) -> None:
+        """Create or replace what is at a path of the API. Raises as `get`."""
+        self._call("PUT", path, body)
+
+    def delete(self, path: str) -> None:
+        """Delete what is at a path of the API. Raises as `get`."""
+        self._call("DELETE", path)
+
+    @property
+    def user(self) -> str:
+        """The user of the API."""
+        return self._auth[0]
+
     def _call(self, method: str, path: str, body: object = None) -> Any:
         try:
             with httpx.Client(
@@ -290,7 +324,7 @@ class Management:
             hint = ". If its CA is a private one, set INGEST_BROKER_CAFILE" if "CERTIFICATE_VERIFY" in cause else ""
             raise BrokerUnavailable(f"the management API at {self.base} is unreachable: {cause}{hint}") from error
         if response.status_code in (401, 403):
-            tag = "policymaker" if method == "PUT" else "administrator" if "permissions" in path else "monitoring"
+            tag = _needed_tag(method, path)
             raise ConfigurationError(
                 f"the management API does not allow {self._auth[0]} to {method} {path}: wrong password, or the user "
                 f"lacks the tag `{tag}`"

@@ -7,7 +7,9 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from ingest.broker.rabbitmq.management import Management
+from ingest.broker.rabbitmq.patterns import NOTHING, may, only
 from ingest.broker.rabbitmq.producer_limits import producer_limits
+from ingest.broker.rabbitmq.producer_users import OWN_TOPICS
 from ingest.domain import topology
 from ingest.domain.addresses import routing_key
 from ingest.domain.findings import Finding, Severity, error, ok, warning
@@ -15,12 +17,10 @@ from ingest.domain.identity import SubmissionKind
 
 AREA: Final = "permissions"
 _OTHER: Final = "ingest-doctor-other-customer"
-_OURS: Final = (*topology.INGEST_QUEUES, f"{topology.OWN_PREFIX}customer.tasks", topology.INGEST_DEAD)
-_NEEDED: Final = (*topology.EXCHANGES, *[queue.name for queue in topology.QUEUES])
-_ENOUGH: Final = "^(asg|ingest|consensus|webhook)[.]"
-_NOTHING: Final = "^$"
-_OWN_TOPICS: Final = r"^(task|batch)\.submitted\.{username}\z"
-"""`$` would also match before a line break at the end."""
+_FEEDBACK: Final = topology.feedback_queue(_OTHER).name
+_OURS: Final = (*topology.INGEST_QUEUES, f"{topology.OWN_PREFIX}customer.tasks", topology.INGEST_DEAD, _FEEDBACK)
+_NEEDED: Final = (*topology.EXCHANGES, *[queue.name for queue in topology.QUEUES], _FEEDBACK)
+_ENOUGH: Final = "^(asg|ingest|consensus|webhook|feedback)[.]"
 _FORBIDDEN: Final = {
     "configure": ((*topology.EXCHANGES, *_OURS), "delete or change the service's topology"),
     "write": ((topology.EVENTS, topology.DEAD, *_OURS, "amq.default"), "bypass the checks, or forge events"),
@@ -60,7 +60,7 @@ def permissions(management: Management, user: str, trusted: frozenset[str]) -> l
     producers = [
         row["user"]
         for row in others
-        if _may(row["write"], topology.SUBMISSIONS) and "administrator" not in tags.get(row["user"], ())
+        if may(row["write"], topology.SUBMISSIONS) and "administrator" not in tags.get(row["user"], ())
     ]
     findings += producer_limits(producers, management.get("user-limits"))
     if administrators := sorted(row["user"] for row in others if "administrator" in tags.get(row["user"], ())):
@@ -72,7 +72,7 @@ def permissions(management: Management, user: str, trusted: frozenset[str]) -> l
 def _lacking(user: str, row: dict[str, Any] | None, vhost: str) -> Finding | None:
     """Return the finding for a user that lacks what the service needs; None if it has everything."""
     lacking = {
-        kind: [name for name in _NEEDED if row is None or not _may(row[kind], name)]
+        kind: [name for name in _NEEDED if row is None or not may(row[kind], name)]
         for kind in ("configure", "write", "read")
     }
     if not any(lacking.values()):
@@ -105,7 +105,7 @@ def _other_user(row: dict[str, Any], topics: list[dict[str, Any]], tags: set[str
     if "administrator" in tags:
         return
     for kind, (names, consequence) in _FORBIDDEN.items():
-        if allowed := [name for name in names if _may(row[kind], name)]:
+        if allowed := [name for name in names if may(row[kind], name)]:
             what = f"user {user} may {kind} {', '.join(allowed)}: it can {consequence}"
             yield error(AREA, what, _narrower(row))
     yield from _submissions(row, topics)
@@ -113,16 +113,17 @@ def _other_user(row: dict[str, Any], topics: list[dict[str, Any]], tags: set[str
 
 def _narrower(row: dict[str, Any]) -> str:
     """Return the command that takes from a user what only the service needs, and leaves the rest."""
-    submits = _may(row["write"], topology.SUBMISSIONS)
-    consumes = [] if submits else [name for name in topology.FOR_CONSUMERS if _may(row["read"], name)]
-    pattern = f"^({'|'.join(name.replace('.', '[.]') for name in consumes)})$"
+    submits = may(row["write"], topology.SUBMISSIONS)
+    own = topology.feedback_queue(row["user"]).name if submits else ""
+    readable = (own,) if submits else topology.EVENT_QUEUES
+    writable = topology.SUBMISSIONS if submits else topology.PARKED
     narrow = {
-        "configure": _NOTHING,
-        "write": "^asg[.]submissions$" if submits else _NOTHING,
-        "read": pattern if consumes else _NOTHING,
+        "configure": NOTHING,
+        "write": only(*[name for name in [writable] if may(row["write"], name)]),
+        "read": only(*[name for name in readable if may(row["read"], name)]),
     }
     kept = [
-        narrow[kind] if any(_may(row[kind], name) for name in names) else row[kind]
+        narrow[kind] if any(may(row[kind], name) for name in names) else row[kind]
         for kind, (names, _) in _FORBIDDEN.items()
     ]
     command = _set_permissions(row["vhost"], row["user"], *kept)
@@ -131,7 +132,7 @@ def _narrower(row: dict[str, Any]) -> str:
 
 def _submissions(row: dict[str, Any], topics: list[dict[str, Any]]) -> Iterator[Finding]:
     user = row["user"]
-    if not _may(row["write"], topology.SUBMISSIONS):
+    if not may(row["write"], topology.SUBMISSIONS):
         return
     if not topics or any(_may_submit(topic, user, _OTHER) for topic in topics):
         yield error(AREA, f"user {user} may submit for any customer", _own_topics(row))
@@ -150,7 +151,7 @@ def _submissions(row: dict[str, Any], topics: list[dict[str, Any]]) -> Iterator[
 def _own_topics(row: dict[str, Any]) -> str:
     """Return the command that lets a producer submit as itself only."""
     user, option = shlex.quote(row["user"]), _vhost_option(row["vhost"])
-    return f"rabbitmqctl set_topic_permissions{option} {user} {topology.SUBMISSIONS} '{_OWN_TOPICS}' '{_NOTHING}'"
+    return f"rabbitmqctl set_topic_permissions{option} {user} {topology.SUBMISSIONS} '{OWN_TOPICS}' '{NOTHING}'"
 
 
 def _is_about(topic: dict[str, Any], user: str) -> bool:
@@ -159,19 +160,11 @@ def _is_about(topic: dict[str, Any], user: str) -> bool:
 
 def _may_submit(topic: dict[str, Any], user: str, cust_id: str, route: str = "") -> bool:
     pattern = topic["write"].replace("{username}", re.escape(user)).replace("{vhost}", re.escape(topic["vhost"]))
-    return any(_may(pattern, routing_key(kind, cust_id, route)) for kind in SubmissionKind)
+    return any(may(pattern, routing_key(kind, cust_id, route)) for kind in SubmissionKind)
 
 
 def _may_use_shim_queues(topic: dict[str, Any], user: str) -> bool:
     return any(_may_submit(topic, user, user, topology.route_to(queue)) for queue in topology.ADMITTED_QUEUES)
-
-
-def _may(pattern: str, name: str) -> bool:
-    try:
-        # Before Python 3.14, the end is `\Z`; Erlang's is `\z`.
-        return bool(pattern) and re.search(pattern.replace(r"\z", r"\Z"), name) is not None
-    except re.error:
-        return True  # a pattern in Erlang's dialect: a finding too many is better than one too few
 
 
 def _set_permissions(vhost: str, user: str, *patterns: str) -> str:

@@ -9,8 +9,8 @@ import msgspec
 from ingest.domain.findings import Finding, warning
 
 AREA: Final = "permissions"
-_LIMITS: Final = {"max-connections": 20, "max-channels": 200}
-"""The limits of a producer in deploy/rabbitmq/users.json."""
+LIMITS: Final = {"max-connections": 20, "max-channels": 200}
+"""The limits of a producer, also in deploy/rabbitmq/users.json."""
 
 
 def producer_limits(producers: Iterable[str], user_limits: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -23,7 +23,7 @@ def producer_limits(producers: Iterable[str], user_limits: list[dict[str, Any]])
     values = {entry["user"]: entry["value"] for entry in user_limits}
     for user in producers:
         limits = values.get(user, {})
-        missing = {name: value for name, value in _LIMITS.items() if limits.get(name, -1) < 0}
+        missing = {name: value for name, value in LIMITS.items() if limits.get(name, -1) < 0}
         if missing:
             what = " and ".join(name.removeprefix("max-") for name in missing)
             yield warning(

@@ -64,24 +64,24 @@ async def remove_surplus(
         await _delete(broker, queues, "the surplus queues", "restart the shims, then run this again")
     except BaseException:  # also Ctrl-C: a shim with the larger number needs the bindings
         with contextlib.suppress(IngestError):
-            await broker.bind(await _existing(broker, queues))
+            await broker.bind(await existing_queues(broker, queues))
         raise
 
 
-async def declare_own_queues(broker: RabbitBroker, management: Management, cust_id: str) -> None:
-    """Create the queues of a producer. Nothing is routed there before `bind_own_queues`.
+async def declare_producer_queues(broker: RabbitBroker, management: Management, cust_id: str) -> None:
+    """Create the queues of a producer. Nothing is routed there before `bind_producer_queues`.
 
     Raises:
         ConfigurationError: the topology must be applied first. Also as `apply_topology`.
     """
     if obstacle := await asyncio.to_thread(_obstacle, management, cust_id):
         raise ConfigurationError(f"{obstacle}: run `ingest topology apply` first")
-    await broker.declare_queues(topology.own_queues(cust_id))
+    await broker.declare_queues(topology.producer_queues(cust_id))
 
 
-async def bind_own_queues(broker: RabbitBroker, cust_id: str) -> None:
-    """Route what a producer publishes to its own queues. Raises as `apply_topology`."""
-    await broker.bind(topology.own_queues(cust_id))
+async def bind_producer_queues(broker: RabbitBroker, cust_id: str) -> None:
+    """Route what a producer publishes, and the reports to it, to its queues. Raises as `apply_topology`."""
+    await broker.bind(topology.producer_queues(cust_id))
 
 
 async def drain_own_queues(
@@ -92,7 +92,7 @@ async def drain_own_queues(
     Raises:
         BrokerUnavailable: they are not empty after so many seconds. Also as `apply_topology`.
     """
-    queues = await existing_own_queues(broker, cust_id)
+    queues = await existing_queues(broker, topology.own_queues(cust_id))
     await _drain(broker, management, queues, f"the queues of {cust_id}", seconds)
 
 
@@ -102,17 +102,18 @@ async def delete_own_queues(broker: RabbitBroker, cust_id: str) -> None:
     Raises:
         BrokerUnavailable: a worker still consumes them, or they have messages. Also as `apply_topology`.
     """
-    queues = await existing_own_queues(broker, cust_id)
+    queues = await existing_queues(broker, topology.own_queues(cust_id))
     do = f"run `ingest producer add {cust_id}`, then remove it again"
     await _delete(broker, queues, f"the queues of {cust_id}", do)
 
 
-async def existing_own_queues(broker: RabbitBroker, cust_id: str) -> list[topology.Queue]:
-    """Return those of the producer's queues that exist. Raises as `apply_topology`."""
-    return await _existing(broker, topology.own_queues(cust_id))
+async def delete_feedback_queue(broker: RabbitBroker, cust_id: str) -> int:
+    """Delete the queue of reports to a producer; return how many it had not read. Raises as `apply_topology`."""
+    return await broker.delete([topology.feedback_queue(cust_id)])
 
 
-async def _existing(broker: RabbitBroker, queues: Sequence[topology.Queue]) -> list[topology.Queue]:
+async def existing_queues(broker: RabbitBroker, queues: Sequence[topology.Queue]) -> list[topology.Queue]:
+    """Return those of the queues that exist. Raises as `apply_topology`."""
     depths = (await broker.inspect([queue.name for queue in queues])).queues
     return [queue for queue in queues if depths[queue.name] is not None]
 
@@ -132,7 +133,7 @@ def _obstacle(management: Management, cust_id: str) -> str | None:
         bindings = management.get(f"queues/{management.vhost}/{queue.name}/bindings")
         if (queue.exchange, queue.binding) in {(bound["source"], bound["routing_key"]) for bound in bindings}:
             return f"queue {queue.name} is still bound to {queue.exchange}"
-    if any(unmet(queue.name, in_force.of(queue.name)) for queue in topology.own_queues(cust_id)):
+    if any(unmet(queue.name, in_force.of(queue.name)) for queue in topology.producer_queues(cust_id)):
         return "the policy of queues of single producers is not in force"
     return None
 

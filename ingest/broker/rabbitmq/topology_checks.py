@@ -20,6 +20,9 @@ _REMOVE_SURPLUS: Final = (
     "set INGEST_HTTP_QUEUES and INGEST_HEAVY_QUEUES to the numbers of the shims; if all shims and workers use the "
     "smaller number, run `ingest topology apply --remove-surplus`"
 )
+_FEEDBACK: Final = topology.FEEDBACK_PREFIX
+_NOT_LIMITED: Final = {topology.INGEST_DEAD, *topology.EVENT_QUEUES}
+"""Queues whose messages must not be dropped after some deliveries."""
 _LOSES: Final = {
     "message-ttl": "a message that waits longer is dropped or dead-lettered",
     "expires": "the queue is deleted when it is unused",
@@ -54,7 +57,7 @@ def topology_findings(management: Management, info: BrokerInfo, outage_hold: flo
     arguments = {name: queue.get("arguments") or {} for name, queue in management.queues().items()}
     effective = {
         name: {key.removeprefix("x-"): value for key, value in arguments[name].items()} | in_force.of(name)
-        for name in [*[queue.name for queue in management.layout.queues], *management.own_queues()]
+        for name in [*[queue.name for queue in management.layout.queues], *management.producer_queues()]
         if name in arguments  # `topology apply` creates a missing queue and its policy
     }
     yield from policy_findings(effective, info.major, outage_hold)
@@ -93,15 +96,21 @@ def policy_findings(effective: Mapping[str, dict[str, Any]], major: int, outage_
 def _lost(queues: Sequence[str]) -> str:
     """Return what happens in queues that need a policy and have none. Only RabbitMQ 4 limits deliveries by itself."""
     consequences = []
-    if not set(queues) <= {topology.INGEST_DEAD, *topology.FOR_CONSUMERS}:
+    submissions = [name for name in queues if name not in _NOT_LIMITED and not name.startswith(_FEEDBACK)]
+    if submissions:
         consequences.append("a submission that fails too often is lost instead of dead-lettered")
-    if set(queues) & {topology.INGEST_DEAD, *topology.FOR_CONSUMERS}:
+    if not _NOT_LIMITED.isdisjoint(queues):
         consequences.append("events and dead letters are dropped after 20 deliveries")
+    if any(name.startswith(_FEEDBACK) for name in queues):
+        consequences.append("the number of unread reports to producers is not bounded")
     return f": {', and '.join(consequences)}"
 
 
 def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Finding]:
     wrong = unmet(queue, effective)
+    if queue.startswith(_FEEDBACK):
+        yield from _feedback_policy(queue, effective, wrong)
+        return
     limit = wrong.pop("delivery-limit", None)
     has = effective.get("delivery-limit")
     in_force = 20 if has is None else has
@@ -111,7 +120,7 @@ def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Findi
     if limit is not None and queue == topology.INGEST_DEAD and (has is not None or major >= 4):
         what = f"{queue}: delivery-limit is {in_force}: a dead letter that is read so often is dropped"
         yield error(_AREA, what, _APPLY_POLICIES)
-    elif limit is not None and queue in topology.FOR_CONSUMERS:
+    elif limit is not None and queue in topology.EVENT_QUEUES:
         if has is not None or major >= 4:
             yield error(
                 _AREA,
@@ -127,6 +136,13 @@ def _policy(queue: str, effective: dict[str, Any], major: int) -> Iterator[Findi
             yield error(_AREA, f"{queue} has {name} {effective[name]}: {consequence}", do)
     if {"max-length", "max-length-bytes"} & effective.keys() and effective.get("overflow") != "reject-publish":
         yield error(_AREA, f"{queue} has a maximum length and drops its oldest messages", "set overflow reject-publish")
+
+
+def _feedback_policy(queue: str, effective: dict[str, Any], wrong: Mapping[str, Any]) -> Iterator[Finding]:
+    """Findings about the queue of reports to a producer, which is bounded: only its oldest reports are dropped."""
+    if wrong:
+        shown = ", ".join(f"{name} is {effective.get(name, 'not set')} instead of {wrong[name]}" for name in wrong)
+        yield warning(_AREA, f"{queue}: {shown}", _APPLY_POLICIES)
 
 
 def _timeout(queue: str, effective: dict[str, Any], outage_hold: float) -> Iterator[Finding]:

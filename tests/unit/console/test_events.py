@@ -17,7 +17,7 @@ EXAMPLE = 'curl -X POST http://127.0.0.1:8080/v1/tasks -H "Authorization: Bearer
 
 def accepted(cust_id: str = "dev") -> bytes:
     task = task_submission(TASK, cust_id, frozenset(), "k1").tasks[0]
-    return events.task_accepted(task, cust_id, SECONDS * 1000).body
+    return events.task_accepted(task, cust_id, SECONDS * 1000, key="k1").body
 
 
 def rejected(message_id: str, cust_id: str = "dev") -> bytes:

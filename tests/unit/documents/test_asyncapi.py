@@ -45,7 +45,8 @@ def test_document_has_every_exchange_and_every_queue_except_those_of_the_workers
     exchanges = {binding["exchange"]["name"] for binding in bindings if binding["is"] == "routingKey"}
     queues = {binding["queue"]["name"] for binding in bindings if binding["is"] == "queue"}
     assert exchanges == set(topology.EXCHANGES) - {topology.UNMATCHED}
-    assert queues == {queue.name for queue in topology.QUEUES} - {*topology.INGEST_QUEUES}
+    feedback = topology.feedback_queue("{cust_id}").name
+    assert queues == {*[queue.name for queue in topology.QUEUES], feedback} - {*topology.INGEST_QUEUES}
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,7 @@ def test_document_has_every_exchange_and_every_queue_except_those_of_the_workers
     [
         (topology.CONSENSUS_TASKS, {"taskAccepted"}),
         (topology.WEBHOOK_DISPATCH, {"taskAccepted", "batchAccepted"}),
+        ("feedback", {"submissionDuplicate", "submissionRejected"}),
         (topology.INGEST_DEAD, {"deadLetter", "largeDeadLetter", "trimmedDeadLetter", "poisoned"}),
     ],
 )

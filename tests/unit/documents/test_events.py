@@ -89,10 +89,10 @@ def test_task_accepted_event_fits_its_schema(
     """The task is accepted alone, or as item `index` of a batch."""
     task = submitted(body, cust_id, key).tasks[0]
     batch = None if index is None else (batch_submission({"tasks": [body]}, cust_id, {HOOK}, key).id, index)
-    event = check("task.accepted", events.task_accepted(task, cust_id, CREATED_AT, batch))
+    event = check("task.accepted", events.task_accepted(task, cust_id, CREATED_AT, batch, key=key))
     assert (event["time"], event["data"]["created_at"]) == (TIME, TIME)
     assert event["data"]["label_spec"] == body["label_spec"]
-    assert event["data"].get("batch_index") == index
+    assert (event["data"].get("batch_index"), event["data"].get("idempotency_key")) == (index, key)
 
 
 @given(st.lists(bodies, min_size=1, max_size=5), cust_ids, keys, st.booleans())
@@ -103,6 +103,7 @@ def test_batch_accepted_event_fits_its_schema(
     replayed = [batch.tasks[0].task_id] if has_replay else []
     event = check("batch.accepted", events.batch_accepted(batch, CREATED_AT, replayed))
     assert event["data"]["task_ids"] == [task.task_id for task in batch.tasks]
+    assert event["data"].get("idempotency_key") == key
 
 
 @given(bodies, cust_ids, st.text(max_size=255), st.booleans(), st.booleans())

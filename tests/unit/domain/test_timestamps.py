@@ -16,7 +16,7 @@ def test_messages_to_the_workers_and_events_have_the_time_of_their_submission() 
     batch = batch_submission({"tasks": [TASK]}, "acme", frozenset(), "b")
     messages = [
         to_message(Admitted(submission=task, created_at=MOMENT, retention=60)),
-        events.task_accepted(task.tasks[0], "acme", MOMENT),
+        events.task_accepted(task.tasks[0], "acme", MOMENT, key="k"),
         events.batch_accepted(batch, MOMENT, []),
         events.rejected("acme", "m", MOMENT, InvalidSubmission(Reason.INVALID, "no"), "0"),
     ]

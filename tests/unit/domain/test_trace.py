@@ -55,7 +55,7 @@ def test_invalid_tracestate_is_dropped_and_traceparent_kept(tracestate: object) 
 def test_trace_adds_only_its_attributes_and_headers_to_event(tracestate: str) -> None:
     """The attributes are those of CloudEvents, the headers those of AMQP."""
     task = task_submission(TASK, "c", frozenset(), "k").tasks[0]
-    plain = events.task_accepted(task, "c", 1_775_736_000_000)
+    plain = events.task_accepted(task, "c", 1_775_736_000_000, key=None)
     traced = events.traced(plain, Trace(f"00-{IDS}", tracestate))
     attributes = {"traceparent": f"00-{IDS}", "tracestate": tracestate}
     assert msgspec.json.decode(traced.body) == msgspec.json.decode(plain.body) | attributes

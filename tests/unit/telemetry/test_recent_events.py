@@ -16,7 +16,7 @@ REJECTED = InvalidSubmission(Reason.QUOTA_EXHAUSTED, "quota exhausted")
 
 
 def accepted(index: int = 0) -> Message:
-    return events.task_accepted(SINGLE.tasks[0], "dev", CREATED_AT, ("bat_1", index))
+    return events.task_accepted(SINGLE.tasks[0], "dev", CREATED_AT, ("bat_1", index), key=None)
 
 
 def rejected(message_id: str) -> Message:

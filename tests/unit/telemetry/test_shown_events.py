@@ -24,7 +24,7 @@ async def test_line_of_an_event_has_its_type_its_subject_and_its_customer() -> N
     batch = batch_submission({"tasks": [TASK]}, "dev", frozenset(), "k2")
     error = InvalidSubmission(Reason.QUOTA_EXHAUSTED, "quota exhausted")
     lines = await shown(
-        events.task_accepted(single.tasks[0], "dev", CREATED_AT, None),
+        events.task_accepted(single.tasks[0], "dev", CREATED_AT, None, key=None),
         events.batch_accepted(batch, CREATED_AT, []),
         events.duplicate(submission_entry(single, CREATED_AT, 60), single, "m1"),
         events.rejected("dev", "m2", CREATED_AT, error, "digest"),
@@ -47,13 +47,14 @@ async def test_line_of_an_event_is_harmless_whatever_the_producer_sent() -> None
 
 async def test_events_of_a_large_batch_are_counted() -> None:
     task = task_submission(TASK, "dev", frozenset(), "k1").tasks[0]
-    lines = await shown(*[events.task_accepted(task, "dev", CREATED_AT, ("bat_1", index)) for index in range(1000)])
+    batch = [events.task_accepted(task, "dev", CREATED_AT, ("bat_1", index), key="k1") for index in range(1000)]
+    lines = await shown(*batch)
     assert len(lines) == MAX_LINES + 1
     assert lines[-1] == "task.accepted        and 980 more"
 
 
 async def test_unconfirmed_events_and_other_messages_are_not_shown() -> None:
     task = task_submission(TASK, "dev", frozenset(), "k1").tasks[0]
-    event = events.task_accepted(task, "dev", CREATED_AT, None)
+    event = events.task_accepted(task, "dev", CREATED_AT, None, key=None)
     assert await shown(event, outcome=PublishOutcome.UNKNOWN) == []
     assert await shown(Message(exchange=DEAD, routing_key="rejected.invalid", body=b"x", message_id="d")) == []

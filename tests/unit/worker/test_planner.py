@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from ingest.admission import DOUBT, Request
-from ingest.domain.admitted import Admitted
+from ingest.domain.admitted import Admitted, to_message
 from ingest.domain.customers import Customer
 from ingest.domain.errors import Reason
 from ingest.domain.ledger import Change, Entry, Phase, Step
@@ -244,3 +244,42 @@ async def test_direct_submission_waits_while_another_attempt_holds_its_key(
     clock.now += 30
     await harness.attempt(held)
     assert harness.consumer.acked == [other, held]
+
+
+def routing_keys(harness: ProcessorHarness) -> list[str]:
+    return [message.routing_key for message in harness.publisher.sent if message.exchange == "asg.events"]
+
+
+async def test_report_goes_to_the_producer(harness: ProcessorHarness) -> None:
+    await harness.attempt(direct_delivery("k"))
+    await harness.attempt(direct_delivery("k"), direct_delivery("wrong", {}))
+    assert sorted(routing_keys(harness)) == ["submission.duplicate.c", "submission.rejected.c"]
+
+
+async def test_user_that_submits_for_another_customer_is_told_and_the_customer_is_not(
+    harness: ProcessorHarness,
+) -> None:
+    """Otherwise it could fill the feedback queue of that customer."""
+    await harness.attempt(
+        direct_delivery("k", user_id="mallory"), direct_delivery("k2", routing_key="task.submitted", user_id=None)
+    )
+    assert sorted(routing_keys(harness)) == ["submission.rejected", "submission.rejected.mallory"]
+
+
+async def test_events_name_the_idempotency_key(harness: ProcessorHarness) -> None:
+    """A single task has that of its submission; an item of a batch has only its own."""
+    own = TASK | {"idempotency_key": 'i"1'}
+    await harness.attempt(direct_delivery("k"), direct_delivery("b", {"tasks": [TASK, own]}))
+    data = [json.loads(message.body)["data"] for message in harness.publisher.sent]
+    named = [(one.get("task_id", "")[:4], one.get("batch_index"), one.get("idempotency_key")) for one in data]
+    assert sorted(named, key=str) == [("", None, "b"), ("tsk_", 0, None), ("tsk_", 1, 'i"1'), ("tsk_", None, "k")]
+
+
+async def test_item_key_is_unknown_if_the_shim_is_of_an_earlier_version(harness: ProcessorHarness) -> None:
+    batch = batch_submission({"tasks": [TASK | {"idempotency_key": "x"}]}, "c", frozenset(), "b")
+    message = msgspec.json.decode(to_message(Admitted(batch, 1_775_000_000_000, 604_800)).body)
+    assert message["submission"]["tasks"][0].pop("key") == "x"
+    delivery = admitted_delivery(Admitted(batch, 1_775_000_000_000, 604_800))
+    await harness.attempt(msgspec.structs.replace(delivery, body=msgspec.json.encode(message)))
+    first, _ = [json.loads(message.body)["data"] for message in harness.publisher.sent]
+    assert (first["batch_index"], "idempotency_key" in first) == (0, False)
