@@ -23,6 +23,7 @@ _REMOVE_SURPLUS: Final = (
 _FEEDBACK: Final = topology.FEEDBACK_PREFIX
 _NOT_LIMITED: Final = {topology.INGEST_DEAD, *topology.EVENT_QUEUES}
 """Queues whose messages must not be dropped after some deliveries."""
+_NEARLY_FULL: Final = 0.9
 _LOSES: Final = {
     "message-ttl": "a message that waits longer is dropped or dead-lettered",
     "expires": "the queue is deleted when it is unused",
@@ -54,13 +55,31 @@ def topology_findings(management: Management, info: BrokerInfo, outage_hold: flo
     if not drift:
         yield ok(_AREA, "exchanges, queue types and bindings match the topology")
     in_force = management.policies()
-    arguments = {name: queue.get("arguments") or {} for name, queue in management.queues().items()}
+    queues = management.queues()
+    yield from full_feedback(queues)
+    arguments = {name: queue.get("arguments") or {} for name, queue in queues.items()}
     effective = {
         name: {key.removeprefix("x-"): value for key, value in arguments[name].items()} | in_force.of(name)
         for name in [*[queue.name for queue in management.layout.queues], *management.producer_queues()]
         if name in arguments  # `topology apply` creates a missing queue and its policy
     }
     yield from policy_findings(effective, info.major, outage_hold)
+
+
+def full_feedback(queues: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    """Findings about producers that do not read what they are told. `queues`: as the management API returns them."""
+    for name, queue in sorted(queues.items()):
+        used = max(
+            queue.get("messages", 0) / topology.MAX_FEEDBACK,
+            queue.get("message_bytes", 0) / topology.MAX_FEEDBACK_BYTES,
+        )
+        if name.startswith(_FEEDBACK) and used >= _NEARLY_FULL:
+            cust_id = name.removeprefix(_FEEDBACK)
+            yield warning(
+                _AREA,
+                f"{name} is {min(used, 1):.0%} full: {cust_id} does not read its reports. The oldest are dropped",
+                f"ask {cust_id} to consume it: deploy/producers.md, Feedback",
+            )
 
 
 def policy_findings(effective: Mapping[str, dict[str, Any]], major: int, outage_hold: float) -> Iterator[Finding]:
