@@ -68,17 +68,16 @@ class SqlDedupe(Dedupe):
 
     def create_table(self) -> None:
         """Create the table if it is missing. Raises DedupeUnavailableError, ValueError, and errors of the driver."""
-        with self._own_connection() as (connection, driver):
+        with self._own_connection() as (connection, driver), transient_errors():
             if self._exists(connection, driver):
                 return
             try:
-                with transient_errors():
-                    driver.execute(
-                        connection,
-                        f"CREATE TABLE {self._table} (queue VARCHAR(255) NOT NULL, event_id VARCHAR(255) NOT NULL, "
-                        "processed_at BIGINT NOT NULL, PRIMARY KEY (queue, event_id))",
-                    )
-                    connection.commit()
+                driver.execute(
+                    connection,
+                    f"CREATE TABLE {self._table} (queue VARCHAR(255) NOT NULL, event_id VARCHAR(255) NOT NULL, "
+                    "processed_at BIGINT NOT NULL, PRIMARY KEY (queue, event_id))",
+                )
+                connection.commit()
             except Exception:
                 connection.rollback()
                 if not self._exists(connection, driver):  # another process may have created it meanwhile
