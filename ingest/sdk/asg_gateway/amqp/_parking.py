@@ -107,4 +107,4 @@ def parked_copy(message: aiormq.abc.DeliveredMessage, error: BaseException, atte
 
 def advice() -> str:
     """Return what to do if the parking queue is missing."""
-    return "the operator creates it with `ingest topology apply`; or pass max_attempts=None, which parks nothing"
+    return "the operator creates it with `ingest topology apply`; or pass max_attempts=None, which retries without end"

@@ -67,7 +67,7 @@ class Subscription:
         cautious: hold one message at first, because it may crash the process; `ended` says when more may be held.
         parking: parks messages, or None.
         advice: what to do if the queue does not exist.
-        required: (name, advice) of further queues that must exist at the first connection.
+        required: (name, advice) of further queues that must exist at the first connection, if RabbitMQ tells the user.
     """
 
     def __init__(
@@ -90,7 +90,8 @@ class Subscription:
         self._backoff = backoff
         self._first_prefetch = 1 if cautious else prefetch
         self._parking = parking
-        self._queues = [(queue, advice), *required]
+        self._advice = advice
+        self._required = required
         self._session: _Session | None = None
         self.connected = asyncio.Event()
         """Set after the first connection."""
@@ -138,21 +139,27 @@ class Subscription:
                         await self._check_queues(connection, where)
                     session = await _Session.open(connection, self._queue, self._prefetch, self._deliver)
                     self._session = session  # the first message may arrive before `consume` returns
-                    await session.consume(self._first_prefetch)
+                    try:
+                        await session.consume(self._first_prefetch)
+                    except aiormq.exceptions.ChannelNotFoundEntity as error:
+                        raise _missing(self._queue, where, self._advice) from error
                     return session
         except BaseException:
             await _closed(connection)
             raise
 
     async def _check_queues(self, connection: AbstractConnection, where: str) -> None:
-        for queue, advice in self._queues:
+        for queue, advice in [(self._queue, self._advice), *self._required]:
             channel = await connection.channel()
             try:
                 await channel.get_queue(queue)
+            except aiormq.exceptions.ChannelAccessRefused:
+                # From RabbitMQ 4.3 on, the question needs the permission to delete the queue, which a user should lack.
+                log.info("queue_not_checked queue=%s", queue)
             except aiormq.exceptions.ChannelNotFoundEntity as error:
-                message = f"RabbitMQ at {where}: the queue {queue} does not exist: {advice}"
-                raise BrokerRefusedError(message) from error
-            await channel.close()
+                raise _missing(queue, where, advice) from error
+            else:
+                await channel.close()
 
     async def _deliver(self, session: "_Session", message: aiormq.abc.DeliveredMessage) -> None:
         if not session.lost.is_set():
@@ -251,6 +258,10 @@ class _Session:
         if not self.lost.is_set():
             self.reason = "closed" if error is None else str(error) or type(error).__name__
             self.lost.set()
+
+
+def _missing(queue: str, where: str, advice: str) -> BrokerRefusedError:
+    return BrokerRefusedError(f"RabbitMQ at {where}: the queue {queue} does not exist: {advice}")
 
 
 async def _closed(connection: AbstractConnection) -> None:
