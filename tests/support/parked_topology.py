@@ -11,7 +11,7 @@ from asg_gateway.amqp import Event
 from asg_gateway.amqp.testing import encode
 
 QUEUES: Final = ("consensus.tasks", "webhook.dispatch")
-_QUORUM: Final = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
+_QUORUM: Final[dict[str, Any]] = {"x-queue-type": "quorum", "x-delivery-limit": 2**31 - 1}
 
 
 @dataclass

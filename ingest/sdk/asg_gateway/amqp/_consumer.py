@@ -167,8 +167,8 @@ class _Run:
             await self._subscription.close()
             await self._parking.close()
             self._threads.close()
-        if not consuming.cancelled() and (error := consuming.exception()) is not None:
-            raise error
+        if not consuming.cancelled():
+            consuming.result()
 
     async def _consume(self) -> None:
         backoff = Backoff(*_RECONNECT)

@@ -3,7 +3,7 @@
 import re
 import sqlite3
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, Protocol
@@ -74,7 +74,7 @@ class Driver:
         return cursor
 
 
-def parameters(paramstyle: str, statement: str, values: dict[str, object]) -> tuple[str, Any]:
+def parameters(paramstyle: str, statement: str, values: Mapping[str, object]) -> tuple[str, Any]:
     """Return a statement with parameters written as `:name`, and their values, in another style."""
     names: list[str] = []
 

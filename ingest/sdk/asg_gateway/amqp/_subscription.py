@@ -107,6 +107,8 @@ class Subscription:
             try:
                 session = await self._open()
             except ASGGatewayError as error:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError from None  # aiormq raises its own error if both happen at once
                 if isinstance(error, BrokerRefusedError) and not self.connected.is_set():
                     raise
                 log.warning("broker_unavailable queue=%s error=%s", self._queue, error)

@@ -4,6 +4,7 @@ import asyncio
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from asg_gateway.amqp import Event
@@ -17,13 +18,13 @@ if sys.version_info >= (3, 12):
     strategies |= {"sqlite3-autocommit": sqlite(autocommit=True), "sqlite3-pep249": sqlite(autocommit=False)}
 
 
-@pytest.fixture(params=strategies.values(), ids=strategies)
+@pytest.fixture(params=list(strategies.values()), ids=list(strategies))
 def strategy(request: pytest.FixtureRequest, tmp_path: Path) -> Strategy:
     made: Strategy = request.param(tmp_path / "app.db")
     return made
 
 
-def consumer(strategy: Strategy, failing: "Failing | None" = None, **options: int) -> FakeConsumer:
+def consumer(strategy: Strategy, failing: "Failing | None" = None, **options: Any) -> FakeConsumer:
     """Return a consumer that notes events, as a new process would be."""
     return FakeConsumer(strategy.handler(failing or (lambda event: None)), dedupe=strategy.new(), **options)
 

@@ -87,7 +87,7 @@ def test_submission_duplicate_has_every_field_of_the_real_event() -> None:
 
 
 def test_submission_rejected_has_every_field_of_the_real_event() -> None:
-    error = InvalidSubmission(Reason.INVALID, "a is wrong", [FieldError(field="a", error="a is wrong")])
+    error = InvalidSubmission(Reason.INVALID, "a is wrong", (FieldError(field="a", error="a is wrong"),))
     event = decode(events.rejected("acme", "m-1", CREATED_AT, error, "0" * 32).body)
     assert isinstance(event, SubmissionRejected)
     assert (event.cust_id, event.message_id, event.reason) == ("acme", "m-1", "invalid")
