@@ -184,7 +184,7 @@ async def test_consumer_of_the_parking_queue_handles_or_parks_again(broker: Brok
         noted.append(event.id)
 
     await broker.publish(PARKED, *EVENTS[:2])
-    consumer = Consumer(rabbitmq_url, PARKED, handle, dedupe=MemoryDedupe(), concurrency=1)
+    consumer = Consumer(rabbitmq_url, PARKED, handle, dedupe=MemoryDedupe(), concurrency=1, parked_pause=1)
     async with running(consumer):
         await until(lambda: consumer.stats.handled == 2)
     assert (noted, consumer.stats.parked) == ([IDS[0], "odd", IDS[1]], 1)

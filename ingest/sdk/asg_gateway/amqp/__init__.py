@@ -12,7 +12,7 @@ from asg_gateway.amqp._events import (
     UnknownEvent,
 )
 from asg_gateway.amqp._feedback import Feedback
-from asg_gateway.amqp._processing import ConsumerStats, Park, PoisonError
+from asg_gateway.amqp._rules import ConsumerStats, Park, PoisonError
 from asg_gateway.amqp._sql_dedupe import SqlDedupe
 from asg_gateway.amqp._sqlalchemy_dedupe import SqlAlchemyDedupe
 

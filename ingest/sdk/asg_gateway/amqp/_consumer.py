@@ -1,24 +1,19 @@
 """A consumer of events that handles each one once."""
 
 import asyncio
-import logging
+import contextlib
 import math
 import ssl
 from typing import Final
 
 from asg_gateway.amqp._connection import Address, Backoff
-from asg_gateway.amqp._dedupe import Dedupe, DedupeUnavailableError, Handler, NoDedupe
-from asg_gateway.amqp._parking import ParkingPublisher, advice
-from asg_gateway.amqp._processing import PARKED, ConsumerStats, Processor, Rules
+from asg_gateway.amqp._dedupe import Dedupe, Handler, NoDedupe
+from asg_gateway.amqp._rules import PARKED, ConsumerStats, Limits, Rules
+from asg_gateway.amqp._running import Run
 from asg_gateway.amqp._signals import on_signals
-from asg_gateway.amqp._subscription import Subscription
-from asg_gateway.amqp._threads import Threads
 
-_RECONNECT: Final = (0.5, 30.0)
 _RETRY: Final = (0.5, 60.0)
 """The first and the longest pause before a further attempt at an event, in seconds."""
-
-log = logging.getLogger("asg_gateway.amqp")
 
 
 class Consumer:
@@ -40,6 +35,8 @@ class Consumer:
         concurrency: the most handlers that run at once.
         max_attempts: failures of the handler after which an event is parked; None retries without end.
         ssl_context: for `amqps`; by default the system's certificates are trusted.
+        parked_pause: seconds after the parking of an event before a consumer of its parking queue handles it. An event
+            that it parks again is handled once more after that.
         drain_timeout: seconds that running handlers have to end after SIGTERM, SIGINT or `stop`.
         handle_signals: whether SIGTERM and SIGINT stop the consumer, if it runs in the main thread.
 
@@ -59,6 +56,7 @@ class Consumer:
         concurrency: int = 4,
         max_attempts: int | None = 10,
         ssl_context: ssl.SSLContext | None = None,
+        parked_pause: float = 60.0,
         drain_timeout: float = 25.0,
         handle_signals: bool = True,
     ) -> None:
@@ -66,8 +64,9 @@ class Consumer:
             raise ValueError("queue must be the name of a queue, such as consensus.tasks")
         if not isinstance(dedupe, Dedupe | None):
             raise TypeError("dedupe must be SqlDedupe(...), SqlAlchemyDedupe(...), MemoryDedupe() or None")
-        if not 0 <= drain_timeout < math.inf:
-            raise ValueError("drain_timeout must be a number of seconds, at least 0")
+        for name, seconds in (("parked_pause", parked_pause), ("drain_timeout", drain_timeout)):
+            if not 0 <= seconds < math.inf:
+                raise ValueError(f"{name} must be a number of seconds, at least 0")
         _check_count("concurrency", concurrency)
         _check_count("prefetch", prefetch, 65_535)
         if max_attempts is not None:
@@ -78,11 +77,9 @@ class Consumer:
         self._dedupe = dedupe or NoDedupe()
         self._dedupe.check(handler)
         self._rules = Rules(queue, handler, self._dedupe, max_attempts, lambda: Backoff(*_RETRY))
-        self._prefetch = prefetch
-        self._concurrency = concurrency
-        self._drain_timeout = drain_timeout
+        self._limits = Limits(prefetch, concurrency, parked_pause if queue.endswith(PARKED) else 0.0, drain_timeout)
         self._handle_signals = handle_signals
-        self._run: _Run | None = None
+        self._run: Run | None = None
         self.stats = ConsumerStats()
 
     async def run(self) -> None:
@@ -99,13 +96,13 @@ class Consumer:
         """
         if self._run is not None:
             raise RuntimeError("this consumer is running already")
-        self._run = run = _Run(self._rules, self._address, self._prefetch, self._concurrency, self.stats)
+        self._run = run = Run(self._rules, self._limits, self._address, self.stats)
         try:
             if self._handle_signals:
                 with on_signals(run.stop):
-                    await run.run(self._drain_timeout)
+                    await run.run()
             else:
-                await run.run(self._drain_timeout)
+                await run.run()
         finally:
             self._run = None
 
@@ -116,82 +113,8 @@ class Consumer:
     def stop(self) -> None:
         """Stop as SIGTERM does. It can be called from any thread; it returns at once."""
         if (run := self._run) is not None:
-            run.loop.call_soon_threadsafe(run.stop)
-
-
-class _Run:
-    """One call of `Consumer.run`."""
-
-    def __init__(self, rules: Rules, address: Address, prefetch: int, concurrency: int, stats: ConsumerStats) -> None:
-        self.loop = asyncio.get_running_loop()
-        self._rules = rules
-        self._threads = Threads(concurrency, rules.dedupe.release_thread)
-        self._parking = ParkingPublisher(address, rules.source)
-        required = [(f"{rules.source}{PARKED}", advice())] if rules.max_attempts is not None else []
-        self._processor = Processor(
-            rules, concurrency, self._threads.run, stats, lambda *ended: self._subscription.ended(*ended)
-        )
-        self._subscription = Subscription(
-            address,
-            rules.queue,
-            prefetch,
-            self._processor.accept,
-            backoff=Backoff(*_RECONNECT),
-            cautious=True,
-            parking=self._parking,
-            required=required,
-        )
-        self._stopping = asyncio.Event()
-        self._at_once = asyncio.Event()
-
-    def stop(self) -> None:
-        """Stop; at the second call, at once."""
-        if self._stopping.is_set():
-            log.warning("consumer_stops_at_once queue=%s", self._rules.queue)
-            self._processor.abort()
-            self._at_once.set()
-        self._stopping.set()
-
-    async def run(self, drain_timeout: float) -> None:
-        consuming = asyncio.create_task(self._consume())
-        stopping = asyncio.create_task(self._stopping.wait())
-        try:
-            await asyncio.wait([consuming, stopping], return_when=asyncio.FIRST_COMPLETED)
-            if not consuming.done():
-                await self._drain(drain_timeout)
-        finally:
-            self._processor.abort()
-            consuming.cancel()
-            stopping.cancel()
-            await asyncio.wait([consuming])
-            await self._subscription.close()
-            await self._parking.close()
-            self._threads.close()
-        if not consuming.cancelled():
-            consuming.result()
-
-    async def _consume(self) -> None:
-        backoff = Backoff(*_RECONNECT)
-        while True:
-            try:
-                await self._rules.dedupe.open(self._rules.source, self._threads.run)
-                break
-            except DedupeUnavailableError as error:
-                log.warning("dedupe_unavailable queue=%s error=%s", self._rules.queue, error)
-                await asyncio.sleep(backoff.next())
-        await self._subscription.run()
-
-    async def _drain(self, seconds: float) -> None:
-        log.info("consumer_drains queue=%s seconds=%g", self._rules.queue, seconds)
-        draining = asyncio.create_task(self._processor.drain(seconds))
-        at_once = asyncio.create_task(self._at_once.wait())
-        try:
-            await asyncio.wait([draining, at_once], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            at_once.cancel()
-        if draining.done() and (cut := draining.result()):
-            log.warning("drain_timeout_exceeded queue=%s unfinished=%d", self._rules.queue, cut)
-        draining.cancel()
+            with contextlib.suppress(RuntimeError):  # its event loop was closed meanwhile
+                run.loop.call_soon_threadsafe(run.stop)
 
 
 def _check_count(name: str, value: int, most: int = 1_000_000) -> None:

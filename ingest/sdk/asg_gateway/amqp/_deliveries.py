@@ -4,6 +4,7 @@ import random
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, Protocol
 
 from asg_gateway.amqp._connection import Backoff
@@ -21,10 +22,12 @@ class Delivery(Protocol):
     Attributes:
         body: the bytes of the message.
         earlier_deliveries: how often the broker has delivered it before, by the broker's own count.
+        wait: seconds until it should be handled; 0 for at once.
     """
 
     body: bytes
     earlier_deliveries: int
+    wait: float
 
     @property
     def alive(self) -> bool:
@@ -50,6 +53,21 @@ def earlier_deliveries(headers: Mapping[str, Any], version: str) -> int:
     """Return how often a message was delivered before, with the headers of a delivery and RabbitMQ's version."""
     counts = [headers.get(name) for name in count_headers(version)]
     return max([count for count in counts if isinstance(count, int)], default=0)
+
+
+def remaining_pause(parked_at: object, pause: float, now: float) -> float:
+    """Return how many seconds of a pause are left.
+
+    Args:
+        parked_at: when the pause began, RFC 3339. If it is anything else, nothing is left.
+        pause: its length in seconds, which the result never exceeds: clocks may differ.
+        now: the Unix time in seconds.
+    """
+    try:
+        begun = datetime.fromisoformat(str(parked_at)).timestamp()
+    except ValueError:
+        return 0.0
+    return min(max(begun + pause - now, 0.0), pause)
 
 
 @dataclass(eq=False)
@@ -78,7 +96,7 @@ class Job:
 
     @property
     def earlier_deliveries(self) -> int:
-        return max(delivery.earlier_deliveries for delivery in self.deliveries)
+        return max((delivery.earlier_deliveries for delivery in self.deliveries), default=0)
 
     @property
     def is_suspect(self) -> bool:

@@ -6,77 +6,24 @@ It knows no broker: a consumer and the fake of `asg_gateway.amqp.testing` give i
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import count
 from typing import Final
 
 from asg_gateway._errors import ASGGatewayError, InvalidEventError
-from asg_gateway.amqp._connection import Backoff
 from asg_gateway.amqp._decoding import decode
-from asg_gateway.amqp._dedupe import Dedupe, DedupeUnavailableError, Handler, RunInThread
+from asg_gateway.amqp._dedupe import DedupeUnavailableError, RunInThread
 from asg_gateway.amqp._deliveries import SUSPECT, Delivery, Job, Turns
 from asg_gateway.amqp._events import Event
+from asg_gateway.amqp._rules import ConsumerStats, Park, PoisonError, Rules
 from asg_gateway.amqp._tracing import consumer_span
 
-PARKED: Final = ".parked"
 _REMEMBERED: Final = 10_000
-"""Events that were handled and could not be acknowledged, at most."""
+"""Events whose channel was lost, at most."""
 _CANCELLING: Final = 2.0
 """Seconds for a handler that is cancelled to end."""
 
 log = logging.getLogger("asg_gateway.amqp")
-
-
-class Park(Exception):
-    """A handler raises it to park its event at once, because no further attempt helps."""
-
-
-class PoisonError(Exception):
-    """The event was delivered many times, at last alone, and never finished: it probably crashes its consumers."""
-
-
-@dataclass
-class ConsumerStats:
-    """What a consumer has done since it was created.
-
-    Attributes:
-        handled: calls of the handler that succeeded.
-        duplicates: copies of events that were handled before.
-        retried: further attempts that were scheduled.
-        parked: events that went to the parking queue.
-    """
-
-    handled: int = 0
-    duplicates: int = 0
-    retried: int = 0
-    parked: int = 0
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How events are handled.
-
-    Attributes:
-        queue: the queue that is consumed.
-        handler: called for each event.
-        dedupe: the strategy.
-        max_attempts: failures after which an event is parked; None: it is never parked for that.
-        pauses: returns the pauses of one event, in seconds.
-        sleep: waits so many seconds.
-    """
-
-    queue: str
-    handler: Handler
-    dedupe: Dedupe
-    max_attempts: int | None
-    pauses: Callable[[], Backoff]
-    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
-
-    @property
-    def source(self) -> str:
-        """The queue whose events these are, also if they come from its parking queue."""
-        return self.queue.removesuffix(PARKED)
 
 
 class Processor:
@@ -107,8 +54,10 @@ class Processor:
         self._jobs: dict[str, Job] = {}
         self._running: set[asyncio.Task[None]] = set()
         self._pausing: set[asyncio.Task[None]] = set()
-        self._unacknowledged: OrderedDict[str, None] = OrderedDict()
+        self._unacknowledged = _Memory()
         """Events that were handled when their channel was lost. The broker delivers them again."""
+        self._survivors = _Memory()
+        """Events that were not handled then, and of which an attempt has crashed nothing."""
         self._stopping = False
         self._numbers = count()
         self._idle = asyncio.Event()
@@ -132,11 +81,15 @@ class Processor:
             if job.waits:
                 self._on_ended(False, False)
             return
-        job = Job(event, key, [delivery], self._rules.pauses(), problem)
+        job = Job(event, key, [delivery], self._rules.pauses(), problem, survived=key in self._survivors)
         self._jobs[key] = job
         self._idle.clear()
-        self._turns.add(job)
-        self._begin_next()
+        if delivery.wait > 0:
+            self._try_later(job, delivery.wait)
+            self._on_ended(False, False)
+        else:
+            self._turns.add(job)
+            self._begin_next()
 
     async def idle(self) -> None:
         """Wait until nothing is held."""
@@ -171,7 +124,7 @@ class Processor:
     async def _run(self, job: Job) -> None:
         suspect = job.earlier_deliveries >= SUSPECT
         try:
-            finished = await self._attempt(job) if job.drop_dead() else self._forget(job)
+            finished = await self._attempt(job) if job.drop_dead() else self._left_to_the_broker(job)
             job.survived = True
             if finished is not None:
                 self._on_ended(finished, suspect)
@@ -188,9 +141,14 @@ class Processor:
             job.attempts = job.earlier_deliveries
         if job.event is not None and job.problem is None and await self._handled(job, job.event):
             return await self._finish(job)
-        if job.problem is not None and await self._parked(job, job.problem):
-            return await self._finish(job)
-        self._try_later(job)
+        if job.problem is not None and (held := await self._parked(job, job.problem)):
+            acknowledged = sum([await delivery.ack() for delivery in held])
+            self._forget(job)
+            for delivery in job.deliveries:
+                await self.accept(delivery)
+            return True if acknowledged else None
+        self._stats.retried += 1
+        self._try_later(job, job.pauses.next())
         return False
 
     async def _handled(self, job: Job, event: Event) -> bool:
@@ -225,16 +183,22 @@ class Processor:
         if limit is not None and job.attempts >= limit:
             job.problem = error
 
-    async def _parked(self, job: Job, problem: BaseException) -> bool:
-        name = type(problem).__name__
+    async def _parked(self, job: Job, problem: BaseException) -> list[Delivery]:
+        """Park an event; return the copies to acknowledge, none if it cannot be parked now.
+
+        What arrives meanwhile is not among them: in the parking queue itself, it may be the copy that was just parked.
+        """
+        held, job.deliveries = job.deliveries, []
         try:
-            await job.deliveries[0].park(problem, job.attempts)
+            await held[0].park(problem, job.attempts)
         except ASGGatewayError as error:
             log.error("parking_failed queue=%s event=%s error=%s", self._rules.queue, job.key, error)
-            return False
+            job.deliveries = [*held, *job.deliveries]
+            return []
         self._stats.parked += 1
+        name = type(problem).__name__
         log.error("event_parked queue=%s event=%s error=%s: %s", self._rules.queue, job.key, name, problem)
-        return True
+        return held
 
     async def _finish(self, job: Job) -> bool | None:
         acknowledged = 0
@@ -244,22 +208,25 @@ class Processor:
         self._stats.duplicates += max(acknowledged - 1, 0)
         if acknowledged:
             return True
-        self._unacknowledged[job.key] = None
-        if len(self._unacknowledged) > _REMEMBERED:
-            self._unacknowledged.popitem(last=False)
+        self._unacknowledged.add(job.key)
         return None
 
-    def _try_later(self, job: Job) -> None:
+    def _left_to_the_broker(self, job: Job) -> None:
+        """Forget an event whose copies cannot be acknowledged any more. The broker delivers it again."""
+        if job.survived:
+            self._survivors.add(job.key)
+        self._forget(job)
+
+    def _try_later(self, job: Job, seconds: float) -> None:
         if self._stopping:
             return
-        self._stats.retried += 1
         job.waits = True
-        task = asyncio.create_task(self._pause(job))
+        task = asyncio.create_task(self._pause(job, seconds))
         self._pausing.add(task)
         task.add_done_callback(self._pausing.discard)
 
-    async def _pause(self, job: Job) -> None:
-        await self._rules.sleep(job.pauses.next())
+    async def _pause(self, job: Job, seconds: float) -> None:
+        await self._rules.sleep(seconds)
         job.waits = False
         self._turns.add(job)
         self._begin_next()
@@ -268,6 +235,21 @@ class Processor:
         del self._jobs[job.key]
         if not self._jobs:
             self._idle.set()
+
+
+class _Memory:
+    """The latest events that were added."""
+
+    def __init__(self) -> None:
+        self._keys: OrderedDict[str, None] = OrderedDict()
+
+    def add(self, key: str) -> None:
+        self._keys[key] = None
+        if len(self._keys) > _REMEMBERED:
+            self._keys.popitem(last=False)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._keys
 
 
 def _is_cancelled() -> bool:

@@ -1,6 +1,7 @@
 """Deliveries without a broker, for tests of what a consumer does with them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +9,8 @@ from asg_gateway import BrokerUnavailableError
 from asg_gateway.amqp import ConsumerStats, Dedupe, Event
 from asg_gateway.amqp._connection import Backoff
 from asg_gateway.amqp._dedupe import NoDedupe
-from asg_gateway.amqp._processing import Processor, Rules
+from asg_gateway.amqp._processing import Processor
+from asg_gateway.amqp._rules import Rules
 from asg_gateway.amqp._threads import Threads
 from asg_gateway.amqp.testing import encode
 
@@ -19,6 +21,7 @@ class FakeDelivery:
 
     Attributes:
         failures: how often parking fails.
+        at_parking: called when it is parked.
     """
 
     body: bytes
@@ -27,6 +30,8 @@ class FakeDelivery:
     acks: int = 0
     parked: list[tuple[BaseException, int]] = field(default_factory=list)
     failures: int = 0
+    wait: float = 0.0
+    at_parking: Callable[[], Awaitable[None]] | None = None
 
     async def ack(self) -> bool:
         self.acks += self.alive
@@ -37,6 +42,8 @@ class FakeDelivery:
             self.failures -= 1
             raise BrokerUnavailableError("no confirm")
         self.parked.append((error, attempts))
+        if self.at_parking is not None:
+            await self.at_parking()
 
 
 def delivery(event: Event, earlier: int = 0, **fields: Any) -> FakeDelivery:

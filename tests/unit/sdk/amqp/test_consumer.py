@@ -95,6 +95,7 @@ def test_handler_that_does_not_suit_the_strategy_is_an_error_that_says_why(
         ({"concurrency": 30}, "prefetch must be at least concurrency"),
         ({"max_attempts": 0}, "max_attempts must be a whole number"),
         ({"max_attempts": 2.5}, "max_attempts must be a whole number"),
+        ({"parked_pause": -1}, "parked_pause must be a number of seconds"),
         ({"drain_timeout": -1}, "drain_timeout must be a number of seconds"),
         ({"drain_timeout": float("nan")}, "drain_timeout must be a number of seconds"),
         ({"url": "http://a"}, "the URL must begin with amqp"),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from asg_gateway.amqp import Event, PoisonError
-from asg_gateway.amqp._deliveries import earlier_deliveries
+from asg_gateway.amqp._deliveries import earlier_deliveries, remaining_pause
 from asg_gateway.amqp.testing import task_accepted
 
 from tests.unit.sdk.amqp.deliveries import Bench, delivery, settle
@@ -120,3 +120,24 @@ async def test_count_that_grows_while_the_process_lives_parks_nothing() -> None:
     bench.pauses.end()
     await settle()
     assert (set(steps.running), again.parked) == ({IDS[0]}, [])
+    await steps.fail(IDS[0])
+    again.alive = False
+    bench.pauses.end()  # no copy of it is held any more
+    await settle()
+    await bench.accept(last := delivery(EVENTS[0], 99))
+    assert (set(steps.running), last.parked) == ({IDS[0]}, [])
+
+
+@pytest.mark.parametrize(
+    ("parked_at", "seconds"),
+    [
+        ("2026-04-09T12:00:00Z", 50.0),
+        ("2026-04-09T11:00:00Z", 0.0),
+        ("2026-04-09T13:00:00Z", 60.0),  # another clock
+        ("yesterday", 0.0),
+        (None, 0.0),
+        (5, 0.0),
+    ],
+)
+def test_pause_after_parking_counts_from_the_header(parked_at: object, seconds: float) -> None:
+    assert remaining_pause(parked_at, 60.0, 1_775_736_010.0) == seconds

@@ -80,6 +80,28 @@ async def test_message_that_is_no_event_is_parked_without_a_call_of_the_handler(
     assert (handler.seen, held.acks, len(held.parked)) == ([], 1, 1)
 
 
+async def test_copy_that_is_parked_in_the_consumed_queue_itself_is_not_acknowledged_with_the_original() -> None:
+    """A consumer of a parking queue may get what it parks before it has acknowledged what it parked."""
+    bench = Bench(handler := Recording(failures=1, error=Park("odd")), queue="consensus.tasks.parked")
+    again = delivery(EVENTS[0], wait=60.0)
+    held = delivery(EVENTS[0], at_parking=lambda: bench.processor.accept(again))
+    await bench.accept(held)
+    assert (held.acks, again.acks, handler.seen) == (1, 0, IDS[:1])
+    assert bench.pauses.seconds == [60.0]
+    bench.pauses.end()
+    await settle()
+    assert (held.acks, again.acks, handler.seen) == (1, 1, [IDS[0]] * 2)
+
+
+async def test_copies_that_arrive_while_parking_fails_are_kept_with_the_others() -> None:
+    bench = Bench(Recording(failures=1, error=Park("odd")))
+    copies = [delivery(EVENTS[0], failures=1), delivery(EVENTS[0])]
+    await bench.accept(*copies)
+    bench.pauses.end()
+    await settle()
+    assert ([copy.acks for copy in copies], len(copies[0].parked)) == ([1, 1], 1)
+
+
 async def test_copies_wait_for_the_running_attempt_and_are_acknowledged_with_it() -> None:
     """The second attempt handles the event, if the first fails."""
     handler = Recording(failures=1)

@@ -7,7 +7,8 @@ from typing import Any
 from asg_gateway.amqp._connection import Backoff
 from asg_gateway.amqp._dedupe import Dedupe, Handler, NoDedupe
 from asg_gateway.amqp._events import Event
-from asg_gateway.amqp._processing import ConsumerStats, Processor, Rules
+from asg_gateway.amqp._processing import Processor
+from asg_gateway.amqp._rules import ConsumerStats, Rules
 from asg_gateway.amqp._threads import Threads
 from asg_gateway.amqp.testing._samples import encode
 
@@ -100,6 +101,7 @@ def deliver(handler: Handler, *events: Event | bytes, dedupe: Dedupe | None, **o
 
 class _FakeDelivery:
     earlier_deliveries = 0
+    wait = 0.0
 
     def __init__(self, body: bytes, parked: list[ParkedEvent]) -> None:
         self.body = body
@@ -115,4 +117,4 @@ class _FakeDelivery:
 
 
 async def _no_pause(seconds: float) -> None:
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.001)
