@@ -64,9 +64,7 @@ class Processor:
         self._idle.set()
 
     async def accept(self, delivery: Delivery) -> None:
-        """Take a delivery. While the processor stops, it is left to the broker, which delivers it again."""
-        if self._stopping:
-            return
+        """Take a delivery. While the processor stops, nothing begins, and the broker delivers it again."""
         event, problem = None, None
         try:
             event = decode(delivery.body)
@@ -98,8 +96,6 @@ class Processor:
     async def drain(self, seconds: float) -> int:
         """Begin nothing more, wait until what runs has ended or the time is up; return how many attempts were cut."""
         self._stopping = True
-        for task in self._pausing:
-            task.cancel()
         if self._running:
             await asyncio.wait(self._running, timeout=seconds)
         cut = self.abort()
