@@ -1,7 +1,6 @@
 """The publisher of events that could not be handled, to `asg.parked`."""
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -13,6 +12,8 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from pamqp.commands import Basic
 
 from asg_gateway._errors import BrokerRefusedError, BrokerUnavailableError
+from asg_gateway.amqp._cancellation import is_cancelled
+from asg_gateway.amqp._closing import closed
 from asg_gateway.amqp._connection import Address, broker_errors
 
 EXCHANGE: Final = "asg.parked"
@@ -52,17 +53,17 @@ class ParkingPublisher:
                 with broker_errors(str(self._address)):
                     async with asyncio.timeout(_TIMEOUT):
                         await self._publish(parked_copy(message, error, attempts))
-            except BaseException:
+            except BaseException as error:
                 await self.close()
+                if isinstance(error, RuntimeError | asyncio.CancelledError) and not is_cancelled():
+                    raise BrokerUnavailableError(f"RabbitMQ at {self._address}: the connection was lost") from error
                 raise
 
     async def close(self) -> None:
         """Close the connection. The next publish opens another one."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
-            with contextlib.suppress(Exception):
-                async with asyncio.timeout(5):
-                    await connection.close()
+            await closed(connection)
 
     async def _publish(self, message: aio_pika.Message) -> None:
         if self._channel is None or self._channel.is_closed:

@@ -11,6 +11,7 @@ from itertools import count
 from typing import Final
 
 from asg_gateway._errors import ASGGatewayError, InvalidEventError
+from asg_gateway.amqp._cancellation import is_cancelled
 from asg_gateway.amqp._decoding import decode
 from asg_gateway.amqp._dedupe import DedupeUnavailableError, RunInThread
 from asg_gateway.amqp._deliveries import SUSPECT, Delivery, Job, Turns
@@ -125,6 +126,10 @@ class Processor:
             if finished is not None:
                 self._on_ended(finished, suspect)
         finally:
+            if self._jobs.get(job.key) is job and not job.waits and not self._stopping:
+                # A defect. Without the job, a copy that the broker delivers later is handled.
+                log.error("attempt_lost queue=%s event=%s", self._rules.queue, job.key)
+                self._forget(job)
             self._turns.end(job)
             self._begin_next()
 
@@ -160,7 +165,7 @@ class Processor:
             job.problem = error
             return False
         except (Exception, asyncio.CancelledError) as error:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             self._note_failure(job, error)
             return False
@@ -246,9 +251,3 @@ class _Memory:
 
     def __contains__(self, key: str) -> bool:
         return key in self._keys
-
-
-def _is_cancelled() -> bool:
-    """Return whether the current task was cancelled, and not only something in its handler."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

@@ -1,7 +1,6 @@
 """One connection with one channel that consumes a queue, and the messages that it holds."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -11,6 +10,7 @@ import aiormq.exceptions
 from aio_pika.abc import AbstractConnection
 
 from asg_gateway._errors import BrokerRefusedError
+from asg_gateway.amqp._closing import closed
 from asg_gateway.amqp._deliveries import earlier_deliveries, remaining_pause
 from asg_gateway.amqp._parking import ParkingPublisher
 
@@ -132,7 +132,7 @@ class Session:
     async def _raise_prefetch(self, more: int) -> None:
         try:
             await self.consume(more)
-        except (aiormq.exceptions.AMQPError, OSError, TimeoutError) as error:
+        except (aiormq.exceptions.AMQPError, OSError, TimeoutError, RuntimeError) as error:
             self._lose(error)
 
     async def _on_message(self, message: aiormq.abc.DeliveredMessage) -> None:
@@ -149,10 +149,3 @@ class Session:
         if not self.lost.is_set():
             self.reason = "closed" if error is None else str(error) or type(error).__name__
             self.lost.set()
-
-
-async def closed(connection: AbstractConnection) -> None:
-    """Close a connection, whatever its state is."""
-    with contextlib.suppress(Exception):
-        async with asyncio.timeout(TIMEOUT):
-            await connection.close()

@@ -127,15 +127,19 @@ class SqlDedupe(Dedupe):
             try:
                 driver.execute(connection, statement, queue=queue, event_id=event_id, processed_at=int(time.time()))
             except Exception as error:
-                if not is_kind(error, "IntegrityError"):
-                    raise
-                driver.rollback(connection)
-                where = "WHERE queue = :queue AND event_id = :event_id"
-                query = f"SELECT 1 FROM {self._table} {where}"  # noqa: S608 - the name is checked
-                if driver.execute(connection, query, queue=queue, event_id=event_id).fetchone() is None:
+                # Not every driver raises IntegrityError for an id that is there already (pg8000 does not).
+                if self._is_committed(connection, driver, event_id, queue):
+                    return False
+                if is_kind(error, "IntegrityError"):
                     raise DedupeUnavailableError("the event's id was inserted and removed again meanwhile") from error
-                return False
+                raise
             return True
+
+    def _is_committed(self, connection: Connection, driver: Driver, event_id: str, queue: str) -> bool:
+        driver.rollback(connection)
+        where = "WHERE queue = :queue AND event_id = :event_id"
+        query = f"SELECT 1 FROM {self._table} {where}"  # noqa: S608 - the name is checked
+        return driver.execute(connection, query, queue=queue, event_id=event_id).fetchone() is not None
 
     def _exists(self, connection: Connection, driver: Driver) -> bool:
         query = f"SELECT queue, event_id, processed_at FROM {self._table} WHERE 1 = 0"  # noqa: S608

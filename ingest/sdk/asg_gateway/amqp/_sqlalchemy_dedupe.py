@@ -129,19 +129,22 @@ class SqlAlchemyDedupe(Dedupe):
 
     def _insert(self, connection: "Connection", event_id: str, queue: str) -> "Transaction | None":
         """Insert the id; return the transaction, or None if another one has committed the id."""
+        import sqlalchemy
+
         transaction = connection.begin()
         row = {"queue": queue, "event_id": event_id, "processed_at": int(time.time())}
         try:
             connection.execute(self._table.insert(), row)
-        except Exception as error:
-            if not is_kind(error, "IntegrityError"):
-                raise
+        except sqlalchemy.exc.DBAPIError as error:
+            # Not every driver has IntegrityError for an id that is there already.
             transaction.rollback()
             columns = self._table.c
             query = self._table.select().where(columns.queue == queue, columns.event_id == event_id)
-            if connection.execute(query).first() is None:
+            if connection.execute(query).first() is not None:
+                return None
+            if is_kind(error, "IntegrityError"):
                 raise DedupeUnavailableError("the event's id was inserted and removed again meanwhile") from error
-            return None
+            raise
         return transaction
 
     def _create(self, connection: "Connection") -> None:

@@ -9,9 +9,11 @@ import aiormq.exceptions
 from aio_pika.abc import AbstractConnection
 
 from asg_gateway._errors import ASGGatewayError, BrokerRefusedError
+from asg_gateway.amqp._cancellation import is_cancelled
+from asg_gateway.amqp._closing import closed
 from asg_gateway.amqp._connection import Address, Backoff, broker_errors
 from asg_gateway.amqp._parking import ParkingPublisher
-from asg_gateway.amqp._session import TIMEOUT, RabbitDelivery, Session, closed
+from asg_gateway.amqp._session import TIMEOUT, RabbitDelivery, Session
 
 log = logging.getLogger("asg_gateway.amqp")
 
@@ -73,12 +75,13 @@ class Subscription:
         while True:
             try:
                 session = await self._open()
-            except ASGGatewayError as error:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise asyncio.CancelledError from None  # aiormq raises its own error if both happen at once
+            except (ASGGatewayError, RuntimeError, ValueError, asyncio.CancelledError) as error:
+                # aiormq raises the last three, too, if the connection breaks at the same moment.
+                if is_cancelled():
+                    raise asyncio.CancelledError from None
                 if isinstance(error, BrokerRefusedError) and not self.connected.is_set():
                     raise
-                log.warning("broker_unavailable queue=%s error=%s", self._queue, error)
+                log.warning("broker_unavailable queue=%s error=%s", self._queue, str(error) or type(error).__name__)
             else:
                 log.info("subscribed queue=%s address=%s", self._queue, self._address)
                 self._backoff.reset()

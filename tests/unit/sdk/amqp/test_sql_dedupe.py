@@ -174,6 +174,27 @@ def test_commit_that_succeeded_although_it_raised_is_found_out(path: Path) -> No
     assert (calls, outcome.handled, outcome.duplicates) == ([EVENT.id, "lost"], 0, 1)
 
 
+def test_driver_with_another_error_for_a_duplicate_is_understood(path: Path) -> None:
+    """pg8000 raises ProgrammingError."""
+
+    class Cursor(DriverCursor):
+        def execute(self, statement: str, values: Any = ()) -> None:
+            try:
+                super().execute(statement, values)
+            except sqlite3.IntegrityError as error:
+                raise sqlite3.ProgrammingError(str(error)) from None
+
+    class Connection(DriverConnection):
+        def cursor(self) -> DriverCursor:
+            return Cursor(self, self._inner.cursor(), "qmark")
+
+    driver = Driver(path, "qmark")
+    dedupe = SqlDedupe(lambda: Connection(driver), paramstyle="qmark")
+    assert deliver(ignore, EVENT, dedupe=dedupe).handled == 1
+    outcome = deliver(ignore, EVENT, dedupe=dedupe, max_attempts=1)
+    assert (outcome.duplicates, outcome.parked) == (1, [])
+
+
 def test_integrity_error_of_the_handler_is_not_taken_for_a_duplicate(path: Path) -> None:
     def handle(event: Event, connection: sqlite3.Connection) -> None:
         raise sqlite3.IntegrityError("UNIQUE constraint failed: orders.id")
