@@ -7,6 +7,7 @@
     |   |-- TimedOutError         no answer in time
     |   `-- BrokerUnavailableError  RabbitMQ did not answer, or did not confirm
     |-- BrokerRefusedError      RabbitMQ refuses the login, or a permission, or something does not exist
+    |-- InvalidEventError       a message is not an event of the gateway (AMQP only)
     |-- InvalidTaskError        the SDK has found errors in a task that would certainly be rejected (AMQP only)
     |-- APIError                an answer that is not 2xx, or not from the gateway
     |   |-- InvalidRequestError   400, 405, 413, 415, 422: change the request
@@ -63,6 +64,10 @@ class BrokerRefusedError(ASGGatewayError):
 
     A retry does not help before the configuration is corrected. `__cause__` is the error of aio-pika.
     """
+
+
+class InvalidEventError(ASGGatewayError):
+    """A message is not an event of the gateway: not CloudEvents 1.0 in JSON, or a field is missing or wrong."""
 
 
 class InvalidTaskError(ASGGatewayError):
