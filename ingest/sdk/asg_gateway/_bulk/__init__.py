@@ -6,7 +6,6 @@
 - ``sources``   reads rows from JSONL.
 - ``csv_source``  reads rows from CSV.
 - ``table``     makes a task of a CSV row.
-- ``checks``    finds errors in a task without the gateway.
 - ``items``     gives tasks keys that are the same in every run, and forms chunks.
 - ``engine``    sends chunks to the gateway; a refused task does not affect its neighbours.
 - ``many``      `submit_many`: bulk submission from Python code.

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asg_gateway._async_client import AsyncASGGatewayClient
-from asg_gateway._bulk.checks import Fault
 from asg_gateway._bulk.items import Chunk, Item, digest_of
+from asg_gateway._checks import Fault
 from asg_gateway._errors import ASGGatewayError, InvalidRequestError
 from asg_gateway._results import BatchResult
 
