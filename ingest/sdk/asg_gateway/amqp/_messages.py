@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiormq import spec
 
@@ -59,8 +59,7 @@ class SubmittedBatch:
         return ",".join(self.batch_ids)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A message to publish. Every attempt publishes the same one."""
 
     routing_key: str
@@ -143,7 +142,7 @@ class Composer:
         errors = faults(task, "the task")
         if not errors and task.get("idempotency_key", key) != key:
             raise ValueError("the task has another idempotency_key than the argument `key`: they must be equal")
-        body = b"" if errors else encode(task)
+        body = b"" if errors else _encoded(task)
         if not errors and (fault := size_fault(task, body, "the task")):
             errors = [fault]
         _raise_if(errors, key)
@@ -184,9 +183,16 @@ class Composer:
             message_id=key,
             timestamp=origin.time(self._now()),
             user_id=self._user_id,
-            headers=dict[str, Any](origin.trace()) or None,
+            headers=None if origin is NOW else dict[str, Any](origin.trace()) or None,
         )
         return Message(f"{kind}.submitted.{self.cust_id}", body, properties, key)
+
+
+def _encoded(task: Mapping[str, Any]) -> bytes:
+    try:
+        return encode(task)
+    except RecursionError:
+        raise ValueError("the task is nested too deeply, or contains itself") from None
 
 
 def _encoded_items(items: Sequence[Mapping[str, Any]], added: int, key: str) -> list[bytes]:
