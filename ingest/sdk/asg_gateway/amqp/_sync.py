@@ -107,10 +107,12 @@ class SyncProducer:
         try:
             for group in _grouped(tasks):
                 if len(in_flight) >= self._groups:
-                    yield from _results(in_flight.popleft())
+                    yield from _results(in_flight[0])
+                    in_flight.popleft()
                 in_flight.append(self._start(self._submit_group(group, created_at)))
             while in_flight:
-                yield from _results(in_flight.popleft())
+                yield from _results(in_flight[0])
+                in_flight.popleft()
         finally:
             for future in in_flight:
                 future.cancel()
