@@ -145,6 +145,7 @@ class Link:
     async def close(self) -> None:
         """Close the connection. Takes at most a few seconds, even if RabbitMQ does not answer."""
         self.closed = True
+        self.current = None
         if self._opening is not None:
             self._opening.cancel()
         if (connection := self._connection) is not None:

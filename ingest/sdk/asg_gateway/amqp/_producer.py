@@ -184,17 +184,21 @@ class Producer:
         self._check_usable()
         await self._link.shared()
 
-    async def close(self) -> None:
-        """Wait for the calls in progress, up to the deadline, and close the connection.
+    async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - calls in progress need the time
+        """Wait for the calls in progress, and close the connection.
 
-        Calls that are still in progress then raise BrokerUnavailableError.
+        Leaving `async with` calls it. If that is because of Ctrl-C or a cancellation, it does not wait.
+
+        Args:
+            timeout: for how many seconds to wait; None for the deadline. Calls that are still in progress then raise
+                BrokerUnavailableError.
         """
         if self._closed:
             return
         self._check_usable()
         self._closed = True
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(self._deadline if timeout is None else timeout):
                 await self._idle.wait()
         except TimeoutError:
             pass  # the calls in progress fail when the link closes
@@ -207,7 +211,7 @@ class Producer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.close()
+        await self.close(time_to_close(error))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self._link)!r}, cust_id={self.cust_id!r})"
@@ -234,6 +238,11 @@ class Producer:
             raise RuntimeError("this producer belongs to another event loop: create a producer in each event loop")
         if self._closed:
             raise RuntimeError("this producer is closed: create another one")
+
+
+def time_to_close(error: BaseException | None) -> float | None:
+    """Return the `timeout` of `close` when the producer's block ends with this error."""
+    return None if error is None or isinstance(error, Exception) else 0.0
 
 
 def _origin(created_at: datetime | int | None, traceparent: str | None, tracestate: str | None) -> Origin:

@@ -13,7 +13,7 @@ from typing import Any, Final, Self, TypeVar
 
 from asg_gateway.amqp._many import Pair
 from asg_gateway.amqp._messages import SubmittedBatch, SubmittedTask
-from asg_gateway.amqp._producer import CONFIRM_TIMEOUT, DEADLINE, MAX_IN_FLIGHT, Producer
+from asg_gateway.amqp._producer import CONFIRM_TIMEOUT, DEADLINE, MAX_IN_FLIGHT, Producer, time_to_close
 
 T = TypeVar("T")
 _GROUP: Final = 500
@@ -121,14 +121,14 @@ class SyncProducer:
         """Connect now, as `Producer.connect`."""
         self._wait(self._producer.connect())
 
-    def close(self) -> None:
-        """Wait for the calls in progress, up to the deadline, and close the connection."""
+    def close(self, timeout: float | None = None) -> None:
+        """Wait for the calls in progress, and close the connection. As `Producer.close`."""
         with self._closing:
             if self._loop is None:
                 return
             loop = self._loop
             try:
-                self._wait(self._producer.close())
+                self._wait(self._producer.close(timeout))
             finally:
                 self._loop = None
                 loop.call_soon_threadsafe(loop.stop)
@@ -140,7 +140,7 @@ class SyncProducer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.close()
+        self.close(time_to_close(error))
 
     def __repr__(self) -> str:
         return f"Sync{self._producer!r}"

@@ -104,7 +104,7 @@ class FakeProducer:
         """Do nothing."""
         self._check_usable()
 
-    async def close(self) -> None:
+    async def close(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as `Producer`
         """Refuse further submissions, as `Producer` does."""
         self._closed = True
 
