@@ -70,7 +70,8 @@ def _faults_by_index(faults: Sequence[Fault], count: int) -> dict[int, list[Faul
     for path, sentence in faults:
         prefix = _ITEM_PREFIX.match(path)
         if prefix and int(prefix[1]) < count:
-            fault = (path[prefix.end() :], sentence.replace(prefix[0], "", 1))
+            subject = "" if prefix[0].endswith(".") else "the task"
+            fault = (path[prefix.end() :], sentence.replace(prefix[0], subject, 1))
             by_index.setdefault(int(prefix[1]), []).append(fault)
     return by_index
 
