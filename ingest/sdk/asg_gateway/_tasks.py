@@ -66,15 +66,19 @@ def part_key(key: str, index: int) -> str:
     return derived if len(derived) <= _MAX_KEY else hashlib.sha256(derived.encode()).hexdigest()
 
 
-def split(tasks: Iterable[bytes]) -> list[list[bytes]]:
+def split(tasks: Iterable[bytes], added: int = 0) -> list[list[bytes]]:
     """Cut encoded tasks into parts of at most 1,000 and 8 MiB, in order.
 
     No tasks make one empty part, for the gateway to refuse. Raises ValueError for a task that no part can hold.
+
+    Args:
+        tasks: the encoded tasks.
+        added: bytes to count for each task in addition to its own.
     """
     parts: list[list[bytes]] = [[]]
     size = 0
     for index, task in enumerate(tasks):
-        length = len(task) + 1
+        length = len(task) + 1 + added
         if len(task) > MAX_TASK_BYTES:
             raise ValueError(
                 f"tasks[{index}] is too large: {len(task):,} bytes; at most {MAX_TASK_BYTES:,} are allowed"

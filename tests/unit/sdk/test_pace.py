@@ -11,6 +11,7 @@ import httpx
 import pytest
 from asg_gateway import AsyncASGGatewayClient
 from asg_gateway._bulk.engine import run
+from asg_gateway._bulk.http import HttpSender
 from asg_gateway._bulk.items import Chunk, chunks
 from asg_gateway._bulk.sources import Row
 from asg_gateway._pace import Pace
@@ -207,6 +208,6 @@ async def test_bulk_submission_keeps_to_30_chunks_a_minute() -> None:
             yield chunk
 
     async with gateway.client() as client:
-        outcomes = [outcome async for _, outcome in run(client, source(), callback_url=None, concurrency=16) if outcome]
+        outcomes = [outcome async for _, outcome in run(HttpSender(client, None), source(), concurrency=16) if outcome]
     assert sum(len(items) for outcome in outcomes for _, items in outcome.accepted) == 1000
     assert gateway.refused <= 16

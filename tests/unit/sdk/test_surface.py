@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType, ModuleType
 
 import asg_gateway
+import asg_gateway.amqp.testing
 import httpx
 import pytest
 from asg_gateway import ASGGatewayClient, AsyncASGGatewayClient
@@ -20,9 +21,10 @@ ERRORS = [
 ]
 
 
-def test_all_lists_every_public_name() -> None:
-    public = [name for name in asg_gateway.__all__ if name != "__version__"]
-    names = {name for name, value in vars(asg_gateway).items() if not isinstance(value, ModuleType)}
+@pytest.mark.parametrize("package", [asg_gateway, asg_gateway.amqp, asg_gateway.amqp.testing])
+def test_all_lists_every_public_name(package: ModuleType) -> None:
+    public = [name for name in package.__all__ if name != "__version__"]
+    names = {name for name, value in vars(package).items() if not isinstance(value, ModuleType)}
     assert set(public) == {name for name in names if not name.startswith("_")}
 
 

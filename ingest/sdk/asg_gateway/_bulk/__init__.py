@@ -6,9 +6,11 @@
 - ``sources``   reads rows from JSONL.
 - ``csv_source``  reads rows from CSV.
 - ``table``     makes a task of a CSV row.
-- ``checks``    finds errors in a task without the gateway.
 - ``items``     gives tasks keys that are the same in every run, and forms chunks.
-- ``engine``    sends chunks to the gateway; a refused task does not affect its neighbours.
+- ``engine``    sends chunks to the service; a refused task does not affect its neighbours.
+- ``transport``  the port between the engine and ``http`` and ``broker``.
+- ``http``      sends chunks over HTTP.
+- ``broker``    publishes chunks to RabbitMQ.
 - ``many``      `submit_many`: bulk submission from Python code.
 - ``journal``   records finished chunks beside the file.
 - ``report``    writes refused lines, and the ids of accepted tasks.

@@ -1,7 +1,6 @@
 """The command `asg-submit`."""
 
 import asyncio
-import hashlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,9 @@ from functools import partial
 from io import BufferedReader
 
 from asg_gateway._bulk import items, sources
+from asg_gateway._bulk.broker import BrokerTransport
 from asg_gateway._bulk.csv_source import csv_rows
+from asg_gateway._bulk.http import HttpTransport
 from asg_gateway._bulk.items import digest_of
 from asg_gateway._bulk.journal import Journal
 from asg_gateway._bulk.options import Options, UsageError, parse
@@ -20,6 +21,7 @@ from asg_gateway._bulk.report import Report
 from asg_gateway._bulk.runner import Run
 from asg_gateway._bulk.stops import INTERRUPTED, stop_of
 from asg_gateway._bulk.streams import flush, is_full, open_closed_streams, say
+from asg_gateway._bulk.transport import Transport
 
 _now = partial(datetime.now, UTC)
 
@@ -60,9 +62,9 @@ def _run(options: Options) -> int:
         with _wrong_paths():
             file = _opened(options, stack)
             total = os.fstat(file.fileno()).st_size if options.file else None
-            journal = stack.enter_context(
-                closing(Journal(None if options.dry_run else options.journal, _destination(options)))
-            )
+            transport = None if options.dry_run else _transport(options)
+            path, identity = (options.journal, transport.identity) if transport else (None, [])
+            journal = stack.enter_context(closing(Journal(path, digest_of(identity))))
             report = stack.enter_context(closing(Report(options.errors, options.ids)))
         display = stack.enter_context(closing(progress(total, quiet=options.quiet)))
         if options.format == "csv":
@@ -75,7 +77,7 @@ def _run(options: Options) -> int:
             display.show(counts, file.tell() if total else 0)
 
         run = Run(options, journal, report, show, _now)
-        return run.check(chunks) if options.dry_run else asyncio.run(run.submit(chunks))
+        return asyncio.run(run.submit(chunks, transport)) if transport else run.check(chunks)
 
 
 def _opened(options: Options, stack: ExitStack) -> BufferedReader:
@@ -98,7 +100,10 @@ def _wrong_paths() -> Iterator[None]:
         raise UsageError(f"{error.filename}: {error.strerror or error}") from error
 
 
-def _destination(options: Options) -> str:
-    """Identifies the gateway and the customer, without revealing the API key."""
-    key = hashlib.sha256(options.api_key.encode()).hexdigest()
-    return digest_of([options.base_url, key, options.callback_url or ""])
+def _transport(options: Options) -> Transport:
+    """Choose between HTTP and RabbitMQ. Raises UsageError."""
+    if options.amqp_url is None:
+        return HttpTransport(options)
+    return BrokerTransport(
+        options.amqp_url, options.customer, options.callback_url, options.patience, options.concurrency
+    )

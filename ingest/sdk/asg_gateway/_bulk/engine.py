@@ -1,4 +1,4 @@
-"""Sends chunks to the gateway, several at a time. A refused task does not affect its neighbours."""
+"""Sends chunks to the service, several at a time. A refused task does not affect its neighbours."""
 
 import asyncio
 import contextlib
@@ -8,25 +8,24 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, S
 from dataclasses import dataclass, field
 from typing import Any
 
-from asg_gateway._async_client import AsyncASGGatewayClient
-from asg_gateway._bulk.checks import Fault
 from asg_gateway._bulk.items import Chunk, Item, digest_of
-from asg_gateway._errors import ASGGatewayError, InvalidRequestError
-from asg_gateway._results import BatchResult
+from asg_gateway._bulk.transport import Accepted, Sender
+from asg_gateway._checks import Fault
+from asg_gateway._errors import ASGGatewayError, InvalidRequestError, InvalidTaskError
 
 _ITEM_PREFIX = re.compile(r"tasks\[([0-9]+)\]\.?")
 
 
 @dataclass
 class Outcome:
-    """The outcome of a chunk: results with their items, and the items that the gateway refused."""
+    """The outcome of a chunk: results with their items, and the items that were refused."""
 
-    accepted: list[tuple[BatchResult, Sequence[Item]]] = field(default_factory=list)
+    accepted: list[Accepted] = field(default_factory=list)
     refused: list[tuple[Item, list[Fault]]] = field(default_factory=list)
 
 
-async def submit_chunk(client: AsyncASGGatewayClient, items: Sequence[Item], callback_url: str | None) -> Outcome:
-    """Submit the items in as few requests as possible, without those that the gateway refuses.
+async def submit_chunk(sender: Sender, items: Sequence[Item]) -> Outcome:
+    """Submit the items in as few batches as possible, without those that are refused.
 
     Raises:
         ASGGatewayError: a problem that is not one of single tasks. Submitting the same items again resumes.
@@ -35,23 +34,22 @@ async def submit_chunk(client: AsyncASGGatewayClient, items: Sequence[Item], cal
     waiting = [items] if items else []
     while waiting:
         part = waiting.pop()
-        key = digest_of(item.identity for item in part)
         try:
-            result = await client.submit_batch(
-                [item.task for item in part], callback_url=callback_url, idempotency_key=key
-            )
-        except InvalidRequestError as error:
+            outcome.accepted += await sender.send(part, digest_of(item.identity for item in part))
+        except (InvalidRequestError, InvalidTaskError) as error:
             waiting += _without_refused(part, error, outcome)
-        else:
-            outcome.accepted.append((result, part))
     outcome.refused.sort(key=lambda refusal: refusal[0].number)
     return outcome
 
 
-def _without_refused(part: Sequence[Item], error: InvalidRequestError, outcome: Outcome) -> list[Sequence[Item]]:
+def _without_refused(
+    part: Sequence[Item], error: InvalidRequestError | InvalidTaskError, outcome: Outcome
+) -> list[Sequence[Item]]:
     """Return the items that still have to be sent. Raises the error if it is not about single tasks."""
-    faults = error.errors or ((error.message.split(" ")[0], error.message),)
-    if error.status not in (400, 413) or any(field == "callback_url" for field, _ in faults):
+    message = str(error) if isinstance(error, InvalidTaskError) else error.message
+    faults = error.errors or ((message.split(" ")[0], message),)
+    is_other = isinstance(error, InvalidRequestError) and error.status not in (400, 413)
+    if is_other or any(field == "callback_url" for field, _ in faults):
         raise error
     by_index = _faults_by_index(faults, len(part))
     if by_index:
@@ -59,7 +57,7 @@ def _without_refused(part: Sequence[Item], error: InvalidRequestError, outcome: 
         remaining = [item for index, item in enumerate(part) if index not in by_index]
         return [remaining] if remaining else []
     if len(part) == 1:
-        outcome.refused.append((part[0], [("", error.message)]))
+        outcome.refused.append((part[0], [("", message)]))
         return []
     # The gateway does not say which item: it has too many errors to list, or a proxy refuses the size.
     middle = len(part) // 2
@@ -72,16 +70,16 @@ def _faults_by_index(faults: Sequence[Fault], count: int) -> dict[int, list[Faul
     for path, sentence in faults:
         prefix = _ITEM_PREFIX.match(path)
         if prefix and int(prefix[1]) < count:
-            fault = (path[prefix.end() :], sentence.replace(prefix[0], "", 1))
+            subject = "" if prefix[0].endswith(".") else "the task"
+            fault = (path[prefix.end() :], sentence.replace(prefix[0], subject, 1))
             by_index.setdefault(int(prefix[1]), []).append(fault)
     return by_index
 
 
 async def run(
-    client: AsyncASGGatewayClient,
+    sender: Sender,
     chunks: Iterator[Chunk] | AsyncIterator[Chunk],
     *,
-    callback_url: str | None,
     concurrency: int,
     done: Callable[[Chunk], bool] = lambda _: False,
     stop: asyncio.Event | None = None,
@@ -93,7 +91,7 @@ async def run(
     stop = stop or asyncio.Event()
     stopping = asyncio.create_task(stop.wait())
     reader = _Reader(chunks)
-    in_flight = _InFlight(client, callback_url)
+    in_flight = _InFlight(sender)
     try:
         while True:
             may_start = not (reader.ended or in_flight.failure or stop.is_set())
@@ -121,14 +119,13 @@ async def run(
 class _InFlight:
     """The chunks in flight, by task; `failure` is the first error that was not about single tasks."""
 
-    def __init__(self, client: AsyncASGGatewayClient, callback_url: str | None) -> None:
+    def __init__(self, sender: Sender) -> None:
         self.chunks: dict[asyncio.Future[Any], Chunk] = {}
         self.failure: ASGGatewayError | None = None
-        self._client = client
-        self._callback_url = callback_url
+        self._sender = sender
 
     def start(self, chunk: Chunk) -> None:
-        task = asyncio.create_task(submit_chunk(self._client, chunk.items, self._callback_url))
+        task = asyncio.create_task(submit_chunk(self._sender, chunk.items))
         self.chunks[task] = chunk
 
     def take_finished(self) -> Iterator[tuple[Chunk, Outcome]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from asg_gateway._async_client import AsyncASGGatewayClient
 from asg_gateway._bulk.engine import run
+from asg_gateway._bulk.http import HttpSender
 from asg_gateway._bulk.items import Chunk, Item
 from asg_gateway._results import BatchResult, Result
 from asg_gateway._tasks import ENVELOPE, MAX_BYTES, MAX_TASK_BYTES, MAX_TASKS, encode_item
@@ -60,7 +61,7 @@ async def submit_many(
         raise ValueError("idempotency_key must be 1 to 255 characters, or None for a new one")
     chunker = _Chunker(idempotency_key or str(uuid.uuid4()))
     chunks = _async_chunks(tasks, chunker) if isinstance(tasks, AsyncIterable) else _chunks(tasks, chunker)
-    async for _, outcome in run(client, chunks, callback_url=callback_url, concurrency=concurrency):
+    async for _, outcome in run(HttpSender(client, callback_url), chunks, concurrency=concurrency):
         if outcome is not None:
             yield Submitted(
                 {

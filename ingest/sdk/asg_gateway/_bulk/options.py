@@ -15,7 +15,13 @@ _ABOUT = """Submit labelling tasks from a file. JSONL: one task per line, as for
 type, data_url, question, options (separated by |, or a JSON array), and optionally consensus_threshold,
 callback_url, idempotency_key, label_spec.NAME. Its cells are separated by commas, semicolons or tabs."""
 _EPILOG = f"""
-The API key is read from ASG_API_KEY or API_KEY, or from --api-key-file; the gateway's address from ASG_BASE_URL.
+Over HTTP, the API key is read from ASG_API_KEY or API_KEY, or from --api-key-file; the gateway's address from
+ASG_BASE_URL.
+
+Over RabbitMQ (--amqp-url, or ASG_AMQP_URL without --base-url and --api-key-file), each chunk is published as one batch.
+Other users of the machine can see a command line, so put a URL with a password into ASG_AMQP_URL. `published` lines are
+in RabbitMQ. The service checks them later, and reports what it rejects in the queue feedback.CUST: a chunk with one
+invalid line as a whole. Correct that line and run the command again. --ids has the ids that the service will use.
 
 After an interruption, a lost connection or an exhausted quota, run the same command again: nothing is submitted twice.
 A task without an idempotency_key gets one that is computed from its content and from the number of equal tasks before
@@ -28,10 +34,11 @@ If the gateway limits the rate of submissions, all chunks in flight wait togethe
 Refused lines are written to FILE.errors.jsonl with the reasons. Correct them in the file, or submit them from another.
 
 exit codes:
-  0    every line was accepted, now or before
-  1    some lines were refused, all other lines were accepted
-  2    wrong usage: an argument, the file, the API key, --callback-url or a proxy variable
-  3    the gateway is unavailable or asks to wait for too long: run it again
+  0    every line was accepted (over RabbitMQ: published), now or before
+  1    some lines were refused, all other lines were accepted (or published)
+  2    wrong usage: an argument, the file, the API key, --callback-url, a proxy variable, or a login or permission of
+       RabbitMQ
+  3    the gateway or RabbitMQ is unavailable or asks to wait for too long: run it again
   4    the quota is exhausted: run it again when there is more (chunks are all or nothing: --chunk makes them smaller)
   5    any other failure, such as a full disk, or a closed standard output: correct it and run it again
   130  interrupted (143: SIGTERM): run it again
@@ -47,6 +54,7 @@ class UsageError(Exception):
 class Options:
     """The options of `asg-submit`. If `file` is None, it reads standard input.
 
+    If `amqp_url` is not None, it publishes to RabbitMQ, and neither `base_url` nor `api_key` is used.
     `encoding` and `delimiter` are None if they are to be detected.
     """
 
@@ -56,6 +64,8 @@ class Options:
     delimiter: str | None
     api_key: str
     base_url: str
+    amqp_url: str | None
+    customer: str | None
     callback_url: str | None
     concurrency: int
     chunk: int
@@ -78,14 +88,17 @@ def parse(arguments: Sequence[str] | None, env: Mapping[str, str] = os.environ) 
     """Parse arguments. Raises UsageError; errors that argparse finds end the process with code 2."""
     parsed = _parser().parse_args(arguments)
     file = None if parsed.file == "-" else Path(parsed.file)
+    amqp_url = _amqp_url(parsed, env)
     name = "asg-submit" if file is None else str(file)
     return Options(
         file=file,
         format=parsed.format or _format_of(parsed.file),
         encoding=parsed.encoding,
         delimiter=parsed.delimiter,
-        api_key="" if parsed.dry_run else _api_key(parsed.api_key_file, env),
+        api_key="" if parsed.dry_run or amqp_url is not None else _api_key(parsed.api_key_file, env),
         base_url=parsed.base_url or env.get("ASG_BASE_URL") or BASE_URL,
+        amqp_url=amqp_url,
+        customer=parsed.customer,
         callback_url=parsed.callback_url,
         concurrency=parsed.concurrency,
         chunk=parsed.chunk,
@@ -113,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--delimiter", metavar="CHAR", type=_delimiter, help="what separates CSV cells: a character, or tab")
     add("--base-url", metavar="URL", help="the URL of the gateway")
     add("--api-key-file", metavar="PATH", help="a file that contains only the API key")
+    add(
+        "--amqp-url",
+        metavar="URL",
+        help="publish to this RabbitMQ: amqps://user:password@host/vhost; better in ASG_AMQP_URL",
+    )
+    add("--customer", metavar="CUST", help="the customer, over RabbitMQ [the user of the URL]")
     add("--callback-url", metavar="URL", help="a registered webhook URL for each task without one")
     add("--concurrency", metavar="N", type=_between(1, 64), default=4, help="chunks in flight [4]")
     add("--chunk", metavar="N", type=_between(1, MAX_TASKS), default=MAX_TASKS, help=f"lines per chunk [{MAX_TASKS}]")
@@ -165,6 +184,19 @@ def _format_of(name: str) -> str:
     if suffix == ".csv":
         return "csv"
     raise UsageError(f"{name}: set --format to jsonl or csv")
+
+
+def _amqp_url(parsed: argparse.Namespace, env: Mapping[str, str]) -> str | None:
+    """Return the URL of RabbitMQ, None for HTTP. Raises UsageError."""
+    over_http = parsed.base_url or parsed.api_key_file
+    if parsed.amqp_url and over_http:
+        raise UsageError("set either --amqp-url, or --base-url and --api-key-file")
+    url: str | None = parsed.amqp_url or (None if over_http else env.get("ASG_AMQP_URL")) or None
+    if parsed.customer is not None and url is None and not parsed.dry_run:
+        raise UsageError(
+            "--customer is for RabbitMQ, so it needs --amqp-url: over HTTP, the API key names the customer"
+        )
+    return url
 
 
 def _api_key(path: str | None, env: Mapping[str, str]) -> str:

@@ -14,20 +14,39 @@ _EVERY = 10.0
 
 @dataclass
 class Counts:
-    """Tasks and lines of a run. `accepted` are new, `replayed` were accepted before, `skipped` are in the journal."""
+    """Tasks and lines of a run.
+
+    `accepted` are new, `replayed` were accepted before, `skipped` are in the journal. Over RabbitMQ, whose confirm says
+    neither, the first two stay 0, and `published` is the number of tasks it has confirmed; over HTTP it is None.
+    """
 
     accepted: int = 0
     replayed: int = 0
     skipped: int = 0
     refused: int = 0
+    published: int | None = None
 
     @property
     def all(self) -> int:
-        return self.accepted + self.replayed + self.skipped + self.refused
+        return self.accepted + self.replayed + self.skipped + self.refused + (self.published or 0)
+
+    def add(self, replayed: int, count: int) -> None:
+        """Count tasks that are with the service now, of which `replayed` were accepted before."""
+        if self.published is not None:
+            self.published += count
+        else:
+            self.replayed += replayed
+            self.accepted += count - replayed
+
+    def named(self) -> dict[str, int]:
+        """Return the counts that the transport knows, by name."""
+        if self.published is None:
+            return {name: value for name, value in vars(self).items() if name != "published"}
+        return {"published": self.published, "skipped": self.skipped, "refused": self.refused}
 
     def sentence(self) -> str:
-        """Return the counts in one line; those that are 0 are left out, except `accepted`."""
-        parts = [f"{self.accepted:,} accepted"]
+        """Return the counts in one line; those that are 0 are left out, except `accepted` or `published`."""
+        parts = [f"{self.accepted:,} accepted" if self.published is None else f"{self.published:,} published"]
         parts += [f"{self.replayed:,} replayed (accepted before)"] if self.replayed else []
         parts += [f"{self.skipped:,} skipped (finished according to the journal)"] if self.skipped else []
         parts += [f"{self.refused:,} refused"] if self.refused else []

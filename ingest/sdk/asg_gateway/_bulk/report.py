@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from asg_gateway._bulk.checks import Fault
 from asg_gateway._bulk.engine import Outcome
 from asg_gateway._bulk.items import Chunk
 from asg_gateway._bulk.streams import writing
+from asg_gateway._checks import Fault
 
 
 class Report:

@@ -6,21 +6,16 @@ import json
 import signal
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import Final
 
-from asg_gateway._async_client import AsyncASGGatewayClient
 from asg_gateway._bulk import engine
 from asg_gateway._bulk.items import Chunk
 from asg_gateway._bulk.journal import Journal
-from asg_gateway._bulk.options import Options, UsageError
+from asg_gateway._bulk.options import Options
 from asg_gateway._bulk.progress import Counts
 from asg_gateway._bulk.report import Report
 from asg_gateway._bulk.stops import FAILED, INTERRUPTED, OK, QUOTA, REFUSED, UNAVAILABLE, Stop, stop_of
 from asg_gateway._bulk.streams import RunError, print_result, say
-
-_TIMEOUT: Final = 60.0
-_RETRIES: Final = 1_000_000
-"""`--patience` ends the retries."""
+from asg_gateway._bulk.transport import Sender, Transport
 
 
 class Run:
@@ -51,7 +46,8 @@ class Run:
         self._stop = asyncio.Event()
         self._signal = 0
         self._unfinished: dict[int, int] = {}
-        self._said_limited = False
+        self._said_notice = False
+        self._conclusion: str | None = None
 
     def check(self, chunks: Iterator[Chunk]) -> int:
         """Check every line without the gateway."""
@@ -64,48 +60,35 @@ class Run:
             stop = self._stop_of(error)
         return self._end(stop)
 
-    async def submit(self, chunks: Iterator[Chunk]) -> int:
+    async def submit(self, chunks: Iterator[Chunk], transport: Transport) -> int:
         """Submit every chunk that is not finished."""
         self._catch_signals()
+        self.counts = transport.counts()
         stop = None
         try:
-            async with self._client() as client:
+            async with transport.connect() as sender:
                 outcomes = engine.run(
-                    client,
+                    sender,
                     self._watched(chunks),
-                    callback_url=self._options.callback_url,
                     concurrency=self._options.concurrency,
                     done=self._journal.is_done,
                     stop=self._stop,
                 )
                 async with contextlib.aclosing(outcomes):
                     async for chunk, outcome in outcomes:
-                        self._say_if_limited(client)
+                        self._say_notice(sender)
                         self._count(chunk, outcome)
                         del self._unfinished[id(chunk)]
         except Exception as error:  # noqa: BLE001 - the counts are still shown
             stop = self._stop_of(error)
+        self._conclusion = transport.conclusion(self.counts)
         return self._end(stop)
 
-    def _client(self) -> AsyncASGGatewayClient:
-        options = self._options
-        try:
-            return AsyncASGGatewayClient(
-                options.api_key,
-                base_url=options.base_url,
-                timeout=_TIMEOUT,
-                max_retries=_RETRIES,
-                deadline=options.patience,
-                max_connections=options.concurrency,
-            )
-        except ValueError as error:  # the API key, the URL or a proxy variable
-            raise UsageError(str(error)) from error
-
-    def _say_if_limited(self, client: AsyncASGGatewayClient) -> None:
+    def _say_notice(self, sender: Sender) -> None:
         """Say once why the run is slow, unless it is quiet."""
-        if client._pace.refusals and not self._said_limited and not self._options.quiet:  # noqa: SLF001 - same package
-            self._said_limited = True
-            say("the gateway limits the rate of submissions: chunks wait for their turn")
+        if not self._said_notice and not self._options.quiet and (notice := sender.notice()):
+            self._said_notice = True
+            say(notice)
 
     def _watched(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         """Note the first line of each chunk until it is finished."""
@@ -122,9 +105,7 @@ class Run:
             self.counts.skipped += len(chunk.items)
         else:
             for result, items in outcome.accepted:
-                replayed = result.replayed or 0
-                self.counts.replayed += replayed
-                self.counts.accepted += len(items) - replayed
+                self.counts.add(result.replayed or 0, len(items))
             self.counts.refused += len(outcome.refused)
         self._record(chunk, outcome)
         if outcome is not None and not outcome.refused:
@@ -145,6 +126,8 @@ class Run:
         counts = self.counts
         checked = f"{counts.accepted:,} valid, {counts.refused:,} invalid; nothing was submitted"
         say(checked if self._options.dry_run else counts.sentence())
+        if self._conclusion:
+            say(self._conclusion)
         if counts.refused:
             say(f"the refused lines are in {self._options.errors}")
         if code in (UNAVAILABLE, QUOTA, FAILED) or code >= INTERRUPTED:
@@ -152,7 +135,7 @@ class Run:
             say(f"run the same command again to continue. {first}; nothing is submitted twice")
         if self._options.json:
             try:
-                print_result(json.dumps({**vars(counts), "exit_code": code}))
+                print_result(json.dumps({**counts.named(), "exit_code": code}))
             except RunError as error:
                 say(str(error))
                 return FAILED if code in (OK, REFUSED) else code

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from asg_gateway._bulk.checks import Fault, faults
 from asg_gateway._bulk.text import decoded, encoding_problem, shown
+from asg_gateway._checks import Fault, faults
 from asg_gateway._tasks import MAX_BYTES
 
 _MAX_DEPTH = 64

@@ -11,6 +11,7 @@ from asg_gateway._bulk.streams import RunError
 from asg_gateway._errors import (
     APIError,
     ASGGatewayError,
+    BrokerRefusedError,
     ConflictError,
     QuotaExhaustedError,
     RateLimitedError,
@@ -51,6 +52,8 @@ def stop_of(error: Exception, source: str, base_url: str, now: Callable[[], date
             return Stop(USAGE, f"{source}: {error}")
         case QuotaExhaustedError():
             return Stop(QUOTA, f"{_answer(error, base_url)}. {_next_quota(now())}")
+        case BrokerRefusedError():
+            return Stop(USAGE, str(error))
         case TransportError():
             return Stop(UNAVAILABLE, str(error))
         case ServerError() | RateLimitedError() | ConflictError():

@@ -1,5 +1,13 @@
 """Producers and consumers on RabbitMQ. Needs `pip install asg-gateway[amqp]`."""
 
+from asg_gateway._errors import (
+    ASGGatewayError,
+    BrokerRefusedError,
+    BrokerUnavailableError,
+    InvalidEventError,
+    InvalidTaskError,
+    TransportError,
+)
 from asg_gateway.amqp._consumer import Consumer
 from asg_gateway.amqp._decoding import decode
 from asg_gateway.amqp._dedupe import Dedupe, DedupeUnavailableError, MemoryDedupe
@@ -12,26 +20,39 @@ from asg_gateway.amqp._events import (
     UnknownEvent,
 )
 from asg_gateway.amqp._feedback import Feedback
+from asg_gateway.amqp._messages import SubmittedBatch, SubmittedTask
+from asg_gateway.amqp._producer import Producer
 from asg_gateway.amqp._rules import ConsumerStats, Park, PoisonError
 from asg_gateway.amqp._sql_dedupe import SqlDedupe
 from asg_gateway.amqp._sqlalchemy_dedupe import SqlAlchemyDedupe
+from asg_gateway.amqp._sync import SyncProducer
 
 __all__ = [
+    "ASGGatewayError",
     "BatchAccepted",
+    "BrokerRefusedError",
+    "BrokerUnavailableError",
     "Consumer",
     "ConsumerStats",
     "Dedupe",
     "DedupeUnavailableError",
     "Event",
     "Feedback",
+    "InvalidEventError",
+    "InvalidTaskError",
     "MemoryDedupe",
     "Park",
     "PoisonError",
+    "Producer",
     "SqlAlchemyDedupe",
     "SqlDedupe",
     "SubmissionDuplicate",
     "SubmissionRejected",
+    "SubmittedBatch",
+    "SubmittedTask",
+    "SyncProducer",
     "TaskAccepted",
+    "TransportError",
     "UnknownEvent",
     "decode",
 ]

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from asg_gateway import submit_many
 from asg_gateway._bulk.engine import run, submit_chunk
+from asg_gateway._bulk.http import HttpSender
 from asg_gateway._bulk.items import Chunk, chunks
 from asg_gateway._bulk.sources import Row
 from hypothesis import given, settings
@@ -26,7 +27,7 @@ def chunks_of(names: list[str], size: int = 1000) -> list[Chunk]:
 
 async def collect(client: asg_gateway.AsyncASGGatewayClient, source: Iterator[Chunk], finished: list[Chunk]) -> None:
     """Run the source, and append each chunk to `finished` when its outcome is known."""
-    async for chunk, _ in run(client, source, callback_url=None, concurrency=2):
+    async for chunk, _ in run(HttpSender(client, None), source, concurrency=2):
         finished.append(chunk)
 
 
@@ -38,7 +39,7 @@ async def test_good_tasks_are_accepted_once_and_bad_ones_reported(kinds: list[st
     (chunk,) = chunks_of([f"{number}-{kind}" for number, kind in enumerate(kinds)])
     async with gateway.client() as client:
         for _ in range(2):
-            outcome = await submit_chunk(client, chunk.items, None)
+            outcome = await submit_chunk(HttpSender(client, None), chunk.items)
             bad = [number for number, kind in enumerate(kinds, 1) if kind == "bad"]
             assert [item.number for item, _ in outcome.refused] == bad
             good = sorted(item.number for _, items in outcome.accepted for item in items)
@@ -50,7 +51,7 @@ async def test_good_tasks_are_accepted_once_and_bad_ones_reported(kinds: list[st
 async def test_reported_faults_omit_the_index_in_the_request() -> None:
     """The index means nothing to the reader of the report."""
     async with Gateway().client() as client:
-        outcome = await submit_chunk(client, chunks_of(["a", "bad"])[0].items, None)
+        outcome = await submit_chunk(HttpSender(client, None), chunks_of(["a", "bad"])[0].items)
     assert [faults for _, faults in outcome.refused] == [[("data_url", "data_url must be good")]]
 
 
@@ -91,7 +92,7 @@ async def test_run_uses_concurrency_and_does_not_exceed_it() -> None:
 
     client = asg_gateway.AsyncASGGatewayClient("k", transport=httpx.MockTransport(handler))
     async with client:
-        async for _ in run(client, iter(chunks_of([*"abcdefghijklmnop"], 1)), callback_url=None, concurrency=3):
+        async for _ in run(HttpSender(client, None), iter(chunks_of([*"abcdefghijklmnop"], 1)), concurrency=3):
             pass
     assert most == 3
     assert len(gateway.accepted) == 16
@@ -107,7 +108,7 @@ async def test_stop_ends_the_run_even_if_the_source_is_blocked() -> None:
 
     finished = []
     async with Gateway().client() as client:
-        async for chunk, _ in run(client, source(), callback_url=None, concurrency=2, stop=stop):
+        async for chunk, _ in run(HttpSender(client, None), source(), concurrency=2, stop=stop):
             finished.append(chunk)
             stop.set()
     source_released.set()

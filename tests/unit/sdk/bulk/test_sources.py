@@ -5,9 +5,9 @@ import json
 from typing import Any
 
 import pytest
-from asg_gateway._bulk.checks import faults
 from asg_gateway._bulk.csv_source import csv_rows
 from asg_gateway._bulk.sources import Row, SourceError, jsonl
+from asg_gateway._checks import faults
 from asg_gateway._tasks import MAX_BYTES
 from hypothesis import given
 from hypothesis import strategies as st

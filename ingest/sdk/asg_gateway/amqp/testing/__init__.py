@@ -1,6 +1,7 @@
 """For tests of producers and consumers: sample events, and stand-ins that need no RabbitMQ."""
 
 from asg_gateway.amqp.testing._consumer import FakeConsumer, Outcome, ParkedEvent, deliver
+from asg_gateway.amqp.testing._producer import FakeProducer, Submission
 from asg_gateway.amqp.testing._samples import (
     batch_accepted,
     encode,
@@ -12,8 +13,10 @@ from asg_gateway.amqp.testing._samples import (
 
 __all__ = [
     "FakeConsumer",
+    "FakeProducer",
     "Outcome",
     "ParkedEvent",
+    "Submission",
     "batch_accepted",
     "deliver",
     "encode",

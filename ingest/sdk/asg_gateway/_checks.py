@@ -1,4 +1,4 @@
-"""Finds errors in a task that are certain without the gateway. The gateway decides in the end."""
+"""Finds errors in a task that are certain without the service. The service decides in the end."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -14,10 +14,15 @@ _MAX_URL = 2_048
 _MAX_KEY = 255
 
 
-def faults(task: object) -> list[Fault]:
-    """Return every error for which the gateway would certainly refuse the task."""
-    if not isinstance(task, dict):
-        return [("", "the line must be a JSON object")]
+def faults(task: object, what: str = "the line") -> list[Fault]:
+    """Return every error for which the service would certainly refuse the task.
+
+    Args:
+        task: the task. Mappings and tuples are fine, because the SDK encodes them as objects and arrays.
+        what: names the task in the sentence for one that is not an object.
+    """
+    if not isinstance(task, Mapping):
+        return [("", f"{what} must be a JSON object")]
     errors = [(name, f"{name} is required") for name in ("type", "data_url", "label_spec") if name not in task]
     errors += [(name, f"{name} is not a known field") for name in task if name not in _FIELDS]
     errors += [(name, f"{name} {rule}") for name, rule in _field_errors(task)]
@@ -43,13 +48,13 @@ def _field_errors(task: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _label_spec_errors(spec: object) -> Iterator[Fault]:
-    if not isinstance(spec, dict):
+    if not isinstance(spec, Mapping):
         yield "label_spec", "must be an object"
         return
     question, options = spec.get("question"), spec.get("options")
     if not _is_text(question):
         yield "label_spec.question", "is required" if question is None else "must be a non-empty string"
-    if not isinstance(options, list) or len(options) < 2:
+    if not isinstance(options, list | tuple) or len(options) < 2:
         yield "label_spec.options", "is required" if options is None else "must have at least 2 entries"
     elif not all(_is_text(option) for option in options):
         yield "label_spec.options", "must be non-empty strings"
