@@ -102,7 +102,7 @@ class DuplicateData(TypedDict):
     cust_id: CustId
     created_at: Time
     message_id: MessageId
-    idempotency_key: IdempotencyKey
+    idempotency_key: NotRequired[IdempotencyKey]
     payload_mismatch: Annotated[bool, Field(description="The body differs; the original body counts.")]
 
 

@@ -57,7 +57,7 @@ OVERRIDDEN = [
 def test_task_accepted_has_every_field_of_the_real_event() -> None:
     batch = batch_submission({"tasks": [TASK]}, "acme", {HOOK}, "k")
     task = batch.tasks[0]
-    message = events.task_accepted(task, "acme", CREATED_AT, (batch.id, 7))
+    message = events.task_accepted(task, "acme", CREATED_AT, (batch.id, 7), key="own")
     event = decode(events.traced(message, Trace(TRACEPARENT, "vendor=1")).body)
     assert isinstance(event, TaskAccepted)
     assert (event.id, event.event_type, event.time) == (message.message_id, events.TASK_ACCEPTED, TIME)
@@ -65,7 +65,7 @@ def test_task_accepted_has_every_field_of_the_real_event() -> None:
     assert (event.cust_id, event.created_at, event.task_type) == ("acme", TIME, "sentiment")
     assert (event.data_url, event.label_spec) == (TASK["data_url"], TASK["label_spec"])
     assert (event.consensus_threshold, event.callback_url) == (3, HOOK)
-    assert (event.batch_id, event.batch_index, event.idempotency_key) == (batch.id, 7, None)
+    assert (event.batch_id, event.batch_index, event.idempotency_key) == (batch.id, 7, "own")
     assert (event.traceparent, event.tracestate) == (TRACEPARENT, "vendor=1")
 
 
@@ -76,6 +76,7 @@ def test_batch_accepted_has_every_field_of_the_real_event() -> None:
     assert isinstance(event, BatchAccepted)
     assert (event.batch_id, event.cust_id, event.created_at) == (batch.id, "acme", TIME)
     assert (event.task_count, event.task_ids, event.replayed_task_ids) == (2, ids, ids[1:])
+    assert event.idempotency_key == "k"
 
 
 def test_submission_duplicate_has_every_field_of_the_real_event() -> None:
