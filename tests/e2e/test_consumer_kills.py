@@ -20,7 +20,7 @@ from asg_gateway.amqp.testing import encode, task_accepted
 
 from tests.support.parked_topology import QUEUES, Broker, declared
 
-KILLS: Final = int(os.environ.get("INGEST_TEST_CONSUMER_KILLS", "50"))
+KILLS: Final = int(os.environ.get("INGEST_TEST_CONSUMER_KILLS", "25"))
 """How often each of the two consumers is killed."""
 RATE: Final = 200
 """Events per second and queue. About a third is published once more, some at once and some later."""

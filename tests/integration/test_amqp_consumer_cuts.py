@@ -81,10 +81,15 @@ async def test_consumer_handles_or_parks_every_event_and_none_twice(
             message = await broker.take(PARKED)
             parked.update([message.message_id or ""] if message else [])
             await asyncio.sleep(0 if message else 0.1)
-    consumer.stop()
-    await running
+    async with asyncio.timeout(60):
+        consumer.stop()
+        await running
+        while await broker.count(QUEUE):  # copies that were not handled, or were not parked yet
+            running = asyncio.create_task(consumer.run())
+            await asyncio.sleep(2)
+            consumer.stop()
+            await running
     assert noted() == Counter(set(published) - odd)
-    assert await broker.count(QUEUE) == 0
     assert proxy.cuts >= CUTS
 
 
@@ -100,11 +105,9 @@ async def test_feedback_returns_every_report_once(broker: Broker, proxy: Proxy, 
     received: list[str] = []
     cutting = asyncio.create_task(cut(proxy))
     publishing = asyncio.create_task(publish())
-    async with asyncio.timeout(90), Feedback(through(proxy, rabbitmq_url)) as feedback:
+    async with asyncio.timeout(90), Feedback(through(proxy, rabbitmq_url), timeout=5) as feedback:
         async for report in feedback:
             received.append(report.id)
             await asyncio.sleep(0.002)
-            if publishing.done() and len(received) >= len(published):
-                break
     await publishing
     assert Counter(received) == Counter(published)
