@@ -183,11 +183,14 @@ class Attempt:
         if takeovers:
             results = await self._calls.results(self._store.apply(list(takeovers.values())), len(takeovers))
             for (index, change), result in zip(takeovers.items(), results, strict=True):
+                expired, own = stored[index], claimants[index]
                 if result is UNDECIDED:
                     stored[index] = UNDECIDED
                     taken_over = msgspec.structs.replace(change.entry, generation=change.entry.generation + 1)
                     self.releases.append(give_back(taken_over))
                 elif result is not None:
+                    if expired and expired.lease and expired.fingerprint == result.fingerprint:
+                        own.may_be_published |= result.id == own.request.submission.id
                     stored[index], held[index] = result, True
         return stored, held
 

@@ -24,13 +24,22 @@ class Charging:
     async def charge(self, claimants: Sequence[RequestProgress]) -> list[RequestProgress]:
         """Charge each customer in one call; if the sum exceeds the quota, charge the requests one by one.
 
-        A request without a claim costs nothing. Returns the requests that were not charged: refused, or undecided.
+        A request without a claim costs nothing. One that an earlier attempt may have published is charged in any case:
+        to refuse it would contradict its acceptance. Returns the requests that were not charged: refused, or undecided.
         """
-        groups = defaultdict(list)
+        first: list[RequestProgress] = []
+        again: list[RequestProgress] = []
         for progress in claimants:
             progress.charge = self._charge_of(progress)
             if progress.charge is not None:
-                groups[progress.request.customer.cust_id].append(progress)
+                (again if progress.may_be_published else first).append(progress)
+        # Two calls, because one may charge a customer only once.
+        return [*await self._charge(first), *await self._charge(again)]
+
+    async def _charge(self, claimants: Sequence[RequestProgress]) -> list[RequestProgress]:
+        groups = defaultdict(list)
+        for progress in claimants:
+            groups[progress.request.customer.cust_id].append(progress)
         if not groups:
             return []
         answers = await self._results([_sum(group) for group in groups.values()])
@@ -56,7 +65,8 @@ class Charging:
 
     def _charge_of(self, progress: RequestProgress) -> Charge | None:
         customer = progress.request.customer
-        limit = UNLIMITED if customer.monthly_quota is None else customer.monthly_quota
+        quota = None if progress.may_be_published else customer.monthly_quota
+        limit = UNLIMITED if quota is None else quota
         count = sum(max(0, entry.tasks - entry.charged) for entry in progress.owned)
         return Charge(customer.cust_id, self._month, count, limit) if count else None
 

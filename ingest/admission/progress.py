@@ -29,6 +29,7 @@ class RequestProgress:
         "entry",
         "is_replay",
         "item_created_at",
+        "may_be_published",
         "owned",
         "owner",
         "replayed",
@@ -49,6 +50,8 @@ class RequestProgress:
         self.contended = False
         self.undecided = False
         self.is_replay = False
+        self.may_be_published = False
+        """An attempt with the same body has ended without a trace: it may have been charged, and published."""
 
     @property
     def verdict(self) -> Verdict:

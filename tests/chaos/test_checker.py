@@ -125,7 +125,7 @@ def charge(tasks: int) -> Callable[[History], None]:
 
 
 def accept_more_than_the_quota(history: History) -> None:
-    history.quotas["tiny"] = 0
+    history.quotas["tiny"] = -len(history.faults)
     history.submissions.append(
         Submission(2, "tiny", "task", None, ["2-0"], {}, False, attempts=[http_attempt("accepted")])
     )
@@ -175,7 +175,7 @@ def never_recover(history: History) -> None:
         (repeat_a_task_in_batch_accepted, "has 1 tasks, 2 submitted"),
         (charge(2), "charged 2 tasks, 3 were accepted"),
         (charge(10), "charged 10 tasks for 3"),
-        (accept_more_than_the_quota, "tiny got 1 tasks accepted with a quota of 0"),
+        (accept_more_than_the_quota, "tiny got 1 tasks accepted with a quota of -1"),
         (answer_another_id, "got several ids"),
         (answer_only_a_wrong_id, "got a wrong id"),
         (leave_fault_unproven, "was not shown"),

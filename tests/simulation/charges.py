@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from tests.simulation.customers import CUSTOMERS
 from tests.simulation.output import Output, acceptances
+from tests.simulation.schedule import Crash, Doubt, Pause, Stop
 from tests.simulation.world import World
 
 
@@ -21,11 +22,24 @@ def charges(world: World, output: Output) -> list[str]:
         if used[cust_id] < tasks:
             problems.append(f"{cust_id} is charged for {used[cust_id]} tasks, {tasks} were accepted")
         most = max(tasks, world.store.accepted[cust_id]) + excused[cust_id]
+        if (overdrawn := world.store.overdrawn[cust_id]) and not leaves_claims(world):
+            problems.append(f"{cust_id} got {overdrawn} tasks beyond its quota")
         if used[cust_id] > most:
             problems.append(f"{cust_id} is charged for {used[cust_id]} tasks, at most {most} are correct")
         elif not excused[cust_id] and not world.schedule.skews:
             problems += _in_wrong_month(world, cust_id, accepted[cust_id])
     return problems
+
+
+def leaves_claims(world: World) -> bool:
+    """Return whether a submission that was not admitted may have left its claim.
+
+    A process has crashed, or a call to the store takes effect late.
+    """
+    return any(
+        isinstance(action, Crash | Pause | Stop) or (isinstance(action, Doubt) and action.server == "store")
+        for action in world.schedule.actions
+    )
 
 
 def _accepted(output: Output) -> dict[str, Counter[str]]:

@@ -7,22 +7,18 @@ from typing import Any, Final
 
 from ingest.domain.ledger import Phase
 from tests.simulation.bodies import batch_id, message_id, task_of
-from tests.simulation.charges import charges
+from tests.simulation.charges import charges, leaves_claims
 from tests.simulation.clients import Attempt
 from tests.simulation.customers import BRIEF, CUSTOMERS, RETENTION, STRICT
 from tests.simulation.output import Event, Output, acceptances, is_body, read, tasks_of
 from tests.simulation.progress import progress
 from tests.simulation.schedule import (
-    Crash,
-    Doubt,
     LostRecord,
     MissingCustomer,
-    Pause,
     Redrive,
     Schedule,
     SetQuota,
     SetWebhook,
-    Stop,
     Submit,
 )
 from tests.simulation.world import START, World
@@ -149,12 +145,11 @@ def _contradictions(world: World, output: Output) -> list[str]:
     sent: dict[tuple[str, str], list[Submit]] = defaultdict(list)
     for attempt in world.attempts:
         sent[_message(attempt)].append(attempt.submit)
-    interrupted = {customer for process in world.processes.values() for customer in process.interrupted}
     problems = []
     for event in output.feedback:
         cust_id = event.data["cust_id"]
         submits = sent[cust_id, event.data["message_id"]]
-        if "reason" not in event.data or cust_id in interrupted or not _is_one_message(world, submits):
+        if "reason" not in event.data or not _is_one_message(world, submits):
             continue
         submit = submits[0]
         own = tasks_of(Attempt(submit, 0.0, 0))[1 if submit.item_key else 0 :]
@@ -228,10 +223,9 @@ def _is_accepted(world: World, id_: str) -> bool:
 
 
 def _claims(world: World) -> list[str]:
-    """A refused submission leaves no claim. Crashes, and calls to the store that take effect late, may leave one."""
-    for action in world.schedule.actions:
-        if isinstance(action, Crash | Pause | Stop) or (isinstance(action, Doubt) and action.server == "store"):
-            return []
+    """A refused submission leaves no claim, except if a process has crashed or a call takes effect late."""
+    if leaves_claims(world):
+        return []
     entries = [entry for _, entry in world.store.ledger.values()]
     return [f"{entry.id} is still claimed" for entry in entries if entry.lease and not entry.is_durable]
 

@@ -27,6 +27,8 @@ class StoreState:
         """By customer: until when the earlier limits held, in virtual seconds, and the limits."""
         self.accepted: Counter[str] = Counter()
         """Tasks settled, by customer. An entry that was lost or has expired counts again."""
+        self.overdrawn: Counter[str] = Counter()
+        """Tasks charged beyond the quota, by customer."""
         self.lost: Counter[str] = Counter()
         """Tasks of the submissions whose records were lost, by customer."""
         self.problems: list[str] = []
@@ -74,7 +76,10 @@ class StoreState:
         if self.used[key] + charge.count > charge.limit:
             return False
         self.used[key] += charge.count
-        if self.used[key] > self._highest_limit(charge.cust_id):
+        if self.used[key] > (highest := self._highest_limit(charge.cust_id)) and charge.limit > highest:
+            # Of what an attempt that ended without a trace may have published.
+            self.overdrawn[charge.cust_id] += min(charge.count, self.used[key] - highest)
+        elif self.used[key] > highest + self.overdrawn[charge.cust_id]:
             self.problems.append(f"{charge.cust_id} is charged for {self.used[key]} tasks, which exceeds its quota")
         return True
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ingest.admission import DOUBT, Admission, Verdict
+from ingest.admission import DOUBT, Admission, Request, Verdict
 from ingest.domain.customers import Customer
 from ingest.domain.errors import StoreUnavailable
 from ingest.domain.ledger import Charge, Doubt, Entry
@@ -69,6 +69,20 @@ async def test_other_body_waits_for_a_claim_whose_owner_has_crashed(harness: Adm
     assert await verdict(harness, "k", url=OTHER_URL) is Verdict.CONTENDED
     harness.clock.now += 0.001
     assert await verdict(harness, "k", url=OTHER_URL) is Verdict.ADMITTED
+
+
+async def test_other_body_waits_after_an_attempt_has_given_back_a_claim_whose_lease_had_ended(
+    harness: AdmissionHarness, store: ChargeFails
+) -> None:
+    """The first owner may have crashed after its publish. The second has the same body, and cannot charge it."""
+    await harness.admit_one(task("k"))
+    harness.clock.now += 31
+    store.unavailable = True
+    with pytest.raises(StoreUnavailable):
+        await harness.admit_one(task("k"))
+    store.unavailable = False
+    assert await verdict(harness, "k", url=OTHER_URL) is Verdict.CONTENDED
+    assert await verdict(harness, "k") is Verdict.ADMITTED
 
 
 async def test_claim_is_not_taken_over_during_its_lease_even_if_the_doubt_is_shorter(store: ChargeFails) -> None:
@@ -152,3 +166,25 @@ async def test_queued_batch_makes_its_items_durable(harness: AdmissionHarness) -
     await harness.admission.queued([decision])
     assert [(await entry_of(harness, entry.id)).is_durable for entry in decision.owned] == [True, True]
     assert await verdict(harness, "x") is Verdict.REPLAY
+
+
+@pytest.mark.parametrize("first", [task("k"), batch(None, "i", key="k")])
+async def test_quota_does_not_refuse_a_submission_that_a_crashed_attempt_may_have_published(
+    harness: AdmissionHarness, first: Request
+) -> None:
+    """It was charged before its events were published. To refuse it would contradict its acceptance."""
+    assert (await harness.admit_one(first)).verdict is Verdict.ADMITTED  # and its process crashes
+    others = [task(str(number)) for number in range(20)]
+    assert Verdict.QUOTA_EXHAUSTED in {decision.verdict for decision in await harness.admit(*others)}
+    harness.clock.now += 31
+    again, other = await harness.admit(first, task("new"))
+    assert (again.verdict, other.verdict) == (Verdict.ADMITTED, Verdict.QUOTA_EXHAUSTED)
+    assert await harness.used() == 10 + len(first.submission.tasks)
+
+
+async def test_quota_refuses_another_body_of_a_claim_whose_owner_has_crashed(harness: AdmissionHarness) -> None:
+    harness.clock.now -= 86_400  # so that the doubt ends in the same month
+    await harness.admit_one(task("k"))
+    await harness.admit(*[task(str(number)) for number in range(9)])
+    harness.clock.now += DOUBT + 31
+    assert (await harness.admit_one(task("k", data_url=OTHER_URL))).verdict is Verdict.QUOTA_EXHAUSTED

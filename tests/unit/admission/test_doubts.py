@@ -1,7 +1,6 @@
 """Claims that are released, and those whose submission may have been published."""
 
 from ingest.admission import DOUBT, Verdict
-from ingest.domain.customers import Customer
 from ingest.domain.ledger import Doubt
 from tests.support.admission_harness import AdmissionHarness, batch, task
 from tests.support.fakes import MONTHS
@@ -32,20 +31,6 @@ async def test_other_body_waits_until_the_doubt_about_the_first_one_ends(harness
     assert (await harness.admit_one(other)).verdict is Verdict.CONTENDED
     harness.clock.now += 1
     assert (await harness.admit_one(other)).verdict is Verdict.ADMITTED
-
-
-async def test_other_body_waits_after_an_attempt_has_given_back_a_claim_whose_lease_had_ended(
-    harness: AdmissionHarness,
-) -> None:
-    """The first owner may have crashed after its publish. The second has the same body, and exceeds the quota."""
-    await harness.admit_one(task("k"))
-    harness.clock.now += 31
-    assert (await harness.admit_one(task("k", Customer(cust_id="c", monthly_quota=0)))).verdict is (
-        Verdict.QUOTA_EXHAUSTED
-    )
-    other = task("k", data_url="https://a.example/other")
-    assert (await harness.admit_one(other)).verdict is Verdict.CONTENDED
-    assert (await harness.admit_one(task("k"))).verdict is Verdict.ADMITTED
 
 
 async def test_other_body_is_admitted_at_once_if_nothing_was_published(harness: AdmissionHarness) -> None:
