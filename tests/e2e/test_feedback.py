@@ -85,11 +85,11 @@ async def test_producer_is_told_of_each_refusal_and_duplicate_by_its_own_key(ser
     conflicting = {f"order-{number}": OTHER for number in range(20, 40)}
     wrong = {f"wrong-{number}": UNREGISTERED for number in range(20)}
     further = {f"late-{number}": TASK for number in range(100)}
-    async with Producer(service.url) as producer, Feedback(service.url, timeout=10) as feedback:
+    async with Producer(service.url) as producer, Feedback(service.url, timeout=60) as feedback:
         with service.worker():
             ids = await submit(producer, first | wrong)
             assert await service.accepted(len(first)) == {key: ids[key] for key in first}
-        # It was killed. What it had not acknowledged is delivered again.
+        # It was killed. What it had not settled is delivered again, and waits until its lease has ended.
         for part in (repeated, conflicting, further):
             ids |= await submit(producer, part)
         with service.worker():
@@ -101,6 +101,8 @@ async def test_producer_is_told_of_each_refusal_and_duplicate_by_its_own_key(ser
                 elif isinstance(report, SubmissionDuplicate):
                     reasons["duplicate"].add(report.key)
                     assert report.task_id == ids[report.key]
+                if sum(map(len, reasons.values())) == len({*repeated, *conflicting, *wrong, *further} - {*late}):
+                    break
     assert late == {key: ids[key] for key in late}
     assert reasons == {
         "duplicate": set(repeated),
