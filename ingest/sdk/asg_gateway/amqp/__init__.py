@@ -1,6 +1,7 @@
 """Producers and consumers on RabbitMQ. Needs `pip install asg-gateway[amqp]`.
 
 - ``_connection``  the address of RabbitMQ, and its errors as those of the SDK.
+- ``_coalescing``  a connection that writes many messages together.
 - ``_identity``    computes the ids of tasks and batches.
 - ``_keys``        idempotency keys as AMQP carries them.
 - ``_sizes``       the size of a task as the service counts it.

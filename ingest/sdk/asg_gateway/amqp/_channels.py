@@ -16,8 +16,11 @@ from aiormq import spec
 from asg_gateway._errors import BrokerRefusedError
 from asg_gateway.amqp._connection import problem
 from asg_gateway.amqp._messages import Message
+from asg_gateway.amqp._room import Gate
 
 EXCHANGE: Final = "asg.submissions"
+_AT_ONCE: Final = 8
+"""Messages that start in one iteration of the event loop: fewer than the queue of aiormq takes."""
 _REFUSALS: Final = (
     aiormq.exceptions.ChannelAccessRefused,
     aiormq.exceptions.ChannelNotFoundEntity,
@@ -67,6 +70,7 @@ class AioPikaChannel:
     def __init__(self, channel: AbstractChannel, underlay: aiormq.abc.AbstractChannel) -> None:
         self._channel = channel
         self._underlay = underlay
+        self._gate = Gate(_AT_ONCE)
 
     @classmethod
     async def open(cls, connection: AbstractConnection) -> "AioPikaChannel":
@@ -81,6 +85,7 @@ class AioPikaChannel:
 
     async def publish(self, message: Message, seconds: float) -> Unconfirmed | None:
         """Publish, and wait for the confirm; return None if it came. ValueError: the message cannot be encoded."""
+        await self._gate.enter()
         try:
             confirm = await self._underlay.basic_publish(
                 message.body,
