@@ -1,10 +1,15 @@
 """Frames that are written together, and the gate in front of aiormq's queue."""
 
 import asyncio
+import ssl
 
+import aiormq
 import pytest
-from asg_gateway.amqp._coalescing import _MAX, CoalescingWriter
+import trustme
+from aiormq.abc import SSLCerts
+from asg_gateway.amqp._coalescing import _MAX, CoalescingWriter, _TransportFactory
 from asg_gateway.amqp._room import Gate
+from yarl import URL
 
 
 class Transport(asyncio.WriteTransport):
@@ -75,6 +80,31 @@ async def test_nothing_is_pending_after_a_drain_or_the_end(
         getattr(writer, end)()
     assert transport.written == [b"last"]
     assert (transport.ended, transport.closed) == (end == "write_eof", end == "close")
+
+
+async def test_transport_of_amqps_is_encrypted_and_checks_the_host() -> None:
+    authority = trustme.CA()
+    server_context, client_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+    authority.issue_cert("localhost").configure_cert(server_context)
+    authority.configure_trust(client_context)
+    received = asyncio.get_running_loop().create_future()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received.set_result(await reader.readexactly(5))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=server_context)
+    port = server.sockets[0].getsockname()[1]
+    loop = asyncio.get_running_loop()
+    certificates = SSLCerts(None, None, None, None, None, True)
+    provider = aiormq.SSLContextProvider(ssl_context=client_context, ssl_certs=certificates, loop=loop)
+    async with server:
+        _, writer = await _TransportFactory().create(URL(f"amqps://localhost:{port}"), ssl_context_provider=provider)
+        writer.write(b"AMQP!")
+        assert await asyncio.wait_for(received, 5) == b"AMQP!"
+        writer.close()
+        with pytest.raises(aiormq.exceptions.AMQPConnectionError):
+            await _TransportFactory().create(URL(f"amqps://127.0.0.1:{port}"), ssl_context_provider=provider)
 
 
 async def test_gate_lets_a_number_of_calls_pass_in_each_iteration_in_order() -> None:
