@@ -5,6 +5,7 @@
 - ``_identity``    computes the ids of tasks and batches.
 - ``_keys``        idempotency keys as AMQP carries them.
 - ``_sizes``       the size of a task as the service counts it.
+- ``_urls``        the service's rule for URLs.
 - ``_messages``    makes messages of tasks and batches.
 - ``_room``        bounds what is in flight.
 - ``_channels``    publishes one message, and says what became of it.
