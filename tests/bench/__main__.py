@@ -19,6 +19,7 @@ BENCHES: dict[str, Callable[[BenchHarness], Awaitable[list[Row]]]] = {
     "worker": benches.worker,
     "shim": http.shim,
     "batch": benches.batch,
+    "producer": benches.producer,
     "fairness": fairness,
     "backlog": benches.backlog,
     "memory": benches.memory,

@@ -6,7 +6,7 @@ from ingest.broker.bundles.broker import BundlingBroker
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain.admitted import Admitted, to_message
 from ingest.domain.submissions import batch_submission, task_submission
-from ingest.domain.topology import BULK_QUEUES, DEFAULT, route_to
+from ingest.domain.topology import BULK_QUEUES, DEFAULT, INGEST_TASKS, route_to
 from tests.bench import http
 from tests.bench.harness import TASK, BenchHarness, Depth, preload
 from tests.bench.measure import Meter, Row, consume, fill
@@ -16,6 +16,7 @@ PLAIN: Final = ("-m", "tests.bench.peers", "plain")
 FASTSTREAM: Final = ("-m", "tests.bench.peers", "faststream")
 RELAY: Final = ("-m", "tests.bench.raw", "relay", "1")
 PUBLISH: Final = ("-m", "tests.bench.raw", "publish")  # the next argument is the number of connections
+PRODUCER: Final = ("-m", "tests.bench.producers")  # the next argument says how it publishes
 BACKLOG: Final = 40_000
 """Messages that wait when a worker starts. No worker empties the queue, since RabbitMQ then has less to do."""
 
@@ -37,6 +38,20 @@ async def batch(harness: BenchHarness) -> list[Row]:
         await harness.fresh()
         limits.append(await fill(harness, name, (*PUBLISH, str(count)), 150_000))
     return [*limits, await consume(harness, "ingest work, tasks", WORK, 150, 1000)]
+
+
+async def producer(harness: BenchHarness) -> list[Row]:
+    """Single tasks that a direct producer publishes with confirms. The peer awaits each publish of aio-pika."""
+    rows = []
+    for name, mode, total in (
+        ("plain aio-pika, one by one", "plain", 10_000),
+        ("Producer.submit, gathered", "submit", 60_000),
+        ("Producer.submit_many", "submit_many", 60_000),
+        ("SyncProducer.submit_many", "sync", 60_000),
+    ):
+        await harness.fresh()
+        rows.append(await fill(harness, name, (*PRODUCER, mode), total, INGEST_TASKS))
+    return rows
 
 
 async def backlog(harness: BenchHarness) -> list[Row]:

@@ -71,10 +71,12 @@ async def consume(
     return await fill(harness, name, command, until or count * (batch or 1))
 
 
-async def fill(harness: BenchHarness, name: str, command: tuple[str, ...], total: int) -> Row:
-    """Measure a process until it has put `total` messages into the consensus queue; the first tenth is warm-up."""
+async def fill(
+    harness: BenchHarness, name: str, command: tuple[str, ...], total: int, queue: str = "consensus.tasks"
+) -> Row:
+    """Measure a process until it has put `total` messages into the queue; the first tenth is warm-up."""
     series = []
-    async with Depth(harness.env["BENCH_AMQP"], "consensus.tasks") as depth:
+    async with Depth(harness.env["BENCH_AMQP"], queue) as depth:
         with harness.running(*command) as process:
             await depth.until(total // 10, process)
             first, meter = await depth.now(), Meter(harness, process)

@@ -104,8 +104,9 @@ def test_client_examples_in_python_and_curl_run(name: str, gateway: str) -> None
         assert set(names.split(", ")) <= set(sdk_names)
 
 
+@pytest.mark.parametrize("page", ["deploy/producers.md", "ingest/sdk/README.md"])
 def test_producer_example_publishes_a_task_with_the_permissions_of_a_producer(
-    rabbitmq: RabbitServer, rabbitmq_url: str
+    rabbitmq: RabbitServer, rabbitmq_url: str, page: str
 ) -> None:
     vhost = urlsplit(rabbitmq_url).path[1:]
     rabbitmq.api("POST", f"definitions/{vhost}", load_yaml(DEPLOY / "rabbitmq/definitions.json"))
@@ -114,7 +115,7 @@ def test_producer_example_publishes_a_task_with_the_permissions_of_a_producer(
         rabbitmq.api(
             "PUT", f"permissions/{vhost}/acme", {"configure": "^$", "write": "^asg[.]submissions$", "read": "^$"}
         )
-        (code,) = [code for code in blocks(TEXTS["deploy/producers.md"], "python") if code.startswith("# producer.py")]
+        (code,) = [code for code in blocks(TEXTS[page], "python") if re.search(r"\.basic_publish\(|Producer\(", code)]
         run([sys.executable, "-c", code], {"AMQP_URL": f"amqp://acme:secret@{rabbitmq_url.partition('@')[2]}"})
         messages = rabbitmq.api(
             "POST", f"queues/{vhost}/ingest.tasks/get", {"count": 1, "ackmode": "ack_requeue_false", "encoding": "auto"}

@@ -13,6 +13,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from asg_gateway.amqp import BrokerRefusedError, BrokerUnavailableError, Producer, SubmittedTask, SyncProducer
+from asg_gateway.amqp._producer import CONFIRM_TIMEOUT
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology
@@ -121,7 +122,7 @@ async def test_closed_connection_loses_nothing(
             await asyncio.to_thread(rabbitmq.close_connection, open_one)
             closed.add(open_one)
             assert not calls[-1].done()
-            await asyncio.gather(*calls)
+            await asyncio.wait_for(asyncio.gather(*calls), CONFIRM_TIMEOUT / 2)  # no call waits for a lost confirm
     counted = await keys(rabbitmq_url, 12_000)
     assert counted.keys() == {f"k{number}" for number in range(12_000)}
 

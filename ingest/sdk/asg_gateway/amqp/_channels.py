@@ -16,8 +16,13 @@ from aiormq import spec
 from asg_gateway._errors import BrokerRefusedError
 from asg_gateway.amqp._connection import problem
 from asg_gateway.amqp._messages import Message
+from asg_gateway.amqp._room import Gate
 
 EXCHANGE: Final = "asg.submissions"
+_AT_ONCE: Final = 8
+"""Messages that start in one iteration of the event loop: fewer than the queue of aiormq takes."""
+_CONFIRMS_FIRST: Final = 0.1
+"""Seconds in which aiormq passes on why a channel was closed."""
 _REFUSALS: Final = (
     aiormq.exceptions.ChannelAccessRefused,
     aiormq.exceptions.ChannelNotFoundEntity,
@@ -67,6 +72,9 @@ class AioPikaChannel:
     def __init__(self, channel: AbstractChannel, underlay: aiormq.abc.AbstractChannel) -> None:
         self._channel = channel
         self._underlay = underlay
+        self._gate = Gate(_AT_ONCE)
+        self._limits: set[asyncio.Timeout] = set()
+        underlay.closing.add_done_callback(self._end_waits)
 
     @classmethod
     async def open(cls, connection: AbstractConnection) -> "AioPikaChannel":
@@ -81,16 +89,23 @@ class AioPikaChannel:
 
     async def publish(self, message: Message, seconds: float) -> Unconfirmed | None:
         """Publish, and wait for the confirm; return None if it came. ValueError: the message cannot be encoded."""
+        await self._gate.enter()
         try:
-            confirm = await self._underlay.basic_publish(
-                message.body,
-                exchange=EXCHANGE,
-                routing_key=message.routing_key,
-                properties=message.properties,
-                mandatory=True,
-                timeout=seconds,
-                wait=False,  # the confirm says more than that the socket has taken the message
-            )
+            async with asyncio.timeout(seconds) as limit:
+                self._limits.add(limit)
+                try:
+                    confirm = await self._underlay.basic_publish(
+                        message.body,
+                        exchange=EXCHANGE,
+                        routing_key=message.routing_key,
+                        properties=message.properties,
+                        mandatory=True,
+                        wait=False,  # the confirm says more than that the socket has taken the message
+                    )
+                finally:
+                    self._limits.discard(limit)
+        except TimeoutError as error:
+            return Unconfirmed(Failure.LOST if self.is_closed else Failure.UNANSWERED, error)
         except asyncio.CancelledError as error:
             # aiormq ends the waits of a lost connection with this error, too.
             if (task := asyncio.current_task()) is not None and task.cancelling():
@@ -108,10 +123,15 @@ class AioPikaChannel:
         """Close it. The caller bounds the time."""
         await self._channel.close()
 
+    def _end_waits(self, _: object) -> None:
+        """End the waits for a queue that the closed connection no longer empties; aiormq ends those for confirms."""
+        soon = asyncio.get_running_loop().time() + _CONFIRMS_FIRST
+        for limit in self._limits:
+            if not limit.expired():
+                limit.reschedule(soon)
+
 
 def _failure(error: Exception) -> Failure:
-    if isinstance(error, TimeoutError):
-        return Failure.UNANSWERED
     if isinstance(error, aiormq.exceptions.PublishError):
         return Failure.RETURNED
     if isinstance(error, aiormq.exceptions.DeliveryError):

@@ -80,11 +80,12 @@ class Address:
         """The AMQP user."""
         return self._urls[0].user or "guest"
 
-    async def connect(self, name: str) -> AbstractConnection:
+    async def connect(self, name: str, kind: type[AbstractConnection] = aio_pika.Connection) -> AbstractConnection:
         """Open a connection to the next node.
 
         Args:
             name: what the connection is for, which RabbitMQ's management shows.
+            kind: the class of the connection.
 
         Raises:
             BrokerRefusedError: login or virtual host are wrong.
@@ -97,6 +98,7 @@ class Address:
                 url,
                 timeout=CONNECT_TIMEOUT,
                 ssl_context=self._ssl_context,
+                connection_class=kind,
                 client_properties={"connection_name": name, "product": "asg-gateway", "version": __version__},
             )
 

@@ -10,6 +10,7 @@ from aio_pika.abc import AbstractConnection
 
 from asg_gateway._errors import BrokerUnavailableError
 from asg_gateway.amqp._channels import AioPikaChannel, ConfirmChannel, Shared
+from asg_gateway.amqp._coalescing import CoalescingConnection
 from asg_gateway.amqp._connection import Address, Backoff, broker_errors
 
 _OPEN_TIMEOUT: Final = 10.0
@@ -42,7 +43,8 @@ class AioPikaConnector:
 
     async def connect(self) -> Connection:
         """Connect. Raises BrokerRefusedError, BrokerUnavailableError."""
-        return AioPikaConnection(await self._address.connect(self._name), str(self._address))
+        connection = await self._address.connect(self._name, CoalescingConnection)
+        return AioPikaConnection(connection, str(self._address))
 
     def __str__(self) -> str:
         return str(self._address)

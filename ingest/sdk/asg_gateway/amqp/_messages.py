@@ -15,6 +15,7 @@ from asg_gateway._tasks import encode, encode_item, split
 from asg_gateway.amqp._identity import batch_id, item_ids, task_id
 from asg_gateway.amqp._keys import checked_key, part_key
 from asg_gateway.amqp._sizes import added_bytes, size_fault
+from asg_gateway.amqp._urls import url_faults
 
 PRIORITY: Final = 4
 """The service rejects a higher one; with a lower one, RabbitMQ 4.3 delivers the messages of all others first."""
@@ -139,7 +140,7 @@ class Composer:
             ValueError, TypeError: the key is not valid or not that of the task, or JSON cannot represent a value.
         """
         checked_key(key)
-        errors = faults(task, "the task")
+        errors = faults(task, "the task") or url_faults(task)
         if not errors and task.get("idempotency_key", key) != key:
             raise ValueError("the task has another idempotency_key than the argument `key`: they must be equal")
         body = b"" if errors else _encoded(task)
@@ -158,6 +159,7 @@ class Composer:
         checked_key(key)
         if callback_url is not None and not isinstance(callback_url, str):
             raise TypeError("callback_url must be a string or None")
+        _raise_if(url_faults({} if callback_url is None else {"callback_url": callback_url}), key)
         items = list(tasks)
         if not items:
             _raise_if([("tasks", "tasks must have at least 1 task")], key)
@@ -201,7 +203,7 @@ def _encoded_items(items: Sequence[Mapping[str, Any]], added: int, key: str) -> 
     encoded = []
     for index, item in enumerate(items):
         path = f"tasks[{index}]"
-        item_errors = faults(item, path)
+        item_errors = faults(item, path) or url_faults(item)
         if not item_errors:
             encoded.append(encode_item(index, item))
             if fault := size_fault(item, encoded[-1], path, added):

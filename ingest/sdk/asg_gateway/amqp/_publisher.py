@@ -91,29 +91,36 @@ class Publisher:
         attempts = _Attempts(message, end, self._pauses())
         if shared is not None and unconfirmed is not None:
             self._judge(attempts, shared, unconfirmed)
-            await self._pause(attempts)
-        while (remaining := end - loop.time()) > 0:
+            if attempts.refused_on is None:
+                await self._pause(attempts)
+        await self._retry(attempts)
+
+    async def _retry(self, attempts: _Attempts) -> None:
+        loop = asyncio.get_running_loop()
+        while (remaining := attempts.end - loop.time()) > 0:
             try:
                 unconfirmed = await self._attempt(attempts, remaining)
-            except BrokerUnavailableError as error:  # no channel; the link pauses before it tries again
+            except BrokerUnavailableError as error:  # there is no channel
                 if self._link.closed:
                     raise BrokerUnavailableError(str(error)) from error.__cause__
                 attempts.last, attempts.cause = str(error), error.__cause__
+                if attempts.refused_on is not None:  # otherwise the link pauses before it tries again
+                    await self._pause(attempts)
                 continue
             except BrokerRefusedError as error:  # another instance, because many calls may get this one
                 raise BrokerRefusedError(str(error)) from error.__cause__
             if unconfirmed is None:
                 return
-            await self._pause(attempts)
+            if attempts.refused_on is None:  # otherwise it can be published alone at once
+                await self._pause(attempts)
         raise BrokerUnavailableError(
             f"RabbitMQ at {self._link} did not confirm the message within the deadline of {self._deadline:g} s: "
             f"{attempts.last}"
         ) from attempts.cause
 
     async def _pause(self, attempts: _Attempts) -> None:
-        if attempts.refused_on is None:
-            remaining = attempts.end - asyncio.get_running_loop().time()
-            await asyncio.sleep(max(0.0, min(attempts.pauses.next(), remaining)))
+        remaining = attempts.end - asyncio.get_running_loop().time()
+        await asyncio.sleep(max(0.0, min(attempts.pauses.next(), remaining)))
 
     async def _attempt(self, attempts: _Attempts, remaining: float) -> Unconfirmed | None:
         """Publish once. Raises BrokerUnavailableError if there is no channel, and BrokerRefusedError."""

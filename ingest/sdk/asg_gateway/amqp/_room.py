@@ -1,4 +1,4 @@
-"""Who waits for whom: bounds what is in flight, and lets only one message of a key be in flight."""
+"""Who waits for whom: bounds what is in flight, also of one key, and what starts at once."""
 
 import asyncio
 from collections import deque
@@ -94,3 +94,39 @@ class Turns:
                 turn.set_result(None)
                 return
         del self._waiting[key]
+
+
+class Gate:
+    """Lets at most `count` calls pass in each iteration of the event loop.
+
+    aiormq has a queue for 10 messages. If it is full, all calls wait for a lock, and only one per iteration gets it.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = self._left = count
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._is_open_again_soon = False
+
+    async def enter(self) -> None:
+        """Wait for an iteration with room."""
+        loop = asyncio.get_running_loop()
+        if not self._is_open_again_soon:
+            self._is_open_again_soon = True
+            loop.call_soon(self._open_again, loop)
+        if self._left and not self._waiting:
+            self._left -= 1
+            return
+        turn = loop.create_future()
+        self._waiting.append(turn)
+        await turn
+
+    def _open_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._left = self._count
+        while self._waiting and self._left:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                self._left -= 1
+        self._is_open_again_soon = self._left < self._count
+        if self._is_open_again_soon:
+            loop.call_soon(self._open_again, loop)

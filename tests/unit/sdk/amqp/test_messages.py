@@ -11,11 +11,13 @@ import pytest
 from asg_gateway import InvalidTaskError
 from asg_gateway.amqp._keys import checked_key, part_key
 from asg_gateway.amqp._messages import Composer, Origin
+from asg_gateway.amqp._urls import PATTERN
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.domain.errors import InvalidSubmission
 from ingest.domain.submissions import MAX_TASK, Submission, batch_submission, decode_json, task_submission
+from ingest.domain.urls import URL_PATTERN
 from ingest.domain.validation import validate_key
 from tests.unit.sdk.bulk.gateway import task
 
@@ -150,6 +152,25 @@ def test_all_faults_are_listed_with_the_index_in_the_whole_batch() -> None:
     assert caught.value.errors[2] == ("tasks[1300]", "tasks[1300] must be a JSON object")
     assert str(caught.value) == "tasks[1200].extra is not a known field (and 2 more errors)"
     assert caught.value.idempotency_key == "k"
+
+
+def test_rule_for_urls_is_that_of_the_service() -> None:
+    assert PATTERN == URL_PATTERN
+
+
+@pytest.mark.parametrize(
+    "url", ["https://a.example/a b", "https://u:p@a.example/", "https://a.example/\n", "https://\u00fc.example"]
+)
+def test_wrong_url_is_found_before_its_batch_is_published(url: str) -> None:
+    """The service rejects a batch as a whole."""
+    for name in ("data_url", "callback_url"):
+        with pytest.raises(InvalidTaskError) as caught:
+            COMPOSER.batch([task("a"), task("b", **{name: url})], "k")
+        assert [field for field, _ in caught.value.errors] == [f"tasks[1].{name}"]
+        with pytest.raises(InvalidSubmission):
+            service_task(json.dumps(task("a", **{name: url})).encode(), "k")
+    with pytest.raises(InvalidTaskError, match="callback_url must be an https URL"):
+        COMPOSER.batch([task("a")], "k", url)
 
 
 def test_empty_batch_is_refused() -> None:

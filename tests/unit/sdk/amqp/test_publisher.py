@@ -193,6 +193,19 @@ async def test_message_that_closes_the_channel_is_found_and_the_others_are_confi
 
 
 @in_virtual_time
+async def test_message_that_is_to_be_published_alone_waits_for_an_unreachable_broker_with_pauses() -> None:
+    broker = refuse("bad")
+    publisher = broker.publisher()
+    calls = [asyncio.create_task(publisher.publish(message(key))) for key in ("a", "bad")]
+    await asyncio.sleep(0.001)
+    broker.is_open, broker.unreachable = False, 1000
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {BrokerUnavailableError}
+    assert now() == pytest.approx(DEADLINE)
+    assert broker.connections < 100
+
+
+@in_virtual_time
 async def test_message_that_is_refused_alone_fails_at_once() -> None:
     broker = refuse("bad")
     with pytest.raises(BrokerRefusedError):
