@@ -1,7 +1,7 @@
 """Finds errors in a task that are certain without the service. The service decides in the end."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 from asg_gateway._tasks import Task, TaskType
 
@@ -21,12 +21,16 @@ def faults(task: object, what: str = "the line") -> list[Fault]:
         task: the task. Mappings and tuples are fine, because the SDK encodes them as objects and arrays.
         what: names the task in the sentence for one that is not an object.
     """
-    if not isinstance(task, Mapping):
+    if not _is_mapping(task):
         return [("", f"{what} must be a JSON object")]
     errors = [(name, f"{name} is required") for name in ("type", "data_url", "label_spec") if name not in task]
     errors += [(name, f"{name} is not a known field") for name in task if name not in _FIELDS]
     errors += [(name, f"{name} {rule}") for name, rule in _field_errors(task)]
     return errors
+
+
+def _is_mapping(value: object) -> TypeGuard[Mapping[str, Any]]:
+    return isinstance(value, dict) or isinstance(value, Mapping)  # noqa: SIM101 - the first is much faster
 
 
 def _field_errors(task: Mapping[str, Any]) -> Iterator[Fault]:
@@ -48,7 +52,7 @@ def _field_errors(task: Mapping[str, Any]) -> Iterator[Fault]:
 
 
 def _label_spec_errors(spec: object) -> Iterator[Fault]:
-    if not isinstance(spec, Mapping):
+    if not _is_mapping(spec):
         yield "label_spec", "must be an object"
         return
     question, options = spec.get("question"), spec.get("options")
