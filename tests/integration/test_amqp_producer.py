@@ -13,7 +13,7 @@ import aio_pika
 import pytest
 from aio_pika.abc import AbstractIncomingMessage
 from asg_gateway.amqp import BrokerRefusedError, BrokerUnavailableError, Producer, SubmittedTask, SyncProducer
-from asg_gateway.amqp._producer import CONFIRM_TIMEOUT
+from asg_gateway.amqp._producing.producer import CONFIRM_TIMEOUT
 
 from ingest.broker.rabbitmq.broker import RabbitBroker
 from ingest.domain import topology

@@ -8,9 +8,13 @@ from asg_gateway._errors import (
     InvalidTaskError,
     TransportError,
 )
-from asg_gateway.amqp._consumer import Consumer
+from asg_gateway.amqp._consuming.consumer import Consumer
+from asg_gateway.amqp._consuming.feedback import Feedback
+from asg_gateway.amqp._consuming.rules import ConsumerStats, Park, PoisonError
 from asg_gateway.amqp._decoding import decode
-from asg_gateway.amqp._dedupe import Dedupe, DedupeUnavailableError, MemoryDedupe
+from asg_gateway.amqp._dedupe.sql import SqlDedupe
+from asg_gateway.amqp._dedupe.sqlalchemy import SqlAlchemyDedupe
+from asg_gateway.amqp._dedupe.strategy import Dedupe, DedupeUnavailableError, MemoryDedupe
 from asg_gateway.amqp._events import (
     BatchAccepted,
     Event,
@@ -19,13 +23,9 @@ from asg_gateway.amqp._events import (
     TaskAccepted,
     UnknownEvent,
 )
-from asg_gateway.amqp._feedback import Feedback
-from asg_gateway.amqp._messages import SubmittedBatch, SubmittedTask
-from asg_gateway.amqp._producer import Producer
-from asg_gateway.amqp._rules import ConsumerStats, Park, PoisonError
-from asg_gateway.amqp._sql_dedupe import SqlDedupe
-from asg_gateway.amqp._sqlalchemy_dedupe import SqlAlchemyDedupe
-from asg_gateway.amqp._sync import SyncProducer
+from asg_gateway.amqp._producing.messages import SubmittedBatch, SubmittedTask
+from asg_gateway.amqp._producing.producer import Producer
+from asg_gateway.amqp._producing.sync import SyncProducer
 
 __all__ = [
     "ASGGatewayError",

@@ -8,10 +8,10 @@ from typing import Any
 from asg_gateway import BrokerUnavailableError
 from asg_gateway.amqp import ConsumerStats, Dedupe, Event
 from asg_gateway.amqp._connection import Backoff
-from asg_gateway.amqp._dedupe import NoDedupe
-from asg_gateway.amqp._processing import Processor
-from asg_gateway.amqp._rules import Rules
-from asg_gateway.amqp._threads import Threads
+from asg_gateway.amqp._consuming.processing import Processor
+from asg_gateway.amqp._consuming.rules import Rules
+from asg_gateway.amqp._consuming.threads import Threads
+from asg_gateway.amqp._dedupe.strategy import NoDedupe
 from asg_gateway.amqp.testing import encode
 
 

@@ -4,12 +4,12 @@ import asyncio
 from collections.abc import Callable
 
 from asg_gateway._errors import BrokerUnavailableError
-from asg_gateway.amqp._channels import Failure, Unconfirmed
 from asg_gateway.amqp._connection import Backoff
-from asg_gateway.amqp._link import Link
-from asg_gateway.amqp._messages import Composer, Message
-from asg_gateway.amqp._publisher import Publisher
-from asg_gateway.amqp._room import Room
+from asg_gateway.amqp._producing.channels import Failure, Unconfirmed
+from asg_gateway.amqp._producing.link import Link
+from asg_gateway.amqp._producing.messages import Composer, Message
+from asg_gateway.amqp._producing.publisher import Publisher
+from asg_gateway.amqp._producing.room import Room
 
 DEADLINE = 100.0
 CONFIRM_TIMEOUT = 10.0

@@ -7,8 +7,8 @@ import aiormq
 import pytest
 import trustme
 from aiormq.abc import SSLCerts
-from asg_gateway.amqp._coalescing import _MAX, CoalescingWriter, _TransportFactory
-from asg_gateway.amqp._room import Gate
+from asg_gateway.amqp._producing.coalescing import _MAX, CoalescingWriter, _TransportFactory
+from asg_gateway.amqp._producing.room import Gate
 from yarl import URL
 
 

@@ -13,8 +13,8 @@ import asg_gateway.amqp.testing
 import pytest
 import sqlalchemy
 from asg_gateway.amqp import Consumer, Event, MemoryDedupe, SqlAlchemyDedupe, SqlDedupe
-from asg_gateway.amqp._threads import Threads
-from asg_gateway.amqp._tracing import consumer_span
+from asg_gateway.amqp._consuming.threads import Threads
+from asg_gateway.amqp._consuming.tracing import consumer_span
 from asg_gateway.amqp.testing import FakeConsumer, deliver, sample_events, task_accepted
 from opentelemetry import trace
 from sqlalchemy.ext.asyncio import create_async_engine

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from asg_gateway.amqp._identity import batch_id, item_ids, task_id
+from asg_gateway.amqp._producing.identity import batch_id, item_ids, task_id
 from hypothesis import given
 from hypothesis import strategies as st
 

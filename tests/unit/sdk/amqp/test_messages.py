@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from asg_gateway import InvalidTaskError
-from asg_gateway.amqp._keys import checked_key, part_key
-from asg_gateway.amqp._messages import Composer, Origin
-from asg_gateway.amqp._urls import PATTERN
+from asg_gateway.amqp._producing.keys import checked_key, part_key
+from asg_gateway.amqp._producing.messages import Composer, Origin
+from asg_gateway.amqp._producing.urls import PATTERN
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from asg_gateway.amqp import Event, PoisonError
-from asg_gateway.amqp._deliveries import earlier_deliveries, remaining_pause
+from asg_gateway.amqp._consuming.deliveries import earlier_deliveries, remaining_pause
 from asg_gateway.amqp.testing import task_accepted
 
 from tests.unit.sdk.amqp.deliveries import Bench, delivery, settle

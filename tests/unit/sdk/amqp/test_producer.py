@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from asg_gateway import BrokerUnavailableError, InvalidTaskError
 from asg_gateway.amqp import Producer, SubmittedTask, SyncProducer
-from asg_gateway.amqp._channels import Failure
-from asg_gateway.amqp._many import submit_each
+from asg_gateway.amqp._producing.channels import Failure
+from asg_gateway.amqp._producing.many import submit_each
 from asg_gateway.amqp.testing import FakeProducer
 
 from tests.support.virtual_time_loop import in_virtual_time

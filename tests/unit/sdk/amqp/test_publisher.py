@@ -5,8 +5,8 @@ import asyncio
 import pytest
 from aiormq import exceptions
 from asg_gateway._errors import BrokerRefusedError, BrokerUnavailableError
-from asg_gateway.amqp._channels import Failure
-from asg_gateway.amqp._messages import Message
+from asg_gateway.amqp._producing.channels import Failure
+from asg_gateway.amqp._producing.messages import Message
 
 from tests.support.virtual_time_loop import in_virtual_time
 from tests.unit.sdk.amqp.fake_broker import CONFIRM_TIMEOUT, DEADLINE, FakeBroker, FakeChannel, message

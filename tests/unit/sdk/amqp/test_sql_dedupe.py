@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sqlalchemy
 from asg_gateway.amqp import DedupeUnavailableError, Event, SqlAlchemyDedupe, SqlDedupe
-from asg_gateway.amqp._sql_driver import PARAMSTYLES, parameters
+from asg_gateway.amqp._dedupe.driver import PARAMSTYLES, parameters
 from asg_gateway.amqp.testing import FakeConsumer, deliver, task_accepted
 from sqlalchemy.ext.asyncio import create_async_engine
 

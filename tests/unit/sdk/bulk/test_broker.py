@@ -16,7 +16,7 @@ from asg_gateway._bulk.options import UsageError, parse
 from asg_gateway._bulk.progress import Counts
 from asg_gateway._bulk.sources import Row
 from asg_gateway._bulk.stops import stop_of
-from asg_gateway.amqp._identity import batch_id, task_id
+from asg_gateway.amqp._producing.identity import batch_id, task_id
 from asg_gateway.amqp.testing import FakeProducer
 
 from tests.unit.sdk.bulk.gateway import task

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asg_gateway.amqp._connection import Backoff
-from asg_gateway.amqp._dedupe import Dedupe, Handler, NoDedupe
+from asg_gateway.amqp._consuming.processing import Processor
+from asg_gateway.amqp._consuming.rules import ConsumerStats, Rules
+from asg_gateway.amqp._consuming.threads import Threads
+from asg_gateway.amqp._dedupe.strategy import Dedupe, Handler, NoDedupe
 from asg_gateway.amqp._events import Event
-from asg_gateway.amqp._processing import Processor
-from asg_gateway.amqp._rules import ConsumerStats, Rules
-from asg_gateway.amqp._threads import Threads
 from asg_gateway.amqp.testing._samples import encode
 
 

@@ -8,8 +8,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from asg_gateway._errors import ASGGatewayError
-from asg_gateway.amqp._many import Pair, submit_each
-from asg_gateway.amqp._messages import Composer, Message, Origin, SubmittedBatch, SubmittedTask
+from asg_gateway.amqp._producing.many import Pair, submit_each
+from asg_gateway.amqp._producing.messages import Composer, Message, Origin, SubmittedBatch, SubmittedTask
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,12 @@ from typing import Final
 
 from asg_gateway._errors import ASGGatewayError, InvalidEventError
 from asg_gateway.amqp._cancellation import is_cancelled
+from asg_gateway.amqp._consuming.deliveries import SUSPECT, Delivery, Job, Turns
+from asg_gateway.amqp._consuming.rules import ConsumerStats, Park, PoisonError, Rules
+from asg_gateway.amqp._consuming.tracing import consumer_span
 from asg_gateway.amqp._decoding import decode
-from asg_gateway.amqp._dedupe import DedupeUnavailableError, RunInThread
-from asg_gateway.amqp._deliveries import SUSPECT, Delivery, Job, Turns
+from asg_gateway.amqp._dedupe.strategy import DedupeUnavailableError, RunInThread
 from asg_gateway.amqp._events import Event
-from asg_gateway.amqp._rules import ConsumerStats, Park, PoisonError, Rules
-from asg_gateway.amqp._tracing import consumer_span
 
 _REMEMBERED: Final = 10_000
 """Events whose channel was lost, at most."""

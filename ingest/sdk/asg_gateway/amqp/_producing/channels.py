@@ -15,8 +15,8 @@ from aiormq import spec
 
 from asg_gateway._errors import BrokerRefusedError
 from asg_gateway.amqp._connection import problem
-from asg_gateway.amqp._messages import Message
-from asg_gateway.amqp._room import Gate
+from asg_gateway.amqp._producing.messages import Message
+from asg_gateway.amqp._producing.room import Gate
 
 EXCHANGE: Final = "asg.submissions"
 _AT_ONCE: Final = 8

@@ -7,10 +7,10 @@ import ssl
 from typing import Final
 
 from asg_gateway.amqp._connection import Address, Backoff
-from asg_gateway.amqp._dedupe import Dedupe, Handler, NoDedupe
-from asg_gateway.amqp._rules import PARKED, ConsumerStats, Limits, Rules
-from asg_gateway.amqp._running import Run
-from asg_gateway.amqp._signals import on_signals
+from asg_gateway.amqp._consuming.rules import PARKED, ConsumerStats, Limits, Rules
+from asg_gateway.amqp._consuming.running import Run
+from asg_gateway.amqp._consuming.signals import on_signals
+from asg_gateway.amqp._dedupe.strategy import Dedupe, Handler, NoDedupe
 
 _RETRY: Final = (0.5, 60.0)
 """The first and the longest pause before a further attempt at an event, in seconds."""

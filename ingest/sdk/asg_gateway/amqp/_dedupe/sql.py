@@ -8,9 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final
 
-from asg_gateway.amqp._dedupe import Dedupe, DedupeUnavailableError, Handler, RunInThread, call_blocking
-from asg_gateway.amqp._events import Event
-from asg_gateway.amqp._sql_driver import (
+from asg_gateway.amqp._dedupe.driver import (
     Connection,
     Driver,
     checked_age,
@@ -19,6 +17,8 @@ from asg_gateway.amqp._sql_driver import (
     is_kind,
     transient_errors,
 )
+from asg_gateway.amqp._dedupe.strategy import Dedupe, DedupeUnavailableError, Handler, RunInThread, call_blocking
+from asg_gateway.amqp._events import Event
 
 TABLE: Final = "asg_processed_events"
 KEEP: Final = timedelta(days=30)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
-from asg_gateway.amqp._dedupe import DedupeUnavailableError
+from asg_gateway.amqp._dedupe.strategy import DedupeUnavailableError
 
 PARAMSTYLES: Final = ("qmark", "numeric", "named", "format", "pyformat")
 _TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")

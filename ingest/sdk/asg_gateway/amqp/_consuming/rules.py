@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from asg_gateway.amqp._connection import Backoff
-from asg_gateway.amqp._dedupe import Dedupe, Handler
+from asg_gateway.amqp._dedupe.strategy import Dedupe, Handler
 
 PARKED: Final = ".parked"
 """The end of the name of a parking queue."""

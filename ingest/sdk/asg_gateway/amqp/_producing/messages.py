@@ -12,10 +12,10 @@ from aiormq import spec
 from asg_gateway._checks import Fault, faults
 from asg_gateway._errors import InvalidTaskError
 from asg_gateway._tasks import encode, encode_item, split
-from asg_gateway.amqp._identity import batch_id, item_ids, task_id
-from asg_gateway.amqp._keys import checked_key, part_key
-from asg_gateway.amqp._sizes import added_bytes, size_fault
-from asg_gateway.amqp._urls import url_faults
+from asg_gateway.amqp._producing.identity import batch_id, item_ids, task_id
+from asg_gateway.amqp._producing.keys import checked_key, part_key
+from asg_gateway.amqp._producing.sizes import added_bytes, size_fault
+from asg_gateway.amqp._producing.urls import url_faults
 
 PRIORITY: Final = 4
 """The service rejects a higher one; with a lower one, RabbitMQ 4.3 delivers the messages of all others first."""

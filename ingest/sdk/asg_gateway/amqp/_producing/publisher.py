@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from asg_gateway._errors import BrokerRefusedError, BrokerUnavailableError
-from asg_gateway.amqp._channels import Failure, Shared, Unconfirmed, is_general, refusal
 from asg_gateway.amqp._connection import Backoff
-from asg_gateway.amqp._link import Link
-from asg_gateway.amqp._messages import Message
-from asg_gateway.amqp._room import Room, Turns
+from asg_gateway.amqp._producing.channels import Failure, Shared, Unconfirmed, is_general, refusal
+from asg_gateway.amqp._producing.link import Link
+from asg_gateway.amqp._producing.messages import Message
+from asg_gateway.amqp._producing.room import Room, Turns
 
 NACKING_CHANNEL: Final = 2.0
 """Seconds. If a channel that is older nacks, the next attempt uses another one: RabbitMQ 3.10 nacks everything on the

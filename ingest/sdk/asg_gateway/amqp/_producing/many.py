@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from asg_gateway.amqp._messages import SubmittedTask
+from asg_gateway.amqp._producing.messages import SubmittedTask
 
 Pair = tuple[str, Mapping[str, Any]]
 """The key and the task."""

@@ -22,7 +22,7 @@ class Room:
         return self._total - self._free
 
     async def enter(self, size: int) -> None:
-        """Wait for room. Whoever gets it must call `leave`."""
+        """Wait for room. A caller that gets it must call `leave`."""
         if not self._waiting and self._take(size):
             return
         turn = asyncio.get_running_loop().create_future()
@@ -68,7 +68,7 @@ class Turns:
         """The calls that wait for a key which is in use; None if there are none."""
 
     async def enter(self, key: str) -> None:
-        """Wait until the key is not in use. Whoever gets it must call `leave`."""
+        """Wait until the key is not in use. A caller that gets it must call `leave`."""
         if key not in self._waiting:
             self._waiting[key] = None
             return

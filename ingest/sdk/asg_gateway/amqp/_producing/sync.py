@@ -11,9 +11,9 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
-from asg_gateway.amqp._many import Pair
-from asg_gateway.amqp._messages import SubmittedBatch, SubmittedTask
-from asg_gateway.amqp._producer import CONFIRM_TIMEOUT, DEADLINE, MAX_IN_FLIGHT, Producer, time_to_close
+from asg_gateway.amqp._producing.many import Pair
+from asg_gateway.amqp._producing.messages import SubmittedBatch, SubmittedTask
+from asg_gateway.amqp._producing.producer import CONFIRM_TIMEOUT, DEADLINE, MAX_IN_FLIGHT, Producer, time_to_close
 
 T = TypeVar("T")
 _GROUP: Final = 500

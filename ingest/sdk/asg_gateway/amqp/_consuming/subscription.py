@@ -12,8 +12,8 @@ from asg_gateway._errors import ASGGatewayError, BrokerRefusedError
 from asg_gateway.amqp._cancellation import is_cancelled
 from asg_gateway.amqp._closing import closed
 from asg_gateway.amqp._connection import Address, Backoff, broker_errors
-from asg_gateway.amqp._parking import ParkingPublisher
-from asg_gateway.amqp._session import TIMEOUT, RabbitDelivery, Session
+from asg_gateway.amqp._consuming.parking import ParkingPublisher
+from asg_gateway.amqp._consuming.session import TIMEOUT, RabbitDelivery, Session
 
 log = logging.getLogger("asg_gateway.amqp")
 

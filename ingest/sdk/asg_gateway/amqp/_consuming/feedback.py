@@ -10,9 +10,9 @@ from typing import Final
 
 from asg_gateway._errors import InvalidEventError
 from asg_gateway.amqp._connection import Address, Backoff
+from asg_gateway.amqp._consuming.subscription import RabbitDelivery, Subscription
 from asg_gateway.amqp._decoding import decode
 from asg_gateway.amqp._events import SubmissionDuplicate, SubmissionRejected
-from asg_gateway.amqp._subscription import RabbitDelivery, Subscription
 
 _PREFETCH: Final = 20
 _REMEMBERED: Final = 10_000

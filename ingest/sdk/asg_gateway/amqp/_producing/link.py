@@ -9,9 +9,9 @@ from typing import Any, Final, Protocol
 from aio_pika.abc import AbstractConnection
 
 from asg_gateway._errors import BrokerUnavailableError
-from asg_gateway.amqp._channels import AioPikaChannel, ConfirmChannel, Shared
-from asg_gateway.amqp._coalescing import CoalescingConnection
 from asg_gateway.amqp._connection import Address, Backoff, broker_errors
+from asg_gateway.amqp._producing.channels import AioPikaChannel, ConfirmChannel, Shared
+from asg_gateway.amqp._producing.coalescing import CoalescingConnection
 
 _OPEN_TIMEOUT: Final = 10.0
 """Seconds for opening a channel. Without a limit, it would wait for as long as RabbitMQ blocks the connection."""

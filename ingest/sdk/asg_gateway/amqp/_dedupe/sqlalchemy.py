@@ -6,10 +6,10 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from asg_gateway.amqp._dedupe import Dedupe, DedupeUnavailableError, Handler, RunInThread, call_blocking
+from asg_gateway.amqp._dedupe.driver import checked_age, checked_table, is_kind, transient_errors
+from asg_gateway.amqp._dedupe.sql import KEEP, TABLE
+from asg_gateway.amqp._dedupe.strategy import Dedupe, DedupeUnavailableError, Handler, RunInThread, call_blocking
 from asg_gateway.amqp._events import Event
-from asg_gateway.amqp._sql_dedupe import KEEP, TABLE
-from asg_gateway.amqp._sql_driver import checked_age, checked_table, is_kind, transient_errors
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Transaction

@@ -10,11 +10,11 @@ from typing import Any, Final, Self
 
 from asg_gateway._errors import ASGGatewayError
 from asg_gateway.amqp._connection import Address, Backoff
-from asg_gateway.amqp._link import AioPikaConnector, Connector, Link
-from asg_gateway.amqp._many import Pair, submit_each
-from asg_gateway.amqp._messages import NOW, Composer, Message, Origin, SubmittedBatch, SubmittedTask
-from asg_gateway.amqp._publisher import Publisher
-from asg_gateway.amqp._room import Room
+from asg_gateway.amqp._producing.link import AioPikaConnector, Connector, Link
+from asg_gateway.amqp._producing.many import Pair, submit_each
+from asg_gateway.amqp._producing.messages import NOW, Composer, Message, Origin, SubmittedBatch, SubmittedTask
+from asg_gateway.amqp._producing.publisher import Publisher
+from asg_gateway.amqp._producing.room import Room
 
 DEADLINE: Final = 120.0
 MAX_IN_FLIGHT: Final = 1_000

@@ -5,12 +5,12 @@ import logging
 from typing import Final
 
 from asg_gateway.amqp._connection import Address, Backoff
-from asg_gateway.amqp._dedupe import DedupeUnavailableError
-from asg_gateway.amqp._parking import ParkingPublisher, advice
-from asg_gateway.amqp._processing import Processor
-from asg_gateway.amqp._rules import PARKED, ConsumerStats, Limits, Rules
-from asg_gateway.amqp._subscription import Subscription
-from asg_gateway.amqp._threads import Threads
+from asg_gateway.amqp._consuming.parking import ParkingPublisher, advice
+from asg_gateway.amqp._consuming.processing import Processor
+from asg_gateway.amqp._consuming.rules import PARKED, ConsumerStats, Limits, Rules
+from asg_gateway.amqp._consuming.subscription import Subscription
+from asg_gateway.amqp._consuming.threads import Threads
+from asg_gateway.amqp._dedupe.strategy import DedupeUnavailableError
 
 RECONNECT: Final = (0.5, 30.0)
 """The first and the longest pause before an attempt to connect, in seconds."""

@@ -11,8 +11,8 @@ from aio_pika.abc import AbstractConnection
 
 from asg_gateway._errors import BrokerRefusedError
 from asg_gateway.amqp._closing import closed
-from asg_gateway.amqp._deliveries import earlier_deliveries, remaining_pause
-from asg_gateway.amqp._parking import ParkingPublisher
+from asg_gateway.amqp._consuming.deliveries import earlier_deliveries, remaining_pause
+from asg_gateway.amqp._consuming.parking import ParkingPublisher
 
 TIMEOUT: Final = 10.0
 """Seconds for an answer of the broker."""

@@ -1,0 +1,1 @@
+"""Strategies that handle copies of an event once."""

@@ -1,0 +1,1 @@
+"""Producers: messages are made, published until they are confirmed, and bounded."""
