@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from ingest.domain.identity import SubmissionKind, item_id, keyed_id
 from tests.chaos.history import History, Submission
-from tests.chaos.workload import POOR, RICH
+from tests.chaos.workload import FEEDBACK, POOR, RICH, SPY, WITH_QUEUES
 
 MEMORY_LIMIT = 200
 """MiB that one process may use."""
@@ -39,6 +39,7 @@ def check(history: History) -> Result:
     checker.check_dead_letters()
     checker.check_direct_outcomes()
     checker.check_quotas()
+    checker.check_feedback()
     for name, peak in history.peak_memory.items():
         if peak > MEMORY_LIMIT:
             result.broken.append(f"{name} used {peak} MiB")
@@ -237,6 +238,18 @@ class _Checker:
         # A claim whose process has crashed before it was charged is accepted nevertheless: it may have been published.
         if poor > self._history.quotas[POOR] + len(self._history.faults):
             self.result.broken.append(f"{POOR} got {poor} tasks accepted with a quota of {self._history.quotas[POOR]}")
+
+    def check_feedback(self) -> None:
+        """Check that the producer with a feedback queue was told of each of its rejections and duplicates."""
+        told = {seen.event_id for seen in self._history.seen if seen.queue == FEEDBACK}
+        reports = {
+            seen.event_id: str(seen.data.get("message_id"))
+            for seen in self._history.seen
+            if seen.queue == SPY and seen.routing_key.startswith("submission.") and _customer(seen.data) == WITH_QUEUES
+        }
+        missing = [message_id for event_id, message_id in reports.items() if event_id not in told]
+        if missing:
+            self.result.broken.append(f"{FEEDBACK} has no report about {', '.join(missing[:5])}")
 
     def _lost_entries(self, submission: Submission) -> int:
         """Return how often the submission's entry may have been lost."""

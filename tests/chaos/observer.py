@@ -10,10 +10,9 @@ import aio_pika
 
 from tests.chaos.history import History, Seen
 from tests.chaos.producer import close_connection, raise_if_cancelled
+from tests.chaos.workload import FEEDBACK, SPY
 
-SPY: Final = "chaos.spy"
-"""Bound to events that otherwise reach no queue, but not to `task.accepted`, which `rabbit-events-unroutable` needs."""
-QUEUES: Final = ("consensus.tasks", "webhook.dispatch", "ingest.dead", SPY)
+QUEUES: Final = ("consensus.tasks", "webhook.dispatch", "ingest.dead", SPY, FEEDBACK)
 
 
 class Observer:
@@ -59,7 +58,7 @@ class Observer:
             await channel.set_qos(prefetch_count=200)
             if queue == SPY:
                 spy = await channel.declare_queue(queue, durable=True, arguments={"x-queue-type": "quorum"})
-                for key in ("submission.*", "batch.accepted.none"):
+                for key in ("submission.#", "batch.accepted.none"):
                     await spy.bind("asg.events", key)
             consumed = await channel.get_queue(queue, ensure=False)
             await consumed.consume(lambda message: self._record(queue, message))

@@ -132,6 +132,10 @@ def accept_more_than_the_quota(history: History) -> None:
     history.seen.append(accepted_event("2-0", "tsk_tiny"))
 
 
+def lose_a_report(history: History) -> None:
+    history.seen.append(Seen("chaos.spy", "submission.rejected.beta", "r", {"cust_id": "beta", "message_id": "m9"}))
+
+
 def answer_another_id(history: History) -> None:
     other = keyed_id(SubmissionKind.TASK, "acme", "other")
     history.submissions[0].attempts.append(http_attempt("replay", other))
@@ -176,6 +180,7 @@ def never_recover(history: History) -> None:
         (charge(2), "charged 2 tasks, 3 were accepted"),
         (charge(10), "charged 10 tasks for 3"),
         (accept_more_than_the_quota, "tiny got 1 tasks accepted with a quota of -1"),
+        (lose_a_report, "feedback.beta has no report about m9"),
         (answer_another_id, "got several ids"),
         (answer_only_a_wrong_id, "got a wrong id"),
         (leave_fault_unproven, "was not shown"),

@@ -14,6 +14,9 @@ from tests.chaos.producer import Producer
 RICH: Final = ("acme", "beta")
 WITH_QUEUES: Final = RICH[1]
 """It has queues of its own as a direct producer."""
+FEEDBACK: Final = f"feedback.{WITH_QUEUES}"
+SPY: Final = "chaos.spy"
+"""Bound to events that otherwise reach no queue, but not to `task.accepted`, which `rabbit-events-unroutable` needs."""
 POOR: Final = "tiny"
 POOR_QUOTA: Final = 15
 WEBHOOK: Final = "https://example.com/hooks/asg"
