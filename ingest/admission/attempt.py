@@ -189,8 +189,8 @@ class Attempt:
                     taken_over = msgspec.structs.replace(change.entry, generation=change.entry.generation + 1)
                     self.releases.append(give_back(taken_over))
                 elif result is not None:
-                    if expired and expired.lease and expired.fingerprint == result.fingerprint:
-                        own.may_be_published |= result.id == own.request.submission.id
+                    if expired and _may_be_published(expired, result) and result.id == own.request.submission.id:
+                        own.may_be_published = True
                     stored[index], held[index] = result, True
         return stored, held
 
@@ -213,6 +213,12 @@ class Attempt:
             self.releases += pending.give_up()
 
 
+def _may_be_published(expired: Entry, wanted: Entry) -> bool:
+    """Return whether an earlier attempt at the same body may have published it: it crashed, or left it in doubt."""
+    is_in_doubt = bool(expired.lease) or expired.doubt in (Doubt.OPEN, Doubt.EVENTS)
+    return is_in_doubt and expired.fingerprint == wanted.fingerprint
+
+
 def _was_accepted_with_another_body(stored: Entry, wanted: Entry) -> bool:
     return stored.phase is Phase.ACCEPTED and stored.fingerprint != wanted.fingerprint
 
@@ -222,6 +228,8 @@ def _inherit(wanted: Entry, expired: Entry) -> Entry:
     doubt, same_body = expired.doubt, wanted.fingerprint == expired.fingerprint
     if expired.lease and not doubt and same_body:
         doubt = Doubt.OPEN  # its owner may have crashed after the publish; so it is in doubt if it is given back
+    elif doubt in (Doubt.OPEN, Doubt.EVENTS) and not same_body:
+        doubt = Doubt.NONE  # that about the other body has ended, and this one was not published
     return msgspec.structs.replace(
         wanted,
         created_at=expired.created_at,

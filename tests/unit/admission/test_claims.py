@@ -19,9 +19,16 @@ OTHER_URL = "https://a.example/other"
 
 
 class ChargeFails(SqliteStore):
-    """A store that charges nothing while `unavailable` is true."""
+    """A store that charges nothing while `unavailable` is true. A claim takes `seconds_per_claim`."""
 
     unavailable = False
+    seconds_per_claim = 0.0
+
+    async def claim(self, entries: Sequence[Entry]) -> list[Entry]:
+        claimed = await super().claim(entries)
+        if isinstance(self._clock, Clock):
+            self._clock.now += self.seconds_per_claim
+        return claimed
 
     async def charge(self, charges: Sequence[Charge]) -> list[bool]:
         if self.unavailable:
@@ -180,6 +187,58 @@ async def test_quota_does_not_refuse_a_submission_that_a_crashed_attempt_may_hav
     again, other = await harness.admit(first, task("new"))
     assert (again.verdict, other.verdict) == (Verdict.ADMITTED, Verdict.QUOTA_EXHAUSTED)
     assert await harness.used() == 10 + len(first.submission.tasks)
+
+
+async def use_up_the_quota(harness: AdmissionHarness) -> None:
+    others = await harness.admit(*[task(f"other-{number}") for number in range(20)])
+    assert Verdict.QUOTA_EXHAUSTED in {decision.verdict for decision in others}
+
+
+async def test_outage_after_the_crash_changes_nothing(harness: AdmissionHarness, store: ChargeFails) -> None:
+    """The attempt after the crash gives the claim back."""
+    await harness.admit_one(task("k"))
+    await use_up_the_quota(harness)
+    harness.clock.now += 31
+    store.unavailable = True
+    with pytest.raises(StoreUnavailable):
+        await harness.admit_one(task("k"))
+    store.unavailable = False
+    assert await verdict(harness, "k") is Verdict.ADMITTED
+
+
+async def test_attempt_that_published_nothing_after_the_crash_changes_nothing(harness: AdmissionHarness) -> None:
+    await harness.admit_one(task("k"))
+    await use_up_the_quota(harness)
+    harness.clock.now += 31
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=True)
+    assert await verdict(harness, "k") is Verdict.ADMITTED
+
+
+async def test_item_whose_lease_ends_later_than_that_of_its_crashed_batch_changes_nothing(
+    harness: AdmissionHarness, store: ChargeFails
+) -> None:
+    """The attempt in between finds the item contended, and gives the batch back."""
+    wanted = batch(None, "i", key="k")
+    store.seconds_per_claim = 0.5
+    assert (await harness.admit_one(wanted)).verdict is Verdict.ADMITTED
+    store.seconds_per_claim = 0.0
+    await use_up_the_quota(harness)
+    harness.clock.now += 29.1
+    assert (await harness.admit_one(wanted)).verdict is Verdict.CONTENDED
+    harness.clock.now += 1
+    assert (await harness.admit_one(wanted)).verdict is Verdict.ADMITTED
+
+
+async def test_quota_refuses_another_body_also_the_second_time(harness: AdmissionHarness) -> None:
+    """The doubt about the first body does not become one about the second."""
+    harness.clock.now -= 86_400
+    await harness.admit_one(task("k"))
+    await use_up_the_quota(harness)
+    harness.clock.now += 31
+    await harness.admission.release([await harness.admit_one(task("k"))], refund=True)
+    harness.clock.now += DOUBT
+    for _ in range(2):
+        assert await verdict(harness, "k", url=OTHER_URL) is Verdict.QUOTA_EXHAUSTED
 
 
 async def test_quota_refuses_another_body_of_a_claim_whose_owner_has_crashed(harness: AdmissionHarness) -> None:
