@@ -28,16 +28,18 @@ from ingest.domain.topology import feedback_queue, own_queues, producer_queues
 
 app = typer.Typer(
     help="Direct producers: a RabbitMQ user, queues of their own so that they do not wait for one another, and a queue "
-    "that tells them what was rejected or a duplicate.",
+    "with reports about their rejected and duplicate submissions.",
     no_args_is_help=True,
 )
 
 NoUser = Annotated[
     bool, typer.Option("--no-user", help="Create only the queues: RabbitMQ's users are managed elsewhere.")
 ]
-KeepUser = Annotated[bool, typer.Option("--keep-user", help="Keep the user, who then submits to the shared queues.")]
+KeepUser = Annotated[
+    bool, typer.Option("--keep-user", help="Keep the user; its submissions then go to the shared queues.")
+]
 CloseConnections = Annotated[
-    bool, typer.Option("--close-connections", help="Close the producer's connections, which have used the old one.")
+    bool, typer.Option("--close-connections", help="Also close the connections that were opened with the old password.")
 ]
 
 
@@ -92,10 +94,11 @@ def producer_rotate(cust: Cust, close: CloseConnections = False, json: Json = Fa
 
 @app.command("remove")
 def producer_remove(cust: Cust, keep_user: KeepUser = False) -> None:
-    """Delete a producer's RabbitMQ user and its queues. Needs INGEST_MANAGEMENT_URL, and workers that run.
+    """Delete a producer's RabbitMQ user and its queues. Needs INGEST_MANAGEMENT_URL.
 
-    The user is deleted first, which closes its connections. The queues for submissions are deleted once they are empty:
-    if they are not within ten minutes, run the command again. The customer and its tasks stay.
+    The user is deleted first, which closes its connections. The queues for submissions are deleted once they are empty,
+    so workers must run if they have messages. If they are not empty within ten minutes, or the command is interrupted,
+    run it again. The customer and its tasks stay.
     """
     broker, management, users = _backend("producer remove")
 
@@ -104,7 +107,7 @@ def producer_remove(cust: Cust, keep_user: KeepUser = False) -> None:
             raise ConfigurationError(f"{cust} has no queues of its own: see `ingest producer list`")
         if not keep_user:
             await asyncio.to_thread(users.delete, cust)
-        typer.echo(f"waiting until the queues of {cust} are empty ...", err=True)
+        typer.echo(f"removing the queues of {cust}; this takes 15 s, or longer if they have messages ...", err=True)
         await drain_own_queues(broker, management, cust)
         await store.remove_producer(cust)
         await delete_own_queues(broker, cust)

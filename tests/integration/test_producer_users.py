@@ -98,13 +98,28 @@ async def test_existing_user_keeps_its_password_and_gets_the_missing_permissions
     assert not await producer.may_publish("by-hand", "task.submitted.other")
 
 
+async def test_limits_that_an_interrupted_command_has_not_set_are_set_the_next_time(producer: Producer) -> None:
+    """A limit that an operator has changed stays."""
+    producer.create_by_hand("", "^asg[.]submissions$")
+    producer.management.put(f"user-limits/{producer.name}/max-channels", {"value": 7})
+    producer.users.create(producer.name)
+    limits = {row["user"]: row["value"] for row in producer.management.get("user-limits")}
+    assert limits[producer.name] == {"max-connections": 20, "max-channels": 7}
+
+
 async def test_further_permissions_of_an_existing_user_stay(producer: Producer) -> None:
     producer.create_by_hand("", "^asg[.]submissions$", "^(consensus[.]tasks|own)$")
     assert producer.users.create(producer.name) is None
     assert await producer.may_read("by-hand", "consensus.tasks")
 
 
-@pytest.mark.parametrize(("tags", "write"), [("monitoring", "^asg[.]submissions$"), ("", "^$"), ("", "^asg[.]parked$")])
+SERVICE = "^(asg|ingest|consensus|webhook|feedback)[.]"
+
+
+@pytest.mark.parametrize(
+    ("tags", "write"),
+    [("monitoring", "^asg[.]submissions$"), ("", "^$"), ("", "^asg[.]parked$"), ("", SERVICE), ("", ".*")],
+)
 async def test_user_that_is_not_one_of_a_producer_is_not_touched(producer: Producer, tags: str, write: str) -> None:
     """A customer may have the name of a consumer's or an operator's user."""
     producer.create_by_hand(tags, write)
@@ -151,6 +166,7 @@ async def test_deleted_user_cannot_connect_and_stays_in_other_virtual_hosts(
     assert producer.exists
     rows = rabbitmq.api("GET", f"users/{producer.name}/permissions")
     assert [row["vhost"] for row in rows] == [other]
+    producer.users.delete(producer.name)  # it has no permissions here any more
     rabbitmq.api("DELETE", f"vhosts/{other}")
     producer.users.create(producer.name)
     producer.users.delete(producer.name)

@@ -9,6 +9,7 @@ from ingest.broker.rabbitmq.management import Management
 from ingest.broker.rabbitmq.patterns import NOTHING, may, only
 from ingest.broker.rabbitmq.producer_limits import LIMITS
 from ingest.domain import topology
+from ingest.domain.customers import is_cust_id
 from ingest.domain.errors import ConfigurationError
 
 OWN_TOPICS: Final = r"^(task|batch)\.submitted\.{username}\z"
@@ -23,6 +24,16 @@ def producer_permissions(cust_id: str) -> dict[str, str]:
         "write": only(topology.SUBMISSIONS),
         "read": only(topology.feedback_queue(cust_id).name),
     }
+
+
+def _only_submits(row: dict[str, Any]) -> bool:
+    """Return whether permissions in one virtual host are those of a producer, perhaps with further queues to read."""
+    forbidden = (topology.EVENTS, topology.DEAD, topology.PARKED, topology.INGEST_TASKS, "amq.default")
+    return (
+        may(row["write"], topology.SUBMISSIONS)
+        and not any(may(row["write"], name) or may(row["configure"], name) for name in forbidden)
+        and not any(may(row["read"], name) for name in topology.INGEST_QUEUES)
+    )
 
 
 class ProducerUsers:
@@ -42,24 +53,28 @@ class ProducerUsers:
 
     def exists(self, cust_id: str) -> bool:
         """Return whether a producer has a user."""
+        if not is_cust_id(cust_id):
+            raise ConfigurationError(f"{cust_id!r} is not a customer id: 1 to 64 letters, digits, _ or -")
         users = {user["name"]: user for user in self._management.get("users")}
         if cust_id not in users and cust_id not in self._service_users:
             return False
         permissions = self._permissions(cust_id) if cust_id in users else []
-        submits = all(may(row["write"], topology.SUBMISSIONS) for row in permissions)
-        if cust_id in self._service_users or users[cust_id]["tags"] or not submits:
+        is_producer = all(map(_only_submits, permissions))
+        if cust_id in self._service_users or users[cust_id]["tags"] or not is_producer:
             raise ConfigurationError(
-                f"RabbitMQ's user {cust_id} is not one of a producer: it belongs to the service, has tags, or may not "
-                f"publish to {topology.SUBMISSIONS}. Rename that user, or use another customer id"
+                f"RabbitMQ's user {cust_id} is not one of a producer: it belongs to the service, has tags, may not "
+                f"publish to {topology.SUBMISSIONS}, or may do more than a producer. Rename that user, or use another "
+                "customer id"
             )
         return True
 
     def create(self, cust_id: str) -> str | None:
-        """Create the user with its permissions and limits; return its password, None if it existed before.
+        """Create the user with its limits and permissions; return its password, None if it existed before.
 
-        If it existed, its password and its limits stay, and so do permissions beyond those of a producer.
+        If it existed, its password stays, and so do the limits that it has, and the right to read further queues.
         """
         password = None if self.exists(cust_id) else self._set_password(cust_id)
+        self._set_missing_limits(cust_id)
         vhost = self._management.vhost
         own = next((row for row in self._permissions(cust_id) if self._is_here(row)), None)
         standard = producer_permissions(cust_id)
@@ -67,9 +82,6 @@ class ProducerUsers:
             self._management.put(f"permissions/{vhost}/{cust_id}", standard)
         topics = {"exchange": topology.SUBMISSIONS, "write": OWN_TOPICS, "read": NOTHING}
         self._management.put(f"topic-permissions/{vhost}/{cust_id}", topics)
-        if password is not None:
-            for name, value in LIMITS.items():
-                self._management.put(f"user-limits/{cust_id}/{name}", {"value": value})
         return password
 
     def new_password(self, cust_id: str) -> str:
@@ -89,11 +101,18 @@ class ProducerUsers:
         """Delete the user, which closes its connections. If it also submits in another virtual host, it stays there."""
         if not self.exists(cust_id):
             return
-        if all(self._is_here(row) for row in self._permissions(cust_id)):
+        here = [self._is_here(row) for row in self._permissions(cust_id)]
+        if all(here):
             self._management.delete(f"users/{cust_id}")
-            return
-        for kind in ("permissions", "topic-permissions"):
-            self._management.delete(f"{kind}/{self._management.vhost}/{cust_id}")
+        elif any(here):
+            # Without permissions, those on topics have no effect.
+            self._management.delete(f"permissions/{self._management.vhost}/{cust_id}")
+
+    def _set_missing_limits(self, cust_id: str) -> None:
+        limits = {row["user"]: row["value"] for row in self._management.get("user-limits")}.get(cust_id, {})
+        for name, value in LIMITS.items():
+            if limits.get(name, -1) < 0:
+                self._management.put(f"user-limits/{cust_id}/{name}", {"value": value})
 
     def _set_password(self, cust_id: str) -> str:
         password = secrets.token_urlsafe(_PASSWORD_BYTES)
