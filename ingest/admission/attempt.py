@@ -189,6 +189,7 @@ class Attempt:
                     taken_over = msgspec.structs.replace(change.entry, generation=change.entry.generation + 1)
                     self.releases.append(give_back(taken_over))
                 elif result is not None:
+                    # Not for an item alone: the rest of its batch would pass the quota with it.
                     if expired and _may_be_published(expired, result) and result.id == own.request.submission.id:
                         own.may_be_published = True
                     stored[index], held[index] = result, True

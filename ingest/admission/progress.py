@@ -51,7 +51,7 @@ class RequestProgress:
         self.undecided = False
         self.is_replay = False
         self.may_be_published = False
-        """An attempt with the same body has ended without a trace: it may have been charged, and published."""
+        """An earlier attempt with the same body has crashed or left a doubt, so its events may be published."""
 
     @property
     def verdict(self) -> Verdict:

@@ -130,6 +130,7 @@ class RejectedData(TypedDict):
 
     cust_id: Annotated[str, Field(description="Empty if the routing key names no customer.")]
     message_id: Annotated[MessageId, Field(description="Empty if there was none.")]
+    idempotency_key: NotRequired[IdempotencyKey]
     reason: Reason
     error: str
     errors: FieldFaults

@@ -114,16 +114,23 @@ def duplicate(original: Entry, repeat: Submission, message_id: str) -> Message:
     digest = hashlib.sha256(f"{original.cust_id}:{message_id}:".encode() + repeat.fingerprint).hexdigest()[:32]
     event_id = f"{original.id}:duplicate:{original.created_at}:{digest}"
     return _event(
-        DUPLICATE, event_id, original.id, original.created_at, data, _told("duplicate", original.cust_id), False
+        DUPLICATE, event_id, original.id, original.created_at, data, _report_key("duplicate", original.cust_id), False
     )
 
 
 def rejected(
-    cust_id: str, message_id: str, now: int, error: InvalidSubmission, digest: str, producer: str | None = None
+    cust_id: str,
+    message_id: str,
+    now: int,
+    error: InvalidSubmission,
+    digest: str,
+    producer: str | None = None,
+    key: str | None = None,
 ) -> Message:
     """Return the event of a direct submission that was rejected; the submission itself is in `ingest.dead`.
 
-    `cust_id` is the customer in its routing key, or empty. `producer` is the one that is told, if it is another.
+    `cust_id` is the customer in its routing key, or empty. `producer` receives the report, if it is another.
+    `key` is the idempotency key, if the body was read.
 
     Its id names the reason, because a submission that is redriven may be rejected for another one, and the whole
     submission (`digest`): one message_id, or none, may come with several wrong bodies.
@@ -131,6 +138,7 @@ def rejected(
     data = {
         "cust_id": cust_id,
         "message_id": message_id,
+        **({} if key is None else {"idempotency_key": key}),
         "reason": error.reason,
         "error": error.message,
         "errors": error.errors,
@@ -141,7 +149,7 @@ def rejected(
         cust_id,
         now,
         data,
-        _told("rejected", cust_id if producer is None else producer),
+        _report_key("rejected", cust_id if producer is None else producer),
         False,
     )
 
@@ -155,7 +163,7 @@ def traced(event: Message, trace: Trace) -> Message:
     return msgspec.structs.replace(event, body=body, headers=event.headers | trace.headers())
 
 
-def _told(what: str, cust_id: str) -> str:
+def _report_key(what: str, cust_id: str) -> str:
     """Return the routing key of a report to a direct producer. A customer's name is always the third word."""
     return f"submission.{what}.{cust_id}" if cust_id else f"submission.{what}"
 

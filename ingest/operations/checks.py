@@ -105,7 +105,7 @@ def producer_findings(producers: AbstractSet[str], queues: Collection[str]) -> l
     findings += [
         warning(
             "producers",
-            f"queue {name} is missing: {cust_id} is not told what was rejected or a duplicate",
+            f"queue {name} is missing: {cust_id} gets no reports about rejected and duplicate submissions",
             f"run `ingest producer add {cust_id}`",
         )
         for cust_id, name in sorted(feedback.items())

@@ -55,7 +55,9 @@ def plan_rejection(rejection: Rejection) -> OutboundPlan:
     delivery, error = rejection.delivery, rejection.error
     letter = dead_letter(delivery, error, events.rfc3339(now))
     digest = letter.message_id.removeprefix("dead:")  # computing it takes long for a large body
-    event = events.rejected(rejection.cust_id, delivery.message_id or "", now, error, digest, producer_of(rejection))
+    event = events.rejected(
+        rejection.cust_id, delivery.message_id or "", now, error, digest, producer_of(rejection), rejection.key
+    )
     return OutboundPlan(
         delivery,
         [letter],

@@ -261,17 +261,17 @@ def _add_decision(attempt: Planned, delivery: Delivery, decision: Decision) -> N
 def _plan_decision(delivery: Delivery, decision: Decision) -> OutboundPlan | None:
     """Return the plan for a direct submission that is not contended; None if it needs only an ack."""
     request = decision.request
-    cust_id = request.customer.cust_id
+    cust_id, key = request.customer.cust_id, request.submission.key
     if decision.verdict is Verdict.ADMITTED:
         return plan_direct(delivery, decision)
     if decision.verdict is Verdict.QUOTA_EXHAUSTED:
         message = f"customer {cust_id} has used up its quota of {request.customer.monthly_quota} tasks for this month"
-        return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.QUOTA_EXHAUSTED, message), cust_id))
+        return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.QUOTA_EXHAUSTED, message), cust_id, key))
     if delivery.redelivered and decision.entry.origin == request.origin and not decision.mismatch:
         return None  # this same message was accepted, and only its ack was lost
     if decision.mismatch:
         _log.warning("payload_mismatch", cust_id=cust_id, id=decision.entry.id)
         if request.customer.strict:
             message = f"{decision.entry.id} was submitted under this key with another body"
-            return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.KEY_CONFLICT, message), cust_id))
+            return plan_rejection(Rejection(delivery, InvalidSubmission(Reason.KEY_CONFLICT, message), cust_id, key))
     return plan_duplicate(delivery, decision)

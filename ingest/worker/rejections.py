@@ -8,18 +8,22 @@ from ingest.domain.messages import Delivery
 
 
 class Rejection(msgspec.Struct, frozen=True, eq=False):
-    """A delivery and the error; `cust_id` is empty if the routing key does not name a customer."""
+    """A delivery and the error.
+
+    `cust_id` is empty if the routing key does not name a customer, `key` is None if the body was not read.
+    """
 
     delivery: Delivery
     error: InvalidSubmission
     cust_id: str
+    key: str | None = None
 
 
 def producer_of(rejection: Rejection) -> str:
-    """Return the customer whose producer is told of a rejection; empty if it is not known.
+    """Return the producer that receives the report about a rejection; empty if it is unknown.
 
-    It is the customer in the routing key, unless another user sent the submission: that one is told, so that it cannot
-    fill the feedback queue of the customer.
+    It is the customer in the routing key, unless another user sent the submission: then that user receives it, so that
+    it cannot fill the feedback queue of the customer.
     """
     user = rejection.delivery.user_id
     if rejection.error.reason in (Reason.USER_MISMATCH, Reason.BAD_ROUTING_KEY) and user and is_cust_id(user):

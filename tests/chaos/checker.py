@@ -245,7 +245,9 @@ class _Checker:
         reports = {
             seen.event_id: str(seen.data.get("message_id"))
             for seen in self._history.seen
-            if seen.queue == SPY and seen.routing_key.startswith("submission.") and _customer(seen.data) == WITH_QUEUES
+            if seen.queue == SPY
+            and seen.routing_key.startswith("submission.")
+            and seen.routing_key.endswith(f".{WITH_QUEUES}")
         }
         missing = [message_id for event_id, message_id in reports.items() if event_id not in told]
         if missing:

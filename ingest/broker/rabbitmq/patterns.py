@@ -13,7 +13,7 @@ def only(*names: str) -> str:
 
 
 def may(pattern: str, name: str) -> bool:
-    """Return whether a pattern allows a name. A pattern that only Erlang understands counts as one that does."""
+    """Return whether a pattern allows a name. One that Python cannot compile is treated as allowing everything."""
     try:
         # Before Python 3.14, the end is `\Z`; Erlang's is `\z`.
         return bool(pattern) and re.search(pattern.replace(r"\z", r"\Z"), name) is not None

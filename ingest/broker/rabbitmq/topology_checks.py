@@ -67,7 +67,7 @@ def topology_findings(management: Management, info: BrokerInfo, outage_hold: flo
 
 
 def full_feedback(queues: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
-    """Findings about producers that do not read what they are told. `queues`: as the management API returns them."""
+    """Findings about producers that do not read their reports. `queues`: as the management API returns them."""
     for name, queue in sorted(queues.items()):
         used = max(
             queue.get("messages", 0) / topology.MAX_FEEDBACK,
@@ -77,7 +77,8 @@ def full_feedback(queues: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
             cust_id = name.removeprefix(_FEEDBACK)
             yield warning(
                 _AREA,
-                f"{name} is {min(used, 1):.0%} full: {cust_id} does not read its reports. The oldest are dropped",
+                f"{name} is {min(used, 1):.0%} full: {cust_id} does not read its reports. When it is full, "
+                "the oldest are dropped",
                 f"ask {cust_id} to consume it: deploy/producers.md, Feedback",
             )
 

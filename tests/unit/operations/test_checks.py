@@ -25,5 +25,7 @@ def test_missing_queue_and_queue_that_no_worker_consumes_are_errors() -> None:
 def test_producer_of_an_earlier_version_has_no_feedback_queue() -> None:
     (finding,) = producer_findings({"acme"}, ACME[:2])
     assert finding.severity is Severity.WARNING
-    assert finding.what == "queue feedback.acme is missing: acme is not told what was rejected or a duplicate"
+    assert (
+        finding.what == "queue feedback.acme is missing: acme gets no reports about rejected and duplicate submissions"
+    )
     assert finding.do == "run `ingest producer add acme`"

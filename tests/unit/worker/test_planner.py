@@ -275,6 +275,15 @@ async def test_events_name_the_idempotency_key(harness: ProcessorHarness) -> Non
     assert sorted(named, key=str) == [("", None, "b"), ("tsk_", 0, None), ("tsk_", 1, 'i"1'), ("tsk_", None, "k")]
 
 
+async def test_report_about_a_body_that_was_read_names_its_key(harness: ProcessorHarness) -> None:
+    """A producer may publish a body with a key under another message_id."""
+    for number in range(2):
+        body = TASK | {"idempotency_key": "k", "data_url": f"https://a.example/{number}"}
+        await harness.attempt(direct_delivery(f"m{number}", body, cust_id="strict"))
+    report = json.loads(harness.publisher.sent[-1].body)["data"]
+    assert (report["message_id"], report["idempotency_key"], report["reason"]) == ("m1", "k", Reason.KEY_CONFLICT)
+
+
 async def test_item_key_is_unknown_if_the_shim_is_of_an_earlier_version(harness: ProcessorHarness) -> None:
     batch = batch_submission({"tasks": [TASK | {"idempotency_key": "x"}]}, "c", frozenset(), "b")
     message = msgspec.json.decode(to_message(Admitted(batch, 1_775_000_000_000, 604_800)).body)

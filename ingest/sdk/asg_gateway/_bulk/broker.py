@@ -69,7 +69,7 @@ class BrokerTransport:
         try:
             self._producer = Producer(url, customer, deadline=patience, max_in_flight=concurrency)
         except ValueError as error:
-            raise UsageError(f"--amqp-url or --customer: {error}") from error
+            raise UsageError(f"--amqp-url, ASG_AMQP_URL or --customer: {error}") from error
         self._broker = url.rpartition("@")[2]  # without user and password
         self._callback_url = callback_url
 

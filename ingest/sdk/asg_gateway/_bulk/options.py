@@ -23,7 +23,9 @@ Other users of the machine can see a command line, so put a URL with a password 
 in RabbitMQ. The service checks them later, and reports what it rejects in the queue feedback.CUST: a chunk with one
 invalid line as a whole. Correct that line and run the command again. --ids has the ids that the service will use.
 
-After an interruption, a lost connection or an exhausted quota, run the same command again: nothing is submitted twice.
+After an interruption, a lost connection or (over HTTP) an exhausted quota, run the same command again: nothing is
+submitted twice. Over RabbitMQ, the journal knows what was published, not what was accepted: if a chunk was rejected for
+another reason than its content, such as quota_exhausted, ask the operator to redrive it, or use --no-journal.
 A task without an idempotency_key gets one that is computed from its content and from the number of equal tasks before
 it in the file. So the same lines in another file are the same tasks, unless --namespace differs. The gateway
 remembers keys for the customer's retention, 7 days by default; FILE.journal, beside the file, remembers finished
@@ -39,7 +41,8 @@ exit codes:
   2    wrong usage: an argument, the file, the API key, --callback-url, a proxy variable, or a login or permission of
        RabbitMQ
   3    the gateway or RabbitMQ is unavailable or asks to wait for too long: run it again
-  4    the quota is exhausted: run it again when there is more (chunks are all or nothing: --chunk makes them smaller)
+  4    the quota is exhausted (HTTP): run it again when there is more (chunks are all or nothing: --chunk makes them
+       smaller)
   5    any other failure, such as a full disk, or a closed standard output: correct it and run it again
   130  interrupted (143: SIGTERM): run it again
 
@@ -136,7 +139,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--concurrency", metavar="N", type=_between(1, 64), default=4, help="chunks in flight [4]")
     add("--chunk", metavar="N", type=_between(1, MAX_TASKS), default=MAX_TASKS, help=f"lines per chunk [{MAX_TASKS}]")
     add("--namespace", metavar="TEXT", default="", help="submit lines again that were submitted with another namespace")
-    add("--ids", metavar="PATH", help="append line, task_id and batch_id of each accepted task to this file")
+    add(
+        "--ids",
+        metavar="PATH",
+        help="append line, task_id and batch_id of each task sent to this file",
+    )
     add("--errors", metavar="PATH", help="the file for refused lines [FILE.errors.jsonl]")
     add("--journal", metavar="PATH", help="the file for finished chunks [FILE.journal; none for standard input]")
     add("--no-journal", action="store_true", help="keep no journal")
@@ -209,5 +216,7 @@ def _api_key(path: str | None, env: Mapping[str, str]) -> str:
             raise UsageError(f"--api-key-file {path}: the file is not text") from None
     key = env.get("ASG_API_KEY") or env.get("API_KEY")
     if not key:
-        raise UsageError("set ASG_API_KEY (or API_KEY) to the API key, or set --api-key-file to a file")
+        raise UsageError(
+            "set ASG_API_KEY (or API_KEY) to the API key, or --api-key-file to a file; for RabbitMQ, set ASG_AMQP_URL"
+        )
     return key

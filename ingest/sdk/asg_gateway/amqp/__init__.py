@@ -1,5 +1,10 @@
 """Producers and consumers on RabbitMQ. Needs `pip install asg-gateway[amqp]`."""
 
+try:
+    import aio_pika as _aio_pika  # noqa: F401 - only to say what is missing
+except ModuleNotFoundError as error:
+    raise ImportError("asg_gateway.amqp needs aio-pika: pip install asg-gateway[amqp]") from error
+
 from asg_gateway._errors import (
     ASGGatewayError,
     BrokerRefusedError,

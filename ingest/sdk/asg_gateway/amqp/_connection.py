@@ -137,7 +137,9 @@ def _is_wrong_vhost(error: BaseException) -> bool:
 
 
 def _urls(url: str) -> Sequence[URL]:
-    """Return one URL per host. Raises ValueError."""
+    """Return one URL per host. Raises ValueError, TypeError."""
+    if not isinstance(url, str):
+        raise TypeError(f"the URL must be a string, such as {EXAMPLE}, not {type(url).__name__}")
     scheme, separator, rest = url.partition("://")
     authority, slash, path = rest.partition("/")
     userinfo, at, hosts = authority.rpartition("@")

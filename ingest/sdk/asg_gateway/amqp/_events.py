@@ -102,7 +102,7 @@ class _Report(Event):
 
     @property
     def key(self) -> str:
-        """The producer's own key: the idempotency key in the body, otherwise the message_id."""
+        """The idempotency key, or, if the service does not know it, the message_id. Of `Producer` both are the same."""
         return self.message_id if self.idempotency_key is None else self.idempotency_key
 
 
@@ -113,7 +113,7 @@ class SubmissionDuplicate(_Report):
     Attributes:
         cust_id: the customer.
         message_id: the AMQP message_id of the repeat.
-        idempotency_key: the key in its body, or None.
+        idempotency_key: the key under which it was submitted, or None from a service of an earlier version.
         task_id: the original, if it is a task.
         batch_id: the original, if it is a batch.
         created_at: when the original was accepted, UTC, whole seconds.
@@ -134,7 +134,7 @@ class SubmissionRejected(_Report):
     Attributes:
         cust_id: the customer; empty if the routing key names none.
         message_id: the AMQP message_id of the submission; empty if it had none.
-        idempotency_key: the key in its body, or None.
+        idempotency_key: the key under which it was submitted, or None if the service could not read the body.
         reason: the code, such as `invalid`.
         error: what is wrong, as a sentence.
         errors: (field, sentence) of each invalid field, at most 100.
