@@ -103,10 +103,13 @@ def producer_remove(cust: Cust, keep_user: KeepUser = False) -> None:
     broker, management, users = _backend("producer remove")
 
     async def remove(store: Store) -> int:
-        if cust not in await store.producers() and not await existing_queues(broker, producer_queues(cust)):
+        has_queues = cust in await store.producers() or await existing_queues(broker, producer_queues(cust))
+        if not has_queues and (keep_user or not await asyncio.to_thread(users.exists, cust)):
             raise ConfigurationError(f"{cust} has no queues of its own: see `ingest producer list`")
         if not keep_user:
             await asyncio.to_thread(users.delete, cust)
+        if not has_queues:
+            return 0
         typer.echo(f"removing the queues of {cust}; this takes 15 s, or longer if they have messages ...", err=True)
         await drain_own_queues(broker, management, cust)
         await store.remove_producer(cust)

@@ -120,7 +120,7 @@ async def _is_told_of_a_rejection(connection: aio_pika.abc.AbstractConnection, c
 
 
 async def test_weight_of_a_producer_is_that_of_its_customer_and_its_user_can_be_managed_elsewhere(
-    operator: Operator,
+    operator: Operator, rabbitmq: RabbitServer
 ) -> None:
     customer = operator.customer
     assert (await operator.run("topology", "apply"))[0] == 0
@@ -135,3 +135,8 @@ async def test_weight_of_a_producer_is_that_of_its_customer_and_its_user_can_be_
         work.wait_for("own_queues_consumed")
         code, output = await operator.run("producer", "remove", customer, "--keep-user")
         assert (code, f"{customer} uses the shared queues" in output) == (0, True), output
+    await operator.fails("producer", "remove", customer, because="has no queues of its own")
+    rabbitmq.api("PUT", f"users/{customer}", {"password": "by-hand", "tags": ""})
+    code, output = await operator.run("producer", "remove", customer)
+    assert (code, f"{customer} is no longer a producer" in output) == (0, True), output
+    assert customer not in {user["name"] for user in rabbitmq.api("GET", "users")}

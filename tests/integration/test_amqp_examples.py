@@ -45,6 +45,6 @@ async def test_feedback_prints_the_producers_keys(rabbitmq_url: str, tmp_path: P
         output = await asyncio.to_thread(run, tmp_path, "-c", script, AMQP_URL=rabbitmq_url)
         assert await broker.count("feedback.guest") == 0
     assert output.splitlines() == [
-        "a io.asgrefinery.submission.rejected data_url must start with https://",
-        "b io.asgrefinery.submission.duplicate None",
+        "a invalid data_url must start with https://",
+        "b is a duplicate",
     ]
