@@ -235,6 +235,62 @@ def test_sqlalchemy_handler_that_ends_the_transaction_is_told_so(path: Path) -> 
     assert "must neither commit nor roll back" in str(outcome.parked[0].error)
 
 
+def test_handler_of_another_driver_that_rolls_back_is_told_so(path: Path) -> None:
+    """Otherwise the event would be acknowledged although nothing of it is in the database."""
+    driver = Driver(path, "qmark")
+    dedupe = SqlDedupe(driver.connect, paramstyle="qmark")
+    outcome = deliver(lambda event, connection: connection.rollback(), EVENT, dedupe=dedupe, max_attempts=1)
+    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
+
+
+def test_transaction_that_the_database_has_aborted_is_a_failure_of_the_handler(path: Path) -> None:
+    """PostgreSQL refuses all statements after a failed one, and turns COMMIT into a rollback without an error."""
+
+    class Aborting(DriverConnection):
+        aborted = False
+
+        def check(self, statement: str) -> None:
+            if self.aborted and statement not in ("COMMIT", "ROLLBACK"):
+                raise sqlite3.InternalError("current transaction is aborted")
+
+        def commit(self) -> None:
+            if self.aborted:
+                self.rollback()
+            super().commit()
+
+        def rollback(self) -> None:
+            super().rollback()
+            self.aborted = False
+
+    def handle(event: Event, connection: Any) -> None:
+        try:
+            connection.cursor().execute("INSERT INTO missing VALUES (1)")
+        except sqlite3.OperationalError:
+            connection.aborted = True
+
+    dedupe = SqlDedupe(lambda: Aborting(Driver(path, "qmark")), paramstyle="qmark")
+    outcome = deliver(handle, EVENT, dedupe=dedupe, max_attempts=2)
+    assert (outcome.handled, str(outcome.parked[0].error)) == (0, "current transaction is aborted")
+
+
+def test_sqlalchemy_handler_that_rolls_back_with_a_statement_is_told_so(path: Path) -> None:
+    dedupe = SqlAlchemyDedupe(sqlalchemy.create_engine(f"sqlite:///{path}"))
+    outcome = deliver(
+        lambda event, connection: connection.exec_driver_sql("ROLLBACK"), EVENT, dedupe=dedupe, max_attempts=1
+    )
+    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
+
+
+async def test_async_handler_that_rolls_back_with_a_statement_is_told_so(path: Path) -> None:
+    dedupe = SqlAlchemyDedupe(create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=sqlalchemy.NullPool))
+
+    async def handle(event: Event, connection: Any) -> None:
+        await connection.exec_driver_sql("ROLLBACK")
+
+    outcome = await FakeConsumer(handle, dedupe=dedupe, max_attempts=1).deliver(EVENT)
+    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
+
+
 @pytest.mark.parametrize("table", ["", "a b", "a;b", "a.b.c", "1a", "a" * 64, "ä", 'a"'])
 def test_invalid_name_of_a_table_is_a_value_error(table: str) -> None:
     with pytest.raises(ValueError, match="table must be a plain name"):

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from asg_gateway.amqp._dedupe.strategy import DedupeUnavailableError
 
 PARAMSTYLES: Final = ("qmark", "numeric", "named", "format", "pyformat")
+ENDED: Final = "the handler has ended the transaction of its event: it must neither commit nor roll back"
 _TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
 
 
@@ -55,9 +56,7 @@ class Driver:
         elif connection.in_transaction:
             connection.execute("COMMIT")
         else:
-            raise RuntimeError(
-                "the handler has ended the transaction: it must neither commit nor roll back, nor use `with connection`"
-            )
+            raise RuntimeError(f"{ENDED}, nor use `with connection`")
 
     def rollback(self, connection: Connection) -> None:
         """Roll back."""

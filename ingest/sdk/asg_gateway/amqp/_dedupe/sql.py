@@ -9,6 +9,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from asg_gateway.amqp._dedupe.driver import (
+    ENDED,
     Connection,
     Driver,
     checked_age,
@@ -108,6 +109,7 @@ class SqlDedupe(Dedupe):
                     driver.rollback(connection)
                     return False
                 call_blocking(handler, event, connection)
+                self._check_unended(connection, driver, event.id, queue)
                 # If the connection breaks here, the next attempt finds out whether the transaction was committed.
                 with transient_errors():
                     driver.commit(connection)
@@ -137,6 +139,17 @@ class SqlDedupe(Dedupe):
 
     def _is_committed(self, connection: Connection, driver: Driver, event_id: str, queue: str) -> bool:
         driver.rollback(connection)
+        return self._is_inserted(connection, driver, event_id, queue)
+
+    def _check_unended(self, connection: Connection, driver: Driver, event_id: str, queue: str) -> None:
+        """Raise RuntimeError, or the driver's error, if a commit would not commit the id.
+
+        PostgreSQL answers COMMIT in a transaction in which a statement failed with a rollback, and without an error.
+        """
+        if not self._is_inserted(connection, driver, event_id, queue):
+            raise RuntimeError(ENDED)
+
+    def _is_inserted(self, connection: Connection, driver: Driver, event_id: str, queue: str) -> bool:
         where = "WHERE queue = :queue AND event_id = :event_id"
         query = f"SELECT 1 FROM {self._table} {where}"  # noqa: S608 - the name is checked
         return driver.execute(connection, query, queue=queue, event_id=event_id).fetchone() is not None

@@ -6,7 +6,7 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from asg_gateway.amqp._dedupe.driver import checked_age, checked_table, is_kind, transient_errors
+from asg_gateway.amqp._dedupe.driver import ENDED, checked_age, checked_table, is_kind, transient_errors
 from asg_gateway.amqp._dedupe.sql import KEEP, TABLE
 from asg_gateway.amqp._dedupe.strategy import Dedupe, DedupeUnavailableError, Handler, RunInThread, call_blocking
 from asg_gateway.amqp._events import Event
@@ -73,7 +73,7 @@ class SqlAlchemyDedupe(Dedupe):
             if transaction is None:
                 return False
             await handler(event, connection)
-            _check_unended(transaction)
+            await connection.run_sync(self._check_unended, transaction, event.id, queue)
             # If the connection breaks here, the next attempt finds out whether the transaction was committed.
             with transient_errors():
                 await connection.commit()
@@ -122,7 +122,7 @@ class SqlAlchemyDedupe(Dedupe):
             if transaction is None:
                 return False
             call_blocking(handler, event, connection)
-            _check_unended(transaction)
+            self._check_unended(connection, transaction, event.id, queue)
             with transient_errors():
                 connection.commit()
         return True
@@ -138,14 +138,23 @@ class SqlAlchemyDedupe(Dedupe):
         except sqlalchemy.exc.DBAPIError as error:
             # Not every driver has IntegrityError for an id that is there already.
             transaction.rollback()
-            columns = self._table.c
-            query = self._table.select().where(columns.queue == queue, columns.event_id == event_id)
-            if connection.execute(query).first() is not None:
+            if self._is_inserted(connection, event_id, queue):
                 return None
             if is_kind(error, "IntegrityError"):
                 raise DedupeUnavailableError("the event's id was inserted and removed again meanwhile") from error
             raise
         return transaction
+
+    def _check_unended(self, connection: "Connection", transaction: "Transaction", event_id: str, queue: str) -> None:
+        """Raise RuntimeError, or an error of SQLAlchemy, if a commit would not commit the id."""
+        # A transaction that the handler has ended with a statement, or that PostgreSQL has aborted, is active here.
+        if not transaction.is_active or not self._is_inserted(connection, event_id, queue):
+            raise RuntimeError(ENDED)
+
+    def _is_inserted(self, connection: "Connection", event_id: str, queue: str) -> bool:
+        columns = self._table.c
+        query = self._table.select().where(columns.queue == queue, columns.event_id == event_id)
+        return connection.execute(query).first() is not None
 
     def _create(self, connection: "Connection") -> None:
         import sqlalchemy
@@ -163,8 +172,3 @@ class SqlAlchemyDedupe(Dedupe):
         count = int(connection.execute(self._table.delete().where(self._table.c.processed_at < before)).rowcount)
         connection.commit()
         return count
-
-
-def _check_unended(transaction: "Transaction") -> None:
-    if not transaction.is_active:
-        raise RuntimeError("the handler has ended the transaction: it must neither commit nor roll back")
