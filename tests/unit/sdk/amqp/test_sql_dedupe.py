@@ -125,13 +125,52 @@ def test_driver_without_paramstyle_is_an_error_that_says_what_to_pass(path: Path
         deliver(ignore, EVENT, dedupe=SqlDedupe(Driver(path, "qmark").connect))
 
 
-def test_connection_in_autocommit_is_an_error_that_says_why(path: Path) -> None:
-    class Autocommit(DriverConnection):
-        autocommit = True
+class Autocommit(DriverConnection):
+    """As psycopg has it."""
 
+    autocommit = True
+
+
+class AutocommitMethods(DriverConnection):
+    """As pymysql has it."""
+
+    def autocommit(self, value: bool) -> None:
+        raise NotImplementedError
+
+    def get_autocommit(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("connection", [Autocommit, AutocommitMethods])
+def test_connection_in_autocommit_is_an_error_that_says_why(path: Path, connection: type[DriverConnection]) -> None:
     driver = Driver(path, "qmark")
     with pytest.raises(ValueError, match="must return connections without autocommit"):
-        deliver(ignore, EVENT, dedupe=SqlDedupe(lambda: Autocommit(driver), paramstyle="qmark"))
+        deliver(ignore, EVENT, dedupe=SqlDedupe(lambda: connection(driver), paramstyle="qmark"))
+
+
+def autocommit_engine(url: str) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+
+
+def autocommit_option(url: str) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
+
+
+@pytest.mark.parametrize("new", [autocommit_engine, autocommit_option])
+def test_engine_in_autocommit_is_an_error_that_says_why(path: Path, new: Callable[[str], sqlalchemy.Engine]) -> None:
+    """Its id would be committed although the handler fails, and the next attempt taken for a duplicate."""
+    with pytest.raises(ValueError, match="engine must not be in autocommit"):
+        deliver(ignore, EVENT, dedupe=SqlAlchemyDedupe(new(f"sqlite:///{path}")))
+
+
+async def test_async_engine_in_autocommit_is_an_error_that_says_why(path: Path) -> None:
+    async def handle(event: Event, connection: object) -> None:
+        return
+
+    url = f"sqlite+aiosqlite:///{path}"
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    with pytest.raises(ValueError, match="engine must not be in autocommit"):
+        await FakeConsumer(handle, dedupe=SqlAlchemyDedupe(engine)).deliver(EVENT)
 
 
 @pytest.mark.parametrize("statement", ["INSERT", "COMMIT", "ROLLBACK"])

@@ -38,8 +38,7 @@ class Driver:
     def __init__(self, connection: Connection, paramstyle: str | None) -> None:
         self.is_sqlite = isinstance(connection, sqlite3.Connection)
         self.paramstyle = paramstyle or _paramstyle(connection)
-        # psycopg's and mysql.connector's attribute; pymysql's is a method, and it begins without autocommit.
-        if not self.is_sqlite and getattr(connection, "autocommit", False) is True:
+        if not self.is_sqlite and _is_in_autocommit(connection):
             raise ValueError("connect() must return connections without autocommit: id and effects are one transaction")
 
     def begin(self, connection: Connection) -> None:
@@ -121,6 +120,12 @@ def transient_errors() -> Iterator[None]:
 def is_kind(error: BaseException, *names: str) -> bool:
     """Return whether an error is of a class with one of these names: each driver has its own classes of PEP 249."""
     return any(cls.__name__ in names for cls in type(error).__mro__)
+
+
+def _is_in_autocommit(connection: Connection) -> bool:
+    # Of pymysql and mysqlclient, `autocommit` is a method that sets it.
+    get_autocommit = getattr(connection, "get_autocommit", None)
+    return (get_autocommit() if callable(get_autocommit) else getattr(connection, "autocommit", False)) is True
 
 
 def _paramstyle(connection: Connection) -> str:

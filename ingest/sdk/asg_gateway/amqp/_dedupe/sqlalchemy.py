@@ -82,7 +82,7 @@ class SqlAlchemyDedupe(Dedupe):
     def create_table(self) -> None:
         """Create the table if it is missing, with an `Engine`; a consumer with an `AsyncEngine` does it at its start.
 
-        Raises DedupeUnavailableError, and errors of SQLAlchemy.
+        Raises DedupeUnavailableError, ValueError with an engine in autocommit, and errors of SQLAlchemy.
         """
         with transient_errors(), self._blocking().connect() as connection:
             self._create(connection)
@@ -159,6 +159,8 @@ class SqlAlchemyDedupe(Dedupe):
     def _create(self, connection: "Connection") -> None:
         import sqlalchemy
 
+        if _is_in_autocommit(connection):
+            raise ValueError("engine must not be in autocommit: id and effects are one transaction")
         try:
             self._table.create(connection, checkfirst=True)
             connection.commit()
@@ -172,3 +174,19 @@ class SqlAlchemyDedupe(Dedupe):
         count = int(connection.execute(self._table.delete().where(self._table.c.processed_at < before)).rowcount)
         connection.commit()
         return count
+
+
+def _is_in_autocommit(connection: "Connection") -> bool:
+    # The connection's own get_isolation_level() asks some databases, which do not know of it.
+    dialect = connection.dialect
+    level = connection.get_execution_options().get("isolation_level")
+    if (level or getattr(dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT":
+        return True
+    # The driver's own setting, from SQLAlchemy 2.0.43 on. With SQLite, it may be set by a program that begins itself.
+    detect = getattr(dialect, "detect_autocommit_setting", None)
+    if detect is None or dialect.name == "sqlite":
+        return False
+    try:
+        return bool(detect(connection.connection.dbapi_connection))
+    except NotImplementedError:
+        return False
