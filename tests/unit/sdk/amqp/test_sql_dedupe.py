@@ -196,6 +196,63 @@ def test_broken_connection_is_replaced_and_the_event_handled_once(path: Path, st
     assert len(rows(path, "SELECT * FROM asg_processed_events")) == 1
 
 
+READ_ONLY = sqlite3.InternalError("cannot execute INSERT in a read-only transaction")
+
+
+def refusing_dedupe(path: Path, error: Exception) -> SqlDedupe:
+    """Return a strategy whose first INSERT the database refuses."""
+    errors = [error]
+
+    class Refusing(DriverConnection):
+        def check(self, statement: str) -> None:
+            if statement.startswith("INSERT") and errors:
+                raise errors.pop()
+
+    driver = Driver(path, "qmark")
+    return SqlDedupe(lambda: Refusing(driver), paramstyle="qmark")
+
+
+def test_read_only_database_is_an_outage_and_no_failure_of_the_handler(path: Path) -> None:
+    """A PostgreSQL server is read-only during a failover. With one attempt, the event would be parked."""
+    outcome = deliver(ignore, EVENT, dedupe=refusing_dedupe(path, READ_ONLY), max_attempts=1)
+    assert (outcome.handled, outcome.retried, outcome.parked) == (1, 1, [])
+
+
+def test_id_that_the_database_cannot_store_is_parked(path: Path) -> None:
+    """It would be refused for ever."""
+    dedupe = refusing_dedupe(path, sqlite3.DataError("value too long"))
+    outcome = deliver(ignore, EVENT, dedupe=dedupe, max_attempts=1)
+    assert str(outcome.parked[0].error) == "value too long"
+
+
+def fail_first_insert(engine: sqlalchemy.Engine) -> None:
+    failures = [READ_ONLY]
+
+    def fail(cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT") and failures:
+            raise failures.pop()
+
+    sqlalchemy.event.listen(engine, "do_execute", fail)
+
+
+def test_read_only_database_of_sqlalchemy_is_an_outage(path: Path) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    fail_first_insert(engine)
+    outcome = deliver(ignore, EVENT, dedupe=SqlAlchemyDedupe(engine), max_attempts=1)
+    assert (outcome.handled, outcome.retried, outcome.parked) == (1, 1, [])
+
+
+async def test_read_only_database_of_an_async_engine_is_an_outage(path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=sqlalchemy.NullPool)
+    fail_first_insert(engine.sync_engine)
+
+    async def handle(event: Event, connection: object) -> None:
+        return
+
+    outcome = await FakeConsumer(handle, dedupe=SqlAlchemyDedupe(engine), max_attempts=1).deliver(EVENT)
+    assert (outcome.handled, outcome.retried, outcome.parked) == (1, 1, [])
+
+
 def test_commit_that_succeeded_although_it_raised_is_found_out(path: Path) -> None:
     """The connection breaks after the server has committed. The event must not be handled again."""
     calls: list[str] = []

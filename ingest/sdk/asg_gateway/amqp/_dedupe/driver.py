@@ -117,6 +117,22 @@ def transient_errors() -> Iterator[None]:
         raise DedupeUnavailableError(f"the database is unavailable: {error}") from error
 
 
+@contextmanager
+def errors_before_handler() -> Iterator[None]:
+    """Raise all errors of a driver as DedupeUnavailableError: no attempt of the handler has failed.
+
+    During a failover, PostgreSQL may be read-only, for which its drivers raise InternalError or ProgrammingError. An
+    error about a value is raised as it is, because it would not pass.
+    """
+    try:
+        with transient_errors():
+            yield
+    except Exception as error:
+        if is_kind(error, "DataError") or not is_kind(error, "Error", "DBAPIError"):
+            raise
+        raise DedupeUnavailableError(f"the event's id cannot be inserted: {error}") from error
+
+
 def is_kind(error: BaseException, *names: str) -> bool:
     """Return whether an error is of a class with one of these names: each driver has its own classes of PEP 249."""
     return any(cls.__name__ in names for cls in type(error).__mro__)

@@ -15,6 +15,7 @@ from asg_gateway.amqp._dedupe.driver import (
     checked_age,
     checked_paramstyle,
     checked_table,
+    errors_before_handler,
     is_kind,
     transient_errors,
 )
@@ -124,7 +125,7 @@ class SqlDedupe(Dedupe):
             f"INSERT INTO {self._table} (queue, event_id, processed_at) "  # noqa: S608 - the name is checked
             "VALUES (:queue, :event_id, :processed_at)"
         )
-        with transient_errors():
+        with errors_before_handler():
             driver.begin(connection)
             try:
                 driver.execute(connection, statement, queue=queue, event_id=event_id, processed_at=int(time.time()))

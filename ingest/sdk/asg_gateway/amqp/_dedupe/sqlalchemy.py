@@ -6,7 +6,14 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from asg_gateway.amqp._dedupe.driver import ENDED, checked_age, checked_table, is_kind, transient_errors
+from asg_gateway.amqp._dedupe.driver import (
+    ENDED,
+    checked_age,
+    checked_table,
+    errors_before_handler,
+    is_kind,
+    transient_errors,
+)
 from asg_gateway.amqp._dedupe.sql import KEEP, TABLE
 from asg_gateway.amqp._dedupe.strategy import Dedupe, DedupeUnavailableError, Handler, RunInThread, call_blocking
 from asg_gateway.amqp._events import Event
@@ -67,7 +74,7 @@ class SqlAlchemyDedupe(Dedupe):
         if self._async is None:
             return await in_thread(self._handle, event, queue, handler)
         async with contextlib.AsyncExitStack() as stack:
-            with transient_errors():
+            with errors_before_handler():
                 connection = await stack.enter_async_context(self._async.connect())
                 transaction = await connection.run_sync(self._insert, event.id, queue)
             if transaction is None:
@@ -116,7 +123,7 @@ class SqlAlchemyDedupe(Dedupe):
 
     def _handle(self, event: Event, queue: str, handler: Handler) -> bool:
         with self._turn, contextlib.ExitStack() as stack:
-            with transient_errors():
+            with errors_before_handler():
                 connection = stack.enter_context(self._engine.connect())
                 transaction = self._insert(connection, event.id, queue)
             if transaction is None:
