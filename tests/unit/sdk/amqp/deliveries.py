@@ -21,6 +21,8 @@ class FakeDelivery:
 
     Attributes:
         failures: how often parking fails.
+        parking_error: what it raises then.
+        ack_errors: what the next acknowledgements raise.
         at_parking: called when it is parked.
     """
 
@@ -30,17 +32,21 @@ class FakeDelivery:
     acks: int = 0
     parked: list[tuple[BaseException, int]] = field(default_factory=list)
     failures: int = 0
+    parking_error: Exception = field(default_factory=lambda: BrokerUnavailableError("no confirm"))
+    ack_errors: list[Exception] = field(default_factory=list)
     wait: float = 0.0
     at_parking: Callable[[], Awaitable[None]] | None = None
 
     async def ack(self) -> bool:
+        if self.ack_errors:
+            raise self.ack_errors.pop()
         self.acks += self.alive
         return self.alive
 
     async def park(self, error: BaseException, attempts: int) -> None:
         if self.failures:
             self.failures -= 1
-            raise BrokerUnavailableError("no confirm")
+            raise self.parking_error
         self.parked.append((error, attempts))
         if self.at_parking is not None:
             await self.at_parking()

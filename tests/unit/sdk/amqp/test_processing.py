@@ -2,9 +2,13 @@
 
 import asyncio
 
+import aiormq.abc
 import pytest
 from asg_gateway.amqp import Dedupe, DedupeUnavailableError, Event, MemoryDedupe, Park
+from asg_gateway.amqp._consuming.parking import parked_copy
 from asg_gateway.amqp.testing import task_accepted
+from pamqp.commands import Basic
+from pamqp.header import ContentHeader
 
 from tests.unit.sdk.amqp.deliveries import Bench, FakeDelivery, delivery, settle
 
@@ -72,6 +76,35 @@ async def test_event_is_not_acknowledged_while_it_cannot_be_parked() -> None:
         bench.pauses.end()
         await settle()
     assert ([attempts for _, attempts in held.parked], held.acks) == ([1], 1)
+
+
+async def test_event_is_parked_later_after_an_unexpected_error() -> None:
+    bench = Bench(Recording(failures=1, error=Park("odd")))
+    await bench.accept(held := delivery(EVENTS[0], failures=1, parking_error=TypeError("a defect")))
+    assert (held.parked, held.acks, bench.ended) == ([], 0, [(False, False)])
+    bench.pauses.end()
+    await settle()
+    assert (len(held.parked), held.acks, bench.ended) == (1, 1, [(False, False), (True, False)])
+
+
+async def test_event_whose_attempt_ends_with_an_unexpected_error_is_tried_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The broker does not deliver it again while its channel is open, and the consumer may hold only this one."""
+    bench = Bench(Recording())
+    await bench.accept(held := delivery(EVENTS[0], ack_errors=[TypeError("a defect")]))
+    assert (held.acks, bench.ended) == (0, [(False, False)])
+    assert "attempt_lost queue=consensus.tasks event=event-0" in caplog.text
+    bench.pauses.end()
+    await settle()
+    assert (held.acks, bench.ended) == (1, [(False, False), (True, False)])
+
+
+def test_parked_copy_has_an_error_that_can_be_encoded() -> None:
+    header = ContentHeader(properties=Basic.Properties())
+    message = aiormq.abc.DeliveredMessage(Basic.Deliver(), header, b"", None)  # type: ignore[arg-type]
+    copy = parked_copy(message, Park("text \ud800"), 1)
+    assert copy.headers["x-parked-error"] == "Park: text ?"
 
 
 async def test_message_that_is_no_event_is_parked_without_a_call_of_the_handler() -> None:

@@ -125,13 +125,52 @@ def test_driver_without_paramstyle_is_an_error_that_says_what_to_pass(path: Path
         deliver(ignore, EVENT, dedupe=SqlDedupe(Driver(path, "qmark").connect))
 
 
-def test_connection_in_autocommit_is_an_error_that_says_why(path: Path) -> None:
-    class Autocommit(DriverConnection):
-        autocommit = True
+class Autocommit(DriverConnection):
+    """As psycopg has it."""
 
+    autocommit = True
+
+
+class AutocommitMethods(DriverConnection):
+    """As pymysql has it."""
+
+    def autocommit(self, value: bool) -> None:
+        raise NotImplementedError
+
+    def get_autocommit(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("connection", [Autocommit, AutocommitMethods])
+def test_connection_in_autocommit_is_an_error_that_says_why(path: Path, connection: type[DriverConnection]) -> None:
     driver = Driver(path, "qmark")
     with pytest.raises(ValueError, match="must return connections without autocommit"):
-        deliver(ignore, EVENT, dedupe=SqlDedupe(lambda: Autocommit(driver), paramstyle="qmark"))
+        deliver(ignore, EVENT, dedupe=SqlDedupe(lambda: connection(driver), paramstyle="qmark"))
+
+
+def autocommit_engine(url: str) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
+
+
+def autocommit_option(url: str) -> sqlalchemy.Engine:
+    return sqlalchemy.create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
+
+
+@pytest.mark.parametrize("new", [autocommit_engine, autocommit_option])
+def test_engine_in_autocommit_is_an_error_that_says_why(path: Path, new: Callable[[str], sqlalchemy.Engine]) -> None:
+    """Its id would be committed although the handler fails, and the next attempt taken for a duplicate."""
+    with pytest.raises(ValueError, match="engine must not be in autocommit"):
+        deliver(ignore, EVENT, dedupe=SqlAlchemyDedupe(new(f"sqlite:///{path}")))
+
+
+async def test_async_engine_in_autocommit_is_an_error_that_says_why(path: Path) -> None:
+    async def handle(event: Event, connection: object) -> None:
+        return
+
+    url = f"sqlite+aiosqlite:///{path}"
+    engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
+    with pytest.raises(ValueError, match="engine must not be in autocommit"):
+        await FakeConsumer(handle, dedupe=SqlAlchemyDedupe(engine)).deliver(EVENT)
 
 
 @pytest.mark.parametrize("statement", ["INSERT", "COMMIT", "ROLLBACK"])
@@ -155,6 +194,63 @@ def test_broken_connection_is_replaced_and_the_event_handled_once(path: Path, st
     outcome = deliver(handle, EVENT, dedupe=dedupe, max_attempts=2 if statement == "ROLLBACK" else 1)
     assert (outcome.handled, outcome.retried, outcome.parked) == (1, 1, [])
     assert len(rows(path, "SELECT * FROM asg_processed_events")) == 1
+
+
+READ_ONLY = sqlite3.InternalError("cannot execute INSERT in a read-only transaction")
+
+
+def refusing_dedupe(path: Path, error: Exception) -> SqlDedupe:
+    """Return a strategy whose first INSERT the database refuses."""
+    errors = [error]
+
+    class Refusing(DriverConnection):
+        def check(self, statement: str) -> None:
+            if statement.startswith("INSERT") and errors:
+                raise errors.pop()
+
+    driver = Driver(path, "qmark")
+    return SqlDedupe(lambda: Refusing(driver), paramstyle="qmark")
+
+
+def test_read_only_database_is_an_outage_and_no_failure_of_the_handler(path: Path) -> None:
+    """A PostgreSQL server is read-only during a failover. With one attempt, the event would be parked."""
+    outcome = deliver(ignore, EVENT, dedupe=refusing_dedupe(path, READ_ONLY), max_attempts=1)
+    assert (outcome.handled, outcome.retried, outcome.parked) == (1, 1, [])
+
+
+def test_id_that_the_database_cannot_store_is_parked(path: Path) -> None:
+    """It would be refused for ever."""
+    dedupe = refusing_dedupe(path, sqlite3.DataError("value too long"))
+    outcome = deliver(ignore, EVENT, dedupe=dedupe, max_attempts=1)
+    assert str(outcome.parked[0].error) == "value too long"
+
+
+def fail_first_insert(engine: sqlalchemy.Engine) -> None:
+    failures = [READ_ONLY]
+
+    def fail(cursor: Any, statement: str, *_: object) -> None:
+        if statement.startswith("INSERT") and failures:
+            raise failures.pop()
+
+    sqlalchemy.event.listen(engine, "do_execute", fail)
+
+
+def test_read_only_database_of_sqlalchemy_is_an_outage(path: Path) -> None:
+    engine = sqlalchemy.create_engine(f"sqlite:///{path}")
+    fail_first_insert(engine)
+    outcome = deliver(ignore, EVENT, dedupe=SqlAlchemyDedupe(engine), max_attempts=1)
+    assert (outcome.handled, outcome.retried, outcome.parked) == (1, 1, [])
+
+
+async def test_read_only_database_of_an_async_engine_is_an_outage(path: Path) -> None:
+    engine = create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=sqlalchemy.NullPool)
+    fail_first_insert(engine.sync_engine)
+
+    async def handle(event: Event, connection: object) -> None:
+        return
+
+    outcome = await FakeConsumer(handle, dedupe=SqlAlchemyDedupe(engine), max_attempts=1).deliver(EVENT)
+    assert (outcome.handled, outcome.retried, outcome.parked) == (1, 1, [])
 
 
 def test_commit_that_succeeded_although_it_raised_is_found_out(path: Path) -> None:
@@ -232,6 +328,62 @@ def test_handler_that_ends_the_transaction_is_told_so(path: Path, end: str) -> N
 def test_sqlalchemy_handler_that_ends_the_transaction_is_told_so(path: Path) -> None:
     dedupe = SqlAlchemyDedupe(sqlalchemy.create_engine(f"sqlite:///{path}"))
     outcome = deliver(lambda event, connection: connection.rollback(), EVENT, dedupe=dedupe, max_attempts=1)
+    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
+
+
+def test_handler_of_another_driver_that_rolls_back_is_told_so(path: Path) -> None:
+    """Otherwise the event would be acknowledged although nothing of it is in the database."""
+    driver = Driver(path, "qmark")
+    dedupe = SqlDedupe(driver.connect, paramstyle="qmark")
+    outcome = deliver(lambda event, connection: connection.rollback(), EVENT, dedupe=dedupe, max_attempts=1)
+    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
+
+
+def test_transaction_that_the_database_has_aborted_is_a_failure_of_the_handler(path: Path) -> None:
+    """PostgreSQL refuses all statements after a failed one, and turns COMMIT into a rollback without an error."""
+
+    class Aborting(DriverConnection):
+        aborted = False
+
+        def check(self, statement: str) -> None:
+            if self.aborted and statement not in ("COMMIT", "ROLLBACK"):
+                raise sqlite3.InternalError("current transaction is aborted")
+
+        def commit(self) -> None:
+            if self.aborted:
+                self.rollback()
+            super().commit()
+
+        def rollback(self) -> None:
+            super().rollback()
+            self.aborted = False
+
+    def handle(event: Event, connection: Any) -> None:
+        try:
+            connection.cursor().execute("INSERT INTO missing VALUES (1)")
+        except sqlite3.OperationalError:
+            connection.aborted = True
+
+    dedupe = SqlDedupe(lambda: Aborting(Driver(path, "qmark")), paramstyle="qmark")
+    outcome = deliver(handle, EVENT, dedupe=dedupe, max_attempts=2)
+    assert (outcome.handled, str(outcome.parked[0].error)) == (0, "current transaction is aborted")
+
+
+def test_sqlalchemy_handler_that_rolls_back_with_a_statement_is_told_so(path: Path) -> None:
+    dedupe = SqlAlchemyDedupe(sqlalchemy.create_engine(f"sqlite:///{path}"))
+    outcome = deliver(
+        lambda event, connection: connection.exec_driver_sql("ROLLBACK"), EVENT, dedupe=dedupe, max_attempts=1
+    )
+    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
+
+
+async def test_async_handler_that_rolls_back_with_a_statement_is_told_so(path: Path) -> None:
+    dedupe = SqlAlchemyDedupe(create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=sqlalchemy.NullPool))
+
+    async def handle(event: Event, connection: Any) -> None:
+        await connection.exec_driver_sql("ROLLBACK")
+
+    outcome = await FakeConsumer(handle, dedupe=dedupe, max_attempts=1).deliver(EVENT)
     assert "must neither commit nor roll back" in str(outcome.parked[0].error)
 
 

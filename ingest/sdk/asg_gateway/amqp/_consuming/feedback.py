@@ -61,12 +61,13 @@ class Feedback:
 
     async def __aenter__(self) -> "Feedback":
         """Connect. Raises BrokerRefusedError; an outage is logged and waited for."""
-        self._deliveries: asyncio.Queue[RabbitDelivery] = asyncio.Queue()
+        self._deliveries: asyncio.Queue[RabbitDelivery | None] = asyncio.Queue()
         advice = "the operator creates it with `ingest producer add`"
         self._subscription = Subscription(
             self._address, self._queue, _PREFETCH, self._deliveries.put, backoff=Backoff(0.5, 30.0), advice=advice
         )
         self._consuming = asyncio.create_task(self._subscription.run())
+        self._consuming.add_done_callback(lambda _: self._deliveries.put_nowait(None))
         connected = asyncio.create_task(self._subscription.connected.wait())
         try:
             await asyncio.wait([self._consuming, connected], return_when=asyncio.FIRST_COMPLETED)
@@ -90,6 +91,7 @@ class Feedback:
         return self
 
     async def __anext__(self) -> SubmissionRejected | SubmissionDuplicate:
+        """Return the next report. Raises what the subscription raised if it has ended, RuntimeError after the end."""
         await self._finish()
         while True:
             try:
@@ -97,9 +99,17 @@ class Feedback:
                     delivery = await self._deliveries.get()
             except TimeoutError:
                 raise StopAsyncIteration from None
+            if delivery is None:
+                self._deliveries.put_nowait(None)  # for the next call
+                raise self._end()
             if delivery.alive and (report := await self._report(delivery)) is not None:
                 self._current = (report.id, delivery)
                 return report
+
+    def _end(self) -> BaseException:
+        """Return why nothing arrives any more."""
+        error = None if self._consuming.cancelled() else self._consuming.exception()
+        return error or RuntimeError("this Feedback is closed: iterate inside `async with`")
 
     async def _report(self, delivery: RabbitDelivery) -> SubmissionRejected | SubmissionDuplicate | None:
         """Return what a message reports. Acknowledge and skip copies, and what is not a report."""

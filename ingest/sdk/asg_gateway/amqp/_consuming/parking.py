@@ -87,7 +87,8 @@ def parked_copy(message: aiormq.abc.DeliveredMessage, error: BaseException, atte
         message.body,
         headers={
             **{name: value for name, value in headers.items() if name not in _OF_THE_BROKER},
-            "x-parked-error": f"{type(error).__name__}: {error}"[:_MAX_ERROR],
+            # An error's text may have characters that UTF-8 cannot encode, such as a lone surrogate.
+            "x-parked-error": f"{type(error).__name__}: {error}"[:_MAX_ERROR].encode("utf-8", "replace").decode(),
             "x-parked-attempts": attempts,
             "x-parked-at": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         },

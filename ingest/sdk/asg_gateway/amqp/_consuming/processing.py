@@ -127,9 +127,10 @@ class Processor:
                 self._on_ended(finished, suspect)
         finally:
             if self._jobs.get(job.key) is job and not job.waits and not self._stopping:
-                # A defect. Without the job, a copy that the broker delivers later is handled.
-                log.error("attempt_lost queue=%s event=%s", self._rules.queue, job.key)
-                self._forget(job)
+                # A defect. The broker does not deliver the event again while the channel that holds it is open.
+                log.error("attempt_lost queue=%s event=%s", self._rules.queue, job.key, exc_info=True)
+                self._try_later(job, job.pauses.next())
+                self._on_ended(False, suspect)
             self._turns.end(job)
             self._begin_next()
 
@@ -192,9 +193,14 @@ class Processor:
         held, job.deliveries = job.deliveries, []
         try:
             await held[0].park(problem, job.attempts)
-        except ASGGatewayError as error:
-            log.error("parking_failed queue=%s event=%s error=%s", self._rules.queue, job.key, error)
+        except (Exception, asyncio.CancelledError) as error:
             job.deliveries = [*held, *job.deliveries]
+            if is_cancelled():
+                raise
+            unexpected = not isinstance(error, ASGGatewayError)
+            log.error(
+                "parking_failed queue=%s event=%s error=%s", self._rules.queue, job.key, error, exc_info=unexpected
+            )
             return []
         self._stats.parked += 1
         name = type(problem).__name__
@@ -204,7 +210,8 @@ class Processor:
     async def _finish(self, job: Job) -> bool | None:
         acknowledged = 0
         while job.deliveries:  # copies may arrive meanwhile
-            acknowledged += await job.deliveries.pop().ack()
+            acknowledged += await job.deliveries[0].ack()
+            del job.deliveries[0]
         self._forget(job)
         self._stats.duplicates += max(acknowledged - 1, 0)
         if acknowledged:

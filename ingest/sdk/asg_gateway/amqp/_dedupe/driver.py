@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from asg_gateway.amqp._dedupe.strategy import DedupeUnavailableError
 
 PARAMSTYLES: Final = ("qmark", "numeric", "named", "format", "pyformat")
+ENDED: Final = "the handler has ended the transaction of its event: it must neither commit nor roll back"
 _TABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}(\.[A-Za-z_][A-Za-z0-9_]{0,62})?")
 
 
@@ -37,8 +38,7 @@ class Driver:
     def __init__(self, connection: Connection, paramstyle: str | None) -> None:
         self.is_sqlite = isinstance(connection, sqlite3.Connection)
         self.paramstyle = paramstyle or _paramstyle(connection)
-        # psycopg's and mysql.connector's attribute; pymysql's is a method, and it begins without autocommit.
-        if not self.is_sqlite and getattr(connection, "autocommit", False) is True:
+        if not self.is_sqlite and _is_in_autocommit(connection):
             raise ValueError("connect() must return connections without autocommit: id and effects are one transaction")
 
     def begin(self, connection: Connection) -> None:
@@ -55,9 +55,7 @@ class Driver:
         elif connection.in_transaction:
             connection.execute("COMMIT")
         else:
-            raise RuntimeError(
-                "the handler has ended the transaction: it must neither commit nor roll back, nor use `with connection`"
-            )
+            raise RuntimeError(f"{ENDED}, nor use `with connection`")
 
     def rollback(self, connection: Connection) -> None:
         """Roll back."""
@@ -119,9 +117,31 @@ def transient_errors() -> Iterator[None]:
         raise DedupeUnavailableError(f"the database is unavailable: {error}") from error
 
 
+@contextmanager
+def errors_before_handler() -> Iterator[None]:
+    """Raise all errors of a driver as DedupeUnavailableError: no attempt of the handler has failed.
+
+    During a failover, PostgreSQL may be read-only, for which its drivers raise InternalError or ProgrammingError. An
+    error about a value is raised as it is, because it would not pass.
+    """
+    try:
+        with transient_errors():
+            yield
+    except Exception as error:
+        if is_kind(error, "DataError") or not is_kind(error, "Error", "DBAPIError"):
+            raise
+        raise DedupeUnavailableError(f"the event's id cannot be inserted: {error}") from error
+
+
 def is_kind(error: BaseException, *names: str) -> bool:
     """Return whether an error is of a class with one of these names: each driver has its own classes of PEP 249."""
     return any(cls.__name__ in names for cls in type(error).__mro__)
+
+
+def _is_in_autocommit(connection: Connection) -> bool:
+    # Of pymysql and mysqlclient, `autocommit` is a method that sets it.
+    get_autocommit = getattr(connection, "get_autocommit", None)
+    return (get_autocommit() if callable(get_autocommit) else getattr(connection, "autocommit", False)) is True
 
 
 def _paramstyle(connection: Connection) -> str:

@@ -9,11 +9,13 @@ from datetime import timedelta
 from typing import Any, Final
 
 from asg_gateway.amqp._dedupe.driver import (
+    ENDED,
     Connection,
     Driver,
     checked_age,
     checked_paramstyle,
     checked_table,
+    errors_before_handler,
     is_kind,
     transient_errors,
 )
@@ -108,6 +110,7 @@ class SqlDedupe(Dedupe):
                     driver.rollback(connection)
                     return False
                 call_blocking(handler, event, connection)
+                self._check_unended(connection, driver, event.id, queue)
                 # If the connection breaks here, the next attempt finds out whether the transaction was committed.
                 with transient_errors():
                     driver.commit(connection)
@@ -122,7 +125,7 @@ class SqlDedupe(Dedupe):
             f"INSERT INTO {self._table} (queue, event_id, processed_at) "  # noqa: S608 - the name is checked
             "VALUES (:queue, :event_id, :processed_at)"
         )
-        with transient_errors():
+        with errors_before_handler():
             driver.begin(connection)
             try:
                 driver.execute(connection, statement, queue=queue, event_id=event_id, processed_at=int(time.time()))
@@ -137,6 +140,17 @@ class SqlDedupe(Dedupe):
 
     def _is_committed(self, connection: Connection, driver: Driver, event_id: str, queue: str) -> bool:
         driver.rollback(connection)
+        return self._is_inserted(connection, driver, event_id, queue)
+
+    def _check_unended(self, connection: Connection, driver: Driver, event_id: str, queue: str) -> None:
+        """Raise RuntimeError, or the driver's error, if a commit would not commit the id.
+
+        PostgreSQL answers COMMIT in a transaction in which a statement failed with a rollback, and without an error.
+        """
+        if not self._is_inserted(connection, driver, event_id, queue):
+            raise RuntimeError(ENDED)
+
+    def _is_inserted(self, connection: Connection, driver: Driver, event_id: str, queue: str) -> bool:
         where = "WHERE queue = :queue AND event_id = :event_id"
         query = f"SELECT 1 FROM {self._table} {where}"  # noqa: S608 - the name is checked
         return driver.execute(connection, query, queue=queue, event_id=event_id).fetchone() is not None

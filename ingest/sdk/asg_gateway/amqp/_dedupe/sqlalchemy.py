@@ -6,7 +6,14 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from asg_gateway.amqp._dedupe.driver import checked_age, checked_table, is_kind, transient_errors
+from asg_gateway.amqp._dedupe.driver import (
+    ENDED,
+    checked_age,
+    checked_table,
+    errors_before_handler,
+    is_kind,
+    transient_errors,
+)
 from asg_gateway.amqp._dedupe.sql import KEEP, TABLE
 from asg_gateway.amqp._dedupe.strategy import Dedupe, DedupeUnavailableError, Handler, RunInThread, call_blocking
 from asg_gateway.amqp._events import Event
@@ -67,13 +74,13 @@ class SqlAlchemyDedupe(Dedupe):
         if self._async is None:
             return await in_thread(self._handle, event, queue, handler)
         async with contextlib.AsyncExitStack() as stack:
-            with transient_errors():
+            with errors_before_handler():
                 connection = await stack.enter_async_context(self._async.connect())
                 transaction = await connection.run_sync(self._insert, event.id, queue)
             if transaction is None:
                 return False
             await handler(event, connection)
-            _check_unended(transaction)
+            await connection.run_sync(self._check_unended, transaction, event.id, queue)
             # If the connection breaks here, the next attempt finds out whether the transaction was committed.
             with transient_errors():
                 await connection.commit()
@@ -82,7 +89,7 @@ class SqlAlchemyDedupe(Dedupe):
     def create_table(self) -> None:
         """Create the table if it is missing, with an `Engine`; a consumer with an `AsyncEngine` does it at its start.
 
-        Raises DedupeUnavailableError, and errors of SQLAlchemy.
+        Raises DedupeUnavailableError, ValueError with an engine in autocommit, and errors of SQLAlchemy.
         """
         with transient_errors(), self._blocking().connect() as connection:
             self._create(connection)
@@ -116,13 +123,13 @@ class SqlAlchemyDedupe(Dedupe):
 
     def _handle(self, event: Event, queue: str, handler: Handler) -> bool:
         with self._turn, contextlib.ExitStack() as stack:
-            with transient_errors():
+            with errors_before_handler():
                 connection = stack.enter_context(self._engine.connect())
                 transaction = self._insert(connection, event.id, queue)
             if transaction is None:
                 return False
             call_blocking(handler, event, connection)
-            _check_unended(transaction)
+            self._check_unended(connection, transaction, event.id, queue)
             with transient_errors():
                 connection.commit()
         return True
@@ -138,18 +145,29 @@ class SqlAlchemyDedupe(Dedupe):
         except sqlalchemy.exc.DBAPIError as error:
             # Not every driver has IntegrityError for an id that is there already.
             transaction.rollback()
-            columns = self._table.c
-            query = self._table.select().where(columns.queue == queue, columns.event_id == event_id)
-            if connection.execute(query).first() is not None:
+            if self._is_inserted(connection, event_id, queue):
                 return None
             if is_kind(error, "IntegrityError"):
                 raise DedupeUnavailableError("the event's id was inserted and removed again meanwhile") from error
             raise
         return transaction
 
+    def _check_unended(self, connection: "Connection", transaction: "Transaction", event_id: str, queue: str) -> None:
+        """Raise RuntimeError, or an error of SQLAlchemy, if a commit would not commit the id."""
+        # A transaction that the handler has ended with a statement, or that PostgreSQL has aborted, is active here.
+        if not transaction.is_active or not self._is_inserted(connection, event_id, queue):
+            raise RuntimeError(ENDED)
+
+    def _is_inserted(self, connection: "Connection", event_id: str, queue: str) -> bool:
+        columns = self._table.c
+        query = self._table.select().where(columns.queue == queue, columns.event_id == event_id)
+        return connection.execute(query).first() is not None
+
     def _create(self, connection: "Connection") -> None:
         import sqlalchemy
 
+        if _is_in_autocommit(connection):
+            raise ValueError("engine must not be in autocommit: id and effects are one transaction")
         try:
             self._table.create(connection, checkfirst=True)
             connection.commit()
@@ -165,6 +183,17 @@ class SqlAlchemyDedupe(Dedupe):
         return count
 
 
-def _check_unended(transaction: "Transaction") -> None:
-    if not transaction.is_active:
-        raise RuntimeError("the handler has ended the transaction: it must neither commit nor roll back")
+def _is_in_autocommit(connection: "Connection") -> bool:
+    # The connection's own get_isolation_level() asks some databases, which do not know of it.
+    dialect = connection.dialect
+    level = connection.get_execution_options().get("isolation_level")
+    if (level or getattr(dialect, "_on_connect_isolation_level", None)) == "AUTOCOMMIT":
+        return True
+    # The driver's own setting, from SQLAlchemy 2.0.43 on. With SQLite, it may be set by a program that begins itself.
+    detect = getattr(dialect, "detect_autocommit_setting", None)
+    if detect is None or dialect.name == "sqlite":
+        return False
+    try:
+        return bool(detect(connection.connection.dbapi_connection))
+    except NotImplementedError:
+        return False
