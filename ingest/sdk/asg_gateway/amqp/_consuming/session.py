@@ -124,8 +124,10 @@ class Session:
 
     async def close(self) -> None:
         """Send what was acknowledged, and close."""
-        for task in self._raising:
+        raising = [*self._raising]
+        for task in raising:
             task.cancel()
+        await asyncio.gather(*raising, return_exceptions=True)  # or the end of the event loop would report them
         await closed(self._connection)
         self.lost.set()
 
