@@ -107,6 +107,11 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
                 if queue.ready:
                     text = f"{counted(queue.ready, 'dead letter')}: run `ingest dlq list`"
                     problems.append(Problem(text, queue.name))
+            elif queue.ready and queue.name.endswith(topology.PARKED_SUFFIX):
+                source = queue.name.removesuffix(topology.PARKED_SUFFIX)
+                events = counted(queue.ready, "parked event")
+                text = f"{queue.name}: {events}: correct the consumer of {source}, then let it consume this queue"
+                problems.append(Problem(text, queue.name))
             elif queue.ready and queue.consumers == 0:
                 consumer = "`ingest work`" if queue.name.startswith("ingest.") else "its consumer"
                 text = f"{queue.name}: {counted(queue.ready, 'message')} and no consumer: start {consumer}"

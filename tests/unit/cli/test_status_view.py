@@ -68,6 +68,15 @@ def test_problems_are_first_and_name_dead_letters_and_queues_that_nothing_consum
     assert "consensus.tasks: 98,765 messages and no consumer: start its consumer" in problems
 
 
+def test_parked_events_have_an_advice_of_their_own() -> None:
+    """Usually nothing consumes their queue."""
+    broker = BrokerState(name="RabbitMQ", queues=[QueueState(name="consensus.tasks.parked", ready=3)])
+    (problem,) = msgspec.structs.replace(OVERVIEW, broker=broker, process_problems=[]).problems()[:1]
+    assert problem.text.startswith(
+        "consensus.tasks.parked: 3 parked events: correct the consumer of consensus.tasks, then"
+    )
+
+
 def test_everything_fits_80_columns_and_24_lines() -> None:
     text = shown(OVERVIEW)
     assert len(text.splitlines()) <= 24

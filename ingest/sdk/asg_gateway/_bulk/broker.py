@@ -1,5 +1,6 @@
 """Publishes chunks to RabbitMQ. It needs the extra `amqp`, so this module imports that only when it is used."""
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
@@ -66,6 +67,7 @@ class BrokerTransport:
             from asg_gateway.amqp import Producer
         except ImportError as error:
             raise UsageError(f"--amqp-url needs more packages: pip install asg-gateway[amqp] ({error})") from error
+        logging.getLogger("aiormq").setLevel(logging.CRITICAL)  # the producer says the same
         try:
             self._producer = Producer(url, customer, deadline=patience, max_in_flight=concurrency)
         except ValueError as error:

@@ -38,6 +38,11 @@ class Chunk:
     items: list[Item] = field(default_factory=list)
     invalid: list[Row] = field(default_factory=list)
 
+    @property
+    def key(self) -> str:
+        """The idempotency key of the request, if none of its items is refused before."""
+        return digest_of(item.identity for item in self.items)
+
     def digest(self, destination: str) -> str:
         """Return the name of the chunk in the journal. It is the same for the same tasks and `destination`."""
         return digest_of([destination, *(item.identity for item in self.items)])

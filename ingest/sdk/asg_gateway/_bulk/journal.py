@@ -37,6 +37,7 @@ class Journal:
         items = chunk.items
         entry = {
             "done": chunk.digest(self._destination),
+            "key": chunk.key,
             "tasks": len(items),
             "lines": [items[0].number, items[-1].number],
         }

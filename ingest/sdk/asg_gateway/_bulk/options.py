@@ -21,7 +21,8 @@ ASG_BASE_URL.
 Over RabbitMQ (--amqp-url, or ASG_AMQP_URL without --base-url and --api-key-file), each chunk is published as one batch.
 Other users of the machine can see a command line, so put a URL with a password into ASG_AMQP_URL. `published` lines are
 in RabbitMQ. The service checks them later, and reports what it rejects in the queue feedback.CUST: a chunk with one
-invalid line as a whole. Correct that line and run the command again. --ids has the ids that the service will use.
+invalid line as a whole. FILE.journal has the key of each chunk, and its first and last line. Correct the line and run
+the command again. --ids has the ids that the service will use.
 
 After an interruption, a lost connection or (over HTTP) an exhausted quota, run the same command again: nothing is
 submitted twice. Over RabbitMQ, the journal knows what was published, not what was accepted: if a chunk was rejected for

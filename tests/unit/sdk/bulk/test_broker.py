@@ -12,6 +12,7 @@ from asg_gateway._bulk.broker import BrokerSender, BrokerTransport
 from asg_gateway._bulk.command import main
 from asg_gateway._bulk.engine import submit_chunk
 from asg_gateway._bulk.items import Chunk, chunks, digest_of
+from asg_gateway._bulk.journal import Journal
 from asg_gateway._bulk.options import UsageError, parse
 from asg_gateway._bulk.progress import Counts
 from asg_gateway._bulk.sources import Row
@@ -103,6 +104,19 @@ async def test_chunk_is_one_batch_with_a_key_of_its_content() -> None:
     ((result, items),) = outcome.accepted
     assert (result.batch_id, result.status) == (batch_id("acme", first.key), "published")
     assert result.task_ids == tuple(task_id("acme", item.identity) for item in items)
+
+
+async def test_journal_has_the_key_and_the_lines_of_a_chunk(tmp_path: Path) -> None:
+    """A report about a rejected chunk names only its key."""
+    producer = FakeProducer("acme")
+    chunk = one_chunk("a", "b")
+    await submit_chunk(BrokerSender(producer, None), chunk.items)
+    journal = Journal(tmp_path / "journal", "destination")
+    journal.record(chunk)
+    journal.close()
+    (line,) = (tmp_path / "journal").read_text().splitlines()
+    entry = json.loads(line)
+    assert (entry["key"], entry["lines"]) == (producer.submitted[0].key, [1, 2])
 
 
 async def test_chunk_that_is_too_large_for_the_service_is_split() -> None:

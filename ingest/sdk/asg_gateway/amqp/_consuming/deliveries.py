@@ -129,11 +129,6 @@ class Turns:
         self._alone: Job | None = None
         """The suspect that runs now."""
 
-    @property
-    def running(self) -> int:
-        """How many jobs have begun and not ended."""
-        return len(self._running)
-
     def add(self, job: Job) -> None:
         """Let a job wait for its turn."""
         self._waiting.append(job)
@@ -162,14 +157,6 @@ class Turns:
         self._running.discard(job)
         if self._alone is job:
             self._alone = None
-
-    def drop_waiting(self) -> list[Job]:
-        """Remove and return the jobs that have not begun."""
-        dropped = [*self._harmless, *self._suspects, *self._waiting]
-        self._harmless.clear()
-        self._suspects.clear()
-        self._waiting.clear()
-        return dropped
 
     def _begin_round(self) -> None:
         jobs = list(self._waiting)

@@ -14,6 +14,7 @@ from aio_pika.abc import AbstractChannel, AbstractConnection
 from aiormq import spec
 
 from asg_gateway._errors import BrokerRefusedError
+from asg_gateway.amqp._cancellation import is_cancelled
 from asg_gateway.amqp._connection import problem
 from asg_gateway.amqp._producing.messages import Message
 from asg_gateway.amqp._producing.room import Gate
@@ -108,7 +109,7 @@ class AioPikaChannel:
             return Unconfirmed(Failure.LOST if self.is_closed else Failure.UNANSWERED, error)
         except asyncio.CancelledError as error:
             # aiormq ends the waits of a lost connection with this error, too.
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if is_cancelled():
                 raise
             return Unconfirmed(Failure.LOST, ConnectionError(str(error) or "the connection was closed"))
         except (ValueError, TypeError):

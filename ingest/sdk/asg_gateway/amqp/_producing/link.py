@@ -9,6 +9,7 @@ from typing import Any, Final, Protocol
 from aio_pika.abc import AbstractConnection
 
 from asg_gateway._errors import BrokerUnavailableError
+from asg_gateway.amqp._cancellation import is_cancelled
 from asg_gateway.amqp._connection import Address, Backoff, broker_errors
 from asg_gateway.amqp._producing.channels import AioPikaChannel, ConfirmChannel, Shared
 from asg_gateway.amqp._producing.coalescing import CoalescingConnection
@@ -178,7 +179,7 @@ class Link:
         try:
             return await opening
         except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) is not None and task.cancelling():
+            if is_cancelled():
                 raise
             self._check_open()
             raise BrokerUnavailableError(f"RabbitMQ at {self}: the connection was closed") from error
