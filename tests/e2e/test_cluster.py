@@ -116,6 +116,7 @@ async def test_curl_lines_of_the_contract_produce_complete_events(deployment: De
         "task_id": task["task_id"],
         "cust_id": deployment.cust_id,
         "created_at": task["created_at"],
+        "idempotency_key": "order-10042-line-3",
         "consensus_threshold": 3,
     }
     items = sorted((event for event in accepted if "batch_id" in event), key=lambda event: event["batch_index"])

@@ -64,10 +64,11 @@ class Clients:
         return process.returncode, errors
 
     def receive(self, interpreter: str, name: str, count: int) -> list[str]:
-        """Run a consumer until it has printed so many lines; return them."""
+        """Run a consumer until it has printed so many lines and acknowledged everything; return the lines."""
         process = self.start(interpreter, name, url=self._url)
         assert process.stdout is not None
         lines = [process.stdout.readline() for _ in range(count)]
+        wait_until(lambda: self.depth("consensus.tasks") == 0, "an empty queue", 30)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
         return lines
@@ -112,7 +113,6 @@ def check(clients: Clients, interpreter: str, suffix: str) -> None:
         for key in ("k1", "k2", "k1"):
             assert clients.submit(interpreter, producer, key) == (0, "")
         lines = clients.receive(interpreter, consumer, 2)
-        wait_until(lambda: clients.depth("consensus.tasks") == 0, "an empty queue", 20)
     assert len({line.split()[1] for line in lines}) == 2
     assert all(event_id.startswith(f"{task_id}:accepted:") for event_id, task_id in map(str.split, lines))
 
