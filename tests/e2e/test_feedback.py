@@ -1,4 +1,4 @@
-"""A direct producer is told of each refusal by its own key, although the worker is killed meanwhile."""
+"""A direct producer gets a report of each refusal under its own key, although the worker is killed meanwhile."""
 
 import asyncio
 import json
@@ -78,8 +78,8 @@ async def submit(producer: Producer, tasks: dict[str, dict[str, Any]]) -> dict[s
     return {result.key: result.task_id for result in results}
 
 
-async def test_producer_is_told_of_each_refusal_and_duplicate_by_its_own_key(service: Service) -> None:
-    """What it is not told of was accepted, under the id that it has computed."""
+async def test_producer_gets_a_report_of_each_refusal_and_duplicate_under_its_own_key(service: Service) -> None:
+    """What has no report was accepted, under the id that it has computed."""
     first = {f"order-{number}": TASK for number in range(QUOTA - 50)}
     repeated = {f"order-{number}": TASK for number in range(20)}
     conflicting = {f"order-{number}": OTHER for number in range(20, 40)}

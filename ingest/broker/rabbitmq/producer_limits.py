@@ -13,18 +13,21 @@ LIMITS: Final = {"max-connections": 20, "max-channels": 200}
 """The limits of a producer, also in deploy/rabbitmq/users.json."""
 
 
+def missing_limits(user: str, user_limits: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the limits that a producer lacks. `user_limits` is as the management API returns them."""
+    limits: dict[str, int] = next((entry["value"] for entry in user_limits if entry["user"] == user), {})
+    return {name: value for name, value in LIMITS.items() if limits.get(name, -1) < 0}  # a negative one is no limit
+
+
 def producer_limits(producers: Iterable[str], user_limits: list[dict[str, Any]]) -> Iterator[Finding]:
     """Yield a warning for each producer that lacks a limit.
 
     Args:
         producers: the users that may submit.
-        user_limits: as the management API returns them; a negative one is no limit.
+        user_limits: as the management API returns them.
     """
-    values = {entry["user"]: entry["value"] for entry in user_limits}
     for user in producers:
-        limits = values.get(user, {})
-        missing = {name: value for name, value in LIMITS.items() if limits.get(name, -1) < 0}
-        if missing:
+        if missing := missing_limits(user, user_limits):
             what = " and ".join(name.removeprefix("max-") for name in missing)
             yield warning(
                 AREA,

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from ingest.broker.rabbitmq.management import Management
 from ingest.broker.rabbitmq.patterns import NOTHING, may, only
-from ingest.broker.rabbitmq.producer_limits import LIMITS
+from ingest.broker.rabbitmq.producer_limits import missing_limits
 from ingest.domain import topology
 from ingest.domain.customers import is_cust_id
 from ingest.domain.errors import ConfigurationError
@@ -109,10 +109,8 @@ class ProducerUsers:
             self._management.delete(f"permissions/{self._management.vhost}/{cust_id}")
 
     def _set_missing_limits(self, cust_id: str) -> None:
-        limits = {row["user"]: row["value"] for row in self._management.get("user-limits")}.get(cust_id, {})
-        for name, value in LIMITS.items():
-            if limits.get(name, -1) < 0:
-                self._management.put(f"user-limits/{cust_id}/{name}", {"value": value})
+        for name, value in missing_limits(cust_id, self._management.get("user-limits")).items():
+            self._management.put(f"user-limits/{cust_id}/{name}", {"value": value})
 
     def _set_password(self, cust_id: str) -> str:
         password = secrets.token_urlsafe(_PASSWORD_BYTES)

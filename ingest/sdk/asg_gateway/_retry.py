@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import httpx
 
+from asg_gateway._backoff import Backoff
 from asg_gateway._errors import ASGGatewayError, RateLimitedError, TimedOutError, TransportError
 from asg_gateway._pace import Pace
 from asg_gateway._protocol import api_error, http_date
@@ -60,7 +61,7 @@ class Attempts:
         self._base_url = base_url.rstrip("/")
         self._retries_left = limits.max_retries
         self._clock = clock
-        self._pause = _FIRST_PAUSE
+        self._pauses = Backoff(_FIRST_PAUSE, _LONGEST_PAUSE)
         self._pace = pace or Pace(clock)
         self._error: ASGGatewayError | None = None
 
@@ -116,10 +117,9 @@ class Attempts:
         return self._pause_before_retry(error, 0.0)
 
     def _pause_before_retry(self, error: ASGGatewayError, requested: float) -> float:
-        pause = self._pause * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+        pause = self._pauses.next()
         # Jitter here too, so that clients that were refused together do not retry together.
         pause = max(pause, requested * random.uniform(1.0, 1.25))  # noqa: S311
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
         if not self._retries_left or self._clock() + pause >= self.end:
             raise error
         self._retries_left -= 1

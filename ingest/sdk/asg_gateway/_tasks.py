@@ -3,7 +3,7 @@
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Literal, TypedDict
 
 MAX_TASKS = 1_000
@@ -60,10 +60,10 @@ def key_or_new(key: str | None) -> str:
     return str(uuid.uuid4()) if key is None else key
 
 
-def part_key(key: str, index: int) -> str:
-    """Return the key of one part of a split batch. It is deterministic and never too long."""
+def part_key(key: str, index: int, size: Callable[[str], int] = len) -> str:
+    """Return the key of one part of a split batch. It is deterministic, and its `size` is at most 255."""
     derived = f"{key}/{index}"
-    return derived if len(derived) <= _MAX_KEY else hashlib.sha256(derived.encode()).hexdigest()
+    return derived if size(derived) <= _MAX_KEY else hashlib.sha256(derived.encode()).hexdigest()
 
 
 def split(tasks: Iterable[bytes], added: int = 0) -> list[list[bytes]]:

@@ -1,9 +1,8 @@
-"""Closes connections of aio-pika, whatever their state is."""
+"""Closes connections and channels of aio-pika, whatever their state is."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Final
-
-from aio_pika.abc import AbstractConnection
 
 from asg_gateway.amqp._cancellation import is_cancelled
 
@@ -11,11 +10,11 @@ _TIMEOUT: Final = 10.0
 """Seconds until a connection that does not answer is left as it is."""
 
 
-async def closed(connection: AbstractConnection) -> None:
-    """Send what was acknowledged, and close a connection. It may be lost already."""
+async def closed(closing: Awaitable[object], seconds: float = _TIMEOUT) -> None:
+    """Await a close, which first sends what was acknowledged. What it closes may be lost or blocked already."""
     try:
-        async with asyncio.timeout(_TIMEOUT):
-            await connection.close()
+        async with asyncio.timeout(seconds):
+            await closing
     except (Exception, asyncio.CancelledError):
         if is_cancelled():
             raise

@@ -1,9 +1,8 @@
-"""Connections to RabbitMQ: the address, the errors of aio-pika as those of the SDK, and the pause between attempts."""
+"""Connections to RabbitMQ: the address, and the errors of aio-pika as those of the SDK."""
 
-import random
 import re
 import ssl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -33,29 +32,6 @@ _REFUSED: Final = (
     aiormq.exceptions.ChannelPreconditionFailed,
     aiormq.exceptions.IncompatibleProtocolError,
 )
-
-
-def _jitter() -> float:
-    return random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
-
-
-class Backoff:
-    """Pauses in seconds that double from `first` to `longest`, each multiplied by `jitter()`."""
-
-    def __init__(self, first: float, longest: float, jitter: Callable[[], float] = _jitter) -> None:
-        self._first = self._pause = first
-        self._longest = longest
-        self._jitter = jitter
-
-    def next(self) -> float:
-        """Return the pause to make now."""
-        pause = self._pause
-        self._pause = min(pause * 2, self._longest)
-        return pause * self._jitter()
-
-    def reset(self) -> None:
-        """Start again with the first pause."""
-        self._pause = self._first
 
 
 class Address:

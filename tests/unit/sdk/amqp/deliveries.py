@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from asg_gateway import BrokerUnavailableError
+from asg_gateway._backoff import Backoff
 from asg_gateway.amqp import ConsumerStats, Dedupe, Event
-from asg_gateway.amqp._connection import Backoff
 from asg_gateway.amqp._consuming.processing import Processor
 from asg_gateway.amqp._consuming.rules import Rules
 from asg_gateway.amqp._consuming.threads import Threads

@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import Callable
 
+from asg_gateway._backoff import Backoff
 from asg_gateway._errors import BrokerUnavailableError
-from asg_gateway.amqp._connection import Backoff
 from asg_gateway.amqp._producing.channels import Failure, Unconfirmed
 from asg_gateway.amqp._producing.link import Link
 from asg_gateway.amqp._producing.messages import Composer, Message

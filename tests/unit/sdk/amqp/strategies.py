@@ -16,7 +16,7 @@ class Strategy:
     """One strategy on one file.
 
     Attributes:
-        new: makes the strategy anew, as another process would.
+        new: makes another strategy on the same database, as another process would.
         handler: makes a handler that notes each event, and then calls a function with it.
         noted: returns the ids of the noted events, copies included.
         transactional: whether the notes of a handler that raises are undone.

@@ -5,7 +5,8 @@ import asyncio
 import aiormq
 import pytest
 from asg_gateway import BrokerRefusedError, BrokerUnavailableError
-from asg_gateway.amqp._connection import Address, Backoff, broker_errors, problem
+from asg_gateway._backoff import Backoff
+from asg_gateway.amqp._connection import Address, broker_errors, problem
 
 
 def urls(url: str) -> list[tuple[str | None, str | None, str | None, int | None, str]]:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from asg_gateway import InvalidTaskError
-from asg_gateway.amqp._producing.keys import checked_key, part_key
+from asg_gateway._tasks import part_key
+from asg_gateway.amqp._producing.keys import checked_key, size_of
 from asg_gateway.amqp._producing.messages import Composer, Origin
 from asg_gateway.amqp._producing.urls import PATTERN
 from hypothesis import given
@@ -137,7 +138,7 @@ def test_key_of_the_task_must_be_the_argument() -> None:
 
 @pytest.mark.parametrize("key", ["k", "k" * 255, "ü" * 127])
 def test_keys_of_parts_fit_into_a_message(key: str) -> None:
-    keys = {part_key(key, index) for index in range(12)}
+    keys = {part_key(key, index, size_of) for index in range(12)}
     assert len(keys) == 12
     assert all(is_key(each) for each in keys)
 

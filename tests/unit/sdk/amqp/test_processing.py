@@ -17,7 +17,7 @@ IDS = [event.id for event in EVENTS]
 
 
 class Recording:
-    """A coroutine handler that notes events, fails as often as it is told, and waits while it is blocked."""
+    """A coroutine handler that notes events, fails as often as a test says, and waits while it is blocked."""
 
     def __init__(self, failures: int = 0, error: BaseException | None = None) -> None:
         self.seen: list[str] = []

@@ -2,7 +2,6 @@
 
 import sqlite3
 import threading
-import types
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -16,12 +15,7 @@ from asg_gateway.amqp.testing import FakeConsumer, deliver, task_accepted
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from tests.servers.process import wait_until
-
-EVENT = task_accepted()
-
-
-def ignore(event: Event, connection: object) -> None:
-    """Handle an event."""
+from tests.unit.sdk.amqp.drivers import EVENT, Driver, DriverConnection, DriverCursor, ignore
 
 
 def rows(path: Path, query: str) -> list[Any]:
@@ -34,71 +28,6 @@ def rows(path: Path, query: str) -> list[Any]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "app.db"
-
-
-class Driver:
-    """A driver like many others around sqlite3: its connection begins transactions itself and has no `execute`.
-
-    `fail_next` makes the next statement that begins with a text raise an error, and breaks the connection.
-    """
-
-    def __init__(self, path: Path, paramstyle: str) -> None:
-        self.path = path
-        self.paramstyle = paramstyle
-        self.module = types.ModuleType("driver")
-        self.fail_next: tuple[str, Exception] | None = None
-        self.opened = 0
-        self.closed = 0
-
-    def connect(self) -> "DriverConnection":
-        self.opened += 1
-        return DriverConnection(self)
-
-
-class DriverConnection:
-    def __init__(self, driver: Driver) -> None:
-        self._driver = driver
-        self._inner = sqlite3.connect(driver.path)
-        self._broken = False
-
-    def check(self, statement: str) -> None:
-        if self._driver.fail_next and statement.startswith(self._driver.fail_next[0]):
-            error, self._driver.fail_next, self._broken = self._driver.fail_next[1], None, True
-            raise error
-        if self._broken:
-            raise sqlite3.InterfaceError("the connection is broken")
-
-    def cursor(self) -> "DriverCursor":
-        return DriverCursor(self, self._inner.cursor(), self._driver.paramstyle)
-
-    def commit(self) -> None:
-        self.check("COMMIT")
-        self._inner.commit()
-
-    def rollback(self) -> None:
-        self.check("ROLLBACK")
-        self._inner.rollback()
-
-    def close(self) -> None:
-        self._driver.closed += 1
-        self._inner.close()
-
-
-class DriverCursor:
-    def __init__(self, connection: DriverConnection, inner: sqlite3.Cursor, paramstyle: str) -> None:
-        self._connection, self._inner, self._paramstyle = connection, inner, paramstyle
-
-    def execute(self, statement: str, values: Any = ()) -> None:
-        self._connection.check(statement)
-        if self._paramstyle == "pyformat":
-            for name in values:
-                statement = statement.replace(f"%({name})s", f":{name}")
-        elif self._paramstyle == "format":
-            statement = statement.replace("%s", "?")
-        self._inner.execute(statement, values)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
 
 
 @pytest.mark.parametrize("paramstyle", PARAMSTYLES)
@@ -123,54 +52,6 @@ def test_parameters_are_in_the_order_of_the_statement() -> None:
 def test_driver_without_paramstyle_is_an_error_that_says_what_to_pass(path: Path) -> None:
     with pytest.raises(ValueError, match="pass paramstyle=, one of qmark"):
         deliver(ignore, EVENT, dedupe=SqlDedupe(Driver(path, "qmark").connect))
-
-
-class Autocommit(DriverConnection):
-    """As psycopg has it."""
-
-    autocommit = True
-
-
-class AutocommitMethods(DriverConnection):
-    """As pymysql has it."""
-
-    def autocommit(self, value: bool) -> None:
-        raise NotImplementedError
-
-    def get_autocommit(self) -> bool:
-        return True
-
-
-@pytest.mark.parametrize("connection", [Autocommit, AutocommitMethods])
-def test_connection_in_autocommit_is_an_error_that_says_why(path: Path, connection: type[DriverConnection]) -> None:
-    driver = Driver(path, "qmark")
-    with pytest.raises(ValueError, match="must return connections without autocommit"):
-        deliver(ignore, EVENT, dedupe=SqlDedupe(lambda: connection(driver), paramstyle="qmark"))
-
-
-def autocommit_engine(url: str) -> sqlalchemy.Engine:
-    return sqlalchemy.create_engine(url, isolation_level="AUTOCOMMIT")
-
-
-def autocommit_option(url: str) -> sqlalchemy.Engine:
-    return sqlalchemy.create_engine(url).execution_options(isolation_level="AUTOCOMMIT")
-
-
-@pytest.mark.parametrize("new", [autocommit_engine, autocommit_option])
-def test_engine_in_autocommit_is_an_error_that_says_why(path: Path, new: Callable[[str], sqlalchemy.Engine]) -> None:
-    """Its id would be committed although the handler fails, and the next attempt taken for a duplicate."""
-    with pytest.raises(ValueError, match="engine must not be in autocommit"):
-        deliver(ignore, EVENT, dedupe=SqlAlchemyDedupe(new(f"sqlite:///{path}")))
-
-
-async def test_async_engine_in_autocommit_is_an_error_that_says_why(path: Path) -> None:
-    async def handle(event: Event, connection: object) -> None:
-        return
-
-    url = f"sqlite+aiosqlite:///{path}"
-    engine = create_async_engine(url, isolation_level="AUTOCOMMIT", poolclass=sqlalchemy.NullPool)
-    with pytest.raises(ValueError, match="engine must not be in autocommit"):
-        await FakeConsumer(handle, dedupe=SqlAlchemyDedupe(engine)).deliver(EVENT)
 
 
 @pytest.mark.parametrize("statement", ["INSERT", "COMMIT", "ROLLBACK"])
@@ -309,82 +190,6 @@ async def test_locked_database_is_waited_for_and_counts_as_no_attempt(path: Path
     assert (outcome.handled, outcome.parked) == (1, [])
     assert outcome.retried > 0
     holder.close()
-
-
-@pytest.mark.parametrize("end", ["commit", "rollback", "__enter__"])
-def test_handler_that_ends_the_transaction_is_told_so(path: Path, end: str) -> None:
-    def handle(event: Event, connection: sqlite3.Connection) -> None:
-        if end == "__enter__":
-            with connection:
-                connection.execute("SELECT 1")
-        else:
-            getattr(connection, end)()
-
-    outcome = deliver(handle, EVENT, dedupe=SqlDedupe(lambda: sqlite3.connect(path)), max_attempts=1)
-    (parked,) = outcome.parked
-    assert "must neither commit nor roll back" in str(parked.error)
-
-
-def test_sqlalchemy_handler_that_ends_the_transaction_is_told_so(path: Path) -> None:
-    dedupe = SqlAlchemyDedupe(sqlalchemy.create_engine(f"sqlite:///{path}"))
-    outcome = deliver(lambda event, connection: connection.rollback(), EVENT, dedupe=dedupe, max_attempts=1)
-    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
-
-
-def test_handler_of_another_driver_that_rolls_back_is_told_so(path: Path) -> None:
-    """Otherwise the event would be acknowledged although nothing of it is in the database."""
-    driver = Driver(path, "qmark")
-    dedupe = SqlDedupe(driver.connect, paramstyle="qmark")
-    outcome = deliver(lambda event, connection: connection.rollback(), EVENT, dedupe=dedupe, max_attempts=1)
-    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
-
-
-def test_transaction_that_the_database_has_aborted_is_a_failure_of_the_handler(path: Path) -> None:
-    """PostgreSQL refuses all statements after a failed one, and turns COMMIT into a rollback without an error."""
-
-    class Aborting(DriverConnection):
-        aborted = False
-
-        def check(self, statement: str) -> None:
-            if self.aborted and statement not in ("COMMIT", "ROLLBACK"):
-                raise sqlite3.InternalError("current transaction is aborted")
-
-        def commit(self) -> None:
-            if self.aborted:
-                self.rollback()
-            super().commit()
-
-        def rollback(self) -> None:
-            super().rollback()
-            self.aborted = False
-
-    def handle(event: Event, connection: Any) -> None:
-        try:
-            connection.cursor().execute("INSERT INTO missing VALUES (1)")
-        except sqlite3.OperationalError:
-            connection.aborted = True
-
-    dedupe = SqlDedupe(lambda: Aborting(Driver(path, "qmark")), paramstyle="qmark")
-    outcome = deliver(handle, EVENT, dedupe=dedupe, max_attempts=2)
-    assert (outcome.handled, str(outcome.parked[0].error)) == (0, "current transaction is aborted")
-
-
-def test_sqlalchemy_handler_that_rolls_back_with_a_statement_is_told_so(path: Path) -> None:
-    dedupe = SqlAlchemyDedupe(sqlalchemy.create_engine(f"sqlite:///{path}"))
-    outcome = deliver(
-        lambda event, connection: connection.exec_driver_sql("ROLLBACK"), EVENT, dedupe=dedupe, max_attempts=1
-    )
-    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
-
-
-async def test_async_handler_that_rolls_back_with_a_statement_is_told_so(path: Path) -> None:
-    dedupe = SqlAlchemyDedupe(create_async_engine(f"sqlite+aiosqlite:///{path}", poolclass=sqlalchemy.NullPool))
-
-    async def handle(event: Event, connection: Any) -> None:
-        await connection.exec_driver_sql("ROLLBACK")
-
-    outcome = await FakeConsumer(handle, dedupe=dedupe, max_attempts=1).deliver(EVENT)
-    assert "must neither commit nor roll back" in str(outcome.parked[0].error)
 
 
 @pytest.mark.parametrize("table", ["", "a b", "a;b", "a.b.c", "1a", "a" * 64, "ä", 'a"'])

@@ -6,7 +6,8 @@ import math
 import ssl
 from typing import Final
 
-from asg_gateway.amqp._connection import Address, Backoff
+from asg_gateway._backoff import Backoff
+from asg_gateway.amqp._connection import Address
 from asg_gateway.amqp._consuming.rules import PARKED, ConsumerStats, Limits, Rules
 from asg_gateway.amqp._consuming.running import Run
 from asg_gateway.amqp._consuming.signals import on_signals

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, Protocol
 
-from asg_gateway.amqp._connection import Backoff
+from asg_gateway._backoff import Backoff
 from asg_gateway.amqp._events import Event
 
 SUSPECT: Final = 2

@@ -8,8 +8,9 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Final
 
+from asg_gateway._backoff import Backoff
 from asg_gateway._errors import InvalidEventError
-from asg_gateway.amqp._connection import Address, Backoff
+from asg_gateway.amqp._connection import Address
 from asg_gateway.amqp._consuming.subscription import RabbitDelivery, Subscription
 from asg_gateway.amqp._decoding import decode
 from asg_gateway.amqp._events import SubmissionDuplicate, SubmissionRejected

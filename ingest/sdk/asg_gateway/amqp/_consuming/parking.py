@@ -63,7 +63,7 @@ class ParkingPublisher:
         """Close the connection. The next publish opens another one."""
         connection, self._connection, self._channel = self._connection, None, None
         if connection is not None:
-            await closed(connection)
+            await closed(connection.close())
 
     async def _publish(self, message: aio_pika.Message) -> None:
         if self._channel is None or self._channel.is_closed:

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
-from asg_gateway.amqp._connection import Backoff
+from asg_gateway._backoff import Backoff
 from asg_gateway.amqp._dedupe.strategy import Dedupe, Handler
 
 PARKED: Final = ".parked"

@@ -4,7 +4,8 @@ import asyncio
 import logging
 from typing import Final
 
-from asg_gateway.amqp._connection import Address, Backoff
+from asg_gateway._backoff import Backoff
+from asg_gateway.amqp._connection import Address
 from asg_gateway.amqp._consuming.parking import ParkingPublisher, advice
 from asg_gateway.amqp._consuming.processing import Processor
 from asg_gateway.amqp._consuming.rules import PARKED, ConsumerStats, Limits, Rules

@@ -128,7 +128,7 @@ class Session:
         for task in raising:
             task.cancel()
         await asyncio.gather(*raising, return_exceptions=True)  # or the end of the event loop would report them
-        await closed(self._connection)
+        await closed(self._connection.close())
         self.lost.set()
 
     async def _raise_prefetch(self, more: int) -> None:

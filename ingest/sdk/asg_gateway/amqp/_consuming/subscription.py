@@ -8,10 +8,11 @@ import aiormq.abc
 import aiormq.exceptions
 from aio_pika.abc import AbstractConnection
 
+from asg_gateway._backoff import Backoff
 from asg_gateway._errors import ASGGatewayError, BrokerRefusedError
 from asg_gateway.amqp._cancellation import is_cancelled
 from asg_gateway.amqp._closing import closed
-from asg_gateway.amqp._connection import Address, Backoff, broker_errors
+from asg_gateway.amqp._connection import Address, broker_errors
 from asg_gateway.amqp._consuming.parking import ParkingPublisher
 from asg_gateway.amqp._consuming.session import TIMEOUT, RabbitDelivery, Session
 
@@ -117,7 +118,7 @@ class Subscription:
                         raise _missing(self._queue, where, self._advice) from error
                     return session
         except BaseException:
-            await closed(connection)
+            await closed(connection.close())
             raise
 
     async def _check_queues(self, connection: AbstractConnection, where: str) -> None:

@@ -1,6 +1,5 @@
 """Idempotency keys as AMQP carries them: the key is the property `message_id`."""
 
-import hashlib
 import re
 from typing import Final
 
@@ -12,6 +11,11 @@ _UNPRINTABLE: Final = re.compile(
 )
 
 
+def size_of(key: str) -> int:
+    """Return the bytes of a key in UTF-8, which AMQP limits."""
+    return len(key.encode())
+
+
 def checked_key(key: str) -> str:
     """Return the key. Raises TypeError or ValueError if it cannot be an idempotency key over AMQP."""
     if not isinstance(key, str):
@@ -19,14 +23,8 @@ def checked_key(key: str) -> str:
     if not key.isascii() or not key.isprintable():
         if unprintable := _UNPRINTABLE.search(key):
             raise ValueError(f"key must have printable characters only, not U+{ord(unprintable[0]):04X}")
-        if len(key.encode()) > MAX_BYTES:
-            raise ValueError(f"key has {len(key.encode())} bytes in UTF-8, at most {MAX_BYTES} are allowed")
+        if (size := size_of(key)) > MAX_BYTES:
+            raise ValueError(f"key has {size} bytes in UTF-8, at most {MAX_BYTES} are allowed")
     if not 0 < len(key) <= MAX_BYTES:
         raise ValueError(f"key has {len(key)} characters, 1 to {MAX_BYTES} are allowed")
     return key
-
-
-def part_key(key: str, index: int) -> str:
-    """Return the key of one part of a split batch. It is deterministic and never too long."""
-    derived = f"{key}/{index}"
-    return derived if len(derived.encode()) <= MAX_BYTES else hashlib.sha256(derived.encode()).hexdigest()

@@ -1,16 +1,17 @@
 """The connection of a producer and its channels. A lost one is replaced when it is needed."""
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Coroutine
 from typing import Any, Final, Protocol
 
 from aio_pika.abc import AbstractConnection
 
+from asg_gateway._backoff import Backoff
 from asg_gateway._errors import BrokerUnavailableError
 from asg_gateway.amqp._cancellation import is_cancelled
-from asg_gateway.amqp._connection import Address, Backoff, broker_errors
+from asg_gateway.amqp._closing import closed
+from asg_gateway.amqp._connection import Address, broker_errors
 from asg_gateway.amqp._producing.channels import AioPikaChannel, ConfirmChannel, Shared
 from asg_gateway.amqp._producing.coalescing import CoalescingConnection
 
@@ -124,7 +125,7 @@ class Link:
             if (lost := self._connection) is not None:
                 _log.warning("rabbitmq_reconnecting address=%s", self)
                 self._connection = None
-                self._spawn(_closed_in_time(lost.close()))
+                self._spawn(closed(lost.close(), _CLOSE_TIMEOUT))
             self._connection = await self._connector.connect()
             return await self._connection.channel()
 
@@ -143,7 +144,7 @@ class Link:
     def discard(self, channel: ConfirmChannel) -> None:
         """Close a channel in the background."""
         if not channel.is_closed:
-            self._spawn(_closed_in_time(channel.close()))
+            self._spawn(closed(channel.close(), _CLOSE_TIMEOUT))
 
     async def close(self) -> None:
         """Close the connection. Takes at most a few seconds, even if RabbitMQ does not answer."""
@@ -153,7 +154,7 @@ class Link:
             self._opening.cancel()
         if (connection := self._connection) is not None:
             self._connection = None
-            self._spawn(_closed_in_time(connection.close()))
+            self._spawn(closed(connection.close(), _CLOSE_TIMEOUT))
         await asyncio.gather(*self._background)
 
     async def _open(self) -> Shared:
@@ -192,9 +193,3 @@ class Link:
         task = asyncio.create_task(job)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
-
-
-async def _closed_in_time(closing: Coroutine[Any, Any, None]) -> None:
-    """Close what may be lost or blocked already."""
-    with contextlib.suppress(Exception, asyncio.CancelledError):
-        await asyncio.wait_for(closing, _CLOSE_TIMEOUT)

@@ -11,9 +11,9 @@ from aiormq import spec
 
 from asg_gateway._checks import Fault, faults
 from asg_gateway._errors import InvalidTaskError
-from asg_gateway._tasks import encode, encode_item, split
+from asg_gateway._tasks import encode, encode_item, part_key, split
 from asg_gateway.amqp._producing.identity import batch_id, item_ids, task_id
-from asg_gateway.amqp._producing.keys import checked_key, part_key
+from asg_gateway.amqp._producing.keys import checked_key, size_of
 from asg_gateway.amqp._producing.sizes import added_bytes, size_fault
 from asg_gateway.amqp._producing.urls import url_faults
 
@@ -165,7 +165,7 @@ class Composer:
             _raise_if([("tasks", "tasks must have at least 1 task")], key)
         encoded = _encoded_items(items, added_bytes(callback_url), key)
         parts = split(encoded, added_bytes(callback_url))
-        keys = [key] if len(parts) == 1 else [part_key(key, index) for index in range(len(parts))]
+        keys = [key] if len(parts) == 1 else [part_key(key, index, size_of) for index in range(len(parts))]
         tail = b"]}" if callback_url is None else b'],"callback_url":%b}' % encode(callback_url)
         messages, results, first = [], [], 0
         for own_key, part in zip(keys, parts, strict=True):

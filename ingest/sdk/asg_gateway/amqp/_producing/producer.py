@@ -8,8 +8,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
+from asg_gateway._backoff import Backoff
 from asg_gateway._errors import ASGGatewayError
-from asg_gateway.amqp._connection import Address, Backoff
+from asg_gateway.amqp._connection import Address
 from asg_gateway.amqp._producing.link import AioPikaConnector, Connector, Link
 from asg_gateway.amqp._producing.many import Pair, submit_each
 from asg_gateway.amqp._producing.messages import NOW, Composer, Message, Origin, SubmittedBatch, SubmittedTask

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from asg_gateway._backoff import Backoff
 from asg_gateway._errors import BrokerRefusedError, BrokerUnavailableError
-from asg_gateway.amqp._connection import Backoff
 from asg_gateway.amqp._producing.channels import Failure, Shared, Unconfirmed, is_general, refusal
 from asg_gateway.amqp._producing.link import Link
 from asg_gateway.amqp._producing.messages import Message

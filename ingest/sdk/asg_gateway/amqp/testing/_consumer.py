@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-from asg_gateway.amqp._connection import Backoff
+from asg_gateway._backoff import Backoff
 from asg_gateway.amqp._consuming.processing import Processor
 from asg_gateway.amqp._consuming.rules import ConsumerStats, Rules
 from asg_gateway.amqp._consuming.threads import Threads
